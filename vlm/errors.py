@@ -1,0 +1,18 @@
+"""Errors that a user can cause: each ends in one clear line and exit code 2, never in a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; its text names the file, key or value and, where there is one, the nearest valid choice."""
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """Words that end an error line: the valid choices nearest to `name`, or all of them when none is near."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return "nearest: " + ", ".join(close)
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return "choose from: " + shown if known else "there are none"
