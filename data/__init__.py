@@ -1,0 +1,1 @@
+"""Webdataset shards: built, read, decoded, captioned; and the scenes that are rendered by default."""
