@@ -1,0 +1,24 @@
+"""The `vlm` command: finds the programs (data, eval, launch) wherever they were installed, and runs the command line."""
+
+import sys
+from pathlib import Path
+
+
+def programs_folder() -> Path:
+    """The folder that holds the data, eval and launch packages: below `vlm` in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    bundled = package / "_programs"
+    return bundled if bundled.is_dir() else package.parent
+
+
+def main() -> None:
+    """Run the command line. The programs go first on the path: a user's own `data/` or `eval/` must not shadow them."""
+    folder = str(programs_folder())
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+    from launch.main import run  # noqa: TID251
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

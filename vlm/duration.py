@@ -1,0 +1,72 @@
+"""Lengths of training with their unit: "40 epochs", "2000 steps", "1.2M samples"."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+Unit = Literal["steps", "samples", "epochs"]
+
+_PATTERN = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kMG]?)\s*(step|sample|epoch)s?", re.IGNORECASE)
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_UNITS: dict[str, Unit] = {"step": "steps", "sample": "samples", "epoch": "epochs"}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An amount of training in optimizer steps, samples seen, or epochs."""
+
+    amount: float
+    unit: Unit
+
+    @staticmethod
+    def parse(text: str) -> "Duration":
+        """The duration that `text` names. Raises ValueError when the number or the unit is missing."""
+        match = _PATTERN.fullmatch(text.strip().replace("_", "").replace(",", ""))
+        if match is None:
+            raise ValueError('a duration is a number and a unit: "40 epochs", "2000 steps" or "1.2M samples"')
+        number, multiple, unit = match.groups()
+        return Duration(float(number) * _MULTIPLES[multiple.lower()], _UNITS[unit.lower()])
+
+    def steps(self, global_batch: int, samples_per_epoch: int) -> int:
+        """The same length in optimizer steps, rounded up; zero stays zero."""
+        samples = {
+            "steps": self.amount * global_batch,
+            "samples": self.amount,
+            "epochs": self.amount * samples_per_epoch,
+        }[self.unit]
+        return math.ceil(round(samples / global_batch, 6))
+
+    def __str__(self) -> str:
+        amount = int(self.amount) if self.amount == int(self.amount) else self.amount
+        return f"{amount} {self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any) -> "Duration":
+            if isinstance(value, Duration):
+                return value
+            if not isinstance(value, str):
+                raise ValueError('a duration names its unit: "40 epochs", "2000 steps" or "1.2M samples"')  # noqa: TRY004
+            return Duration.parse(value)
+
+        return core_schema.no_info_plain_validator_function(
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "pattern": r"^[0-9.]+\s*[kMG]?\s*(steps?|samples?|epochs?)$"}
+
+
+def _positive(duration: Duration) -> Duration:
+    if duration.amount <= 0:
+        raise ValueError(f"must be longer than zero, found {duration}")
+    return duration
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]

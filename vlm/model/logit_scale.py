@@ -1,0 +1,39 @@
+"""The limit on the logit scale: in the forward, with a gradient that passes only when it lowers the value."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_LOGIT_SCALE = 100.0
+INITIAL_LOGIT_SCALE = 1 / 0.07
+
+
+class _Limit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_scale: Tensor) -> Tensor:
+        ctx.save_for_backward(log_scale)
+        return log_scale.clamp(max=math.log(MAX_LOGIT_SCALE))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (log_scale,) = ctx.saved_tensors
+        if log_scale.item() <= math.log(MAX_LOGIT_SCALE):
+            return gradient
+        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole gradient.
+        whole = gradient.clone()
+        if dist.is_initialized():
+            dist.all_reduce(whole)
+        return gradient * (whole > 0)
+
+
+def limited_scale(log_scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """The logit scale of CLIP from its learned logarithm, at most 100 (Radford et al., 2021, section 2.5).
+
+    Above the limit the gradient passes only when a step against it would lower the parameter, so the parameter can come back.
+    (An in-place clamp after the step would be undone by ZeRO's master copy of the weights.)
+    """
+    return _Limit.apply(log_scale).exp()  # type: ignore[no-untyped-call,no-any-return]

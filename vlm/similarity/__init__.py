@@ -1,0 +1,1 @@
+"""The similarity engine: what compares pairs across ranks."""

@@ -1,0 +1,142 @@
+"""DeepSpeed's ZeRO stages 1 to 3, driven directly: backward, inspect, step."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import (
+    safe_get_full_grad,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from vlm.batch import Batch
+from vlm.training.engine import MOMENTS, Engine, Moment, Precision, held_tensor, num_updates_of
+
+Stage = Literal[1, 2, 3]
+
+
+def deepspeed_config(
+    stage: Stage, *, rows_per_rank: int, precision: Precision, max_grad_norm: float | None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for fp32 master weights, bf16 by autocast and gradients that travel in fp32.
+
+    `torch_autocast` without low-precision modules keeps both weights and their gradients' all-reduce in fp32;
+    `bf16.enabled` would cast the weights. Clipping is always written: `auto` silently becomes 1.0.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if max_grad_norm is None else max_grad_norm,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {
+            "enabled": precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine(Engine):
+    """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: torch.optim.AdamW,
+        precision: Precision,
+        stage: Stage,
+    ) -> None:
+        super().__init__(accelerator, module, precision)
+        self._engine, self._prepared = accelerator.prepare(module, optimizer)
+        self._zero: Any = self._engine.optimizer
+        self._base: torch.optim.Optimizer = self._zero.optimizer
+        self._stage = stage
+
+    @property
+    def wrapped(self) -> nn.Module:  # noqa: D102
+        return self._engine  # type: ignore[no-any-return]
+
+    def warm_up(self, batch: Batch) -> None:
+        """Nothing to do: ZeRO's sums have the same order from the first step on."""
+
+    def backward(self, loss: Tensor) -> None:  # noqa: D102
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> float:  # noqa: D102
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def gradient(self, name: str) -> Tensor:  # noqa: D102
+        return safe_get_full_grad(self.parameters()[name]).clone()  # type: ignore[no-any-return]
+
+    def weight(self, name: str) -> Tensor:  # noqa: D102
+        held = held_tensor(self.module, name)
+        if not hasattr(held, "ds_id"):
+            return held.data
+        with GatheredParameters([held]):
+            return held.data.clone()
+
+    def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
+        held = held_tensor(self.module, name)
+        if hasattr(held, "ds_id"):
+            held.ds_tensor.data.copy_(self.cut(name, value))
+        else:
+            held.data.copy_(value)
+        if isinstance(held, nn.Parameter) and held.requires_grad:
+            safe_set_full_fp32_param(held, value.to(self.world.device))
+
+    def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
+        if not self._base.state:
+            return None
+        return safe_get_full_optimizer_state(self.parameters()[name], kind)  # type: ignore[no-any-return]
+
+    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
+        for part in self._master_parts():
+            self._base.state[part] = {
+                "step": torch.tensor(float(num_updates), device=part.device),
+                **{kind: torch.zeros_like(part) for kind in MOMENTS},
+            }
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.parameters().items():
+            for kind in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[name][kind].to(self.world.device), kind)
+
+    def num_updates(self) -> int:  # noqa: D102
+        return num_updates_of(self._base)
+
+    def shard(self, name: str) -> Tensor:  # noqa: D102
+        held = held_tensor(self.module, name)
+        return held.ds_tensor.data if hasattr(held, "ds_id") else held.data
+
+    def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
+        held = held_tensor(self.module, name)
+        if not hasattr(held, "ds_id"):
+            return shard
+        flat = shard.new_empty(shard.numel() * self.world.size)
+        dist.all_gather_into_tensor(flat, shard.contiguous())
+        return flat[: held.ds_numel].view(held.ds_shape)
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102
+        held = held_tensor(self.module, name)
+        if not hasattr(held, "ds_id"):
+            return whole.to(self.world.device)
+        size = held.ds_tensor.numel()
+        padded = torch.zeros(size * self.world.size, dtype=whole.dtype)
+        padded[: whole.numel()] = whole.flatten()
+        return padded[self.world.rank * size :][:size].to(self.world.device)
+
+    def _master_parts(self) -> list[Tensor]:
+        if self._stage == 3:
+            return list(self._zero.fp32_partitioned_groups_flat)
+        return list(self._zero.single_partition_of_fp32_groups)
