@@ -1,0 +1,219 @@
+"""Writes the scenes as webdataset shards: all of them or nothing, and the same bytes from any number of processes."""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from vlm.errors import UserError
+
+from data.scenes.render import encode, render
+from data.scenes.splits import SPLITS, ZEROSHOT_TEMPLATES, Plan
+from data.scenes.vocabulary import class_names
+
+MIN_IMAGE_SIZE: Final = 32
+SETTINGS_FILE: Final = "scenes.json"
+CLASSES_FILE: Final = "zeroshot-classes.json"
+
+
+@dataclass(frozen=True)
+class ScenesSummary:
+    """What was written: the shards and the number of samples of each split."""
+
+    directory: Path
+    shards: dict[str, tuple[Path, ...]]
+    num_samples: dict[str, int]
+    classes: Path
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard: samples `start` to `stop` of a split."""
+
+    path: Path
+    split: str
+    start: int
+    stop: int
+    seed: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the bytes depend on, library versions apart."""
+
+    train: int
+    val: int
+    seed: int
+    image_size: int
+    shard_size: int
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        lowest = {"train": 1, "val": 1, "seed": 0, "image_size": MIN_IMAGE_SIZE, "shard_size": 1}
+        for name, value in asdict(self).items():
+            if value < lowest[name]:
+                raise UserError(f"scenes: {name} must be at least {lowest[name]}, found {value}")
+
+    def jobs(self, directory: Path) -> list[ShardJob]:
+        """Every shard of every split; a held-out set of fixed size is one shard."""
+        jobs = []
+        for name, split in SPLITS.items():
+            size = split.size or {"train": self.train, "val": self.val}[name]
+            step = size if split.size else self.shard_size
+            for number, start in enumerate(range(0, size, step)):
+                path = directory / f"{name}-{number:06d}.tar"
+                jobs.append(ShardJob(path, name, start, min(start + step, size), self.seed, self.image_size))
+        return jobs
+
+
+def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
+    directory: Path,
+    *,
+    train: int,
+    val: int,
+    seed: int = 0,
+    image_size: int = 64,
+    shard_size: int = 1000,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ScenesSummary:
+    """Render `train` + `val` scenes and the held-out sets into `directory`, which appears only when all is written.
+
+    `workers` processes (default: one a core); `progress` hears the number of samples in each finished shard.
+    Raises UserError where the directory holds anything, cannot be written, or a value is impossible.
+    """
+    settings = Settings(train, val, seed, image_size, shard_size)
+    _refuse_occupied(directory)
+    try:
+        with _aside(directory) as folder:
+            jobs = settings.jobs(folder)
+            for written in _write_shards(jobs, workers or _num_cores()):
+                if progress is not None:
+                    progress(written)
+            classes = {"classes": class_names(), "templates": ZEROSHOT_TEMPLATES}
+            (folder / CLASSES_FILE).write_text(json.dumps(classes, indent=1) + "\n")
+            (folder / SETTINGS_FILE).write_text(json.dumps(_manifest(settings, jobs), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from error
+    return _summary(directory, jobs)
+
+
+def write_shard(job: ShardJob) -> int:
+    """Render one shard; returns how many samples it holds."""
+    from webdataset.writer import TarWriter  # pulls in torch, which a process that only plans or tests can do without
+
+    with job.path.open("wb") as stream, TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
+        for plan in SPLITS[job.split].plan(job.seed, job.split, job.start, job.stop):
+            tar.write(sample_of(plan, job.image_size))
+    return job.stop - job.start
+
+
+def sample_of(plan: Plan, image_size: int) -> dict[str, str | bytes]:
+    """The members of one sample: image, ground truth and, where there are classes, the label."""
+    truth = json.dumps(_truth(plan, image_size)).encode()
+    image = encode(render(plan.scene, plan.rng, image_size))
+    sample: dict[str, str | bytes] = {"__key__": plan.key, "jpg": image, "json": truth}
+    if plan.label is not None:
+        sample["cls"] = str(plan.label).encode()
+    return sample
+
+
+def _truth(plan: Plan, image_size: int) -> dict[str, object]:
+    """Captions and what is known of the image; boxes and centres in pixels."""
+    scene = plan.scene
+    first, *others = scene.groups
+    counts = {group.kind: len(group.objects) for group in scene.groups}
+    relation = {"subject": first.kind, "relation": scene.relation, "object": others[0].kind} if scene.relation else None
+    objects = [
+        {
+            "shape": thing.shape,
+            "colour": thing.colour,
+            "size": thing.size,
+            "box": [round(edge * image_size, 2) for edge in thing.box],
+            "centre": [round(thing.x * image_size, 2), round(thing.y * image_size, 2)],
+        }
+        for thing in scene.objects
+    ]
+    return {
+        "captions": [said.text for said in plan.captions],
+        "objects": objects,
+        "counts": counts,
+        "count": len(objects),
+        "background": scene.background,
+        "relation": relation,
+    }
+
+
+def _write_shards(jobs: list[ShardJob], workers: int) -> Iterator[int]:
+    """The number of samples of each shard, as it is finished."""
+    if workers == 1:
+        yield from map(write_shard, jobs)
+        return
+    # Spawned, not forked: the caller may hold threads (torch) that a forked child would inherit in mid-step.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+    try:
+        for done in as_completed([pool.submit(write_shard, job) for job in jobs]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is killed: no orphan goes on writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _refuse_occupied(directory: Path) -> None:
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise UserError(f"{directory}: already holds files; name a new or an empty directory for the scenes")
+    if directory.is_mount():
+        raise UserError(f"{directory}: is a mount point and cannot be replaced; name a directory below it")
+
+
+@contextmanager
+def _aside(directory: Path) -> Iterator[Path]:
+    """A folder beside `directory` that takes its name at the end, or goes without a trace on an error."""
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    folder = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    folder.mkdir()
+    try:
+        yield folder
+        folder.replace(directory)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _manifest(settings: Settings, jobs: list[ShardJob]) -> dict[str, object]:
+    versions = {"pillow": version("pillow"), "webdataset": version("webdataset")}
+    return {**asdict(settings), "samples": _num_samples(jobs), "shards": [job.path.name for job in jobs], **versions}
+
+
+def _num_samples(jobs: list[ShardJob]) -> dict[str, int]:
+    return {name: sum(job.stop - job.start for job in jobs if job.split == name) for name in SPLITS}
+
+
+def _summary(directory: Path, jobs: list[ShardJob]) -> ScenesSummary:
+    shards = {name: tuple(directory / job.path.name for job in jobs if job.split == name) for name in SPLITS}
+    return ScenesSummary(directory, shards, _num_samples(jobs), directory / CLASSES_FILE)
