@@ -31,7 +31,9 @@ class DataConfig(Config):
     root: str | None = None
     sources: Annotated[dict[str, SourceConfig], Field(min_length=1)]
     caption: Captioning = "random"
-    crop_scale: Annotated[tuple[float, float], Field(description="Area of the random crop, as shares of the image.")] = (
+    crop_scale: Annotated[
+        tuple[float, float], Field(description="Area of the random crop, as shares of the image.")
+    ] = (
         0.9,
         1.0,
     )

@@ -1,0 +1,156 @@
+"""One tar shard: where its members lie, and their bytes."""
+
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vlm.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_BLOCK = 512
+# webdataset's rule: a sample's key ends at the first dot of the file name; the folder part belongs to the key.
+_MEMBER = re.compile(r"^((?:.*/)?[^./][^/.]*)\.([^/]+)$", re.DOTALL)
+
+
+class Extent(NamedTuple):
+    """A member's bytes within its shard."""
+
+    offset: int
+    size: int
+
+
+class Problem(NamedTuple):
+    """Something in a shard that cannot be used, with the key it concerns ("" for the shard as a whole)."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The samples of one shard, in the order stored: members by suffix for each key, and what had to be left out."""
+
+    samples: dict[str, dict[str, Extent]]
+    problems: tuple[Problem, ...]
+
+
+def list_shard(path: Path, shown: Path, where: str) -> Listing:
+    """Group the members of the plain tar `path` into samples, reading headers only.
+
+    A truncated or damaged tar yields the samples that are complete before the damage. `shown` is the name for messages.
+
+    Raises:
+        UserError: the file cannot be opened or is no tar.
+    """
+    samples: dict[str, dict[str, Extent]] = {}
+    problems: list[Problem] = []
+    damage = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in _members(tar):
+                if isinstance(member, str):
+                    damage = member
+                elif member.isreg():
+                    _add(member, samples, problems)
+    except tarfile.TarError as error:
+        raise UserError(f"{where}: {shown} is no tar file ({error})") from error
+    except OSError as error:
+        raise UserError(f"{where}: {shown} cannot be read ({error.strerror or error})") from error
+    if damage is not None:
+        problems.append(Problem("", damage))
+        _drop_incomplete_end(samples, path.stat().st_size)
+    return Listing(samples, tuple(problems))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | str]:
+    """The tar's members, then, if it does not end as a tar should, a description of the damage."""
+    first = True
+    while True:
+        try:
+            member = tar.next()
+        except tarfile.ReadError as error:
+            if first:
+                raise
+            yield f"the shard is cut off ({error}); the samples before the cut are used"
+            return
+        if member is None:
+            break
+        first = False
+        yield member
+    if tar.fileobj is not None:
+        tar.fileobj.seek(tar.offset)
+        if (tail := tar.fileobj.read(_BLOCK)) != bytes(_BLOCK):
+            what = "is cut off" if len(tail) < _BLOCK else "is damaged"
+            yield f"the shard {what} at byte {tar.offset:,}; the samples before it are used"
+
+
+def _add(member: tarfile.TarInfo, samples: dict[str, dict[str, Extent]], problems: list[Problem]) -> None:
+    match = _MEMBER.match(member.name)
+    if match is None:
+        return
+    key, suffix = match[1], match[2].lower()
+    if key.startswith("/") or ".." in key.split("/"):
+        problems.append(Problem(key, f"member {member.name} points outside the shard"))
+        return
+    members = samples.setdefault(key, {})
+    if suffix in members:
+        problems.append(Problem(key, f"member {member.name} comes twice; the first one is used"))
+    else:
+        members[suffix] = Extent(member.offset_data, member.size)
+
+
+def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], file_size: int) -> None:
+    """Take out a cut shard's last sample if a member is cut, or missing while the sample before has it."""
+    if not samples:
+        return
+    last, *before = list(samples)[-1], *list(samples)[-2:-1]
+    cut = any(extent.offset + extent.size > file_size for extent in samples[last].values())
+    if cut or (before and samples[last].keys() < samples[before[0]].keys()):
+        del samples[last]
+
+
+class ShardReader:
+    """Reads members by offset; keeps the most recently used shards open, per process.
+
+    Pickling (into a loading worker) leaves the open files behind.
+    """
+
+    def __init__(self, max_open: int = 64) -> None:
+        self._max_open = max_open
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[int]]:
+        return ShardReader, (self._max_open,)
+
+    def read(self, path: Path, extent: Extent) -> bytes:
+        """The bytes of one member.
+
+        Raises:
+            OSError: the file is gone, unreadable or shorter than its index says.
+        """
+        data = os.pread(self._descriptor(path), extent.size, extent.offset)
+        if len(data) != extent.size:
+            raise OSError(f"{path.name} ends before byte {extent.offset + extent.size:,}")
+        return data
+
+    def _descriptor(self, path: Path) -> int:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        while len(self._open) >= self._max_open:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[path]
+
+    def close(self) -> None:
+        """Close every file; the reader stays usable."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
