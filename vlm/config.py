@@ -1,9 +1,87 @@
-"""The base of every configuration: frozen, typed, and closed to unknown keys."""
+"""The base of every configuration: frozen, typed, closed to unknown keys; and how a mistake in one is told."""
 
-from pydantic import BaseModel, ConfigDict
+import types
+import typing
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm.errors import nearest
 
 
 class Config(BaseModel):
     """A frozen piece of a recipe; it lives beside what it configures and refuses keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line on the first mistake in a configuration: its path, the value found, and what would be right."""
+    found = error.errors(include_url=False)
+    # An unknown key explains more than the missing one it was meant for.
+    problem = next((p for p in found if p["type"] == "extra_forbidden"), found[0])
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        parents, owner = _walk(model, location[:-1])
+        fields = owner.model_fields if isinstance(owner, type) and issubclass(owner, BaseModel) else {}
+        path = ".".join([*parents, location[-1]])
+        return f"{path}: unknown key (value {_shown(problem['input'])}); {nearest(location[-1], fields)}"
+    path = ".".join(_walk(model, location)[0])
+    if problem["type"] == "missing":
+        return f"{path}: this key is required"
+    words = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # our own validators name the value
+        return f"{path}: {words}" if path else words
+    return f"{path}: found {_shown(problem['input'])}; {words[0].lower()}{words[1:]}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _walk(annotation: Any, location: list[str]) -> tuple[list[str], Any]:
+    """The path as the user wrote it, and the type at its end.
+
+    Where a value may be of several types, pydantic's own path also says which of them it tried; that part is left out.
+    """
+    annotation = _plain(annotation)
+    if not location:
+        return [], annotation
+    part, rest = location[0], location[1:]
+    members = _members(annotation)
+    if len(members) > 1:
+        inner = next((member for member in members if part in _labels(member)), None)
+        return _walk(inner, rest)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
+        path, end = _walk(annotation.model_fields[part].annotation, rest)
+    elif typing.get_origin(annotation) in (dict, list, tuple):
+        items = [item for item in typing.get_args(annotation) if item is not ...]
+        path, end = _walk(items[-1], rest)
+    else:
+        path, end = list(rest), None
+    return [part, *path], end
+
+
+def _plain(annotation: Any) -> Any:
+    """The type without its metadata and without None."""
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    members = _members(annotation)
+    return _plain(members[0]) if len(members) == 1 and members[0] is not annotation else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [member for member in typing.get_args(annotation) if member is not type(None)]
+    return [annotation]
+
+
+def _labels(annotation: Any) -> set[str]:
+    """How pydantic may call a member of a union: its name, or the single value of a field that tells members apart."""
+    plain = _plain(annotation)
+    labels = {str(getattr(plain, "__name__", plain))}
+    if isinstance(plain, type) and issubclass(plain, BaseModel):
+        choices = (typing.get_args(field.annotation) for field in plain.model_fields.values())
+        labels |= {str(values[0]) for values in choices if len(values) == 1 and isinstance(values[0], str)}
+    return labels

@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 from jaxtyping import Float
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, ValidationError, WithJsonSchema
 from torch import Tensor
 
 from vlm.batch import Batch
+from vlm.config import first_problem
 from vlm.encoded import Encoded
 from vlm.objectives import clip  # noqa: F401 (registers its terms)
 from vlm.objectives.registry import find_term, registered
@@ -22,8 +23,11 @@ def _read_terms(value: Any) -> Any:
         if isinstance(options, Term):
             terms[name] = options
             continue
-        given = options if isinstance(options, dict) else {"weight": options}
-        terms[name] = find_term(str(name)).model_validate(given)
+        term = find_term(str(name))
+        try:
+            terms[name] = term.model_validate(options if isinstance(options, dict) else {"weight": options})
+        except ValidationError as error:
+            raise ValueError(f"{name}.{first_problem(error, term)}") from None
     if not any(isinstance(term, Term) and term.weight for term in terms.values()):
         raise ValueError("an objective needs at least one term with a weight other than 0")
     return terms

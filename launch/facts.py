@@ -1,0 +1,59 @@
+"""What a run's record says about where and with what it ran."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+from data.stream import TrainStream
+from vlm import __version__
+from vlm.training.engine import Engine
+
+_PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "accelerate", "deepspeed", "webdataset")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this program and of the packages that its numbers depend on."""
+    return {"vlm": __version__, **{name: version(name) for name in _PACKAGES}}
+
+
+def machine_facts() -> dict[str, Any]:
+    """The machine of this rank: processor, cores, memory in GiB, GPU."""
+    return {
+        "system": platform.platform(terse=True),
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def run_facts(engine_name: str, precision: str, engine: Engine, source: TrainStream) -> dict[str, Any]:
+    """The content of a run's `run.json`."""
+    numbers = {name: torch.Size(shape).numel() for name, shape in engine.shapes.items()}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_facts(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "world_size": engine.world.size,
+        "engine": engine_name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "num_parameters": sum(numbers[name] for name in engine.parameters()),
+        "data": [
+            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "weight": s.weight} for s in source.sources
+        ],
+    }
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,153 @@
+"""The command line: thin commands over the programs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm.errors import UserError
+
+app = typer.Typer(
+    help="Train vision-language dual encoders from webdataset shards, and measure what was trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.", no_args_is_help=True)
+data_app = typer.Typer(help="Make webdataset shards.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
+app.add_typer(data_app, name="data")
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
+ModelName = Annotated[
+    str, typer.Argument(help="A checkpoint, a run directory, or MODEL[:TAG] of open_clip.", metavar="CHECKPOINT|MODEL")
+]
+DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {00..03} and * patterns; repeatable.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows a forward; no figure depends on it.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+
+
+def run() -> None:
+    """Run the command line; what a user can mend ends in one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"vlm: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(help='"auto", or a checkpoint folder to go on from.')] = None,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Resume although the recipe changed.")] = False,
+) -> None:
+    """Train a recipe. Under torchrun or accelerate launch, on all their ranks."""
+    from launch.recipe import load_recipe
+    from launch.train import REPORT
+    from launch.train import train as run_recipe
+
+    folder = run_recipe(load_recipe(recipe, overrides or ()), resume=resume, allow_changes=allow_changes)
+    print(f"report: {folder / REPORT}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where data and run go.", metavar="[DIR]")] = Path("runs/demo"),
+) -> None:
+    """Render scenes, train a small model on them, evaluate it, write the report."""
+    from launch.demo import run_demo
+
+    run_demo(folder)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are compared.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
+) -> None:
+    """Write one self-contained HTML page on one run, or several side by side."""
+    from eval.report import write_report
+
+    target = out or runs[0] / "report.html"
+    write_report(runs, target)
+    print(target)
+
+
+@app.command()
+def export(
+    checkpoint: ModelName,
+    folder: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")],
+    to: Annotated[str, typer.Option(help="open_clip")],
+    data: Annotated[list[str] | None, typer.Option(help="Shards whose first samples check the parity.")] = None,
+) -> None:
+    """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
+    from launch.export import export_model
+
+    for line in export_model(checkpoint, to, folder, data or ()):
+        print(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from launch.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@eval_app.command()
+def zeroshot(
+    model: ModelName,
+    data: DataPattern,
+    classes: Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")],
+    templates: Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")] = None,
+    batch_size: BatchSize = 256,
+    limit: Limit = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
+    from eval.zeroshot import ZeroShotConfig
+    from launch.evaluate import evaluate_model
+
+    given = {} if templates is None else {"templates": templates}
+    config = ZeroShotConfig(
+        kind="zeroshot", shards=tuple(data), classes=classes, batch_size=batch_size, limit=limit, **given
+    )
+    evaluate_model(model, config, json_file)
+
+
+@eval_app.command()
+def retrieval(
+    model: ModelName,
+    data: DataPattern,
+    batch_size: BatchSize = 256,
+    limit: Limit = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
+    from eval.retrieval import RetrievalConfig
+    from launch.evaluate import evaluate_model
+
+    config = RetrievalConfig(kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit)
+    evaluate_model(model, config, json_file)
+
+
+@data_app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="DIR")],
+    train_samples: Annotated[int, typer.Option("--train", min=1, help="Training scenes.")] = 20_000,
+    val_samples: Annotated[int, typer.Option("--val", min=1, help="Validation scenes.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="The same seed renders the same scenes.")] = 0,
+    image_size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 64,
+) -> None:
+    """Render scenes of coloured shapes with captions, and held-out sets for each evaluation."""
+    from launch.scenes import render_scenes
+
+    render_scenes(folder, train=train_samples, val=val_samples, seed=seed, image_size=image_size)

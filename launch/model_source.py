@@ -1,0 +1,49 @@
+"""The model that a command line names: a checkpoint, a run, or an open_clip model."""
+
+from pathlib import Path
+
+import torch
+
+from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import DualEncoder
+from vlm.training.checkpoint import MANIFEST, Checkpoint, complete_checkpoints, first_differences
+
+
+def load_model(name: str, device: torch.device | None = None) -> DualEncoder:
+    """The model in a checkpoint folder, in a run's newest checkpoint, or open_clip's MODEL or MODEL:PRETRAINED_TAG.
+
+    A checkpoint's averaged weights are taken where it has them. Raises UserError when nothing is found under the name.
+    """
+    path = Path(name)
+    if path.is_dir():
+        model = _from_checkpoint(_checkpoint_below(path))
+    elif path.suffix or "/" in name:
+        raise UserError(f"{name}: no such checkpoint or run directory")
+    else:
+        architecture, _, tag = name.partition(":")
+        model = build_model(ModelConfig(open_clip=architecture, pretrained=tag or None))
+    return model.to(device or torch.device("cpu")).eval()
+
+
+def _checkpoint_below(path: Path) -> Checkpoint:
+    if (path / MANIFEST).is_file():
+        return Checkpoint(path)
+    complete = complete_checkpoints(path / "checkpoints") or complete_checkpoints(path)
+    if not complete:
+        raise UserError(f"{path}: neither a checkpoint (no {MANIFEST}) nor a run with a complete one")
+    return Checkpoint(complete[-1])
+
+
+@torch.no_grad()
+def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
+    config = ModelConfig.model_validate(checkpoint.manifest.model)
+    model = build_model(config.model_copy(update={"pretrained": None}))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differences = first_differences(expected, checkpoint.shapes("weights"))
+    if differences:
+        raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
+    weights = checkpoint.tensors("weights") | checkpoint.tensors("ema")
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,188 @@
+"""Train a recipe: start or resume a run, evaluate it, write its report."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from data.stream import TrainStream
+from eval.evaluator import build_evaluators
+from eval.report import write_report
+from eval.retrieval import Retrieval
+from launch.facts import package_versions, run_facts
+from launch.recipe import Recipe, changed_keys
+from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.checkpoint import Checkpoint, Manifest
+from vlm.training.engine import Engine
+from vlm.training.optimizer import build_optimizer
+from vlm.training.progress import make_progress
+from vlm.training.run_directory import RunDirectory
+from vlm.training.state import restore_state
+from vlm.training.trainer import ScheduledEvaluation, Trainer
+from vlm.world import World
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe names, built and checked, before anything is written."""
+
+    model: DualEncoder
+    source: TrainStream
+    evaluations: list[ScheduledEvaluation]
+
+
+def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = False) -> Path:
+    """Run the recipe to its end and return the run directory. Collective under a launcher.
+
+    `resume` is None for a new run, "auto" for the newest complete checkpoint (or a new run where there is none), or a
+    checkpoint's folder. Raises UserError for what the user can mend; nothing is written before everything was checked.
+    """
+    accelerator = start_accelerator(
+        recipe.engine,
+        rows_per_rank=_rows_per_rank(recipe.global_batch),
+        precision=recipe.precision,
+        max_grad_norm=recipe.max_grad_norm,
+        trackers=recipe.trackers,
+        run=Path(recipe.run),
+    )
+    try:
+        world = World.current(accelerator.device)
+        run = RunDirectory(Path(recipe.run), world)
+        checkpoint = _checkpoint_to_resume(run, recipe, resume, allow_changes)
+        world.barrier()  # every rank has looked at the folder before the first writes to it
+        parts = _build_parts(recipe, world)
+        if checkpoint is not None:
+            _require_same_data(checkpoint, parts.source)
+            _reuse_threads(checkpoint.manifest, recipe, world)
+        trainer = _build_trainer(recipe, accelerator, parts, run)
+        _run(trainer, accelerator, parts, checkpoint)
+    finally:
+        accelerator.end_training()
+    return run.path
+
+
+def _build_parts(recipe: Recipe, world: World) -> _Parts:
+    model = build_model(recipe.model, recipe.seed)
+    source = TrainStream(
+        recipe.data, model.image_spec, model.tokenizer, global_batch=recipe.global_batch, seed=recipe.seed, world=world
+    )
+    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root)
+    evaluations = []
+    for name, evaluator in evaluators.items():
+        every = recipe.evaluate[name].every
+        steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
+        evaluations.append(ScheduledEvaluation(name, evaluator, steps))
+    return _Parts(model, source, evaluations)
+
+
+def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run: RunDirectory) -> Trainer:
+    optimizer = build_optimizer(parts.model, recipe.optimizer, no_weight_decay_names(parts.model))
+    engine = build_engine(
+        recipe.engine,
+        accelerator,
+        parts.model,
+        optimizer,
+        precision=recipe.precision,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    manifest = Manifest(
+        step=0,
+        samples=0,
+        num_updates=0,
+        world_size=engine.world.size,
+        engine=recipe.engine,
+        threads=torch.get_num_threads(),
+        model=recipe.model.model_dump(mode="json"),
+        data={source.name: source.num_samples for source in parts.source.sources},
+        versions=package_versions(),
+    )
+    return Trainer(recipe, engine, parts.source, parts.evaluations, run, manifest)
+
+
+def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: Checkpoint | None) -> None:
+    engine, run = trainer.engine, trainer.run_directory
+    start_step = 0
+    if checkpoint is not None:
+        start_step = checkpoint.manifest.step
+        checkpoint.verify(engine.world)
+        restore_state(checkpoint, engine, trainer.ema)
+    recipe = trainer.config
+    run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
+    run.cut_back(start_step)
+    _start_trackers(accelerator, recipe.trackers, start_step)
+    progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
+    try:
+        for problem in parts.source.problems:
+            progress.say(f"skipped: {problem.shard} {problem.key}: {problem.reason}")
+        run.log_skips(start_step, list(parts.source.problems) if engine.world.is_main and start_step == 0 else [])
+        trainer.run(start_step, progress)
+    finally:
+        progress.close()
+    _write_examples(engine, trainer, parts.evaluations, run.path)
+    if engine.world.is_main:
+        write_report([run.path], run.path / REPORT)
+    engine.world.barrier()
+
+
+def _rows_per_rank(global_batch: int) -> int:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rows, left = divmod(global_batch, ranks)
+    if left:
+        around = [str(n * ranks) for n in (rows, rows + 1) if n]
+        raise UserError(f"global_batch: {global_batch} is not divisible by {ranks} ranks; {' or '.join(around)} would work")
+    return rows
+
+
+def _checkpoint_to_resume(
+    run: RunDirectory, recipe: Recipe, resume: str | None, allow_changes: bool
+) -> Checkpoint | None:
+    run.require_usable(resuming=resume is not None)
+    if resume is None:
+        return None
+    path = run.newest_checkpoint() if resume == "auto" else Path(resume)
+    if run.is_started and not allow_changes:
+        changed = changed_keys(run.recipe(), recipe.model_dump(mode="json"))
+        if changed:
+            raise UserError(
+                f"{run.path}: the recipe has changed since the run began ({', '.join(changed)}); "
+                "--allow-changes goes on all the same"
+            )
+    return None if path is None else Checkpoint(path)
+
+
+def _require_same_data(checkpoint: Checkpoint, source: TrainStream) -> None:
+    found = {summary.name: summary.num_samples for summary in source.sources}
+    if checkpoint.manifest.data != found:
+        raise UserError(
+            f"{checkpoint.folder}: the data has changed since the checkpoint: "
+            f"it was trained on {checkpoint.manifest.data} samples, now there are {found}"
+        )
+
+
+def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:
+    """The order of sums on a CPU depends on the number of threads: a resumed run takes that of the run it goes on with."""
+    if (manifest.engine, manifest.world_size) == (recipe.engine, world.size):
+        torch.set_num_threads(manifest.threads)
+
+
+def _start_trackers(accelerator: Accelerator, names: tuple[str, ...], start_step: int) -> None:
+    options = {"tensorboard": {"purge_step": start_step + 1}} if "tensorboard" in names else {}
+    accelerator.init_trackers("tracking", init_kwargs=options)
+
+
+def _write_examples(engine: Engine, trainer: Trainer, evaluations: list[ScheduledEvaluation], folder: Path) -> None:
+    """Pictures of the best and worst retrievals, for the report."""
+    averages = trainer.ema.shards if trainer.ema else {}
+    for evaluation in evaluations:
+        if isinstance(evaluation.evaluator, Retrieval):
+            with engine.holding(averages), engine.autocast():
+                examples = evaluation.evaluator.examples(engine.module, engine.world, 6)
+            if engine.world.is_main:
+                examples.write(folder / "examples" / evaluation.name)

@@ -1,0 +1,124 @@
+"""One tar shard: grouping as webdataset does it, damage, and reading by offset."""
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data.shard import Extent, Listing, ShardReader, list_shard
+from tests.data.shards import sample, write_shard
+from vlm.errors import UserError
+
+
+def tar_with(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, stored in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(stored)
+            tar.addfile(info, io.BytesIO(stored))
+    return path
+
+
+def listed(path: Path) -> Listing:
+    return list_shard(path, path, "data.sources.a.shards")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_samples_and_bytes_are_webdatasets(tmp_path: Path, form: int) -> None:
+    deep = "folder.v2/" + "x" * 80 + "/" + "y" * 60
+    members = [
+        ("a/000.jpg", b"1"),
+        ("a/000.txt", b"one"),
+        ("b/000.JPG", b"22"),
+        ("b/000.seg.png", b"333"),
+        ("é.webp", b"4444"),
+        (f"{deep}.jpg", b"5"),
+    ]
+    path = tar_with(tmp_path / "x.tar", members, form)
+    expected = {
+        one["__key__"]: {suffix: stored for suffix, stored in one.items() if not suffix.startswith("__")}
+        for one in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
+    }
+    listing, reader = listed(path), ShardReader()
+    read = {k: {s: reader.read(path, e) for s, e in parts.items()} for k, parts in listing.samples.items()}
+    assert read == expected
+    assert len(read) == 4
+    assert listing.problems == ()
+
+
+def test_members_outside_the_shard_and_doubles_are_refused_and_told(tmp_path: Path) -> None:
+    path = tar_with(
+        tmp_path / "x.tar",
+        [("/etc/passwd.txt", b"x"), ("../up.jpg", b"x"), ("a.jpg", b"first"), ("a.jpg", b"second"), (".hidden", b"x")],
+    )
+    listing = listed(path)
+    assert list(listing.samples) == ["a"]
+    assert ShardReader().read(path, listing.samples["a"]["jpg"]) == b"first"
+    reasons = [problem.reason for problem in listing.problems]
+    assert "points outside" in reasons[0]
+    assert "points outside" in reasons[1]
+    assert "comes twice" in reasons[2]
+
+
+def test_wherever_a_shard_is_cut_its_complete_samples_are_used_and_the_cut_is_told(tmp_path: Path) -> None:
+    whole = write_shard(tmp_path / "whole.tar", [sample(n) for n in range(4)])
+    stored = whole.read_bytes()
+    ends = {
+        key: max(extent.offset + extent.size for extent in parts.values())
+        for key, parts in listed(whole).samples.items()
+    }
+    assert listed(whole).problems == ()
+    cut = tmp_path / "cut.tar"
+    last_end = max(ends.values())
+    for length in range(600, last_end + 512, 211):
+        cut.write_bytes(stored[:length])
+        listing = listed(cut)
+        complete = [key for key, end in ends.items() if end <= length]
+        # Of the first sample alone nobody can tell what it lacks.
+        assert [key for key in listing.samples if key != "000000"] == [key for key in complete if key != "000000"]
+        assert "cut off" in listing.problems[0].reason
+        assert len(listing.problems) == 1
+
+
+def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+    whole = write_shard(tmp_path / "whole.tar", [sample(n) for n in range(4)])
+    listing = listed(whole)
+    stored = bytearray(whole.read_bytes())
+    header = listing.samples["000002"]["jpg"].offset - 512
+    stored[header : header + 512] = b"\xff" * 512
+    whole.write_bytes(stored)
+    assert list(listed(whole).samples) == ["000000", "000001"]
+    assert f"damaged at byte {header:,}" in listed(whole).problems[0].reason
+
+
+@pytest.mark.parametrize("stored", [b"", b"this is a text file, not a tar" * 40, b"\x89PNG\r\n\x1a\n" + bytes(700)])
+def test_a_file_that_is_no_tar_is_named_in_one_line(tmp_path: Path, stored: bytes) -> None:
+    path = tmp_path / "photos.tar"
+    path.write_bytes(stored)
+    with pytest.raises(UserError, match=rf"^data\.sources\.a\.shards: {path} is no tar file \([^\n]*\)$"):
+        listed(path)
+
+
+def test_a_reader_keeps_few_files_open_and_none_when_pickled(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.bin" for n in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 10)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = ShardReader(max_open=2)
+    for _ in range(2):
+        assert [reader.read(path, Extent(3, 2)) for path in paths] == [bytes([n, n]) for n in range(5)]
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert pickle.loads(pickle.dumps(reader)).read(paths[4], Extent(0, 1)) == b"\x04"
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_shorter_than_its_index_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"12345")
+    with pytest.raises(OSError, match="ends before byte 9"):
+        ShardReader().read(path, Extent(2, 7))

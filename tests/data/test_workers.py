@@ -1,0 +1,77 @@
+"""Loading processes: in order, one thread each, gone when left, and quiet about users' errors."""
+
+import os
+import random
+import time
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from data.workers import load_ahead
+from vlm.errors import UserError
+
+
+class Work(NamedTuple):
+    number: int
+    process: int
+    threads: int
+
+
+def work(number: int) -> Work:
+    if number == 7:
+        raise UserError("shard 7 is no tar")
+    return Work(number, os.getpid(), torch.get_num_threads())
+
+
+def broken(number: int) -> Work:
+    raise ZeroDivisionError(f"a mistake of ours at {number}")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_order_from_each_worker_in_turn(workers: int) -> None:
+    results = list(load_ahead(work, range(10, 20), workers=workers))
+    assert [result.number for result in results] == list(range(10, 20))
+    processes = [result.process for result in results]
+    if workers == 0:
+        assert set(processes) == {os.getpid()}
+    else:
+        assert len(set(processes)) == workers
+        assert processes == (processes[:workers] * 10)[:10]
+        assert {result.threads for result in results} == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_leaving_early_ends_the_workers_at_once(workers: int) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    stream = load_ahead(work, range(1000, 10**9), workers=workers)
+    assert next(stream).number == 1000
+    stream.close()
+    time.sleep(0.05)
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_users_error_arrives_as_its_one_line(workers: int) -> None:
+    stream = load_ahead(work, range(5, 20), workers=workers)
+    assert [next(stream).number, next(stream).number] == [5, 6]
+    with pytest.raises(UserError) as error:
+        next(stream)
+    assert str(error.value) == "shard 7 is no tar"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_of_ours_keeps_its_traceback(workers: int) -> None:
+    with pytest.raises(ZeroDivisionError, match="a mistake of ours"):
+        next(load_ahead(broken, range(1), workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_random_generator_of_this_process_is_touched(workers: int) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert len(list(load_ahead(work, range(8, 14), workers=workers))) == 6
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002

@@ -1,0 +1,227 @@
+"""The run: steps, logs, evaluations and checkpoints in their order."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field
+
+from vlm.batch import Batch, Skip
+from vlm.config import Config
+from vlm.duration import PositiveDuration, Duration
+from vlm.errors import UserError
+from vlm.objectives.clip import Clip
+from vlm.objectives.objective import Objective
+from vlm.training.checkpoint import Manifest, prune, write_checkpoint
+from vlm.training.ema import Ema, EmaConfig
+from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.optimizer import OptimizerConfig
+from vlm.training.progress import ProgressDisplay
+from vlm.training.run_directory import RunDirectory
+from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.state import state_groups
+from vlm.training.step import StepResult, train_step
+from vlm.world import World
+
+
+class TrainingConfig(Config):
+    """How a run trains: length, batch, engine, optimizer, and what it records on the way."""
+
+    seed: int = 0
+    duration: PositiveDuration = Duration(10, "epochs")
+    global_batch: int = Field(default=256, gt=0, description="pairs a step, over all ranks")
+    engine: EngineName = "ddp"
+    precision: Precision = "fp32"
+    objective: Objective = {"clip": Clip()}
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this; null: never")
+    ema: EmaConfig | None = None
+    log_every: PositiveDuration = Duration(10, "steps")
+    checkpoint_every: PositiveDuration = Duration(500, "steps")
+    keep_checkpoints: int | None = Field(default=2, gt=0, description="the newest so many are kept; null: all")
+    record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
+    trackers: tuple[str, ...] = Field(default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb")
+
+
+class BatchSource(Protocol):
+    """Where batches come from: position in, batches out, no other state."""
+
+    num_samples: int
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
+        """This rank's rows of global batches `start_step` to `start_step + num_steps`."""
+
+
+class RunnableEvaluator(Protocol):
+    """Measures a model; all ranks share the work and get the same figures."""
+
+    def run(self, model: Any, world: World) -> dict[str, float]:
+        """The figures by name."""
+
+
+@dataclass(frozen=True)
+class ScheduledEvaluation:
+    """An evaluator, and after how many steps it runs again. It always runs at the end."""
+
+    name: str
+    evaluator: RunnableEvaluator
+    every_steps: int | None
+
+
+class Trainer:
+    """Runs a recipe's training from any step to the end. Everything that lasts is in the engine, the average and the step."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        engine: Engine,
+        source: BatchSource,
+        evaluations: list[ScheduledEvaluation],
+        run: RunDirectory,
+        manifest: Manifest,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.source = source
+        self.evaluations = evaluations
+        self.run_directory = run
+        self.manifest = manifest
+        self.ema = Ema(config.ema, engine) if config.ema else None
+        self.num_steps = self._steps(config.duration)
+        self._log_every = max(1, self._steps(config.log_every))
+        self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
+        self._warmup_steps = self._steps(config.schedule.warmup)
+        self._skips: list[Skip] = []
+        self._num_skipped = 0
+
+    def run(self, start_step: int, progress: ProgressDisplay) -> None:
+        """Train from `start_step` completed steps to the end. Collective."""
+        clock = _Clock(self.config.global_batch)
+        batches = self.source.batches(start_step, self.num_steps - start_step)
+        self.engine.module.train()
+        for host_batch in clock.timed(batches):
+            batch = host_batch.to(self.engine.world.device)
+            if batch.step == start_step:
+                self.engine.warm_up(batch)
+            factor = rate_factor(self.config.schedule, batch.step, self._warmup_steps, self.num_steps)
+            lr = self.config.optimizer.lr * factor
+            result = train_step(self.engine, self.config.objective, batch, self.ema, self.config.seed, lr)
+            step = batch.step + 1
+            self._skips.extend(batch.skipped)
+            if self.config.record_samples:
+                self.run_directory.record_samples(step, batch)
+            if step == 1 or step % self._log_every == 0 or step == self.num_steps:
+                self._log(step, lr, result, clock, progress)
+            clock.paused(lambda: self._evaluate_and_save(step, progress))  # noqa: B023
+
+    def _evaluate_and_save(self, step: int, progress: ProgressDisplay) -> None:
+        last = step == self.num_steps
+        for evaluation in self.evaluations:
+            if last or (evaluation.every_steps is not None and step % evaluation.every_steps == 0):
+                self.evaluate(evaluation, step, progress)
+        if last or step % self._checkpoint_every == 0:
+            self.save(step)
+
+    def evaluate(self, evaluation: ScheduledEvaluation, step: int, progress: ProgressDisplay) -> dict[str, float]:
+        """Run one evaluation on the averaged weights where there are any, else on the weights. Collective."""
+        with self.engine.holding(self.ema.shards if self.ema else {}), self.engine.autocast():
+            figures = evaluation.evaluator.run(self.engine.module, self.engine.world)
+        named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
+        self._write({"step": step, "samples": step * self.config.global_batch, **named})
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        progress.say(f"step {step}  {evaluation.name}: {shown}")
+        return figures
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps. Collective."""
+        self._flush_skips(step)
+        manifest = self.manifest.model_copy(
+            update={
+                "step": step,
+                "samples": step * self.config.global_batch,
+                "num_updates": self.engine.num_updates(),
+                "threads": torch.get_num_threads(),
+            }
+        )
+        folder = self.run_directory.checkpoints
+        with torch.no_grad():
+            write_checkpoint(folder, manifest, state_groups(self.engine, self.ema), self.engine.world)
+        if self.engine.world.is_main:
+            prune(folder, self.config.keep_checkpoints)
+
+    def _log(self, step: int, lr: float, result: StepResult, clock: "_Clock", progress: ProgressDisplay) -> None:
+        world = self.engine.world
+        names = list(result.terms)
+        means = world.sum(torch.stack([result.loss, *(result.terms[name] for name in names)]).double()) / world.size
+        loss, *values = means.tolist()
+        self._flush_skips(step)
+        rate, wait = clock.lap(step)
+        metrics = {
+            "step": step,
+            "samples": step * self.config.global_batch,
+            "loss": loss,
+            **dict(zip(names, values, strict=True)),
+            "logit_scale": result.logit_scale.item(),
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "samples_per_second": rate,
+            "data_wait": wait,
+        }
+        if not math.isfinite(loss):
+            raise UserError(f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint")
+        self._write(metrics)
+        skipped = f"  skipped {self._num_skipped}" if self._num_skipped else ""
+        progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        self.run_directory.log_metrics(metrics)
+        figures = {key: value for key, value in metrics.items() if key not in ("step", "samples")}
+        self.engine.accelerator.log(figures, step=metrics["step"])
+
+    def _flush_skips(self, step: int) -> None:
+        self._num_skipped += self.run_directory.log_skips(step, self._skips)
+        self._skips = []
+
+    def _steps(self, duration: Duration) -> int:
+        return duration.steps(self.config.global_batch, self.source.num_samples)
+
+
+class _Clock:
+    """Rates since the last lap: samples a second, and the share of the time that training waited for data."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._began = time.perf_counter()
+        self._step: int | None = None
+        self._waited = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, the waiting for them noted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self._step is None:
+                self._step = batch.step
+            self._waited += time.perf_counter() - asked
+            yield batch
+
+    def paused(self, work: Any) -> None:
+        """Do `work` off the clock."""
+        stopped = time.perf_counter()
+        work()
+        self._began += time.perf_counter() - stopped
+
+    def lap(self, step: int) -> tuple[float, float]:
+        """Samples a second and the share of data waits since the last lap."""
+        now = time.perf_counter()
+        passed = max(now - self._began, 1e-9)
+        rate = (step - (self._step or 0)) * self._global_batch / passed
+        share = min(1.0, self._waited / passed)
+        self._began, self._step, self._waited = now, step, 0.0
+        return rate, share
