@@ -151,12 +151,12 @@ def _background(rng: Random, looks: Iterable[Look]) -> str:
 
 def _within_third(rng: Random, third: int, margin: float) -> float:
     """A coordinate well inside the given third of the side, at least `margin` from both edges."""
-    low, high = max(third / 3 + 0.06, margin), min((third + 1) / 3 - 0.06, 1 - margin)
-    return rng.uniform(low, high)
+    drawn = rng.uniform(third / 3 + 0.06, (third + 1) / 3 - 0.06)
+    return min(max(drawn, margin), 1 - margin)
 
 
 def _scatter(rng: Random, look: Look, count: int, region: Box, others: Sequence[SceneObject]) -> Group:
-    """`count` objects inside `region`, clear of each other and of `others`; raises UnfitError where they find no room."""
+    """`count` objects inside `region`, clear of each other and of `others`; UnfitError where they find no room."""
     placed: list[SceneObject] = []
     margin = look.margin
     while len(placed) < count:

@@ -14,11 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from vlm.errors import UserError
-
 from data.scenes.render import encode, render
 from data.scenes.splits import SPLITS, ZEROSHOT_TEMPLATES, Plan
 from data.scenes.vocabulary import class_names
+from vlm.errors import UserError
 
 MIN_IMAGE_SIZE: Final = 32
 SETTINGS_FILE: Final = "scenes.json"
@@ -61,8 +60,7 @@ class Settings:
         """Refuse impossible values."""
         lowest = {"train": 1, "val": 1, "seed": 0, "image_size": MIN_IMAGE_SIZE, "shard_size": 1}
         for name, value in asdict(self).items():
-            if value < lowest[name]:
-                raise UserError(f"scenes: {name} must be at least {lowest[name]}, found {value}")
+            at_least(name, value, lowest[name])
 
     def jobs(self, directory: Path) -> list[ShardJob]:
         """Every shard of every split; a held-out set of fixed size is one shard."""
@@ -74,6 +72,13 @@ class Settings:
                 path = directory / f"{name}-{number:06d}.tar"
                 jobs.append(ShardJob(path, name, start, min(start + step, size), self.seed, self.image_size))
         return jobs
+
+
+def at_least(name: str, value: int, lowest: int) -> int:
+    """`value`, or a UserError that names it where it is too small."""
+    if value < lowest:
+        raise UserError(f"scenes: {name} must be at least {lowest}, found {value}")
+    return value
 
 
 def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
@@ -93,11 +98,12 @@ def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
     Raises UserError where the directory holds anything, cannot be written, or a value is impossible.
     """
     settings = Settings(train, val, seed, image_size, shard_size)
+    workers = _num_cores() if workers is None else at_least("workers", workers, 1)
     _refuse_occupied(directory)
     try:
         with _aside(directory) as folder:
             jobs = settings.jobs(folder)
-            for written in _write_shards(jobs, workers or _num_cores()):
+            for written in _write_shards(jobs, workers):
                 if progress is not None:
                     progress(written)
             classes = {"classes": class_names(), "templates": ZEROSHOT_TEMPLATES}
