@@ -1,0 +1,1 @@
+"""Dual encoders: towers, their tokenizer and image specification, weights in and out."""
