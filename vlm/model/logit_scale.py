@@ -21,13 +21,13 @@ class _Limit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (log_scale,) = ctx.saved_tensors
-        if log_scale.item() <= math.log(MAX_LOGIT_SCALE):
-            return gradient
-        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole gradient.
+        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole gradient;
+        # asking it always costs less than asking the device first whether the limit is reached.
         whole = gradient.clone()
         if dist.is_initialized():
             dist.all_reduce(whole)
-        return gradient * (whole > 0)
+        passes = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (whole > 0)
+        return gradient * passes
 
 
 def limited_scale(log_scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:

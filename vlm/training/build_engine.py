@@ -27,7 +27,7 @@ def start_accelerator(
     project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run)) if run else None
     cuda = torch.cuda.is_available()
     if engine == "ddp":
-        return Accelerator(cpu=not cuda, log_with=list(trackers), project_config=project)
+        return Accelerator(cpu=not cuda, log_with=list(trackers) or None, project_config=project)
     from vlm.training.zero import deepspeed_config
 
     if not cuda:
@@ -41,7 +41,7 @@ def start_accelerator(
     # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
     backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")
     return Accelerator(
-        deepspeed_plugin=plugin, kwargs_handlers=[backend], log_with=list(trackers), project_config=project
+        deepspeed_plugin=plugin, kwargs_handlers=[backend], log_with=list(trackers) or None, project_config=project
     )
 
 

@@ -95,6 +95,10 @@ class Engine(ABC):
         """The part of a parameter that this rank keeps, by reference: what an average of the weights follows."""
 
     @abstractmethod
+    def put_shard(self, name: str, value: Tensor) -> None:
+        """Replace the part of a parameter that this rank keeps. Collective."""
+
+    @abstractmethod
     def whole(self, name: str, shard: Tensor) -> Tensor:
         """The whole tensor whose parts have the layout of `shard(name)`. Collective."""
 
@@ -104,15 +108,15 @@ class Engine(ABC):
 
     @contextmanager
     def holding(self, shards: dict[str, Tensor]) -> Iterator[None]:
-        """Run the block with other weights in the module (an average of them); the training weights come back after it."""
+        """Run the block with other weights in the module (an average of them); the training weights come back. Collective."""
         kept = {name: self.shard(name).clone() for name in shards}
         try:
             for name, value in shards.items():
-                self.shard(name).copy_(value)
+                self.put_shard(name, value)
             yield
         finally:
             for name, value in kept.items():
-                self.shard(name).copy_(value)
+                self.put_shard(name, value)
 
 
 class ReplicatedEngine(Engine):
@@ -182,6 +186,9 @@ class ReplicatedEngine(Engine):
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
         return held_tensor(self.module, name).data
+
+    def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
+        held_tensor(self.module, name).data.copy_(value)
 
     def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
         return shard

@@ -6,11 +6,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -59,6 +62,7 @@ class ZeroEngine(Engine):
         self._zero: Any = self._engine.optimizer
         self._base: torch.optim.Optimizer = self._zero.optimizer
         self._stage = stage
+        self._linked = False
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102
@@ -88,16 +92,14 @@ class ZeroEngine(Engine):
 
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
         held = held_tensor(self.module, name)
-        if hasattr(held, "ds_id"):
-            held.ds_tensor.data.copy_(self.cut(name, value))
-        else:
-            held.data.copy_(value)
+        self.put_shard(name, self.cut(name, value))
         if isinstance(held, nn.Parameter) and held.requires_grad:
-            safe_set_full_fp32_param(held, value.to(self.world.device))
+            self._set_master(name, held, value, None)
 
     def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
         if not self._base.state:
             return None
+        self._link_moments()
         return safe_get_full_optimizer_state(self.parameters()[name], kind)  # type: ignore[no-any-return]
 
     def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
@@ -106,11 +108,10 @@ class ZeroEngine(Engine):
                 "step": torch.tensor(float(num_updates), device=part.device),
                 **{kind: torch.zeros_like(part) for kind in MOMENTS},
             }
-        if self._stage < 3:
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._link_moments(again=True)
         for name, parameter in self.parameters().items():
             for kind in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[name][kind].to(self.world.device), kind)
+                self._set_master(name, parameter, moments[name][kind], kind)
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._base)
@@ -118,6 +119,15 @@ class ZeroEngine(Engine):
     def shard(self, name: str) -> Tensor:  # noqa: D102
         held = held_tensor(self.module, name)
         return held.ds_tensor.data if hasattr(held, "ds_id") else held.data
+
+    def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
+        held = held_tensor(self.module, name)
+        if not hasattr(held, "ds_id"):
+            held.data.copy_(value)
+            return
+        held.ds_tensor.data.copy_(value)
+        if held.ds_status == ZeroParamStatus.AVAILABLE:  # small weights stay gathered between steps
+            held.data.copy_(self.whole(name, value))
 
     def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
         held = held_tensor(self.module, name)
@@ -135,6 +145,26 @@ class ZeroEngine(Engine):
         padded = torch.zeros(size * self.world.size, dtype=whole.dtype)
         padded[: whole.numel()] = whole.flatten()
         return padded[self.world.rank * size :][:size].to(self.world.device)
+
+    def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, kind: Moment | None) -> None:
+        """Write a master weight (no `kind`) or a moment. Stage 3 takes parts: its own setter of whole tensors fails on padding."""
+        if self._stage == 3:
+            part = self.cut(name, value)
+            if kind is None:
+                safe_set_local_fp32_param(parameter, part)
+            else:
+                safe_set_local_optimizer_state(parameter, part, kind)
+        elif kind is None:
+            safe_set_full_fp32_param(parameter, value.to(self.world.device))
+        else:
+            safe_set_full_optimizer_state(parameter, value.to(self.world.device), kind)
+
+    def _link_moments(self, *, again: bool = False) -> None:
+        """Tell parameters where their moments are. DeepSpeed does it after the first group's first step, too early for the rest."""
+        if self._stage < 3 and (again or not self._linked):
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+            self._linked = True
 
     def _master_parts(self) -> list[Tensor]:
         if self._stage == 3:

@@ -1,0 +1,230 @@
+"""Every engine at every world size takes the same steps, and its state moves to any other."""
+
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from tests.vlm.training.toy import TERMS, Setup, start, toy_batch
+from vlm.model.logit_scale import MAX_LOGIT_SCALE
+from vlm.objectives.objective import evaluate_objective
+from vlm.training.checkpoint import Checkpoint, Manifest, write_checkpoint
+from vlm.training.ema import Ema, EmaConfig
+from vlm.training.engine import MOMENTS, Engine, EngineName
+from vlm.training.state import restore_state, state_groups
+from vlm.training.step import train_step
+
+NUM_STEPS = 20
+WAYS: list[tuple[EngineName, int]] = [("ddp", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3", 3)]
+MANIFEST = Manifest(
+    step=0, samples=0, num_updates=0, world_size=1, engine="ddp", threads=1, model={}, data={}, versions={}
+)
+
+
+def run_steps(engine: Engine, first: int, last: int, ema: Ema | None, lr: float = 1e-3) -> list[float]:
+    """The losses over the global batch of steps `first` to `last`."""
+    losses = []
+    world = engine.world
+    for step in range(first, last):
+        batch = toy_batch(step, world.rank, world.size)
+        if step == first:
+            engine.warm_up(batch)
+        result = train_step(engine, TERMS, batch, ema, seed=0, lr=lr)
+        losses.append(float(world.sum(result.loss.double()) / world.size))
+    return losses
+
+
+def state_of(engine: Engine, ema: Ema) -> dict[str, dict[str, Tensor]]:
+    with torch.no_grad():
+        return {
+            group: {name: whole(name).clone() for name in sizes}
+            for group, (sizes, whole) in state_groups(engine, ema).items()
+        }
+
+
+def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:
+    """Gradients at step 0, the losses of 20 steps, and a checkpoint in the middle with the state it was made from."""
+    engine = start(setup, world_size)
+    ema = Ema(EmaConfig(decay=0.9), engine)
+    batch = toy_batch(0, engine.world.rank, world_size)
+    engine.warm_up(batch)
+    encoded = engine.encode(batch)
+    loss, _ = evaluate_objective(TERMS, encoded, batch, engine.world)
+    engine.backward(loss)
+    gradients = {name: engine.gradient(name) for name in engine.parameters()}
+    engine.step(0.0)
+    dirty = engine.num_updates()
+    engine.load_moments(
+        {name: {kind: torch.zeros(engine.shapes[name]) for kind in MOMENTS} for name in engine.parameters()}, 0
+    )
+    losses = run_steps(engine, 0, NUM_STEPS // 2, ema)
+    manifest = MANIFEST.model_copy(update={"step": NUM_STEPS // 2, "num_updates": engine.num_updates()})
+    with torch.no_grad():
+        write_checkpoint(Path(folder), manifest, state_groups(engine, ema), engine.world)
+    state = state_of(engine, ema)
+    losses += run_steps(engine, NUM_STEPS // 2, NUM_STEPS, ema)
+    engine.accelerator.end_training()
+    return {"gradients": gradients, "losses": losses, "state": state, "updates": (dirty, NUM_STEPS // 2)}
+
+
+def continued(setup: Setup, world_size: int, checkpoint: str) -> dict[str, Any]:
+    """The state right after a restore, and the losses from there on."""
+    engine = start(setup, world_size)
+    ema = Ema(EmaConfig(decay=0.9), engine)
+    restore_state(Checkpoint(Path(checkpoint)), engine, ema)
+    state = state_of(engine, ema)
+    updates = engine.num_updates()
+    losses = run_steps(engine, NUM_STEPS // 2, NUM_STEPS, ema)
+    engine.accelerator.end_training()
+    return {"state": state, "losses": losses, "updates": updates}
+
+
+@pytest.fixture(scope="module")
+def tell(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The story of one engine at one world size, told once."""
+
+    @cache
+    def once(engine: EngineName, world_size: int) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path_factory.mktemp(f"{engine}-{world_size}")
+        results = run_ranks(story, world_size, Setup(engine), world_size, str(folder), group=False)
+        return results[0], folder / f"step-{NUM_STEPS // 2:08d}"
+
+    return once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "world_size"), WAYS[1:])
+def test_gradients_and_losses_are_those_of_one_process(tell: Any, engine: EngineName, world_size: int) -> None:
+    alone, _ = tell("ddp", 1)
+    told, _ = tell(engine, world_size)
+    for name, expected in alone["gradients"].items():
+        assert torch.linalg.norm(told["gradients"][name] - expected) <= 1e-5 * torch.linalg.norm(expected), name
+    assert told["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (("zero2", 2), ("ddp", 1)),
+        (("zero2", 2), ("zero3", 3)),
+        (("ddp", 1), ("zero1", 2)),
+        (("zero3", 2), ("ddp", 2)),
+        (("ddp", 3), ("ddp", 3)),
+        (("zero1", 2), ("zero1", 2)),
+    ],
+)
+def test_state_moves_between_engines_and_world_sizes(
+    tell: Any, saved: tuple[EngineName, int], loaded: tuple[EngineName, int]
+) -> None:
+    told, checkpoint = tell(*saved)
+    after = run_ranks(continued, loaded[1], Setup(loaded[0]), loaded[1], str(checkpoint), group=False)[0]
+    assert after["updates"] == NUM_STEPS // 2
+    for group, tensors in told["state"].items():
+        for name, expected in tensors.items():
+            assert torch.equal(after["state"][group][name], expected), (group, name)
+    rest = told["losses"][NUM_STEPS // 2 :]
+    if saved == loaded:
+        assert after["losses"] == rest
+    else:
+        assert after["losses"][0] == pytest.approx(rest[0], rel=1e-5)
+        assert after["losses"] == pytest.approx(rest, rel=1e-4)
+
+
+def scale_into_the_limit_and_back(setup: Setup, world_size: int) -> list[tuple[float, float]]:
+    """(parameter, scale used) while the gradient pushes the scale up, then down."""
+    engine = start(setup, world_size)
+    seen = []
+    for step in range(16):
+        batch = toy_batch(0, engine.world.rank, world_size)
+        if step == 0:
+            engine.warm_up(batch)
+        encoded = engine.encode(batch)
+        scale = encoded.logit_scale
+        # One rank's share has the opposite sign of the whole gradient: only the whole may decide.
+        sign = -1.0 if step < 8 else 1.0
+        share = scale.sum() * (sign * 3.0 if engine.world.rank == 0 else -sign * 1.0)
+        nothing = 0.0 * (encoded.image.sum() + encoded.text.sum())
+        engine.backward(nothing + (share if world_size > 1 else scale.sum() * sign))
+        engine.step(0.01)
+        with torch.no_grad():
+            seen.append((float(engine.weight("logit_scale")), float(scale.detach())))
+    engine.accelerator.end_training()
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "world_size"), [w for w in WAYS if w != ("zero3", 3)])
+def test_the_scale_stops_at_the_limit_and_comes_back(engine: EngineName, world_size: int) -> None:
+    start_at = math.log(MAX_LOGIT_SCALE) - 0.025
+    setup = replace(Setup(engine), log_scale=start_at, max_grad_norm=None, beta1=0.0)
+    for seen in run_ranks(scale_into_the_limit_and_back, world_size, setup, world_size, group=False):
+        parameters, scales = zip(*seen, strict=True)
+        assert max(scales) <= MAX_LOGIT_SCALE * (1 + 1e-6)
+        assert max(parameters) < math.log(MAX_LOGIT_SCALE) + 0.011  # one step of 0.01 beyond, no further
+        assert max(scales) == pytest.approx(MAX_LOGIT_SCALE)
+        assert parameters[-1] < start_at  # and it came back
+
+
+def average_story(setup: Setup, world_size: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    engine = start(setup, world_size)
+    ema = Ema(EmaConfig(decay=0.9, ramp=False), engine)
+    run_steps(engine, 0, 3, ema)
+    with torch.no_grad():
+        average = {name: ema.whole(name).clone() for name in ema.shards}
+        with engine.holding(ema.shards):
+            held = {name: engine.weight(name).clone() for name in ema.shards}
+        after = {name: engine.weight(name).clone() for name in ema.shards}
+    engine.accelerator.end_training()
+    return average, held, after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("zero2", 2), ("zero3", 2)])
+def test_the_average_follows_its_recursion_and_is_lent_to_the_model(engine: EngineName, world_size: int) -> None:
+    alone = run_ranks(weights_by_step, 1, Setup("ddp"), group=False)[0]
+    average, held, after = run_ranks(average_story, world_size, Setup(engine), world_size, group=False)[0]
+    for name, found in average.items():
+        expected = alone[0][name]
+        for weights in alone[1:]:
+            expected = 0.9 * expected + 0.1 * weights[name]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert torch.equal(held[name], found)
+        torch.testing.assert_close(after[name], alone[-1][name], rtol=1e-4, atol=1e-5)
+
+
+def weights_by_step(setup: Setup) -> list[dict[str, Tensor]]:
+    engine = start(setup, 1)
+    seen = [{name: engine.weight(name).clone() for name in engine.parameters()}]
+    for step in range(3):
+        run_steps(engine, step, step + 1, None)
+        seen.append({name: engine.weight(name).clone() for name in engine.parameters()})
+    engine.accelerator.end_training()
+    return seen
+
+
+def losses_under_bf16(setup: Setup, world_size: int) -> tuple[list[float], set[torch.dtype]]:
+    engine = start(setup, world_size)
+    dtypes = {engine.weight(name).dtype for name in engine.parameters()}
+    encoded = engine.encode(toy_batch(0, engine.world.rank, world_size))
+    dtypes |= {encoded.image.dtype, encoded.logit_scale.dtype}
+    losses = run_steps(engine, 0, 5, None)
+    dtypes |= {moment.dtype for name in engine.parameters() if (moment := engine.moment(name, "exp_avg")) is not None}
+    engine.accelerator.end_training()
+    return losses, dtypes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 2), ("zero1", 2), ("zero3", 2)])
+def test_bf16_computes_lower_and_keeps_masters_and_loss_in_fp32(engine: EngineName, world_size: int) -> None:
+    exact = run_ranks(losses_under_bf16, 1, Setup("ddp"), 1, group=False)[0][0]
+    losses, dtypes = run_ranks(losses_under_bf16, world_size, Setup(engine, precision="bf16"), world_size, group=False)[0]
+    assert dtypes == {torch.float32}
+    assert losses != pytest.approx(exact, rel=1e-5)  # autocast is really on
+    assert losses == pytest.approx(exact, rel=3e-2)
