@@ -1,8 +1,8 @@
 """What a recipe says about its training data."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from vlm.config import Config
 
@@ -42,9 +42,9 @@ class DataConfig(Config):
     prefetch: Annotated[int, Field(ge=1, description="Batches that each worker holds ready.")] = 2
     cache: Annotated[str | None, Field(description="Folder for unpacked .tar.gz shards.")] = None
 
-    @model_validator(mode="after")
-    def _crop_scale_is_a_range_of_shares(self) -> Self:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale {low, high}: give two shares of the image, 0 < low <= high <= 1")
-        return self
+    @field_validator("crop_scale")
+    @classmethod
+    def _is_a_range_of_shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("give two shares of the image, 0 < low <= high <= 1")
+        return scale

@@ -89,9 +89,12 @@ class HeldOutSet:
 
     @cached_property
     def labels(self) -> Int64[Tensor, " samples"] | None:
-        """The class of each sample, None when no sample has one; else a sample without a readable one is not `valid`."""
+        """The class of each sample, None when no sample has one; else those without a readable one are not `valid`."""
         if all(label is None for label in self._read_labels):
             return None
+        for sample in (self._index[number] for number, label in enumerate(self._read_labels) if label is None):
+            lacking = sample.skip("it has no cls, unlike others of the set")
+            self._skipped.setdefault((lacking.shard, lacking.key), lacking)
         return torch.tensor([label or 0 for label in self._read_labels], dtype=torch.int64)
 
     @cached_property

@@ -76,7 +76,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | str]:
         except tarfile.ReadError as error:
             if first:
                 raise
-            yield f"the shard is cut off ({error}); the samples before the cut are used"
+            yield _damage(tar.offset, str(error))
             return
         if member is None:
             break
@@ -85,8 +85,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | str]:
     if tar.fileobj is not None:
         tar.fileobj.seek(tar.offset)
         if (tail := tar.fileobj.read(_BLOCK)) != bytes(_BLOCK):
-            what = "is cut off" if len(tail) < _BLOCK else "is damaged"
-            yield f"the shard {what} at byte {tar.offset:,}; the samples before it are used"
+            yield _damage(tar.offset, "nothing follows" if len(tail) < _BLOCK else "no header follows")
+
+
+def _damage(offset: int, what: str) -> str:
+    return f"the shard is cut off or damaged at byte {offset:,} ({what}); the samples before it are used"
 
 
 def _add(member: tarfile.TarInfo, samples: dict[str, dict[str, Extent]], problems: list[Problem]) -> None:

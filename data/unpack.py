@@ -1,14 +1,13 @@
 """Plain copies of gzipped shards, so that every shard can be read at any offset."""
 
-import contextlib
-import gzip
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vlm.errors import UserError
 
@@ -58,13 +57,27 @@ def _unpack(shard: Path, copy: Path) -> None:
     """Written aside and renamed: ranks that unpack the same shard at once each end with a whole copy."""
     descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=copy.stem, suffix=".part")
     try:
-        # Where the gzip stream is cut off, the listing of the copy finds and reports the end.
-        cut_off = contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile)
-        with os.fdopen(descriptor, "wb") as target, gzip.open(shard, "rb") as source, cut_off:
-            shutil.copyfileobj(source, target, 1 << 20)
+        with os.fdopen(descriptor, "wb") as target, open(shard, "rb") as source:
+            for piece in _unzipped(source):
+                target.write(piece)
         os.replace(aside, copy)
     finally:
         Path(aside).unlink(missing_ok=True)
+
+
+def _unzipped(source: BinaryIO) -> Iterator[bytes]:
+    """All that can be unpacked, up to a cut or damage (which the gzip module would make us lose a buffer before)."""
+    unzip = zlib.decompressobj(wbits=31)
+    while packed := source.read(1 << 20):
+        while packed:
+            try:
+                yield unzip.decompress(packed)
+            except zlib.error:
+                return
+            packed = unzip.unused_data
+            if unzip.eof:
+                unzip = zlib.decompressobj(wbits=31)
+    yield unzip.flush()
 
 
 def _remove_unused(folder: Path) -> None:

@@ -48,6 +48,7 @@ def load_ahead(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pinned,
+        collate_fn=_as_loaded,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each iterator takes a number from the global generator
     )
@@ -55,6 +56,11 @@ def load_ahead(
         if isinstance(loaded, _Failure):
             raise UserError(str(loaded))
         yield loaded
+
+
+def _as_loaded(loaded: Loaded | _Failure) -> Loaded | _Failure:
+    """DataLoader's own conversion would turn tuples into lists."""
+    return loaded
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001 (DataLoader passes the number)

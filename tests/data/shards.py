@@ -32,7 +32,10 @@ def write_shard(path: Path, samples: Sequence[dict[str, bytes | str | int]]) -> 
     """A tar (gzipped if its name says so) with these samples; str, int and bytes parts are written as they stand."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = [
-        {key: str(part).encode() if key != "__key__" and not isinstance(part, bytes) else part for key, part in one.items()}
+        {
+            key: str(part).encode() if key != "__key__" and not isinstance(part, bytes) else part
+            for key, part in one.items()
+        }
         for one in samples
     ]
     with webdataset.TarWriter(str(path), encoder=False) as writer:

@@ -7,7 +7,9 @@ from data.config import DataConfig
 
 
 def test_one_pattern_or_several() -> None:
-    config = DataConfig.model_validate({"sources": {"a": {"shards": "x.tar"}, "b": {"shards": ["y.tar", "z.tar"], "weight": 2}}})
+    config = DataConfig.model_validate(
+        {"sources": {"a": {"shards": "x.tar"}, "b": {"shards": ["y.tar", "z.tar"], "weight": 2}}}
+    )
     assert config.sources["a"].patterns == ("x.tar",)
     assert config.sources["b"].patterns == ("y.tar", "z.tar")
     assert config.sources["b"].weight == 2.0

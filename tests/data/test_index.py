@@ -51,7 +51,10 @@ def test_ids_survive_a_move_of_the_data_and_tell_sources_shards_and_keys_apart(t
     }
     assert ids["one"] == ids["two"]
     assert len(set(ids["one"])) == 8
-    assert len({sample_id("a", "b", "c"), sample_id("ab", "", "c"), sample_id("a", "bc", ""), sample_id("a", "b", "d")}) == 4
+    assert (
+        len({sample_id("a", "b", "c"), sample_id("ab", "", "c"), sample_id("a", "bc", ""), sample_id("a", "b", "d")})
+        == 4
+    )
     assert -(2**63) <= min(ids["one"]) <= max(ids["one"]) < 2**63
 
 

@@ -6,12 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.randomness import Draws, Permutation, hash_key
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(), st.text())
 def test_a_permutation_visits_everything_once(count: int, seed: int, name: str) -> None:
     seen = Permutation(count, seed, name)(np.arange(count))

@@ -23,7 +23,12 @@ IMAGE = ImageSpec(size=16)
 
 
 def stream(
-    pattern: str | dict[str, object], *, global_batch: int = 8, seed: int = 0, world: World | None = None, **fields: object
+    pattern: str | dict[str, object],
+    *,
+    global_batch: int = 8,
+    seed: int = 0,
+    world: World | None = None,
+    **fields: object,
 ) -> TrainStream:
     sources = pattern if isinstance(pattern, dict) else {"a": {"shards": pattern}}
     config = DataConfig.model_validate({"sources": sources, "workers": 0, **fields})
@@ -76,6 +81,7 @@ def test_a_global_batch_is_the_same_at_any_world_size(tmp_path: Path, world_size
         assert sum((part.skipped for part in parts), ()) == batch.skipped
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
     write_shard(tmp_path / "part-99.tar", [sample(99, jpg=b"", txt="x")])
@@ -117,7 +123,9 @@ def test_crops_and_captions_change_with_epochs_and_seeds(tmp_path: Path) -> None
 
 def test_weighted_sources_and_labels(tmp_path: Path) -> None:
     few = write_shard(tmp_path / "few.tar", [sample(n, jpg=picture(n), txt="few", cls=n) for n in range(4)])
-    many = write_shard(tmp_path / "many.tar", [sample(n, png=picture(n, form="PNG"), txt="many", cls=n) for n in range(9)])
+    many = write_shard(
+        tmp_path / "many.tar", [sample(n, png=picture(n, form="PNG"), txt="many", cls=n) for n in range(9)]
+    )
     sources = {"few": {"shards": str(few), "weight": 3}, "many": {"shards": str(many), "weight": 1}}
     data = stream(sources, global_batch=12)
     assert data.num_samples == 13
@@ -186,14 +194,16 @@ def test_a_shard_that_vanishes_is_a_run_of_bad_samples(tmp_path: Path) -> None:
     (batch,) = data.batches(0, 1)
     assert sorted({int(key) for key in batch.keys}) == list(range(6, 16))
     reasons = {skip.reason for skip in batch.skipped}
-    assert reasons == {"it cannot be read (No such file or directory)"} | {r for r in reasons if "ends before byte" in r}
+    assert reasons == {"it cannot be read (No such file or directory)"} | {
+        r for r in reasons if "ends before byte" in r
+    }
     assert len(batch.skipped) == 6
 
 
 def test_a_cut_shard_is_used_as_far_as_it_goes_and_told_at_the_start(tmp_path: Path) -> None:
     pattern = write_source(tmp_path, [6, 6])
     cut = tmp_path / "part-01.tar"
-    cut.write_bytes(cut.read_bytes()[:4000])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     data = stream(pattern, global_batch=4)
     (problem,) = data.problems
     assert problem.shard == str(cut)
