@@ -1,0 +1,121 @@
+"""Embedding many images and texts on all ranks, every rank running the same number of equally large forwards.
+
+Under ZeRO-3 each forward is a collective, so a rank that runs out of work goes on with padding. And because kernels
+choose their order of summation by shape, every forward has `batch_size` rows and all texts one common length: an
+embedding does not depend on the number of ranks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from jaxtyping import Float, Float32, Int64, Shaped, UInt8
+from torch import Tensor, nn
+
+from data.heldout import HeldOutBatch, HeldOutSet
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A model with an image and a text tower; embeddings have unit norm. The caller's autocast sets the precision."""
+
+    def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """The embeddings of uint8 images."""
+
+    def encode_text(
+        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """The embeddings of token ids."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The model and all modules in it."""
+
+    def eval(self) -> Any:
+        """Switch to evaluation: no dropout, no updates of statistics."""
+
+
+class ImageEmbeddings(NamedTuple):
+    """The usable images of a held-out set, in its order; `indices` are their positions there."""
+
+    rows: Float32[Tensor, "images dim"]
+    indices: Int64[Tensor, " images"]
+
+
+@contextmanager
+def evaluation_mode(model: Encoder) -> Iterator[None]:
+    """Evaluate without gradients in the block; afterwards each module trains, or does not, as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # Not inference_mode: a tensor that a tower caches, or ZeRO-3 gathers, in there cannot be trained on afterwards.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def embed_batches(
+    model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int
+) -> Iterator[tuple[HeldOutBatch, Float32[Tensor, "batch dim"]]]:
+    """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
+    for host_batch in held_out.batches(world, batch_size, workers):
+        batch = host_batch.to(world.device)
+        rows = len(batch.images)
+        images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, batch_size - rows))
+        yield batch, model.encode_image(images)[:rows].float()
+
+
+def embed_images(model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int) -> ImageEmbeddings:
+    """All usable images of a held-out set, on every rank. Collective."""
+    batches = list(embed_batches(model, held_out, world, batch_size, workers))
+    rows = gather_rows(torch.cat([rows for _, rows in batches]), world)
+    indices = gather_rows(torch.cat([batch.indices for batch, _ in batches]), world)
+    valid = gather_rows(torch.cat([batch.valid for batch, _ in batches]).byte(), world).bool()
+    return ImageEmbeddings(rows[valid], indices[valid])
+
+
+def embed_texts(model: Encoder, texts: TokenBatch, world: World, batch_size: int) -> Float32[Tensor, "texts dim"]:
+    """All texts, on every rank. Collective."""
+    share, most = even_share(len(texts.tokens), world)
+    return gather_shares(embed_text_share(model, texts, share, most, world, batch_size), most, len(texts.tokens), world)
+
+
+def embed_text_share(
+    model: Encoder, texts: TokenBatch, share: range, most: int, world: World, batch_size: int
+) -> Float32[Tensor, "share dim"]:
+    """The texts in `share`, in as many forwards as `most` texts take; the rows too many are the last text again."""
+    num_forwards = -(-most // batch_size)
+    positions = torch.arange(share.start, share.start + num_forwards * batch_size).clamp(max=len(texts.tokens) - 1)
+    rows = [
+        model.encode_text(texts.tokens[chosen].to(world.device), texts.lengths[chosen].to(world.device)).float()
+        for chosen in positions.split(batch_size)
+    ]
+    return torch.cat(rows)[: len(share)]
+
+
+def even_share(count: int, world: World) -> tuple[range, int]:
+    """This rank's part of `count` things in order, and the most that any rank has: the first ranks are full."""
+    most = -(-count // world.size)
+    return range(min(count, world.rank * most), min(count, (world.rank + 1) * most)), most
+
+
+def gather_shares(
+    rows: Float32[Tensor, "share dim"], most: int, count: int, world: World
+) -> Float32[Tensor, "count dim"]:
+    """The `count` rows of which each rank holds its `even_share`, on every rank. Collective."""
+    return gather_rows(F.pad(rows, (0, 0, 0, most - len(rows))), world)[:count]
+
+
+def gather_rows(rows: Shaped[Tensor, "rows ..."], world: World) -> Shaped[Tensor, "all_rows ..."]:
+    """Every rank's rows, equally many, in rank order. Collective."""
+    if world.size == 1:
+        return rows
+    gathered = rows.new_empty(world.size * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered

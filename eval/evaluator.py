@@ -1,0 +1,45 @@
+"""Evaluators: built once from the recipe, run on any model by all ranks together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+from eval.encoder import Encoder
+from eval.retrieval import Retrieval, RetrievalConfig
+from eval.zeroshot import ZeroShot, ZeroShotConfig
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="kind")]
+
+
+class Evaluator(Protocol):
+    """Measures a model; every rank does its share, and the figures depend neither on their number nor on batch size."""
+
+    def run(self, model: Encoder, world: World) -> dict[str, float]:
+        """The figures by name, the same on every rank. Collective."""
+
+
+def build_evaluators(
+    configs: Mapping[str, EvaluatorConfig],
+    image: ImageSpec,
+    tokenizer: Callable[[Sequence[str]], TokenBatch],
+    root: str | None,
+) -> dict[str, Evaluator]:
+    """The evaluators of a recipe by name, their data found and checked. Raises UserError for what is wrong with it."""
+    return {name: _build(name, config, image, tokenizer, root) for name, config in configs.items()}
+
+
+def _build(
+    name: str,
+    config: EvaluatorConfig,
+    image: ImageSpec,
+    tokenizer: Callable[[Sequence[str]], TokenBatch],
+    root: str | None,
+) -> Evaluator:
+    where = f"evaluate.{name}.shards"
+    if isinstance(config, ZeroShotConfig):
+        return ZeroShot(config, image, tokenizer, root, where)
+    return Retrieval(config, image, tokenizer, root, where)

@@ -1,0 +1,81 @@
+"""Ranks of the right candidates among all, tile by tile, shared by the ranks of the world.
+
+Scores are summed in float64 and rounded to fp32. So equal embeddings score equally wherever they stand in a tile, and
+the resulting integers do not depend on how the matrix was cut.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from vlm.world import World
+
+TILE = 1024
+
+
+class Matches(NamedTuple):
+    """How each query found its own candidates: the rank of the best of them (1 is best), and its score."""
+
+    ranks: Int64[Tensor, " queries"]
+    scores: Float32[Tensor, " queries"]
+
+
+def find_matches(
+    queries: Float32[Tensor, "queries dim"],
+    candidates: Float32[Tensor, "candidates dim"],
+    query_groups: Int64[Tensor, " queries"],
+    candidate_groups: Int64[Tensor, " candidates"],
+    tile: int = TILE,
+) -> Matches:
+    """Each query's rank of its best candidate of the same group, holding `queries x tile` scores at a time.
+
+        rank[q] = 1 + #{c of another group: not score[q, c] < best[q]},  best[q] = max score[q, c] over c of q's group
+
+    Candidates of other groups that tie count as better, and so do scores that are no number: a model that maps
+    everything to one point, or to NaN, comes last everywhere. Others of the query's own group are not in its way.
+    """
+    best = queries.new_full((len(queries),), float("-inf"))
+    ranks = torch.ones_like(query_groups)
+    tiles = range(0, len(candidates), tile)
+    for start in tiles:
+        own = _same_group(query_groups, candidate_groups[start : start + tile])
+        if own.any():
+            scores = score(queries, candidates[start : start + tile])
+            best = best.maximum(scores.masked_fill(~own, float("-inf")).amax(dim=1))
+    for start in tiles:
+        own = _same_group(query_groups, candidate_groups[start : start + tile])
+        scores = score(queries, candidates[start : start + tile])
+        ranks += (~(scores < best[:, None]) & ~own).sum(dim=1)
+    return Matches(ranks, best)
+
+
+def find_matches_shared(
+    queries: Float32[Tensor, "queries dim"],
+    candidates: Float32[Tensor, "candidates dim"],
+    query_groups: Int64[Tensor, " queries"],
+    candidate_groups: Int64[Tensor, " candidates"],
+    world: World,
+    tile: int = TILE,
+) -> Matches:
+    """`find_matches` of all queries on every rank, the tiles of queries taken in turn by the ranks. Collective."""
+    ranks = torch.zeros_like(query_groups)
+    scores = queries.new_zeros(len(queries))
+    for start in range(world.rank * tile, len(queries), world.size * tile):
+        part = slice(start, start + tile)
+        ranks[part], scores[part] = find_matches(queries[part], candidates, query_groups[part], candidate_groups, tile)
+    return Matches(world.sum(ranks), world.sum(scores))
+
+
+def score(
+    queries: Float32[Tensor, "queries dim"], candidates: Float32[Tensor, "candidates dim"]
+) -> Float32[Tensor, "queries candidates"]:
+    """Inner products; autocast leaves float64 alone."""
+    return (queries.double() @ candidates.double().T).float()
+
+
+def _same_group(
+    query_groups: Int64[Tensor, " queries"], candidate_groups: Int64[Tensor, " candidates"]
+) -> Bool[Tensor, "queries candidates"]:
+    return query_groups[:, None] == candidate_groups[None, :]

@@ -1,0 +1,26 @@
+"""What evaluators on held-out shards have in common."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from data.heldout import HeldOutSet
+from vlm.config import Config
+from vlm.duration import PositiveDuration
+from vlm.model.image_spec import ImageSpec
+
+
+class ShardEvaluation(Config):
+    """Which held-out shards are evaluated, how, and how often in training."""
+
+    shards: Annotated[str | tuple[str, ...], Field(description="Tar files: names, {00..03} and * patterns.")]
+    every: Annotated[
+        PositiveDuration | None, Field(description="In training, evaluate this often; null: only at the end.")
+    ] = None
+    batch_size: Annotated[int, Field(gt=0, description="Images, or texts, a forward on each rank.")] = 256
+    limit: Annotated[int | None, Field(gt=0, description="Only the first so many samples.")] = None
+    workers: Annotated[int, Field(ge=0, description="Loading processes per rank; 0 loads in the process itself.")] = 0
+
+    def held_out(self, image: ImageSpec, root: str | None, where: str) -> HeldOutSet:
+        """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""
+        return HeldOutSet(self.shards, image, root=root, limit=self.limit, where=where)

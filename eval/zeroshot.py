@@ -1,0 +1,112 @@
+"""Zero-shot classification: classes described by prompts, images assigned to the nearest (CLIP, arXiv:2103.00020)."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float32, Float64
+from pydantic import Field
+from torch import Tensor
+
+from eval.classes import load_class_prompts
+from eval.encoder import Encoder, embed_batches, embed_text_share, evaluation_mode, even_share, gather_shares
+from eval.ranks import find_matches
+from eval.shards import ShardEvaluation
+from vlm.errors import UserError
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+_STRINGS = tuple[str, ...]
+
+
+class ZeroShotConfig(ShardEvaluation):
+    """Zero-shot classification of labelled shards."""
+
+    kind: Literal["zeroshot"]
+    classes: Annotated[str | _STRINGS, Field(description='Class names: a list, a JSON file, or "imagenet".')]
+    templates: Annotated[
+        str | _STRINGS | None,
+        Field(description='Prompts with {} for the name: a list, a JSON file, "openai-imagenet" or "simple".'),
+    ] = None
+
+
+class ZeroShot:
+    """Measures the share of images whose class has the nearest embedding: the normalised mean over its prompts.
+
+    Top-5 is the share of images with fewer than five classes as near as their own. A tie counts as a miss.
+
+    Raises:
+        UserError: shards without labels, a label without a class, unusable class names or templates.
+    """
+
+    def __init__(
+        self,
+        config: ZeroShotConfig,
+        image: ImageSpec,
+        tokenizer: Callable[[Sequence[str]], TokenBatch],
+        root: str | None,
+        where: str = "shards",
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._classes = load_class_prompts(config.classes, config.templates, root)
+        self._held_out = config.held_out(image, root, where)
+        self._where = where
+        self._check_labels()
+
+    def run(self, model: Encoder, world: World) -> dict[str, float]:
+        """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective."""
+        config = self._config
+        num_classes = len(self._classes.names)
+        groups = torch.arange(num_classes, device=world.device)
+        counts = torch.zeros(3, num_classes, dtype=torch.int64, device=world.device)
+        with evaluation_mode(model):
+            classes = self.class_embeddings(model, world)
+            for batch, rows in embed_batches(model, self._held_out, world, config.batch_size, config.workers):
+                assert batch.labels is not None  # the constructor refused a set without
+                labels = batch.labels[batch.valid]
+                ranks = find_matches(rows[batch.valid], classes, labels, groups).ranks
+                found = (labels, labels[ranks <= 1], labels[ranks <= 5])
+                counts += torch.stack([torch.bincount(rows, minlength=num_classes) for rows in found])
+        return self._figures(world.sum(counts).double())
+
+    def class_embeddings(self, model: Encoder, world: World) -> Float32[Tensor, "classes dim"]:
+        """One unit-norm row a class, the mean of its prompts' embeddings; each rank encodes a part. Collective."""
+        num_templates, num_classes = len(self._classes.templates), len(self._classes.names)
+        share, most = even_share(num_classes, world)
+        prompts = range(share.start * num_templates, share.stop * num_templates)
+        rows = embed_text_share(model, self._prompts, prompts, most * num_templates, world, self._config.batch_size)
+        means = rows.reshape(len(share), num_templates, -1).mean(dim=1)
+        return gather_shares(means / means.norm(dim=1, keepdim=True), most, num_classes, world)
+
+    @cached_property
+    def _prompts(self) -> TokenBatch:
+        return self._tokenizer(self._classes.prompts())
+
+    def _figures(self, counts: Float64[Tensor, "3 classes"]) -> dict[str, float]:
+        seen, first, in_five = counts
+        num_samples = int(seen.sum())
+        if num_samples == 0:
+            raise UserError(f"{self._where}: none of the {len(self._held_out)} samples can be read")
+        occurs = seen > 0
+        return {
+            "top1": float(first.sum() / num_samples),
+            "top5": float(in_five.sum() / num_samples),
+            "mean_per_class_recall": float((first[occurs] / seen[occurs]).mean()),
+            "num_samples": num_samples,
+            "num_skipped": len(self._held_out) - num_samples,
+        }
+
+    def _check_labels(self) -> None:
+        labels = self._held_out.labels
+        if labels is None:
+            raise UserError(f"{self._where}: no sample of {self._config.shards} has a label (a cls file)")
+        largest = int(labels.max())
+        if largest >= len(self._classes.names):
+            key = self._held_out.keys()[int(labels.argmax())]
+            raise UserError(
+                f"{self._where}: sample {key} has label {largest}, but there are {len(self._classes.names)} classes "
+                f"(labels 0 to {len(self._classes.names) - 1})"
+            )
