@@ -1,0 +1,128 @@
+"""open_clip's image and text towers, the causal text tower running at the length of its batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float, Int64
+from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import Tensor, nn
+
+from vlm.errors import UserError
+from vlm.model.towers import TextTower
+
+# What open_clip, timm and torch raise about impossible sizes.
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+
+
+class CausalTextTower(TextTower):
+    """open_clip's causal text transformer (Radford et al., 2021), pooled at the end token, at any length.
+
+    What follows the end token cannot reach it, so a batch needs no padding beyond its longest text. This module owns
+    the parameters, under open_clip's names: engines that shard them gather them when their owner's forward runs.
+    """
+
+    attn_mask: Tensor
+
+    def __init__(self, tower: TextTransformer, context_length: int, pad_id: int) -> None:
+        super().__init__(context_length, pad_id)
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
+        self._pool_type = tower.pool_type
+        self._eos_id = tower.eos_id
+
+    @property
+    def may_shorten(self) -> bool:
+        """Causal and pooled at the end token: always."""
+        return True
+
+    def forward(
+        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Embeddings of texts of any length up to the context length."""
+        length = tokens.shape[1]
+        ids = self.padded(tokens, lengths, length)
+        hidden = self.token_embedding(ids) + self.positional_embedding[:length]
+        hidden = self.transformer(hidden, attn_mask=self.attn_mask[:length, :length])
+        # The norm works token by token, so it may follow the pooling.
+        pooled = self.ln_final(text_global_pool(hidden, ids, self._pool_type, eos_token_id=self._eos_id))
+        if self.text_projection is None:
+            return pooled  # type: ignore[no-any-return]
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(pooled)  # type: ignore[no-any-return]
+        return pooled @ self.text_projection  # type: ignore[no-any-return]
+
+
+class PaddedTextTower(TextTower):
+    """Any other text tower of open_clip, given texts of the full context length as it expects."""
+
+    def __init__(self, tower: nn.Module, context_length: int, pad_id: int) -> None:
+        super().__init__(context_length, pad_id)
+        self.tower = tower
+
+    @property
+    def may_shorten(self) -> bool:
+        """Bidirectional and class-token towers compute something else at another length."""
+        return False
+
+    def forward(
+        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Embeddings of texts, padded back to the context length first."""
+        return self.tower(self.padded(tokens, lengths, self.context_length))  # type: ignore[no-any-return]
+
+
+def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
+    """open_clip's image tower. Raises UserError when its `vision_cfg` is impossible."""
+    try:
+        trunk: nn.Module = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
+        _fit_image_size(trunk, vision_cfg)
+    except _BUILD_ERRORS as error:
+        raise UserError(f"vision_cfg: open_clip cannot build this image tower: {_first_line(error)}") from error
+    return trunk
+
+
+def build_text_tower(
+    embed_dim: int, text_cfg: Mapping[str, Any], context_length: int, pad_id: int, *, quick_gelu: bool
+) -> TextTower:
+    """open_clip's text tower, in the form that needs the least padding. Raises UserError when it is impossible."""
+    try:
+        tower = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
+    except _BUILD_ERRORS as error:
+        raise UserError(f"text_cfg: open_clip cannot build this text tower: {_first_line(error)}") from error
+    if isinstance(tower, TextTransformer) and _pooled_at_end(tower, pad_id):
+        return CausalTextTower(tower, context_length, pad_id)
+    return PaddedTextTower(tower, context_length, pad_id)
+
+
+def _pooled_at_end(tower: TextTransformer, pad_id: int) -> bool:
+    if tower.attn_mask is None or tower.cls_emb is not None:
+        return False
+    # The largest id marks the end only where padding is not larger still.
+    return tower.pool_type == "eos" or (tower.pool_type == "argmax" and pad_id == 0)
+
+
+def _fit_image_size(trunk: Any, vision_cfg: Mapping[str, Any]) -> None:
+    """Bring a timm model to the configured image size, where open_clip leaves it at timm's own."""
+    if not vision_cfg.get("timm_model_name") or not hasattr(trunk.trunk, "set_input_size"):
+        return
+    if tuple(trunk.trunk.default_cfg["input_size"][1:]) != trunk.image_size:
+        trunk.set_input_size(trunk.image_size)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

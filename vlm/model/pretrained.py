@@ -1,0 +1,122 @@
+"""Weights from open_clip's tags and from local files, read without running anything that they contain."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from open_clip.pretrained import download_pretrained, list_pretrained_tags_by_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlm.errors import UserError, nearest
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import DualEncoder
+from vlm.model.open_clip_names import from_open_clip
+from vlm.model.open_clip_towers import PaddedTextTower
+from vlm.model.resolve import open_clip_name, pretrained_tag
+from vlm.training.checkpoint import MANIFEST, Checkpoint, first_differences
+
+_WEIGHTS_IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.
+_WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
+_DECODER = "text_decoder."
+
+
+def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
+    """Load what `config.pretrained` names into `model`: open_clip's tag, a weights file, or a folder that holds one.
+
+    Position embeddings are resized to the model's image size and context length. Raises UserError when nothing is
+    found, when a file cannot be read safely, and, naming the first tensors that differ, for another architecture.
+    """
+    path = _find(config)
+    own = (path / MANIFEST).is_file()
+    weights = _own_checkpoint(path) if own else _translated(read_weights(path), model)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.logit_bias is not None:
+        weights.setdefault("logit_bias", model.logit_bias.detach())
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if differences := first_differences(expected, found):
+        raise UserError(f"pretrained {config.pretrained}: weights of another architecture: {differences}")
+    model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of a torch file that holds nothing but tensors.
+
+    Raises UserError for other files, and for those that would have to run code of theirs to be read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"pretrained {path}: neither safetensors nor a torch file of plain tensors (others are not read, because "
+            f"they can run code): {str(error).strip().splitlines()[0][:200]}"
+        ) from error
+    return _only_tensors(path, content)
+
+
+def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"pretrained {path}: holds no named tensors")
+    # Training wrappers put their own name first.
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def _find(config: ModelConfig) -> Path:
+    assert config.pretrained is not None
+    if tag := pretrained_tag(config):
+        try:
+            return Path(download_pretrained(dict(tag)))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"pretrained {config.pretrained}: the download failed: {error}") from error
+    path = Path(config.pretrained)
+    if path.is_file() or (path / MANIFEST).is_file():
+        return path
+    for name in _WEIGHTS_IN_FOLDER:
+        if (path / name).is_file():
+            return path / name
+    if config.open_clip is None or path.suffix or "/" in config.pretrained:
+        raise UserError(f"pretrained {config.pretrained}: no such file, and no folder with weights")
+    tags = list_pretrained_tags_by_model(open_clip_name(config.open_clip))
+    choices = nearest(config.pretrained, tags)
+    raise UserError(f"pretrained {config.pretrained}: neither a file nor a tag of {config.open_clip}; {choices}")
+
+
+def _own_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """The weights of a training checkpoint, averaged ones where it has them."""
+    checkpoint = Checkpoint(folder)
+    return checkpoint.tensors("weights") | checkpoint.tensors("ema")
+
+
+def _translated(weights: dict[str, Tensor], model: DualEncoder) -> dict[str, Tensor]:
+    text = model.text.tower if isinstance(model.text, PaddedTextTower) else model.text
+    view = SimpleNamespace(visual=model.image.trunk, text=text)
+    weights = convert_state_dict(view, weights)
+    weights = {name: value for name, value in weights.items() if name not in _WITHOUT_USE}
+    weights = {name: value for name, value in weights.items() if not name.startswith(_DECODER)}
+    if _same_width(weights, ("visual.positional_embedding",), view.visual):
+        resize_pos_embed(weights, view)
+    if _same_width(weights, ("positional_embedding", "text.positional_embedding"), text):
+        resize_text_pos_embed(weights, view)
+    translated = from_open_clip(weights, model)
+    known = model.state_dict()
+    # Frozen batch norms count no batches.
+    return {
+        name: value for name, value in translated.items() if name in known or not name.endswith(".num_batches_tracked")
+    }
+
+
+def _same_width(weights: Mapping[str, Tensor], names: tuple[str, ...], tower: nn.Module) -> bool:
+    """Whether weights and tower both have position embeddings, of one width."""
+    found = next((weights[name] for name in names if name in weights), None)
+    own = getattr(tower, "positional_embedding", None)
+    return found is not None and own is not None and found.shape[1:] == own.shape[1:]

@@ -1,0 +1,145 @@
+"""A model configuration with everything written out that names, tags and folders decide."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg
+
+from vlm.errors import UserError, nearest
+from vlm.model.config import Architecture, ImageTowerConfig, ModelConfig, TextTowerConfig, Towers
+from vlm.model.image_spec import ImageSpec
+from vlm.model.logit_scale import INITIAL_LOGIT_SCALE
+from vlm.model.transformers_towers import image_preprocessing
+
+_DEFAULT_IMAGE_SIZE = 224
+
+
+def resolve(config: ModelConfig) -> ModelConfig:
+    """`config` in terms of `towers`, with image preprocessing, activation and initial scale written out.
+
+    A pretrained tag decides preprocessing and activation, as its weights were trained with them; what the configuration
+    says itself goes first. Raises UserError for an unknown open_clip name and for images that are not square.
+    """
+    tag = pretrained_tag(config)
+    architecture = _architecture(config)
+    towers = config.towers if architecture is None else _as_towers(architecture)
+    assert towers is not None  # a configuration is of exactly one kind
+    towers = _sized(_with_base_weights(towers, config), config.image_size)
+    spec = _preprocessing(towers, tag)
+    decided: dict[str, Any] = {
+        "quick_gelu": bool(tag.get("quick_gelu")) if tag else architecture is not None and architecture.quick_gelu,
+        "image_size": spec.size,
+        "image_mean": spec.mean,
+        "image_std": spec.std,
+        "interpolation": spec.interpolation,
+        "resize_mode": spec.resize_mode,
+        "init_logit_scale": _initial_scale(architecture),
+        "init_logit_bias": None if architecture is None else architecture.init_logit_bias,
+    }
+    own = {name: getattr(config, name) for name in decided if getattr(config, name) is not None}
+    return config.model_copy(update={"open_clip": None, "architecture": None, "towers": towers, **decided, **own})
+
+
+def without_weights(resolved: ModelConfig) -> ModelConfig:
+    """The resolved configuration that builds the same towers and reads no weights for them."""
+    assert resolved.towers is not None
+    image, text = resolved.towers.image, resolved.towers.text
+    vision_cfg = _set(image.vision_cfg, timm_model_pretrained=False)
+    text_cfg = _set(text.text_cfg, hf_model_pretrained=False)
+    image = image.model_copy(update={"pretrained": False, "vision_cfg": vision_cfg})
+    text = text.model_copy(update={"pretrained": False, "text_cfg": text_cfg})
+    towers = resolved.towers.model_copy(update={"image": image, "text": text})
+    return resolved.model_copy(update={"towers": towers, "pretrained": None})
+
+
+def image_spec(resolved: ModelConfig) -> ImageSpec:
+    """The images that a resolved configuration asks for."""
+    return ImageSpec.model_validate(
+        {
+            "size": resolved.image_size,
+            "mean": resolved.image_mean,
+            "std": resolved.image_std,
+            "interpolation": resolved.interpolation,
+            "resize_mode": resolved.resize_mode,
+        }
+    )
+
+
+def open_clip_name(name: str) -> str:
+    """open_clip's own spelling of a model's name (its command line also takes slashes)."""
+    return name.replace("/", "-")
+
+
+def pretrained_tag(config: ModelConfig) -> Mapping[str, Any]:
+    """open_clip's record of the pretrained tag of `config`; empty when `pretrained` is no tag."""
+    if config.open_clip is None or config.pretrained is None:
+        return {}
+    return get_pretrained_cfg(open_clip_name(config.open_clip), config.pretrained)  # type: ignore[no-any-return]
+
+
+def _architecture(config: ModelConfig) -> Architecture | None:
+    if config.open_clip is None:
+        return config.architecture
+    name = open_clip_name(config.open_clip)
+    known = open_clip.list_models()
+    if name not in known:
+        raise UserError(f"open_clip: unknown model {config.open_clip!r}; {nearest(name, known)}")
+    return Architecture.model_validate(open_clip.get_model_config(name))
+
+
+def _initial_scale(architecture: Architecture | None) -> float:
+    log_scale = None if architecture is None else architecture.init_logit_scale
+    return INITIAL_LOGIT_SCALE if log_scale is None else math.exp(log_scale)
+
+
+def _as_towers(architecture: Architecture) -> Towers:
+    # Towers that also return their tokens do so for a caption decoder.
+    return Towers(
+        embed_dim=architecture.embed_dim,
+        image=ImageTowerConfig(vision_cfg=_set(architecture.vision_cfg, output_tokens=False)),
+        text=TextTowerConfig(text_cfg=_set(architecture.text_cfg, output_tokens=False)),
+    )
+
+
+def _with_base_weights(towers: Towers, config: ModelConfig) -> Towers:
+    """Which towers read weights of their own, as open_clip decides it.
+
+    None do when weights of the whole model follow; by open_clip name a Hugging Face text model does and a timm model
+    does not; an inline architecture says so itself.
+    """
+    vision_cfg, text_cfg = towers.image.vision_cfg, towers.text.text_cfg
+    if config.pretrained is not None or config.open_clip is not None:
+        vision_cfg = _set(vision_cfg, timm_model_pretrained=False)
+    if config.pretrained is not None:
+        text_cfg = _set(text_cfg, hf_model_pretrained=False)
+    own = config.pretrained is None
+    image = towers.image.model_copy(update={"vision_cfg": vision_cfg, "pretrained": own and towers.image.pretrained})
+    text = towers.text.model_copy(update={"text_cfg": text_cfg, "pretrained": own and towers.text.pretrained})
+    return towers.model_copy(update={"image": image, "text": text})
+
+
+def _sized(towers: Towers, image_size: int | None) -> Towers:
+    vision_cfg = towers.image.vision_cfg
+    if vision_cfg is None:
+        return towers
+    size = image_size or vision_cfg.get("image_size", _DEFAULT_IMAGE_SIZE)
+    if not isinstance(size, int):
+        if len(set(size)) != 1:
+            raise UserError(f"vision_cfg.image_size: found {size}; images must be square")
+        size = size[0]
+    image = towers.image.model_copy(update={"vision_cfg": _set(vision_cfg, image_size=size)})
+    return towers.model_copy(update={"image": image})
+
+
+def _preprocessing(towers: Towers, tag: Mapping[str, Any]) -> ImageSpec:
+    if towers.image.transformers is not None:
+        return image_preprocessing(towers.image.transformers)
+    assert towers.image.vision_cfg is not None
+    named = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
+    return ImageSpec.model_validate({"size": towers.image.vision_cfg["image_size"], **named})
+
+
+def _set(fields: dict[str, Any] | None, **values: object) -> dict[str, Any] | None:
+    return None if fields is None else {**fields, **values}
