@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -19,6 +19,7 @@ class TokenBatch(NamedTuple):
     lengths: Int64[Tensor, " batch"]
 
 
+@runtime_checkable
 class FullTokenizer(Protocol):
     """open_clip's tokenizers: texts to ids of the full context length."""
 

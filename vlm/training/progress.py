@@ -2,12 +2,13 @@
 
 import time
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+@runtime_checkable
 class ProgressDisplay(Protocol):
     """Shows the state of a run to a person."""
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -47,6 +47,7 @@ class TrainingConfig(Config):
     trackers: tuple[str, ...] = Field(default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb")
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Where batches come from: position in, batches out, no other state."""
 
@@ -56,6 +57,7 @@ class BatchSource(Protocol):
         """This rank's rows of global batches `start_step` to `start_step + num_steps`."""
 
 
+@runtime_checkable
 class RunnableEvaluator(Protocol):
     """Measures a model; all ranks share the work and get the same figures."""
 
