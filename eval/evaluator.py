@@ -1,7 +1,7 @@
 """Evaluators: built once from the recipe, run on any model by all ranks together."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from vlm.world import World
 EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="kind")]
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Measures a model; every rank does its share, and the figures depend neither on their number nor on batch size."""
 

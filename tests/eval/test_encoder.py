@@ -1,0 +1,64 @@
+"""Embedding on all ranks: the model comes back as it was, and no rank runs a forward more than another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.heldout import HeldOutSet
+from eval.encoder import embed_images, embed_texts, evaluation_mode
+from tests.data.shards import WordTokenizer, write_source
+from tests.eval.encoders import IMAGE, SmallEncoder, embed
+from tests.ranks import run_ranks
+from vlm.world import World
+
+TEXTS = [f"text number {n}{'!' * (n % 5)}" for n in range(10)]
+
+
+def test_each_module_trains_afterwards_as_before() -> None:
+    encoder = SmallEncoder()
+    frozen = torch.nn.Dropout().eval()
+    encoder.add_module("frozen", frozen)
+    with evaluation_mode(encoder):
+        assert not encoder.training
+        assert not encoder.dropout.training
+        assert not encoder.encode_text(*WordTokenizer()(TEXTS)).requires_grad
+    assert (encoder.training, encoder.dropout.training, frozen.training) == (True, True, False)
+    assert encoder.encode_text(*WordTokenizer()(TEXTS)).requires_grad
+
+
+def on_this_rank(pattern: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, int]]:
+    encoder = SmallEncoder()
+    world = World.current()
+    with evaluation_mode(encoder):
+        images = embed_images(encoder, HeldOutSet(pattern, IMAGE), world, batch_size, 0)
+        texts = embed_texts(encoder, WordTokenizer()(TEXTS), world, batch_size)
+    return images.rows, images.indices, texts, encoder.num_forwards
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_rank_has_all_embeddings_after_the_same_number_of_forwards(
+    tmp_path: Path, world_size: int, batch_size: int
+) -> None:
+    pattern = write_source(tmp_path, [4, 3])
+    results = (
+        [on_this_rank(pattern, batch_size)]
+        if world_size == 1
+        else run_ranks(on_this_rank, world_size, pattern, batch_size)
+    )
+    pixels = [batch.images[0] for batch in HeldOutSet(pattern, IMAGE).batches(World(), 1)]
+    expected_images, expected_texts = embed(SmallEncoder(), pixels, TEXTS)
+    for rows, indices, texts, num_forwards in results:
+        assert indices.tolist() == list(range(7))
+        torch.testing.assert_close(rows.double(), expected_images, rtol=0, atol=1e-6)
+        torch.testing.assert_close(texts.double(), expected_texts, rtol=0, atol=1e-6)
+        assert num_forwards == results[0][3]
+        assert torch.equal(rows, results[0][0])
+        assert torch.equal(texts, results[0][2])
+
+
+def test_more_ranks_than_texts(tmp_path: Path) -> None:
+    results = run_ranks(on_this_rank, 3, write_source(tmp_path, [2]), 1)
+    assert [result[1].tolist() for result in results] == [[0, 1]] * 3
+    assert all(result[3] == {"image": 1, "text": 4} for result in results)

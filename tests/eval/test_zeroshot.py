@@ -1,0 +1,161 @@
+"""Zero-shot classification against open_clip's own code, a single loop over images, and itself on other ranks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor, nn
+
+from data.heldout import HeldOutSet
+from eval.zeroshot import ZeroShot, ZeroShotConfig
+from tests.data.shards import WordTokenizer, picture, sample, write_shard
+from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
+from tests.ranks import run_ranks
+from vlm.errors import UserError
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+CLASSES = ("red", "blue", "pale green", "grey", "brown", "black", "white")
+TEMPLATES = ("a {} thing", "{}", "something {c}!")
+LABELS = [n * n % 6 for n in range(23)]  # class 6 never occurs, 2 and 5 neither
+
+
+def evaluation(pattern: str, batch_size: int = 5, classes: Sequence[str] = CLASSES) -> ZeroShot:
+    config = ZeroShotConfig(
+        kind="zeroshot", shards=pattern, classes=tuple(classes), templates=TEMPLATES, batch_size=batch_size
+    )
+    return ZeroShot(config, IMAGE, WordTokenizer(), None)
+
+
+def brute_force(pattern: str, classes: Sequence[str] = CLASSES) -> dict[str, float]:
+    batches = list(HeldOutSet(pattern, IMAGE).batches(World(), 1))
+    prompts = [template.format(name, c=name) for name in classes for template in TEMPLATES]
+    images, texts = embed(SmallEncoder(), [batch.images[0] for batch in batches], prompts)
+    means = [texts[3 * k : 3 * k + 3].mean(0) for k in range(len(classes))]
+    ranks = []
+    for label, image in zip(LABELS, images, strict=True):
+        scores = [float(image @ mean / mean.norm()) for mean in means]
+        ranks.append(sum(score >= scores[label] for score in scores))
+    recalls = [
+        [rank == 1 for rank, other in zip(ranks, LABELS, strict=True) if other == label]
+        for label in sorted(set(LABELS))
+    ]
+    return {
+        "top1": sum(rank <= 1 for rank in ranks) / len(ranks),
+        "top5": sum(rank <= 5 for rank in ranks) / len(ranks),
+        "mean_per_class_recall": sum(sum(hits) / len(hits) for hits in recalls) / len(recalls),
+        "num_samples": len(ranks),
+        "num_skipped": 0,
+    }
+
+
+def on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:
+    return evaluation(pattern, batch_size).run(SmallEncoder(), World.current())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_one_process_equals_the_definition(tmp_path: Path, batch_size: int) -> None:
+    pattern = labelled_shard(tmp_path, LABELS)
+    expected = brute_force(pattern)
+    assert 0 < expected["top1"] < expected["top5"] < 1
+    assert expected["mean_per_class_recall"] != pytest.approx(expected["top1"])
+    assert on_this_rank(pattern, batch_size) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 3), (3, 64)])
+def test_every_rank_of_any_number_gets_the_same_figures(tmp_path: Path, world_size: int, batch_size: int) -> None:
+    pattern = labelled_shard(tmp_path, LABELS)
+    one = on_this_rank(pattern, 7)
+    assert run_ranks(on_this_rank, world_size, pattern, batch_size) == [one] * world_size
+
+
+class TinyClip(nn.Module):
+    """A small model of open_clip behind our interface, which takes uint8 images and normalises them."""
+
+    spec = ImageSpec(size=32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+        self.clip = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+
+    def normalised(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float32[Tensor, "batch 3 height width"]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
+        return (images / 255 - mean) / std
+
+    def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float32[Tensor, "batch dim"]:
+        embeddings: Tensor = self.clip.encode_image(self.normalised(images), normalize=True)
+        return embeddings
+
+    def encode_text(
+        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+    ) -> Float32[Tensor, "batch dim"]:
+        embeddings: Tensor = self.clip.encode_text(tokens, normalize=True)
+        return embeddings
+
+
+def full_length(texts: Sequence[str]) -> TokenBatch:
+    tokens = open_clip.get_tokenizer("ViT-B-32")(list(texts))
+    return TokenBatch(tokens, (tokens != 0).sum(1))
+
+
+def test_the_figures_are_those_of_open_clip(tmp_path: Path) -> None:
+    labels = [n % 10 for n in range(60)]
+    samples = [sample(n, jpg=picture(n, (48, 40)), cls=label) for n, label in enumerate(labels)]
+    pattern = str(write_shard(tmp_path / "test.tar", samples))
+    classes = tuple(open_clip.IMAGENET_CLASSNAMES[:10])
+    model = TinyClip()
+    config = ZeroShotConfig(kind="zeroshot", shards=pattern, classes=classes, templates="simple", batch_size=16)
+    found = ZeroShot(config, model.spec, full_length, None)
+
+    classifier = open_clip.build_zero_shot_classifier(
+        model.clip, open_clip.get_tokenizer("ViT-B-32"), classes, open_clip.SIMPLE_IMAGENET_TEMPLATES
+    )
+    torch.testing.assert_close(found.class_embeddings(model, World()), classifier.T, rtol=0, atol=2e-6)
+    (batch,) = HeldOutSet(pattern, model.spec).batches(World(), 100)
+    with torch.no_grad():
+        logits = 100 * model.encode_image(batch.images) @ classifier
+    # The body of open_clip_train.zero_shot.accuracy, which itself fails with numpy 2.5.
+    correct = logits.topk(5, 1, True, True)[1].t().eq(torch.tensor(labels).view(1, -1))
+    top1, top5 = (int(correct[:k].sum()) for k in (1, 5))
+    figures = found.run(model, World())
+    assert 0 < top1 < top5 < 60
+    assert (figures["top1"], figures["top5"]) == (top1 / 60, top5 / 60)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_collapsed_model_recognises_nothing(tmp_path: Path, value: float) -> None:
+    figures = evaluation(labelled_shard(tmp_path, LABELS)).run(PointEncoder(value), World())
+    assert [figures[name] for name in ("top1", "top5", "mean_per_class_recall")] == [0, 0, 0]
+
+
+def test_fewer_than_five_classes(tmp_path: Path) -> None:
+    figures = evaluation(labelled_shard(tmp_path, [0, 1, 2, 2]), classes=CLASSES[:3]).run(SmallEncoder(), World())
+    assert figures["top5"] == 1
+    assert figures["top1"] < 1
+
+
+def test_samples_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    samples = [sample(n, jpg=picture(n), cls=n % 3) for n in range(6)]
+    samples[2] = sample(2, jpg=b"broken", cls=0)
+    samples[3] = sample(3, jpg=picture(3))
+    figures = evaluation(str(write_shard(tmp_path / "a.tar", samples))).run(SmallEncoder(), World())
+    assert (figures["num_samples"], figures["num_skipped"]) == (4, 2)
+
+
+def test_labels_without_a_class_and_shards_without_labels_are_refused(tmp_path: Path) -> None:
+    pattern = labelled_shard(tmp_path, [0, 1, 9, 3])
+    words = r"^shards: sample 000002 has label 9, but there are 7 classes \(labels 0 to 6\)$"
+    with pytest.raises(UserError, match=words):
+        evaluation(pattern)
+    with pytest.raises(UserError, match=r"^shards: no sample of .* has a label"):
+        evaluation(labelled_shard(tmp_path, [None, None]))
+    broken = write_shard(tmp_path / "broken.tar", [sample(0, jpg=b"broken", cls=0)])
+    with pytest.raises(UserError, match=r"^shards: none of the 1 samples can be read"):
+        evaluation(str(broken)).run(SmallEncoder(), World())
