@@ -1,6 +1,7 @@
 """Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers towers."""
 
-from typing import Any, Literal, Self
+from functools import cache
+from typing import Any, Literal
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
@@ -8,10 +9,6 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_val
 from vlm.config import Config
 from vlm.errors import nearest
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
-
-# Fields of open_clip's tower configurations, types included; its dataclasses are the single source.
-_VISION_FIELDS: TypeAdapter[Any] = TypeAdapter(CLIPVisionCfg)
-_TEXT_FIELDS: TypeAdapter[Any] = TypeAdapter(CLIPTextCfg)
 
 
 class Architecture(Config):
@@ -33,12 +30,12 @@ class Architecture(Config):
     @field_validator("vision_cfg")
     @classmethod
     def _known_vision_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return _checked(fields, _VISION_FIELDS, CLIPVisionCfg)
+        return _checked(fields, CLIPVisionCfg)
 
     @field_validator("text_cfg")
     @classmethod
     def _known_text_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return _checked(fields, _TEXT_FIELDS, CLIPTextCfg)
+        return _checked(fields, CLIPTextCfg)
 
 
 class ImageTowerConfig(Config):
@@ -52,10 +49,10 @@ class ImageTowerConfig(Config):
     @field_validator("vision_cfg")
     @classmethod
     def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else _checked(fields, _VISION_FIELDS, CLIPVisionCfg)
+        return None if fields is None else _checked(fields, CLIPVisionCfg)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_kind(self) -> "ImageTowerConfig":
         _exactly_one(transformers=self.transformers, vision_cfg=self.vision_cfg)
         return self
 
@@ -77,10 +74,10 @@ class TextTowerConfig(Config):
     @field_validator("text_cfg")
     @classmethod
     def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else _checked(fields, _TEXT_FIELDS, CLIPTextCfg)
+        return None if fields is None else _checked(fields, CLIPTextCfg)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_kind(self) -> "TextTowerConfig":
         _exactly_one(transformers=self.transformers, text_cfg=self.text_cfg)
         return self
 
@@ -115,7 +112,7 @@ class ModelConfig(Config):
     init_logit_bias: float | None = None
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_kind(self) -> "ModelConfig":
         _exactly_one(open_clip=self.open_clip, architecture=self.architecture, towers=self.towers)
         return self
 
@@ -127,14 +124,20 @@ def _exactly_one(**choices: object) -> None:
         raise ValueError(f"exactly one of {', '.join(choices)} is needed; found {found}")
 
 
-def _checked(fields: dict[str, Any], adapter: TypeAdapter[Any], owner: type) -> dict[str, Any]:
+@cache
+def _validator(owner: type) -> Any:
+    return TypeAdapter(owner)
+
+
+def _checked(fields: dict[str, Any], owner: type) -> dict[str, Any]:
+    """The fields, if open_clip's dataclass `owner` has them all, of these types."""
     known = owner.__dataclass_fields__  # type: ignore[attr-defined]
     for name, value in fields.items():
         if name not in known:
             raise ValueError(f"{name}: unknown key (value {value!r}); {nearest(name, known)}")
     try:
         # None stands for open_clip's own default in its JSON files.
-        adapter.validate_python({name: value for name, value in fields.items() if value is not None})
+        _validator(owner).validate_python({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise ValueError(f"{problem['loc'][0]}: found {problem['input']!r}; {problem['msg']}") from None

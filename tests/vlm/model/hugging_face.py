@@ -1,0 +1,64 @@
+"""Tiny transformers models and tokenizers, saved to a folder as their users save them."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tests.vlm.model.tiny import TEXTS
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def save_tokenizer(folder: Path, *, end_is_padding: bool = False) -> int:
+    """A word-level tokenizer with BERT's special tokens; returns the size of its vocabulary."""
+    words = [*_SPECIAL, *sorted({word for text in TEXTS for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[SEP]" if end_is_padding else "[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        eos_token="[SEP]",
+    ).save_pretrained(folder)
+    return len(words)
+
+
+def save_text_model(folder: Path, kind: str = "bert", *, weights: bool = True) -> None:
+    """A two-layer text model of the kind, with a tokenizer beside it."""
+    fields: dict[str, Any] = {
+        "vocab_size": save_tokenizer(folder),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+        "attention_dropout": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    if kind == "distilbert":
+        fields |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0}
+    if kind == "gpt2":
+        fields |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    _save(transformers.AutoConfig.for_model(kind, **fields), folder, weights=weights)
+
+
+def save_vision_model(folder: Path, kind: str = "vit", **fields: Any) -> None:
+    """A two-layer vision model of the kind for images of 32 pixels."""
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configuration = transformers.AutoConfig.for_model(kind, **{**sizes, "intermediate_size": 64, **fields})
+    _save(configuration, folder, weights=True)
+
+
+def _save(configuration: Any, folder: Path, *, weights: bool) -> None:
+    configuration.save_pretrained(folder)
+    if weights:
+        transformers.set_seed(0)
+        transformers.AutoModel.from_config(configuration).save_pretrained(folder)

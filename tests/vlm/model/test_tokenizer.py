@@ -1,0 +1,80 @@
+"""Token ids are open_clip's, only the padding is shorter."""
+
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vlm.model.hugging_face import save_tokenizer
+from tests.vlm.model.tiny import CONTEXT, TEXTS
+from vlm.errors import UserError
+from vlm.model.tokenizer import Tokenizer, full_tokenizer
+
+REFERENCE = open_clip.get_tokenizer("ViT-B-32")
+SHORT = Tokenizer(full_tokenizer({"context_length": CONTEXT}), shorten=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=4))
+def test_ids_of_any_text_are_those_of_open_clip(texts: list[str]) -> None:
+    expected = REFERENCE(texts, context_length=CONTEXT)
+    found = SHORT(texts)
+    assert found.tokens.shape[1] == int(found.lengths.max())
+    assert torch.equal(found.tokens, expected[:, : found.tokens.shape[1]])
+    assert not expected[:, found.tokens.shape[1] :].any()
+
+
+def test_length_counts_up_to_and_including_the_end_token() -> None:
+    found = SHORT([*TEXTS, "", "word " * 100])
+    assert found.lengths.tolist() == [4, 9, 3, 11, 2, CONTEXT]
+    ends = found.tokens[torch.arange(6), found.lengths - 1]
+    assert ends.tolist() == [REFERENCE.eot_token_id] * 6
+
+
+def test_full_length_when_the_tower_may_not_be_shortened() -> None:
+    full = Tokenizer(full_tokenizer({}), shorten=False)
+    assert torch.equal(full(TEXTS).tokens, REFERENCE(TEXTS))
+
+
+def test_tokenizers_of_two_model_families_equal_get_tokenizer() -> None:
+    for name in ("ViT-B-32", "coca_ViT-B-32"):
+        text_cfg = open_clip.get_model_config(name)["text_cfg"]
+        ours = Tokenizer(full_tokenizer(text_cfg), shorten=False)
+        assert torch.equal(ours(TEXTS).tokens, open_clip.get_tokenizer(name)(TEXTS))
+
+
+def test_no_texts_make_an_empty_batch() -> None:
+    assert SHORT([]).tokens.shape == (0, CONTEXT)
+
+
+def test_pickled_tokenizer_says_the_same() -> None:
+    again = pickle.loads(pickle.dumps(SHORT))  # noqa: S301
+    assert torch.equal(again(TEXTS).tokens, SHORT(TEXTS).tokens)
+
+
+def test_hugging_face_tokenizer_from_a_local_folder(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    fields = {"hf_tokenizer_name": str(tmp_path), "context_length": CONTEXT}
+    reference = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=CONTEXT)(TEXTS)
+    found = Tokenizer(full_tokenizer(fields), shorten=True)(TEXTS)
+    assert torch.equal(found.tokens, reference[:, : found.tokens.shape[1]])
+    # [CLS] words [SEP]
+    assert found.lengths.tolist() == [len(text.split()) + 2 for text in TEXTS]
+    pickle.loads(pickle.dumps(Tokenizer(full_tokenizer(fields), shorten=True)))  # noqa: S301
+
+
+def test_an_end_token_that_is_also_the_padding_counts_once(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, end_is_padding=True)
+    found = Tokenizer(full_tokenizer({"hf_tokenizer_name": str(tmp_path), "context_length": CONTEXT}), shorten=True)(
+        TEXTS
+    )
+    assert found.lengths.tolist() == [len(text.split()) + 2 for text in TEXTS]
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: the tokenizer cannot be loaded"):
+        full_tokenizer({"hf_tokenizer_name": str(tmp_path / "nowhere")})

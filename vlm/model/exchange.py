@@ -1,0 +1,138 @@
+"""Models in open_clip's own format, with proof that open_clip computes the same from them."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm.atomic import flush_to_disk, write_text
+from vlm.errors import UserError
+from vlm.model.dual_encoder import DualEncoder
+from vlm.model.open_clip_names import has_plain_layout, to_open_clip
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+TOLERANCE = 1e-5
+_LOAD_ERRORS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest absolute difference of any coordinate between this model's embeddings and the exported model's."""
+
+    image: float
+    text: float
+    num_images: int
+    num_texts: int
+
+
+def export_open_clip(
+    model: DualEncoder, directory: Path, images: UInt8[Tensor, "images 3 size size"], captions: Sequence[str]
+) -> Parity:
+    """Write `model` to the new folder `directory` for `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`.
+
+    Before the folder gets its name, open_clip itself loads it and encodes `images` (through the exported preprocessing)
+    and `captions` (through the exported tokenizer at full length), on the model's device. Raises UserError, and leaves
+    nothing behind, when open_clip cannot express or load the model, or when an embedding differs by more than 1e-5.
+    """
+    model_cfg = open_clip_config(model)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already exists and is not an empty folder")
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    try:
+        _write(model, model_cfg, aside)
+        parity = _measure(model, aside, images, captions)
+        aside.replace(directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return parity
+
+
+def open_clip_config(model: DualEncoder) -> dict[str, Any]:
+    """The `model_cfg` that makes open_clip build this model. Raises UserError when open_clip has no such towers."""
+    towers = model.config.towers
+    assert towers is not None  # the configuration of a built model is resolved
+    for name, tower in (("image", towers.image), ("text", towers.text)):
+        if tower.transformers is not None:
+            raise UserError(f"open_clip has no counterpart of the {name} tower (transformers: {tower.transformers})")
+    fields: dict[str, Any] = {
+        "embed_dim": towers.embed_dim,
+        "vision_cfg": towers.image.vision_cfg,
+        "text_cfg": towers.text.text_cfg,
+        "quick_gelu": bool(model.config.quick_gelu),
+        "custom_text": not has_plain_layout(model),
+    }
+    if model.logit_bias is not None:
+        fields["init_logit_bias"] = model.config.init_logit_bias
+    return fields
+
+
+def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    preprocessing = model.image_spec.model_dump(mode="json")
+    content = {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
+    write_text(folder / CONFIG_FILE, json.dumps(content, indent=2))
+    save_file(to_open_clip(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    model.tokenizer.save_pretrained(folder)
+    flush_to_disk(folder / WEIGHTS_FILE)
+
+
+@torch.no_grad()
+def _measure(
+    model: DualEncoder, folder: Path, images: UInt8[Tensor, "images 3 size size"], captions: Sequence[str]
+) -> Parity:
+    device = model.logit_scale.device
+    try:
+        exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
+        tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(captions))
+    except _LOAD_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"open_clip cannot load this model: {reason}") from error
+    pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+    pixels = torch.stack([preprocess(picture) for picture in pictures])
+    with _evaluating(model), _evaluating(exported):
+        texts = model.tokenizer(captions)
+        parity = Parity(
+            image=_distance(model.encode_image(images.to(device)), exported.encode_image(pixels.to(device))),
+            text=_distance(
+                model.encode_text(texts.tokens.to(device), texts.lengths.to(device)),
+                exported.encode_text(tokens.to(device)),
+            ),
+            num_images=len(images),
+            num_texts=len(captions),
+        )
+    # Written so that a NaN fails too.
+    if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):
+        raise UserError(
+            f"open_clip computes other embeddings from this model: images differ by up to {parity.image:.1e}, "
+            f"texts by up to {parity.text:.1e} (tolerance {TOLERANCE:.0e})"
+        )
+    return parity
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _distance(ours: Float[Tensor, "batch dim"], theirs: Float[Tensor, "batch dim"]) -> float:
+    return (ours - functional.normalize(theirs, dim=-1)).abs().max().item()
