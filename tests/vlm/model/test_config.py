@@ -1,0 +1,63 @@
+"""A mistake in a model's configuration is told in one line, with the nearest right name."""
+
+from typing import Any
+
+import open_clip
+import pytest
+from pydantic import ValidationError
+
+from tests.vlm.model.tiny import architecture
+from vlm.config import first_problem
+from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.model.config import Architecture, ModelConfig
+
+
+def test_every_architecture_of_open_clip_is_accepted() -> None:
+    names = open_clip.list_models()
+    assert len(names) > 100
+    for name in names:
+        Architecture.model_validate(open_clip.get_model_config(name))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "exactly one of open_clip, architecture, towers is needed; found none of them"),
+        ({"open_clip": "ViT-B-32", "architecture": architecture()}, "found open_clip and architecture"),
+        ({"architecture": architecture({"widht": 32})}, "widht: unknown key (value 32); nearest: width"),
+        (
+            {"architecture": architecture(text={"contextlength": 3})},
+            "contextlength: unknown key (value 3); nearest: cont",
+        ),
+        ({"architecture": architecture({"width": "wide"})}, "width: found 'wide'"),
+        ({"architecture": {**architecture(), "embed_dim": 0}}, "architecture.embed_dim: found 0"),
+        (
+            {"open_clip": "ViT-B-32", "pretraind": "openai"},
+            "pretraind: unknown key (value 'openai'); nearest: pretrained",
+        ),
+        (
+            {"towers": {"embed_dim": 8, "image": {}, "text": {"text_cfg": {}}}},
+            "towers.image: exactly one of transformers",
+        ),
+        ({"open_clip": "ViT-B-32", "init_logit_scale": 101}, "init_logit_scale: found 101"),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelConfig.model_validate(fields)
+    assert words in first_problem(caught.value, ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"open_clip": "ViT-B-23"}, "open_clip: unknown model 'ViT-B-23'; nearest: ViT-B-32"),
+        ({"architecture": architecture({"image_size": [32, 64]})}, "images must be square"),
+        ({"open_clip": "RN50"}, "the image tower normalises over the local batch .* freeze_batch_norm: true"),
+    ],
+)
+def test_what_cannot_be_built_is_a_user_error(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        build_model(ModelConfig.model_validate(fields))
+    assert "\n" not in str(caught.value)
