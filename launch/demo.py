@@ -17,7 +17,7 @@ NUM_TRAIN, NUM_VAL, SEED, IMAGE_SIZE = 20_000, 2_000, 0, 64
 
 
 def run_demo(folder: Path) -> None:
-    """Render scenes, train the `scenes` recipe on them, evaluate, report. Started again, it goes on where it stopped."""
+    """Render scenes, train the `scenes` recipe on them, evaluate, report. Started again, it goes on."""
     began = time.monotonic()
     scenes, run = folder / "scenes", folder / "run"
     if not (scenes / SETTINGS_FILE).is_file():

@@ -16,7 +16,7 @@ from vlm.world import World
 
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:
-    """Run one evaluator on the model called `name`; print a table on rank 0, and write the figures as JSON when asked."""
+    """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     accelerator: Accelerator = start_accelerator("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None)
@@ -28,7 +28,9 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
         if world.is_main:
             _show(name, config.kind, figures)
             if json_file is not None:
-                write_text(json_file, json.dumps({"model": name, "evaluation": config.kind, **figures}, indent=2) + "\n")
+                write_text(
+                    json_file, json.dumps({"model": name, "evaluation": config.kind, **figures}, indent=2) + "\n"
+                )
         world.barrier()
     finally:
         accelerator.end_training()

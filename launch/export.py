@@ -3,26 +3,42 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
+from data.config import DataConfig
 from data.heldout import HeldOutSet
 from launch.model_source import load_model
-from launch.recipe import check_recipe
 from vlm.errors import UserError, nearest
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.exchange import export_open_clip
+from vlm.model.exchange import Parity, export_open_clip
 from vlm.training.run_directory import RECIPE
+from vlm.world import World
 
 FORMATS = ("open_clip",)
-NUM_CHECKED = 16
+NUM_CHECKED = 16  # samples on which both systems are compared
 
 
-def export_model(name: str, to: str, folder: Path, data: Sequence[str]) -> list[str]:
-    """Write the model called `name` to `folder` in the format `to`; the lines to print on where it is and how equal it is.
+def export_model(name: str, to: str, folder: Path, data: Sequence[str]) -> Parity:
+    """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
-    The parity is measured on the first samples of `data`, or else of the data that the checkpoint's run trained on.
+    The parity is measured on the first samples of `data`, or else of the shards that the checkpoint's run trained on.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     model = load_model(name)
-    images = _samples(model, data) if data else _samples_of_run(model, Path(name))
-    del images
-    return []
+    samples = _samples(model, Path(name), data)
+    (batch,) = samples.batches(World(), len(samples))
+    captions = [caption for group in samples.captions for caption in group]
+    return export_open_clip(model, folder, batch.images[batch.valid], captions)
+
+
+def _samples(model: DualEncoder, path: Path, data: Sequence[str]) -> HeldOutSet:
+    if data:
+        return HeldOutSet(data, model.image_spec, limit=NUM_CHECKED, where="--data")
+    # A checkpoint lies at RUN/checkpoints/step-N.
+    recipe = next((folder / RECIPE for folder in (path, *path.parents[:2]) if (folder / RECIPE).is_file()), None)
+    if recipe is None:
+        raise UserError(f"{path} belongs to no run whose data could check the export; name some shards by --data")
+    config = DataConfig.model_validate(yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"])
+    source = next(iter(config.sources.values()))
+    return HeldOutSet(source.patterns, model.image_spec, root=config.root, limit=NUM_CHECKED, where=str(recipe))

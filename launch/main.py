@@ -90,8 +90,12 @@ def export(
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
     from launch.export import export_model
 
-    for line in export_model(checkpoint, to, folder, data or ()):
-        print(line)
+    parity = export_model(checkpoint, to, folder, data or ())
+    print(f"exported to {folder}")
+    print(
+        f"parity with {to} in fp32: images differ by at most {parity.image:.1e} ({parity.num_images} checked), "
+        f"texts by {parity.text:.1e} ({parity.num_texts} checked)"
+    )
 
 
 @app.command()

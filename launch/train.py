@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from eval.report import write_report
 
 from data.stream import TrainStream
 from eval.evaluator import build_evaluators
-from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, changed_keys
@@ -18,7 +18,6 @@ from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint, Manifest
-from vlm.training.engine import Engine
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress
 from vlm.training.run_directory import RunDirectory
@@ -27,6 +26,7 @@ from vlm.training.trainer import ScheduledEvaluation, Trainer
 from vlm.world import World
 
 REPORT = "report.html"
+NUM_EXAMPLES = 6  # best and worst retrievals each
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
         trainer.run(start_step, progress)
     finally:
         progress.close()
-    _write_examples(engine, trainer, parts.evaluations, run.path)
+    _write_examples(parts, trainer)
     if engine.world.is_main:
         write_report([run.path], run.path / REPORT)
     engine.world.barrier()
@@ -136,7 +136,9 @@ def _rows_per_rank(global_batch: int) -> int:
     rows, left = divmod(global_batch, ranks)
     if left:
         around = [str(n * ranks) for n in (rows, rows + 1) if n]
-        raise UserError(f"global_batch: {global_batch} is not divisible by {ranks} ranks; {' or '.join(around)} would work")
+        raise UserError(
+            f"global_batch: {global_batch} is not divisible by {ranks} ranks; {' or '.join(around)} would work"
+        )
     return rows
 
 
@@ -167,22 +169,23 @@ def _require_same_data(checkpoint: Checkpoint, source: TrainStream) -> None:
 
 
 def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:
-    """The order of sums on a CPU depends on the number of threads: a resumed run takes that of the run it goes on with."""
+    """The order of sums on a CPU depends on the number of threads: a resumed run takes that of its checkpoint."""
     if (manifest.engine, manifest.world_size) == (recipe.engine, world.size):
         torch.set_num_threads(manifest.threads)
 
 
 def _start_trackers(accelerator: Accelerator, names: tuple[str, ...], start_step: int) -> None:
     options = {"tensorboard": {"purge_step": start_step + 1}} if "tensorboard" in names else {}
-    accelerator.init_trackers("tracking", init_kwargs=options)
+    accelerator.init_trackers("vlm", init_kwargs=options)
 
 
-def _write_examples(engine: Engine, trainer: Trainer, evaluations: list[ScheduledEvaluation], folder: Path) -> None:
-    """Pictures of the best and worst retrievals, for the report."""
+def _write_examples(parts: _Parts, trainer: Trainer) -> None:
+    """Pictures of the best and worst retrievals, for the report. Collective."""
+    engine = trainer.engine
     averages = trainer.ema.shards if trainer.ema else {}
-    for evaluation in evaluations:
+    for evaluation in parts.evaluations:
         if isinstance(evaluation.evaluator, Retrieval):
             with engine.holding(averages), engine.autocast():
-                examples = evaluation.evaluator.examples(engine.module, engine.world, 6)
+                examples = evaluation.evaluator.examples(parts.model, engine.world, NUM_EXAMPLES)
             if engine.world.is_main:
-                examples.write(folder / "examples" / evaluation.name)
+                examples.write(trainer.run_directory.path / "examples" / evaluation.name)

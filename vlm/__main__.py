@@ -1,4 +1,4 @@
-"""The `vlm` command: finds the programs (data, eval, launch) wherever they were installed, and runs the command line."""
+"""The `vlm` command: finds the programs (data, eval, launch) wherever they were installed, and runs one."""
 
 import sys
 from pathlib import Path

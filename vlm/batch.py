@@ -22,7 +22,7 @@ class Skip:
 class Batch:
     """The rows of one global batch that one rank trains on.
 
-    `tokens` is as long as the longest caption among these rows; shorter captions are padded with zeros behind `lengths`.
+    `tokens` is as long as the longest caption among these rows; shorter ones are padded behind their `lengths`.
     """
 
     step: int

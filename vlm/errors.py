@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; its text names the file, key or value and, where there is one, the nearest valid choice."""
+    """A mistake the user can mend; its text names the file, key or value and the nearest valid choice."""
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @staticmethod
     def current(device: torch.device | None = None) -> "World":
@@ -39,7 +39,7 @@ class World:
         return total
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on every rank. For small values: they travel pickled between our own ranks."""
+        """Every rank's `value`, in rank order, on every rank; small values, pickled between our own ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -74,7 +74,10 @@ def test_the_resolved_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
         ("objective.clip.wieght=1", "clip.wieght: unknown key (value 1); nearest: weight"),
         ("objective.clip=0", "an objective needs at least one term"),
         ("evaluate={r: {kind: retreival, shards: a.tar}}", "evaluate.r"),
-        ("evaluate={r: {kind: retrieval, shards: a.tar, evry: 3 steps}}", "evaluate.r.evry: unknown key (value '3 steps'); nearest: every"),
+        (
+            "evaluate={r: {kind: retrieval, shards: a.tar, evry: 3 steps}}",
+            "evaluate.r.evry: unknown key (value '3 steps'); nearest: every",
+        ),
         ("data.sources.photos.wait=2", "data.sources.photos.wait: unknown key (value 2)"),
         ("model.open_clip=null", "exactly one of open_clip, architecture, towers is needed; found none"),
         ("data.sources.photos.weight=-1", "data.sources.photos.weight: found -1; "),
@@ -90,7 +93,7 @@ def test_a_mistake_is_one_line_with_path_value_and_nearest_name(recipe: Path, ov
 
 
 def test_a_missing_recipe_names_the_nearest_that_ships() -> None:
-    with pytest.raises(UserError, match="recipe flikr8k-tiny: no such file, .* nearest: flickr8k-tiny"):
+    with pytest.raises(UserError, match=r"recipe flikr8k-tiny: no such file, .* nearest: flickr8k-tiny"):
         load_recipe("flikr8k-tiny")
 
 

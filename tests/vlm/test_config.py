@@ -27,9 +27,9 @@ class Part(Config):
 class Whole(Config):
     part: Part = Part()
     maybe: Part | None = None
-    parts: dict[str, Part] = {}
+    parts: dict[str, Part] = Field(default={})
     rows: tuple[Part, ...] = ()
-    colours: dict[str, Annotated[Red | Blue, Field(discriminator="kind")]] = {}
+    colours: dict[str, Annotated[Red | Blue, Field(discriminator="kind")]] = Field(default={})
     either: str | tuple[str, ...] = ""
 
 
@@ -41,7 +41,10 @@ class Whole(Config):
         ({"maybe": {"sise": 2}}, ["maybe.sise: unknown key (value 2)", "nearest: size"]),
         ({"parts": {"a": {"sise": 2}}}, ["parts.a.sise: unknown key", "nearest: size"]),
         ({"rows": [{}, {"sise": 2}]}, ["rows.1.sise: unknown key", "nearest: size"]),
-        ({"colours": {"red": {"kind": "red", "strenght": 2}}}, ["colours.red.strenght: unknown key", "nearest: strength"]),
+        (
+            {"colours": {"red": {"kind": "red", "strenght": 2}}},
+            ["colours.red.strenght: unknown key", "nearest: strength"],
+        ),
         ({"colours": {"x": {"kind": "bleu"}}}, ["colours.x", "bleu", "'blue'"]),
         ({"part": {"size": "big"}}, ["part.size: found 'big'"]),
         ({"part": {"length": 3}}, ["part.length", "names its unit"]),

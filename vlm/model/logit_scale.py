@@ -19,21 +19,22 @@ class _Limit(torch.autograd.Function):
         return log_scale.clamp(max=math.log(MAX_LOGIT_SCALE))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (log_scale,) = ctx.saved_tensors
-        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole gradient;
-        # asking it always costs less than asking the device first whether the limit is reached.
+        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole
+        # gradient; asking it always costs less than asking the device first whether the limit is reached.
         whole = gradient.clone()
         if dist.is_initialized():
             dist.all_reduce(whole)
-        passes = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (whole > 0)
+        passes: Tensor = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (whole > 0)
         return gradient * passes
 
 
 def limited_scale(log_scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
     """The logit scale of CLIP from its learned logarithm, at most 100 (Radford et al., 2021, section 2.5).
 
-    Above the limit the gradient passes only when a step against it would lower the parameter, so the parameter can come back.
-    (An in-place clamp after the step would be undone by ZeRO's master copy of the weights.)
+    Above the limit the gradient passes only when a step against it would lower the parameter, which can so come
+    back. (An in-place clamp after the step would be undone by ZeRO's master copy of the weights.)
     """
-    return _Limit.apply(log_scale).exp()  # type: ignore[no-untyped-call,no-any-return]
+    limited: Tensor = _Limit.apply(log_scale)
+    return limited.exp()

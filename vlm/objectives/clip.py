@@ -19,9 +19,9 @@ def clip_loss(
     logit_scale: Float[Tensor, "1"],
     world: World,
 ) -> Float[Tensor, ""]:
-    """This rank's share of the symmetric InfoNCE loss (Radford et al., 2021, figure 3; scale a, N pairs on all ranks).
+    """This rank's share of the symmetric InfoNCE loss (Radford et al., 2021, figure 3); scale a, N pairs in all.
 
-    value = 1/(2N) sum_i [ -log softmax_j(a <x_i, y_j>)_i - log softmax_j(a <y_i, x_j>)_i ], j over the pairs of all ranks.
+    value = -1/(2N) sum_i [ log softmax_j(a <x_i, y_j>)_i + log softmax_j(a <y_i, x_j>)_i ], j over all N pairs.
 
     Each rank holds n = N / W rows and computes the n x N logits of its own images and of its own texts. The mean over
     its n rows is W / N times their sum: the share that `Term` asks for.
@@ -37,5 +37,5 @@ def clip_loss(
 class Clip(Term):
     """The gathered CLIP loss: all pairs of the global batch are negatives of each other."""
 
-    def __call__(self, encoded: Encoded, batch: Batch, world: World) -> Float[Tensor, ""]:  # noqa: D102
+    def __call__(self, encoded: Encoded, batch: Batch, world: World) -> Float[Tensor, ""]:  # noqa: D102, ARG002
         return clip_loss(encoded.image, encoded.text, encoded.logit_scale, world)

@@ -14,7 +14,9 @@ def register(name: str) -> Callable[[type[Term]], type[Term]]:
 
     def add(term: type[Term]) -> type[Term]:
         if name in _TERMS:
-            raise ValueError(f"the objective {name!r} is registered twice: {_TERMS[name].__qualname__} and {term.__qualname__}")
+            raise ValueError(
+                f"the objective {name!r} is registered twice: {_TERMS[name].__qualname__} and {term.__qualname__}"
+            )
         _TERMS[name] = term
         return term
 
@@ -31,7 +33,9 @@ def find_term(name: str) -> type[Term]:
     if name in _TERMS:
         return _TERMS[name]
     if ":" not in name:
-        raise UserError(f"there is no objective {name!r}; {nearest(name, _TERMS)}, or name your own as package.module:Class")
+        raise UserError(
+            f"there is no objective {name!r}; {nearest(name, _TERMS)}, or name your own as package.module:Class"
+        )
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

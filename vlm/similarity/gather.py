@@ -19,6 +19,8 @@ def gather_pairs(
     """
     if world.size == 1:
         return image, text
-    both = all_gather_single_autograd(torch.cat([image, text], dim=1), 0, dist.group.WORLD)
+    group = dist.group.WORLD
+    assert group is not None
+    both: Tensor = all_gather_single_autograd(torch.cat([image, text], dim=1), 0, group)
     all_image, all_text = both.split(image.shape[1], dim=1)
     return all_image, all_text

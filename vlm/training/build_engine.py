@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
@@ -11,7 +12,7 @@ from torch import nn
 
 from vlm.training.engine import Engine, EngineName, Precision, ReplicatedEngine
 
-_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+_STAGES: dict[EngineName, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 def start_accelerator(
@@ -24,7 +25,7 @@ def start_accelerator(
     run: Path | None = None,
 ) -> Accelerator:
     """Join the other ranks (gloo on CPU, NCCL on GPU) under accelerate, with DeepSpeed where the engine asks for it."""
-    project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run)) if run else None
+    project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")) if run else None
     cuda = torch.cuda.is_available()
     if engine == "ddp":
         return Accelerator(cpu=not cuda, log_with=list(trackers) or None, project_config=project)
@@ -69,6 +70,4 @@ def _stand_alone_rendezvous() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,7 +52,7 @@ class Manifest(Config):
     model: dict[str, Any]
     data: dict[str, int]
     versions: dict[str, str]
-    files: dict[str, FileRecord] = {}
+    files: dict[str, FileRecord] = Field(default={})
 
 
 def folder_name(step: int) -> str:
@@ -77,14 +77,14 @@ Group = tuple[dict[str, int], Callable[[str], Tensor]]
 
 
 def write_checkpoint(folder: Path, manifest: Manifest, groups: dict[str, Group], world: World) -> Path:
-    """Write a checkpoint below `folder` and return its path. Collective; a crash at any moment leaves no half checkpoint."""
+    """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint."""
     target = folder / folder_name(manifest.step)
     aside = folder / f"{target.name}{_PARTIAL}"
     if world.is_main:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.barrier()
-    files: dict[str, FileRecord] = {}
+    files: dict[str, FileRecord] = Field(default={})
     for group, (sizes, whole) in groups.items():
         path = aside / f"{group}-{world.rank:05d}.safetensors"
         if _write_share(path, sizes, whole, world):
@@ -111,8 +111,16 @@ def _write_share(path: Path, sizes: dict[str, int], whole: Callable[[str], Tenso
             share[name] = tensor.detach().cpu().contiguous().clone()
     if share:
         save_file(share, path)
+        path.chmod(0o666 & ~_umask())
         flush_to_disk(path)
     return bool(share)
+
+
+def _umask() -> int:
+    """The permissions that new files are denied; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:
@@ -154,7 +162,7 @@ class Checkpoint:
                 raise UserError(f"checkpoint {folder}: {name} is missing")
 
     def verify(self, world: World) -> None:
-        """Compare every file with its checksum, the ranks sharing the work. Collective. Raises UserError on a damaged file."""
+        """Compare every file with its checksum, the ranks sharing the work. Raises UserError on a damaged file."""
         _check_files(self.folder, self.manifest.files, list(self.manifest.files)[world.rank :: world.size])
 
     def names(self, group: str) -> list[str]:
@@ -184,7 +192,7 @@ class Checkpoint:
             for file_name in self.manifest.files:
                 if file_name.rsplit("-", 1)[0] == group:
                     with safe_open(self.folder / file_name, framework="pt") as file:
-                        places.update({name: self.folder / file_name for name in file.keys()})  # noqa: SIM118
+                        places.update(dict.fromkeys(file.keys(), self.folder / file_name))
             self._where[group] = places
         return self._where[group]
 

@@ -22,9 +22,9 @@ MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
 class Engine(ABC):
     """Runs the model under one way of sharing the work.
 
-    Whatever the engine, weights, moments and gradients have the names of `module`'s parameters and are whole fp32 tensors
-    where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are called by all
-    ranks together.
+    Whatever the engine, weights, moments and gradients have the names of `module`'s parameters and are whole fp32
+    tensors where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are called
+    by all ranks together.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, precision: Precision) -> None:
@@ -108,7 +108,7 @@ class Engine(ABC):
 
     @contextmanager
     def holding(self, shards: dict[str, Tensor]) -> Iterator[None]:
-        """Run the block with other weights in the module (an average of them); the training weights come back. Collective."""
+        """Run the block with other weights in the module (an average); the training weights come back. Collective."""
         kept = {name: self.shard(name).clone() for name in shards}
         try:
             for name, value in shards.items():
@@ -140,7 +140,7 @@ class ReplicatedEngine(Engine):
         return self._wrapped  # type: ignore[no-any-return]
 
     def warm_up(self, batch: Batch) -> None:
-        """DDP rebuilds its buckets after the first backward, and with them the order of its sums: get that over with."""
+        """DDP rebuilds its buckets, and with them the order of its sums, after the first backward: get that over."""
         if self.world.size == 1:
             return
         encoded = self.encode(batch)
@@ -166,13 +166,14 @@ class ReplicatedEngine(Engine):
         return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
     def weight(self, name: str) -> Tensor:  # noqa: D102
-        return held_tensor(self.module, name).data
+        return held_data(self.module, name)
 
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held_tensor(self.module, name).data.copy_(value)
+        held_data(self.module, name).copy_(value)
 
     def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
-        return self._optimizer.state.get(self.parameters()[name], {}).get(kind)
+        moment: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(kind)
+        return moment
 
     def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
@@ -185,15 +186,15 @@ class ReplicatedEngine(Engine):
         return num_updates_of(self._optimizer)
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
-        return held_tensor(self.module, name).data
+        return held_data(self.module, name)
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held_tensor(self.module, name).data.copy_(value)
+        held_data(self.module, name).copy_(value)
 
-    def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
+    def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102, ARG002
         return shard
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102
+    def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102, ARG002
         return whole.to(self.world.device)
 
 
@@ -201,6 +202,12 @@ def held_tensor(module: nn.Module, name: str) -> Any:
     """The parameter or buffer of `module` with this dotted name, as the module holds it."""
     owner, _, attribute = name.rpartition(".")
     return getattr(module.get_submodule(owner), attribute)
+
+
+def held_data(module: nn.Module, name: str) -> Tensor:
+    """The values of a parameter or buffer, outside any graph, by reference."""
+    data: Tensor = held_tensor(module, name).data
+    return data
 
 
 def num_updates_of(optimizer: torch.optim.Optimizer) -> int:

@@ -41,7 +41,9 @@ class RunDirectory:
     def require_usable(self, *, resuming: bool) -> None:
         """Raise UserError when the folder cannot be written to, or holds another run that is not being resumed."""
         if self.is_started and not resuming:
-            raise UserError(f"{self.path} already holds a run; go on with it by --resume auto, or choose another run=DIR")
+            raise UserError(
+                f"{self.path} already holds a run; go on with it by --resume auto, or choose another run=DIR"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run directory {self.path} is a file")
         parent = self.path
@@ -70,7 +72,7 @@ class RunDirectory:
         return yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     def cut_back(self, step: int) -> None:
-        """Drop every line written after `step`, and torn last lines; tensorboard is cut by its own purge. Collective."""
+        """Drop all lines written after `step`, and torn last lines; tensorboard has its own purge. Collective."""
         if self.world.is_main:
             records = sorted((self.path / "samples").glob("rank-*.jsonl"))
             for path in [self.path / METRICS, self.path / LEDGER, *records]:

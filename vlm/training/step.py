@@ -14,7 +14,7 @@ from vlm.training.randomness import seed_step
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves to be logged: this rank's shares of the loss and of its terms, the scale, the gradient's norm."""
+    """What a step leaves to be logged: this rank's shares of the loss and its terms, the scale, the gradient norm."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -22,7 +22,9 @@ class StepResult:
     grad_norm: float
 
 
-def train_step(engine: Engine, terms: dict[str, Term], batch: Batch, ema: Ema | None, seed: int, lr: float) -> StepResult:
+def train_step(
+    engine: Engine, terms: dict[str, Term], batch: Batch, ema: Ema | None, seed: int, lr: float
+) -> StepResult:
     """Encode, compare, differentiate, update. Collective."""
     seed_step(seed, batch.step, engine.world.rank)
     encoded = engine.encode(batch)

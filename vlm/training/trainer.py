@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vlm.batch import Batch, Skip
 from vlm.config import Config
-from vlm.duration import PositiveDuration, Duration
+from vlm.duration import Duration, PositiveDuration
 from vlm.errors import UserError
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
@@ -35,7 +35,7 @@ class TrainingConfig(Config):
     global_batch: int = Field(default=256, gt=0, description="pairs a step, over all ranks")
     engine: EngineName = "ddp"
     precision: Precision = "fp32"
-    objective: Objective = {"clip": Clip()}
+    objective: Objective = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this; null: never")
@@ -44,7 +44,9 @@ class TrainingConfig(Config):
     checkpoint_every: PositiveDuration = Duration(500, "steps")
     keep_checkpoints: int | None = Field(default=2, gt=0, description="the newest so many are kept; null: all")
     record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
-    trackers: tuple[str, ...] = Field(default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb")
+    trackers: tuple[str, ...] = Field(
+        default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"
+    )
 
 
 @runtime_checkable
@@ -75,7 +77,7 @@ class ScheduledEvaluation:
 
 
 class Trainer:
-    """Runs a recipe's training from any step to the end. Everything that lasts is in the engine, the average and the step."""
+    """Runs a training from any step to its end. All that lasts is in the engine, the average and the step."""
 
     def __init__(
         self,
@@ -174,7 +176,9 @@ class Trainer:
             "data_wait": wait,
         }
         if not math.isfinite(loss):
-            raise UserError(f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint")
+            raise UserError(
+                f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint"
+            )
         self._write(metrics)
         skipped = f"  skipped {self._num_skipped}" if self._num_skipped else ""
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")

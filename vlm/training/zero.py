@@ -18,7 +18,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.batch import Batch
-from vlm.training.engine import MOMENTS, Engine, Moment, Precision, held_tensor, num_updates_of
+from vlm.training.engine import MOMENTS, Engine, Moment, Precision, held_data, held_tensor, num_updates_of
 
 Stage = Literal[1, 2, 3]
 
@@ -86,9 +86,10 @@ class ZeroEngine(Engine):
     def weight(self, name: str) -> Tensor:  # noqa: D102
         held = held_tensor(self.module, name)
         if not hasattr(held, "ds_id"):
-            return held.data
+            return held_data(self.module, name)
         with GatheredParameters([held]):
-            return held.data.clone()
+            whole: Tensor = held.data.clone()
+            return whole
 
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
         held = held_tensor(self.module, name)
@@ -118,7 +119,8 @@ class ZeroEngine(Engine):
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
         held = held_tensor(self.module, name)
-        return held.ds_tensor.data if hasattr(held, "ds_id") else held.data
+        part: Tensor = held.ds_tensor.data if hasattr(held, "ds_id") else held.data
+        return part
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
         held = held_tensor(self.module, name)
@@ -147,7 +149,7 @@ class ZeroEngine(Engine):
         return padded[self.world.rank * size :][:size].to(self.world.device)
 
     def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, kind: Moment | None) -> None:
-        """Write a master weight (no `kind`) or a moment. Stage 3 takes parts: its own setter of whole tensors fails on padding."""
+        """Write a master weight (no `kind`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
         if self._stage == 3:
             part = self.cut(name, value)
             if kind is None:
@@ -160,7 +162,7 @@ class ZeroEngine(Engine):
             safe_set_full_optimizer_state(parameter, value.to(self.world.device), kind)
 
     def _link_moments(self, *, again: bool = False) -> None:
-        """Tell parameters where their moments are. DeepSpeed does it after the first group's first step, too early for the rest."""
+        """Tell parameters where their moments are: DeepSpeed does it when only the first group has any."""
         if self._stage < 3 and (again or not self._linked):
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()

@@ -1,4 +1,4 @@
-"""The gathered CLIP loss: value and gradients are those of one process on the whole batch, in float64, at any world size."""
+"""The gathered CLIP loss: values and gradients of one process on the whole batch, in float64, at any world size."""
 
 import math
 
@@ -68,4 +68,6 @@ def test_value_and_averaged_gradients_equal_one_process_on_the_whole_batch(world
 def test_the_loss_of_identical_embeddings_is_the_log_of_the_batch() -> None:
     rows = torch.zeros(7, 4, dtype=torch.float64)
     rows[:, 0] = 1
-    assert clip_loss(rows, rows, torch.tensor([20.0], dtype=torch.float64), World()).item() == pytest.approx(math.log(7))
+    assert clip_loss(rows, rows, torch.tensor([20.0], dtype=torch.float64), World()).item() == pytest.approx(
+        math.log(7)
+    )

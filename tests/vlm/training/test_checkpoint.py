@@ -70,7 +70,7 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content if damage == "flip" else content[:-4])
-    with pytest.raises(UserError, match="weights-00000.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"weights-00000\.safetensors is damaged"):
         Checkpoint(path).verify(World())
 
 

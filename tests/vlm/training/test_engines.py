@@ -21,7 +21,15 @@ from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step
 
 NUM_STEPS = 20
-WAYS: list[tuple[EngineName, int]] = [("ddp", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3", 3)]
+WAYS: list[tuple[EngineName, int]] = [
+    ("ddp", 1),
+    ("ddp", 2),
+    ("ddp", 3),
+    ("zero1", 2),
+    ("zero2", 2),
+    ("zero3", 2),
+    ("zero3", 3),
+]
 MANIFEST = Manifest(
     step=0, samples=0, num_updates=0, world_size=1, engine="ddp", threads=1, model={}, data={}, versions={}
 )
@@ -224,7 +232,9 @@ def losses_under_bf16(setup: Setup, world_size: int) -> tuple[list[float], set[t
 @pytest.mark.parametrize(("engine", "world_size"), [("ddp", 2), ("zero1", 2), ("zero3", 2)])
 def test_bf16_computes_lower_and_keeps_masters_and_loss_in_fp32(engine: EngineName, world_size: int) -> None:
     exact = run_ranks(losses_under_bf16, 1, Setup("ddp"), 1, group=False)[0][0]
-    losses, dtypes = run_ranks(losses_under_bf16, world_size, Setup(engine, precision="bf16"), world_size, group=False)[0]
+    losses, dtypes = run_ranks(losses_under_bf16, world_size, Setup(engine, precision="bf16"), world_size, group=False)[
+        0
+    ]
     assert dtypes == {torch.float32}
     assert losses != pytest.approx(exact, rel=1e-5)  # autocast is really on
     assert losses == pytest.approx(exact, rel=3e-2)

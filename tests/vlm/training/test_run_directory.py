@@ -62,6 +62,11 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "run", World()).require_usable(resuming=False)
 
 
+def start(run: RunDirectory) -> None:
+    run.require_usable(resuming=False)
+    run.start({}, {})
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys").is_dir(), reason="root may write anywhere here")
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "locked"
@@ -69,6 +74,4 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     # Root ignores permission bits; a virtual file system refuses even root.
     place = Path("/proc/sys") if os.access(place, os.W_OK) else place
     with pytest.raises(UserError, match="cannot be written"):
-        run = RunDirectory(place / "run", World())
-        run.require_usable(resuming=False)
-        run.start({}, {})
+        start(RunDirectory(place / "run", World()))

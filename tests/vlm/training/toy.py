@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.batch import Batch
@@ -36,7 +35,8 @@ class ToyEncoder(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         image = self.frozen(self.image(images.float().flatten(1) / 255)) + self.offset
         text = self.text(tokens).mean(1)
-        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), limited_scale(self.logit_scale), None
+        scale = limited_scale(self.logit_scale)
+        return normalize(image.float(), dim=-1), normalize(text.float(), dim=-1), scale, None
 
 
 @dataclass(frozen=True)
