@@ -1,0 +1,148 @@
+"""Which charts a report shows, of one run or of several."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from eval.figures import is_count, is_share, spoken_name, spoken_value
+from eval.plots import Series, line_chart
+from eval.run_record import Point, RunRecord
+
+_LEFT_OUT_OF_COMPARISONS = (
+    "top5",
+    "image_to_text_r@5",
+    "image_to_text_r@10",
+    "text_to_image_r@5",
+    "text_to_image_r@10",
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A titled chart; the legend gives each line's colour, name and last value."""
+
+    title: str
+    legend: list[tuple[int, str, str]]
+    svg: Markup
+    axis: str
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    key: str
+    title: str
+    smooth: bool = False
+    from_zero: bool = False
+    value_format: Callable[[float], str] = "{:.4g}".format
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+_QUANTITIES = (
+    _Quantity("logit_scale", "Logit scale"),
+    _Quantity("lr", "Learning rate"),
+    _Quantity("grad_norm", "Gradient norm", smooth=True),
+    _Quantity("samples_per_second", "Samples a second", from_zero=True, value_format="{:,.0f}".format),
+    _Quantity("data_wait", "Time spent waiting for data", from_zero=True, value_format=_percent),
+)
+
+
+def training_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Chart]:
+    """Loss, each of its terms where there are several, and what else was logged with each step."""
+    terms = list(dict.fromkeys(term for run in runs for term in run.terms))
+    quantities = [_Quantity("loss", "Loss", smooth=True)]
+    if len(terms) > 1:
+        quantities += [_Quantity(term, f"Loss term: {term.replace('_', ' ')}", smooth=True) for term in terms]
+    charts = [_training_chart(quantity, names, runs) for quantity in (*quantities, *_QUANTITIES)]
+    return [chart for chart in charts if chart is not None]
+
+
+def evaluation_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Chart]:
+    """Evaluations over steps, where one was made more than once.
+
+    One run: the shares of an evaluation that belong together in one chart. Several runs: a chart for each metric.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run.evaluations))
+    keys = [key for key in keys if not is_count(_metric(key))]
+    if len(runs) > 1:
+        groups = [[key] for key in keys if _metric(key) not in _LEFT_OUT_OF_COMPARISONS]
+    else:
+        groups = list(_together(keys).values())
+    charts = [_evaluation_chart(group, names, runs) for group in groups]
+    return [chart for chart in charts if chart is not None]
+
+
+def _together(keys: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """The keys that share a chart: those of one evaluation and direction, shares apart from the rest."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        metric = _metric(key)
+        direction = metric.split("_r@")[0] if "_r@" in metric else "share" if is_share(metric) else metric
+        if metric.endswith("_median_rank"):
+            direction = "median_rank"
+        groups.setdefault((key.rpartition("/")[0], direction), []).append(key)
+    return groups
+
+
+def _training_chart(quantity: _Quantity, names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
+    along = _axis(runs)
+    lines = [
+        Series(name, _along(run, run.curve(quantity.key), along), number)
+        for number, (name, run) in enumerate(zip(names, runs, strict=True))
+    ]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    svg = line_chart(lines, smooth=quantity.smooth, from_zero=quantity.from_zero, value_format=quantity.value_format)
+    legend = [
+        (line.colour, line.label if len(runs) > 1 else "", quantity.value_format(line.points[-1][1])) for line in lines
+    ]
+    return Chart(quantity.title, legend, Markup(svg), along)
+
+
+def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
+    along = _axis(runs)
+    evaluation, metric = keys[0].rpartition("/")[0], _metric(keys[0])
+    if len(runs) > 1:
+        lines = [
+            Series(name, _along(run, run.evaluations.get(keys[0], ()), along), number)
+            for number, (name, run) in enumerate(zip(names, runs, strict=True))
+        ]
+        title = f"{evaluation}: {spoken_name(metric)}"
+        metrics = [metric] * len(runs)
+    else:
+        points = [_along(runs[0], runs[0].evaluations[key], along) for key in keys]
+        metrics = [_metric(key) for key in keys]
+        lines = [Series(spoken_name(_metric(key)), p, n) for n, (key, p) in enumerate(zip(keys, points, strict=True))]
+        title = evaluation
+    if all(len(line.points) < 2 for line in lines):
+        return None
+    svg = line_chart(
+        [line for line in lines if line.points], value_format=_percent if is_share(metric) else "{:.4g}".format
+    )
+    legend = [
+        (line.colour, line.label, spoken_value(name, line.points[-1][1]))
+        for name, line in zip(metrics, lines, strict=True)
+        if line.points
+    ]
+    return Chart(title, legend, Markup(svg), along)
+
+
+def _axis(runs: Sequence[RunRecord]) -> str:
+    """Runs of different global batches are compared by samples seen."""
+    sizes = {run.training[-1]["samples"] / run.training[-1]["step"] for run in runs if run.training}
+    return "step" if len(sizes) <= 1 else "samples"
+
+
+def _along(run: RunRecord, points: Sequence[Point], axis: str) -> list[Point]:
+    if axis == "step" or not run.training:
+        return list(points)
+    batch = run.training[-1]["samples"] / run.training[-1]["step"]
+    return [(round(step * batch), value) for step, value in points]
+
+
+def _metric(key: str) -> str:
+    return key.rpartition("/")[2]

@@ -1,0 +1,61 @@
+"""The best and worst retrievals of runs, as pictures inside the page."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.figures import spoken_number
+from eval.run_record import RunRecord
+
+_MOST_CAPTIONS = 2
+_KINDS = {"best": "Best retrievals", "worst": "Worst retrievals"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image with its true captions and what it retrieved: text, whether it is its own, cosine."""
+
+    picture: str
+    rank: str
+    is_first: bool
+    captions: list[str]
+    num_more: int
+    retrieved: list[tuple[str, bool, str]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The cards of one kind, of one evaluation of one run."""
+
+    title: str
+    subtitle: str
+    cards: list[Card]
+
+
+def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
+    """A gallery for each kind of examples that a run wrote."""
+    return [
+        Gallery(
+            _KINDS.get(kind, kind),
+            evaluation if len(runs) == 1 else f"{evaluation}, {name}",
+            [_card(run, evaluation, example) for example in examples],
+        )
+        for name, run in zip(names, runs, strict=True)
+        for evaluation, kinds in run.examples.items()
+        for kind, examples in kinds.items()
+        if examples
+    ]
+
+
+def _card(run: RunRecord, evaluation: str, example: Mapping[str, Any]) -> Card:
+    file = run.path / "examples" / evaluation / example["image"]
+    picture = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+    return Card(
+        picture=f"data:image/jpeg;base64,{picture}",
+        rank=spoken_number(example["rank"]),
+        is_first=example["rank"] == 1,
+        captions=list(example["captions"][:_MOST_CAPTIONS]),
+        num_more=max(0, len(example["captions"]) - _MOST_CAPTIONS),
+        retrieved=[(found["text"], found["correct"], f"{found['score']:.2f}") for found in example["retrieved"]],
+    )

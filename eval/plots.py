@@ -1,0 +1,125 @@
+"""Line charts as inline SVG whose colours and fonts are those of the page around it, by day and by night."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from eval.run_record import Point
+
+NUM_COLOURS = 8
+_MOST_POINTS = 600
+_LEAST_SMOOTHED = 40
+_INK, _GRID = "#b00001", "#b00002"  # stand for the page's own colours until the end
+_DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+
+
+class Series(NamedTuple):
+    """One line: its points by step (or samples), and which of the page's colours it has, from 0."""
+
+    label: str
+    points: Sequence[Point]
+    colour: int
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    smooth: bool = False,
+    from_zero: bool = False,
+    value_format: Callable[[float], str] = "{:.4g}".format,
+) -> str:
+    """An SVG element with these lines over their first coordinate.
+
+    Long lines are averaged in equal pieces; `smooth` draws a moving average above the pale line of what was measured.
+    """
+    # Text stays text, in the page's font; ids are the same each time and differ between the charts of a page.
+    salt = "".join(f"{line.label}{line.points[-1:]}" for line in series)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure = Figure(figsize=(4.7, 2.5))
+        axes = figure.add_axes((0.105, 0.105, 0.87, 0.86))
+        for line in series:
+            _draw(axes, line, smooth)
+        _dress(axes, from_zero, value_format)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(written.getvalue())
+
+
+def _draw(axes: Axes, line: Series, smooth: bool) -> None:
+    places, values = _thinned(line.points)
+    colour = f"#a0000{line.colour % NUM_COLOURS}"
+    style: dict[str, Any] = {
+        "color": colour,
+        "solid_capstyle": "round",
+        "linestyle": _DASHES[line.colour // NUM_COLOURS % len(_DASHES)],
+    }
+    if smooth and len(values) >= _LEAST_SMOOTHED:
+        axes.plot(places, values, linewidth=1, alpha=0.28, **style)
+        axes.plot(places, _moving_average(values), linewidth=1.8, **style)
+    else:
+        few = len(values) <= 24
+        axes.plot(places, values, linewidth=1.8, marker="o" if few else None, markersize=3.6, **style)
+
+
+def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str]) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    axes.tick_params(colors=_INK, labelsize=8.5, length=0, pad=4)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.015, y=0.08)
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: value_format(value)))
+
+
+def _thinned(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+    table = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if len(table) > _MOST_POINTS:
+        table = np.stack([piece.mean(axis=0) for piece in np.array_split(table, _MOST_POINTS)])
+    return table[:, 0], table[:, 1]
+
+
+def _moving_average(values: np.ndarray) -> np.ndarray:
+    """Exponential, over about a twentieth of the line, unbiased at its start; what is no number is passed over."""
+    keep = 1 - 1 / max(2, len(values) / 20)
+    total = weight = 0.0
+    averages = []
+    for value in values:
+        if np.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1
+        averages.append(total / weight if weight else np.nan)
+    return np.asarray(averages)
+
+
+def short_number(value: float) -> str:
+    """A number for an axis: 1200 is "1.2k"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _inline(document: str) -> str:
+    """The SVG element alone, without addresses, sized by the page, its colours and font taken from the page."""
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    opening = re.sub(r' (?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", svg[: svg.index(">")])
+    svg = opening + svg[svg.index(">") :]
+    svg = svg.replace(_INK, "var(--ink-soft)").replace(_GRID, "var(--line)")
+    svg = re.sub(r"#a0000(\d)", r"var(--series-\1)", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    return re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", svg)

@@ -1,0 +1,84 @@
+"""The report of one run, or of several side by side: one HTML file that needs nothing from outside."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader
+
+from eval.charts import Chart, evaluation_charts, training_charts
+from eval.galleries import Gallery, galleries
+from eval.plots import short_number
+from eval.run_record import RunRecord, read_run
+from eval.tables import Table, evaluation_tables, facts_table, headline_figures, recipe_differences, skip_table
+from vlm.atomic import write_text
+from vlm.errors import UserError
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def write_report(run_dirs: Sequence[Path], target: Path) -> None:
+    """Write the report of these runs to `target`, whole or not at all; several runs are compared.
+
+    Raises:
+        UserError: a folder is no run directory, a file in one is damaged, or the target cannot be written.
+    """
+    runs = [read_run(path) for path in run_dirs]
+    names = run_names(run_dirs)
+    page = _TEMPLATES.get_template("report.html.j2").render(_view(names, runs))
+    try:
+        write_text(target, page)
+    except OSError as error:
+        raise UserError(f"report {target}: cannot be written: {error.strerror}") from None
+
+
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: the folder's name, with as many folders above it as that takes."""
+    paths = [path.resolve() for path in run_dirs]
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"report: {run_dirs[0]} is given twice")
+
+
+def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Everything that the page shows; what a run lacks is empty and left out."""
+    charts: dict[str, list[Chart]] = {
+        "evaluation_charts": evaluation_charts(names, runs),
+        "training_charts": training_charts(names, runs),
+    }
+    tables: dict[str, list[Table] | Table | None] = {
+        "evaluation_tables": evaluation_tables(names, runs),
+        "facts": facts_table(names, runs),
+        "differences": recipe_differences(names, runs),
+        "skips": skip_table(names, runs),
+    }
+    shown: list[Gallery] = galleries(names, runs)
+    return {
+        "title": names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
+        "names": names,
+        "headlines": headline_figures(runs[0]) if len(runs) == 1 else [],
+        "recipes": [
+            (name, yaml.safe_dump(dict(run.recipe), sort_keys=False)) for name, run in zip(names, runs, strict=True)
+        ],
+        "subtitle": _subtitle(runs[0]) if len(runs) == 1 else "",
+        "galleries": shown,
+        **charts,
+        **tables,
+    }
+
+
+def _subtitle(run: RunRecord) -> str:
+    steps = run.training[-1] if run.training else {}
+    started: str = run.facts.get("started", "")
+    said: Mapping[str, Any] = {
+        "": f"step {steps['step']:,}" if steps else "no step logged yet",
+        "samples seen": short_number(steps["samples"]) if "samples" in steps else None,
+        "parameters": short_number(run.facts["num_parameters"]) if "num_parameters" in run.facts else None,
+        "started": started.replace("T", " ")[:16] or None,
+    }
+    return " · ".join(f"{value} {words}".strip() for words, value in said.items() if value)

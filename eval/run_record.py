@@ -1,0 +1,124 @@
+"""What a run directory tells: recipe, facts, metrics, evaluations, skipped samples, examples."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.examples import EXAMPLES_FILE
+from vlm.errors import UserError
+
+Point = tuple[int, float]
+
+_NOT_TERMS = {"step", "samples", "loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait"}
+_EVALUATION = "eval/"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as read from its directory; a part that the run has not written (yet) is empty.
+
+    `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `skips` how many
+    samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind (best, worst).
+    """
+
+    path: Path
+    recipe: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    training: Sequence[Mapping[str, Any]]
+    evaluations: Mapping[str, Sequence[Point]]
+    skips: Mapping[tuple[str, str], int]
+    examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+
+    @property
+    def terms(self) -> list[str]:
+        """The objective's terms that were logged."""
+        names = dict.fromkeys(key for line in self.training for key in line)
+        return [name for name in names if name not in _NOT_TERMS]
+
+    def curve(self, key: str) -> list[Point]:
+        """A logged quantity over steps."""
+        return [(line["step"], line[key]) for line in self.training if isinstance(line.get(key), int | float)]
+
+    def last(self, key: str) -> float | None:
+        """The last logged value of a quantity."""
+        curve = self.curve(key)
+        return curve[-1][1] if curve else None
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory, finished or not.
+
+    Raises:
+        UserError: the folder is no run directory, or a file in it is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such run directory")
+    if not any((path / name).is_file() for name in ("recipe.yaml", "metrics.jsonl")):
+        raise UserError(f"{path}: not a run directory: it holds neither recipe.yaml nor metrics.jsonl")
+    lines = _read_lines(path / "metrics.jsonl")
+    return RunRecord(
+        path=path,
+        recipe=_read_recipe(path / "recipe.yaml"),
+        facts=_read_object(path / "run.json"),
+        training=[line for line in lines if "loss" in line],
+        evaluations=_evaluations(lines),
+        skips=Counter((line["source"], _kind(line["reason"])) for line in _read_lines(path / "ledger.jsonl")),
+        examples={
+            file.parent.name: _read_object(file) for file in sorted(path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
+        },
+    )
+
+
+def _evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith(_EVALUATION):
+                found.setdefault(key.removeprefix(_EVALUATION), []).append((line["step"], value))
+    return found
+
+
+def _kind(reason: str) -> str:
+    """The reason without what is particular to one sample."""
+    return reason.split(" (")[0].split(": ")[0].strip()
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that a run appends to; what is being written at the end is left out."""
+    if not path.is_file():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is no JSON object") from None
+    return lines
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,159 @@
+"""The tables of a report: headline figures, evaluations, what ran, how recipes differ, what was skipped."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.figures import is_better_high, is_count, spoken_name, spoken_number, spoken_value
+from eval.plots import short_number
+from eval.run_record import RunRecord
+
+_HEADLINES = ("top1", "image_to_text_r@1", "text_to_image_r@1")
+_MOST_HEADLINES = 6
+_ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value in words; the best of its row is shown as such."""
+
+    text: str
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a name and one cell a column."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
+    """The few numbers that a reader looks for first: value, what it is, of which evaluation or unit."""
+    figures = [
+        (spoken_value(metric, points[-1][1]), spoken_name(metric), evaluation)
+        for key, points in run.evaluations.items()
+        for evaluation, _, metric in [key.rpartition("/")]
+        if metric in _HEADLINES
+    ][: _MOST_HEADLINES - 2]
+    loss = run.last("loss")
+    if loss is not None:
+        figures.append((spoken_number(loss), "final loss", ""))
+    rates = [rate for _, rate in run.curve("samples_per_second")]
+    if rates:
+        figures.append((spoken_number(round(statistics.median(rates))), "samples a second", "median"))
+    return figures
+
+
+def evaluation_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table]:
+    """The last figures of each evaluation, metric by metric and run by run."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.evaluations))
+    evaluations = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+    return [
+        Table(
+            evaluation,
+            list(names),
+            [_metric_row(key, runs) for key in keys if key.rpartition("/")[0] == evaluation],
+        )
+        for evaluation in evaluations
+    ]
+
+
+def _metric_row(key: str, runs: Sequence[RunRecord]) -> tuple[str, list[Cell]]:
+    metric = key.rpartition("/")[2]
+    values = [run.evaluations[key][-1][1] if key in run.evaluations else None for run in runs]
+    known = [value for value in values if value is not None]
+    best = max(known) if is_better_high(metric) else min(known)
+    compared = len(known) > 1 and not is_count(metric)
+    cells = [
+        Cell(_ABSENT) if value is None else Cell(spoken_value(metric, value), compared and value == best)
+        for value in values
+    ]
+    return spoken_name(metric), cells
+
+
+def facts_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
+    """What ran: model, data, length, machine and versions, as far as the runs tell."""
+    rows = [(label, [_text(tell(run)) for run in runs]) for label, tell in _FACTS.items()]
+    packages = list(dict.fromkeys(name for run in runs for name in run.facts.get("versions", {})))
+    for name in packages:
+        rows.append((name, [run.facts.get("versions", {}).get(name) for run in runs]))
+    told = [(label, [Cell(value or _ABSENT) for value in values]) for label, values in rows if any(values)]
+    return Table("What ran", list(names), told) if told else None
+
+
+def recipe_differences(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
+    """The recipe's keys in which several runs differ."""
+    flat = [_flatten(run.recipe) for run in runs]
+    keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
+    differing = [key for key in keys if key != "run" and len({str(recipe.get(key)) for recipe in flat}) > 1]
+    rows = [(key, [Cell(_text(recipe.get(key)) or _ABSENT) for recipe in flat]) for key in differing]
+    return Table("Where the recipes differ", list(names), rows) if rows else None
+
+
+def skip_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
+    """How many samples of each source were skipped for which reason."""
+    kinds = sorted({kind for run in runs for kind in run.skips})
+    rows = [
+        (f"{source}: {reason}", [Cell(f"{run.skips.get((source, reason), 0):,}") for run in runs])
+        for source, reason in kinds
+    ]
+    return Table("Skipped samples", list(names), rows) if rows else None
+
+
+def _model(run: RunRecord) -> str | None:
+    model: Mapping[str, Any] = run.recipe.get("model") or {}
+    named = model.get("open_clip")
+    if named:
+        return f"{named} ({model['pretrained']})" if model.get("pretrained") else str(named)
+    towers = model.get("towers")
+    return _text(towers) if towers else "own architecture" if model else None
+
+
+def _data(run: RunRecord) -> str | None:
+    sources = run.facts.get("data") or []
+    return "; ".join(f"{s['name']}: {s['samples']:,} samples in {s['shards']} shards" for s in sources) or None
+
+
+def _engine(run: RunRecord) -> str | None:
+    engine, ranks = run.facts.get("engine"), run.facts.get("world_size")
+    return engine and f"{engine}, {ranks} rank{'s' if ranks != 1 else ''}, {run.facts.get('precision', '')}".strip(", ")
+
+
+def _machine(run: RunRecord) -> str | None:
+    machine = run.facts.get("machine") or {}
+    told = (machine.get("gpu"), machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores")
+    memory = machine.get("memory_gib")
+    return ", ".join(str(part) for part in (*told, memory and f"{memory:g} GiB", machine.get("system")) if part) or None
+
+
+_FACTS: dict[str, Callable[[RunRecord], Any]] = {
+    "model": _model,
+    "parameters": lambda run: short_number(run.facts["num_parameters"]) if "num_parameters" in run.facts else None,
+    "data": _data,
+    "length": lambda run: run.recipe.get("duration"),
+    "global batch": lambda run: run.recipe.get("global_batch"),
+    "objective": lambda run: ", ".join(run.recipe.get("objective") or ()) or None,
+    "engine": _engine,
+    "machine": _machine,
+    "threads": lambda run: run.facts.get("threads"),
+    "started": lambda run: str(run.facts.get("started", "")).replace("T", " ") or None,
+}
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(inner)}" for key, inner in value.items() if inner is not None)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
