@@ -16,3 +16,9 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
         return "nearest: " + ", ".join(close)
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return "choose from: " + shown if known else "there are none"
+
+
+def reason(error: BaseException) -> str:
+    """Another library's exception in one short line, to end a UserError with."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

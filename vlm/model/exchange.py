@@ -13,12 +13,11 @@ import open_clip
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.atomic import flush_to_disk, write_text
-from vlm.errors import UserError
+from vlm.atomic import save_tensors, write_text
+from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
 
@@ -86,9 +85,8 @@ def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:
     preprocessing = model.image_spec.model_dump(mode="json")
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=2))
-    save_file(to_open_clip(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS_FILE, to_open_clip(model), {"format": "pt"})
     model.tokenizer.save_pretrained(folder)
-    flush_to_disk(folder / WEIGHTS_FILE)
 
 
 @torch.no_grad()
@@ -100,8 +98,7 @@ def _measure(
         exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(captions))
     except _LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"open_clip cannot load this model: {reason}") from error
+        raise UserError(f"open_clip cannot load this model: {reason(error)}") from error
     pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
     pixels = torch.stack([preprocess(picture) for picture in pictures])
     with _evaluating(model), _evaluating(exported):

@@ -8,7 +8,7 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-from vlm.errors import UserError
+from vlm.errors import UserError, reason
 from vlm.model.towers import TextTower
 
 # What open_clip, timm and torch raise about impossible sizes.
@@ -91,7 +91,7 @@ def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_ge
         trunk: nn.Module = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
         _fit_image_size(trunk, vision_cfg)
     except _BUILD_ERRORS as error:
-        raise UserError(f"vision_cfg: open_clip cannot build this image tower: {_first_line(error)}") from error
+        raise UserError(f"vision_cfg: open_clip cannot build this image tower: {reason(error)}") from error
     return trunk
 
 
@@ -102,7 +102,7 @@ def build_text_tower(
     try:
         tower = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
     except _BUILD_ERRORS as error:
-        raise UserError(f"text_cfg: open_clip cannot build this text tower: {_first_line(error)}") from error
+        raise UserError(f"text_cfg: open_clip cannot build this text tower: {reason(error)}") from error
     if isinstance(tower, TextTransformer) and _pooled_at_end(tower, pad_id):
         return CausalTextTower(tower, context_length, pad_id)
     return PaddedTextTower(tower, context_length, pad_id)
@@ -121,8 +121,3 @@ def _fit_image_size(trunk: Any, vision_cfg: Mapping[str, Any]) -> None:
         return
     if tuple(trunk.trunk.default_cfg["input_size"][1:]) != trunk.image_size:
         trunk.set_input_size(trunk.image_size)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

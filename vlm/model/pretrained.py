@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlm.errors import UserError, nearest
+from vlm.errors import UserError, nearest, reason
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import from_open_clip
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
             f"pretrained {path}: neither safetensors nor a torch file of plain tensors (others are not read, because "
-            f"they can run code): {str(error).strip().splitlines()[0][:200]}"
+            f"they can run code): {reason(error)}"
         ) from error
     return _only_tensors(path, content)
 
@@ -77,7 +77,7 @@ def _find(config: ModelConfig) -> Path:
         try:
             return Path(download_pretrained(dict(tag)))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"pretrained {config.pretrained}: the download failed: {error}") from error
+            raise UserError(f"pretrained {config.pretrained}: the download failed: {reason(error)}") from error
     path = Path(config.pretrained)
     if path.is_file() or (path / MANIFEST).is_file():
         return path

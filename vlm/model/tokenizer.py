@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
-from vlm.errors import UserError
+from vlm.errors import UserError, reason
 
 
 class TokenBatch(NamedTuple):
@@ -90,8 +90,7 @@ def full_tokenizer(text_cfg: Mapping[str, Any]) -> FullTokenizer:
             name, context_length=context_length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"hf_tokenizer_name {name}: the tokenizer cannot be loaded: {reason}") from error
+        raise UserError(f"hf_tokenizer_name {name}: the tokenizer cannot be loaded: {reason(error)}") from error
     if loaded.tokenizer.pad_token_id is None:
         raise UserError(f"hf_tokenizer_name {name}: the tokenizer has no padding token, which batches of texts need")
     return cast(FullTokenizer, loaded)

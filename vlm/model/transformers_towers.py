@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, ImageProcessingMixin
 
-from vlm.errors import UserError
+from vlm.errors import UserError, reason
 from vlm.model.config import ImageTowerConfig, TextTowerConfig
 from vlm.model.image_spec import ImageSpec
 from vlm.model.towers import TextTower
@@ -164,5 +164,4 @@ def _projection(pooled: Float[Tensor, "1 width"], embed_dim: int) -> nn.Linear:
 
 
 def _refuse(tower: str, name: str, error: Exception) -> NoReturn:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise UserError(f"towers.{tower}.transformers {name}: {reason}") from error
+    raise UserError(f"towers.{tower}.transformers {name}: {reason(error)}") from error

@@ -152,7 +152,7 @@ def test_existing_folders_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_parity_on_photographs(tmp_path: Path) -> None:
-    """JPEG-decoded pictures of another size, brought to the model's size by open_clip's own preprocessing of the export."""
+    """JPEG-decoded pictures of another size, resized by open_clip's own preprocessing of the export."""
     model = tiny_model()
     export_open_clip(model, tmp_path / "out", some_images(), TEXTS)
     rows, columns = np.mgrid[0:90, 0:120]
