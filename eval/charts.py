@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from eval.figures import is_count, is_share, spoken_name, spoken_value
+from eval.figures import is_count, is_share, split_direction, spoken_name, spoken_value
 from eval.plots import Series, line_chart
 from eval.run_record import Point, RunRecord
 
@@ -45,8 +45,8 @@ _QUANTITIES = (
     _Quantity("logit_scale", "Logit scale"),
     _Quantity("lr", "Learning rate"),
     _Quantity("grad_norm", "Gradient norm", smooth=True),
-    _Quantity("samples_per_second", "Samples a second", from_zero=True, value_format="{:,.0f}".format),
-    _Quantity("data_wait", "Time spent waiting for data", from_zero=True, value_format=_percent),
+    _Quantity("samples_per_second", "Samples a second", smooth=True, from_zero=True, value_format="{:,.0f}".format),
+    _Quantity("data_wait", "Time spent waiting for data", smooth=True, from_zero=True, value_format=_percent),
 )
 
 
@@ -79,11 +79,9 @@ def _together(keys: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """The keys that share a chart: those of one evaluation and direction, shares apart from the rest."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key in keys:
-        metric = _metric(key)
-        direction = metric.split("_r@")[0] if "_r@" in metric else "share" if is_share(metric) else metric
-        if metric.endswith("_median_rank"):
-            direction = "median_rank"
-        groups.setdefault((key.rpartition("/")[0], direction), []).append(key)
+        direction, measure = split_direction(_metric(key))
+        together = direction if direction and is_share(measure) else "" if is_share(measure) else measure
+        groups.setdefault((key.rpartition("/")[0], together), []).append(key)
     return groups
 
 
@@ -116,8 +114,9 @@ def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[
     else:
         points = [_along(runs[0], runs[0].evaluations[key], along) for key in keys]
         metrics = [_metric(key) for key in keys]
-        lines = [Series(spoken_name(_metric(key)), p, n) for n, (key, p) in enumerate(zip(keys, points, strict=True))]
-        title = evaluation
+        shared, labels = _shared_words(metrics)
+        lines = [Series(label, p, n) for n, (label, p) in enumerate(zip(labels, points, strict=True))]
+        title = f"{evaluation}: {shared}" if shared else evaluation
     if all(len(line.points) < 2 for line in lines):
         return None
     svg = line_chart(
@@ -129,6 +128,14 @@ def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[
         if line.points
     ]
     return Chart(title, legend, Markup(svg), along)
+
+
+def _shared_words(metrics: Sequence[str]) -> tuple[str, list[str]]:
+    """What the metrics of one chart have in common, their direction or their measure, and what tells them apart."""
+    directions, measures = zip(*(split_direction(metric) for metric in metrics), strict=True)
+    if len(set(directions)) == 1:
+        return spoken_name(directions[0]), [spoken_name(measure) for measure in measures]
+    return spoken_name(measures[0]), [spoken_name(direction) for direction in directions]
 
 
 def _axis(runs: Sequence[RunRecord]) -> str:

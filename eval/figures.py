@@ -16,7 +16,16 @@ _NAMES = {
 def spoken_name(metric: str) -> str:
     """A metric's name in words: "image_to_text_r@1" is "image → text R@1"."""
     known = _NAMES.get(metric)
-    return known or metric.replace("_to_", " → ").replace("_r@", " R@").replace("_", " ")
+    return known or metric.replace("_to_", " → ").replace("r@", "R@").replace("_", " ")
+
+
+def split_direction(metric: str) -> tuple[str, str]:
+    """Direction and measure: "image_to_text_r@1" is ("image_to_text", "r@1"); other metrics have no direction ("")."""
+    for measure in ("_r@", "_median_rank"):
+        direction, found, rest = metric.partition(measure)
+        if found:
+            return direction, f"{measure[1:]}{rest}"
+    return "", metric
 
 
 def is_share(metric: str) -> bool:

@@ -10,8 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
 from eval.run_record import Point
+
+Values = NDArray[np.float64]
 
 NUM_COLOURS = 8
 _MOST_POINTS = 600
@@ -84,23 +87,23 @@ def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str]) ->
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: value_format(value)))
 
 
-def _thinned(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(points: Sequence[Point]) -> tuple[Values, Values]:
     table = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if len(table) > _MOST_POINTS:
         table = np.stack([piece.mean(axis=0) for piece in np.array_split(table, _MOST_POINTS)])
     return table[:, 0], table[:, 1]
 
 
-def _moving_average(values: np.ndarray) -> np.ndarray:
-    """Exponential, over about a twentieth of the line, unbiased at its start; what is no number is passed over."""
-    keep = 1 - 1 / max(2, len(values) / 20)
-    total = weight = 0.0
-    averages = []
-    for value in values:
-        if np.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        averages.append(total / weight if weight else np.nan)
-    return np.asarray(averages)
+def _moving_average(values: Values) -> Values:
+    """Centred, over about a twelfth of the line and less at its ends; what is no number is passed over."""
+    half = max(1, len(values) // 24)
+    kernel = np.ones(2 * half + 1)
+    known = np.isfinite(values)
+    totals = np.convolve(np.where(known, values, 0.0), kernel, "same")
+    counts = np.convolve(known.astype(np.float64), kernel, "same")
+    averages = np.full(len(values), np.nan)
+    np.divide(totals, counts, out=averages, where=counts > 0)
+    return averages
 
 
 def short_number(value: float) -> str:

@@ -1,6 +1,6 @@
 """The report of one run, or of several side by side: one HTML file that needs nothing from outside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,11 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _subtitle(run: RunRecord) -> str:
-    steps = run.training[-1] if run.training else {}
-    started: str = run.facts.get("started", "")
-    said: Mapping[str, Any] = {
-        "": f"step {steps['step']:,}" if steps else "no step logged yet",
-        "samples seen": short_number(steps["samples"]) if "samples" in steps else None,
-        "parameters": short_number(run.facts["num_parameters"]) if "num_parameters" in run.facts else None,
-        "started": started.replace("T", " ")[:16] or None,
-    }
-    return " · ".join(f"{value} {words}".strip() for words, value in said.items() if value)
+    last = run.training[-1] if run.training else None
+    size, started = run.facts.get("num_parameters"), str(run.facts.get("started", ""))
+    said = (
+        f"{last['step']:,} steps, {short_number(last['samples'])} samples" if last else "no step logged yet",
+        f"{short_number(size)} parameters" if size else None,
+        f"started {started.replace('T', ' ')[:16]}" if started else None,
+    )
+    return " · ".join(words for words in said if words)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.figures import is_better_high, is_count, spoken_name, spoken_number, spoken_value
+from eval.figures import is_better_high, is_count, split_direction, spoken_name, spoken_number, spoken_value
 from eval.plots import short_number
 from eval.run_record import RunRecord
 
@@ -24,11 +24,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and one cell a column."""
+    """Rows of a name and one cell a column; without column names only the title stands above, the note below."""
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
+    note: str = ""
 
 
 def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -49,17 +50,31 @@ def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def evaluation_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table]:
-    """The last figures of each evaluation, metric by metric and run by run."""
+    """The last figures of each evaluation: of one run as compact as they allow, of several run by run."""
     keys = list(dict.fromkeys(key for run in runs for key in run.evaluations))
-    evaluations = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
-    return [
-        Table(
-            evaluation,
-            list(names),
-            [_metric_row(key, runs) for key in keys if key.rpartition("/")[0] == evaluation],
-        )
-        for evaluation in evaluations
+    tables = []
+    for evaluation in dict.fromkeys(key.rpartition("/")[0] for key in keys):
+        own = [key for key in keys if key.rpartition("/")[0] == evaluation]
+        if len(runs) > 1:
+            tables.append(Table(evaluation, list(names), [_metric_row(key, runs) for key in own]))
+        else:
+            tables.append(_single_table(evaluation, {k.rpartition("/")[2]: runs[0].evaluations[k][-1][1] for k in own}))
+    return tables
+
+
+def _single_table(evaluation: str, figures: Mapping[str, float]) -> Table:
+    note = ", ".join(f"{spoken_value(m, v)} {spoken_name(m)}" for m, v in figures.items() if is_count(m))
+    measured = {metric: Cell(spoken_value(metric, value)) for metric, value in figures.items() if not is_count(metric)}
+    directed = [split_direction(metric) for metric in measured]
+    if not all(direction for direction, _ in directed):
+        return Table(evaluation, [], [(spoken_name(metric), [cell]) for metric, cell in measured.items()], note)
+    columns = list(dict.fromkeys(measure for _, measure in directed))
+    cells = dict(zip(directed, measured.values(), strict=True))
+    rows = [
+        (spoken_name(direction), [cells.get((direction, column), Cell(_ABSENT)) for column in columns])
+        for direction in dict.fromkeys(direction for direction, _ in directed)
     ]
+    return Table(evaluation, [spoken_name(column) for column in columns], rows, note)
 
 
 def _metric_row(key: str, runs: Sequence[RunRecord]) -> tuple[str, list[Cell]]:
@@ -82,7 +97,7 @@ def facts_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None
     for name in packages:
         rows.append((name, [run.facts.get("versions", {}).get(name) for run in runs]))
     told = [(label, [Cell(value or _ABSENT) for value in values]) for label, values in rows if any(values)]
-    return Table("What ran", list(names), told) if told else None
+    return Table("", _columns(names), told) if told else None
 
 
 def recipe_differences(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
@@ -101,7 +116,12 @@ def skip_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
         (f"{source}: {reason}", [Cell(f"{run.skips.get((source, reason), 0):,}") for run in runs])
         for source, reason in kinds
     ]
-    return Table("Skipped samples", list(names), rows) if rows else None
+    note = "Samples that could not be used; each was replaced by another of its source."
+    return Table("Source and reason", _columns(names), rows, note) if rows else None
+
+
+def _columns(names: Sequence[str]) -> list[str]:
+    return list(names) if len(names) > 1 else []
 
 
 def _model(run: RunRecord) -> str | None:

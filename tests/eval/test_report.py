@@ -1,0 +1,175 @@
+"""The report: one file that needs nothing else, showing what the run measured and leaving out what it did not."""
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from eval.report import run_names, write_report
+from tests.data.shards import picture
+from tests.eval.runs import evaluated, logged, write_examples, write_ledger, write_run
+from vlm.errors import UserError
+
+SCORES = {
+    "zs/top1": 0.8125,
+    "zs/num_samples": 1440,
+    "ret/image_to_text_r@1": 0.475,
+    "ret/image_to_text_median_rank": 2.0,
+    "ret/text_to_image_r@1": 0.404,
+    "ret/text_to_image_median_rank": 3.5,
+    "ret/num_images": 1000,
+}
+_VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """The words, headings and tags of a page; fails on tags that do not close."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+
+def report(tmp_path: Path, *runs: Path) -> Page:
+    write_report(runs, tmp_path / "page.html")
+    return Page(tmp_path / "page.html")
+
+
+def full_run(path: Path, caption: str = "a dog in the snow") -> Path:
+    lines = [logged(step, 5.0 - step / 50) for step in range(10, 101, 10)]
+    lines += [evaluated(50, {key: value / 2 for key, value in SCORES.items()}), evaluated(100, SCORES)]
+    write_run(path, lines, torn='{"step": 110, "lo')
+    write_ledger(path, ["it has no caption"] * 3)
+    write_examples(path, "ret", caption)
+    return path
+
+
+def test_a_page_tells_what_ran_and_what_came_out(tmp_path: Path) -> None:
+    page = report(tmp_path, full_run(tmp_path / "my-run"))
+    for words in (
+        "my-run",
+        "100 steps, 3.2k samples · 1.235M parameters · started 2030-01-02 03:04",
+        "top-1 81.2%",
+        "image → text R@1 47.5%",
+        "final loss 3",
+        "samples a second 100",
+        "image → text 47.5% 2 text → image 40.4% 3.5",
+        "1,440 samples",
+        "Logit scale 114 ",
+        "Time spent waiting for data 25%",
+        "rank 1 ",
+        "rank 1,234",
+        "and 1 more of its own",
+        "a dog in the snow 0.62",
+        "photos: it has no caption 3",
+        "model ViT-B-32",
+        "data photos: 6,000 samples in 4 shards",
+        "engine zero2, 2 ranks, bf16",
+        "machine Some CPU, 2 cores, 4 GiB, Linux",
+        "torch 2.15.0",
+        "seed: 3",
+    ):
+        assert words in page.text, words
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = report(tmp_path, full_run(tmp_path / "run"))
+    text = (tmp_path / "page.html").read_text()
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert base64.b64encode(picture(0)).decode() in text
+
+
+def test_what_others_wrote_stays_text(tmp_path: Path) -> None:
+    nasty = '<script>alert("x")</script>'
+    run = full_run(tmp_path / "run", caption=nasty)
+    (run / "recipe.yaml").write_text(f"note: '{nasty}'\n")
+    page = report(tmp_path, run)
+    assert "script" not in page.tags
+    assert nasty in page.text
+
+
+def test_missing_parts_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").write_text("seed: 1\n")
+    text = report(tmp_path, tmp_path / "begun").text
+    assert "no step logged yet" in text
+    assert "What ran" in text
+    assert not re.search("Evaluation|Training [^r]|Retrievals|Skipped", text)
+    early = report(tmp_path, write_run(tmp_path / "early", [logged(1, math.nan), evaluated(1, {"zs/top1": 0.5})]))
+    assert "final loss nan" in early.text
+    assert "top-1 50.0%" in early.text
+    assert "Retrievals" not in early.text
+
+
+def test_each_of_several_terms_has_a_chart(tmp_path: Path) -> None:
+    page = report(tmp_path, write_run(tmp_path / "run", [logged(n, 2.0, count_loss=0.5) for n in (1, 2)]))
+    assert "Loss term: clip" in page.text
+    assert "Loss term: count loss 0.5" in page.text
+    assert "Loss term" not in report(tmp_path, full_run(tmp_path / "plain")).text
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    first = full_run(tmp_path / "first")
+    lines = [logged(n, 4.0, batch=64) for n in (10, 20)] + [evaluated(n, {"zs/top1": 0.9}, batch=64) for n in (10, 20)]
+    recipe = {"model": {"open_clip": "ViT-B-32"}, "seed": 4, "optimizer": {"lr": 0.1}}
+    page = report(tmp_path, first, write_run(tmp_path / "second", lines, recipe))
+    assert "2 runs compared first second" in page.text
+    assert "zs first second top-1 81.2% 90.0%" in page.text
+    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == ["90.0%"]
+    assert "median rank 2 —" in page.text
+    assert "seed 3 4 optimizer.lr — 0.1" in page.text
+    assert "samples seen" in page.text  # the global batches differ
+    assert "photos: it has no caption 3 0" in page.text
+
+
+def test_runs_are_told_apart_by_as_many_folders_as_it_takes(tmp_path: Path) -> None:
+    assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert run_names([tmp_path / "run"]) == ["run"]
+    with pytest.raises(UserError, match="is given twice"):
+        run_names([tmp_path / "run", tmp_path / "run"])
+
+
+def test_nothing_is_half_written(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    target = tmp_path / "out" / "page.html"
+    with pytest.raises(UserError, match=r"^report .*page\.html: cannot be written: No such file or directory$"):
+        write_report([run], target)
+    target.parent.mkdir()
+    target.write_text("older")
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report([run, tmp_path], target)
+    assert target.read_text() == "older"
+    write_report([run], target)
+    assert [path.name for path in target.parent.iterdir()] == ["page.html"]
+    assert target.read_text().startswith("<!DOCTYPE html>")
