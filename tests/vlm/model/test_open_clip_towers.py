@@ -81,8 +81,9 @@ def test_other_towers_are_padded_back(kind: str) -> None:
     torch.testing.assert_close(model.encode_text(cut, lengths), expected, rtol=0, atol=1e-12)
 
 
-def test_padding_may_hold_anything() -> None:
-    model, _ = _pair({})
+@pytest.mark.parametrize("text", [{}, PADDED["siglip"]])
+def test_padding_may_hold_anything(text: dict[str, Any]) -> None:
+    model, _ = _pair(text)
     tokens, lengths = model.tokenizer(TEXTS)
     littered = tokens.masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], 49407)
     torch.testing.assert_close(model.encode_text(littered, lengths), model.encode_text(tokens, lengths), rtol=0, atol=0)
