@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from eval.report import write_report
 
 from data.stream import TrainStream
 from eval.evaluator import build_evaluators
+from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, changed_keys

@@ -28,7 +28,9 @@ def run_ranks(
     pipes, processes = [], []
     for rank in range(world_size):
         receiver, sender = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_work, args=(sender, rank, world_size, port, group, function, args), daemon=False)
+        process = _CONTEXT.Process(
+            target=_work, args=(sender, rank, world_size, port, group, function, args), daemon=False
+        )
         process.start()
         sender.close()
         pipes.append(receiver)

@@ -2,7 +2,11 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,6 +17,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file and flush it to the disk; unlike safetensors' own, not for the owner alone."""
+    save_file(dict(tensors), path, metadata=metadata)
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+    flush_to_disk(path)
 
 
 def flush_to_disk(path: Path) -> None:

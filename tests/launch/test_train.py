@@ -109,7 +109,7 @@ def test_a_run_directory_holds_what_it_promises(finished: Any) -> None:
     evaluations = [line for line in metrics_of(run) if any(key.startswith("eval/") for key in line)]
     assert [line["step"] for line in evaluations] == [10, 20, 20]
     assert "eval/zeroshot/top1" in evaluations[0]
-    assert "eval/retrieval/image_to_text_r@1" in evaluations[2]
+    assert "eval/retrieval/image_to_text_r@1" in {**evaluations[1], **evaluations[2]}
     assert load_recipe(str(run / "recipe.yaml")).global_batch == 12
     keys = keys_of(run)
     assert [len(keys[step]) for step in range(1, 21)] == [12] * 20

@@ -18,10 +18,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm.atomic import flush_to_disk, sha256, write_text
+from vlm.atomic import flush_to_disk, save_tensors, sha256, write_text
 from vlm.config import Config
 from vlm.errors import UserError
 from vlm.world import World
@@ -84,7 +83,7 @@ def write_checkpoint(folder: Path, manifest: Manifest, groups: dict[str, Group],
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.barrier()
-    files: dict[str, FileRecord] = Field(default={})
+    files: dict[str, FileRecord] = {}
     for group, (sizes, whole) in groups.items():
         path = aside / f"{group}-{world.rank:05d}.safetensors"
         if _write_share(path, sizes, whole, world):
@@ -110,17 +109,8 @@ def _write_share(path: Path, sizes: dict[str, int], whole: Callable[[str], Tenso
         if owners[name] == world.rank:
             share[name] = tensor.detach().cpu().contiguous().clone()
     if share:
-        save_file(share, path)
-        path.chmod(0o666 & ~_umask())
-        flush_to_disk(path)
+        save_tensors(path, share)
     return bool(share)
-
-
-def _umask() -> int:
-    """The permissions that new files are denied; safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:

@@ -23,8 +23,8 @@ class Engine(ABC):
     """Runs the model under one way of sharing the work.
 
     Whatever the engine, weights, moments and gradients have the names of `module`'s parameters and are whole fp32
-    tensors where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are called
-    by all ranks together.
+    tensors where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are
+    called by all ranks together.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, precision: Precision) -> None:

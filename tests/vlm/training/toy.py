@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from vlm.batch import Batch
 from vlm.model.logit_scale import limited_scale
