@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from vlm.model.dual_encoder import DualEncoder
@@ -32,9 +31,6 @@ def to_open_clip(model: DualEncoder) -> dict[str, Tensor]:
     for name in _SCALARS:
         if name in weights:
             weights[name] = weights[name].reshape(())
-    for name, module in model.image.trunk.named_modules():
-        if type(module).__name__.startswith("FrozenBatchNorm"):
-            weights[f"visual.{name}.num_batches_tracked"] = torch.tensor(0)
     return {name: tensor.contiguous().clone() for name, tensor in weights.items()}
 
 

@@ -40,7 +40,7 @@ def _assert_same(model: DualEncoder, theirs: torch.nn.Module) -> None:
     mean, std = torch.tensor(spec.mean)[:, None, None], torch.tensor(spec.std)[:, None, None]
     tokens = open_clip.get_tokenizer("ViT-B-32")(TEXTS, context_length=model.text.context_length)
     image, text, scale = theirs((images / 255 - mean) / std, tokens)[:3]
-    torch.testing.assert_close(model.encode_image(images), image[:, :], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-6)
     torch.testing.assert_close(model.encode_text(*model.tokenizer(TEXTS)), text, rtol=0, atol=1e-6)
     torch.testing.assert_close(model.logit_scale.exp()[0], scale, rtol=1e-6, atol=0)
 
@@ -74,6 +74,14 @@ def test_a_caption_decoder_is_left_out(tmp_path: Path) -> None:
 
 
 _VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "attn_pooler_heads": 2}
+
+
+def test_batch_norm_weights_load_into_a_frozen_tower(tmp_path: Path) -> None:
+    fields = architecture({"layers": [1, 1, 1, 1], "width": 8, "image_size": 32})
+    theirs = _open_clip_model(open_clip.CLIP, fields).train()
+    theirs.encode_image(torch.randn(4, 3, 32, 32))  # running statistics of their own
+    path = _save(theirs.eval().state_dict(), tmp_path / "weights.safetensors")
+    _assert_same(tiny_model(architecture=fields, freeze_batch_norm=True, pretrained=path), theirs)
 
 
 def test_position_embeddings_are_resized_as_open_clip_resizes_them(tmp_path: Path) -> None:
