@@ -116,7 +116,7 @@ def skip_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
         (f"{source}: {reason}", [Cell(f"{run.skips.get((source, reason), 0):,}") for run in runs])
         for source, reason in kinds
     ]
-    note = "Samples that could not be used; each was replaced by another of its source."
+    note = "Samples that could not be used; the ledger names each of them."
     return Table("Source and reason", _columns(names), rows, note) if rows else None
 
 
