@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlm.model import open_clip_towers, transformers_towers
 from vlm.model.batch_norm import without_batch_norm
@@ -25,7 +26,7 @@ def build_model(config: ModelConfig, seed: int = 0, *, load_pretrained: bool = T
     """
     resolved = resolve(config)
     skeleton = without_weights(resolved)
-    with _seeded(seed):
+    with _seeded(seed), _whole_weights():
         model = _assemble(resolved if load_pretrained else skeleton, skeleton)
     if load_pretrained and config.pretrained is not None:
         load_pretrained_weights(model, config)
@@ -37,6 +38,17 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Keep transformers from sharding new weights under ZeRO-3: the engine shards the whole model later."""
+    configured = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
 def _assemble(resolved: ModelConfig, skeleton: ModelConfig) -> DualEncoder:

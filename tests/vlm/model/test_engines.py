@@ -1,0 +1,85 @@
+"""Each kind of tower under engines that shard its parameters: gradients of one process on the whole batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tests.ranks import run_ranks
+from tests.vlm.model.hugging_face import save_text_model, save_vision_model
+from tests.vlm.model.tiny import TEXT, TEXTS, VIT, some_images
+from vlm.batch import Batch
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import no_weight_decay_names
+from vlm.objectives.clip import Clip
+from vlm.objectives.objective import evaluate_objective
+from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.engine import EngineName
+from vlm.training.optimizer import OptimizerConfig, build_optimizer
+
+ROWS = 4
+
+
+def _fields(kind: str, folder: Path) -> dict[str, Any]:
+    image: dict[str, Any] = {"vision_cfg": VIT}
+    text: dict[str, Any] = {"text_cfg": TEXT}
+    if kind == "class token":
+        text = {"text_cfg": {**TEXT, "embed_cls": True}}
+    if kind == "transformers":
+        save_vision_model(folder / "image")
+        save_text_model(folder / "text")
+        image = {"transformers": str(folder / "image"), "pool": "first"}
+        text = {"transformers": str(folder / "text"), "context_length": 16}
+    return {"towers": {"embed_dim": 24, "image": image, "text": text}}
+
+
+def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int) -> dict[str, Tensor]:
+    accelerator = start_accelerator(engine_name, rows_per_rank=ROWS // world_size, precision="fp32", max_grad_norm=None)
+    model = build_model(ModelConfig.model_validate(fields), seed=1)
+    tokenizer = model.tokenizer
+    optimizer = build_optimizer(model, OptimizerConfig(), no_weight_decay_names(model))
+    engine = build_engine(engine_name, accelerator, model, optimizer, precision="fp32", max_grad_norm=None)
+    count, rank = ROWS // world_size, engine.world.rank
+    rows = slice(rank * count, (rank + 1) * count)
+    # Each rank's texts are as long as its own longest.
+    tokens, lengths = tokenizer(TEXTS[rows])
+    batch = Batch(
+        step=0,
+        images=some_images(ROWS)[rows],
+        tokens=tokens,
+        lengths=lengths,
+        sample_ids=torch.arange(rows.start, rows.stop),
+        keys=tuple(TEXTS[rows]),
+    )
+    engine.warm_up(batch)
+    loss, _ = evaluate_objective({"clip": Clip()}, engine.encode(batch), batch, engine.world)
+    engine.backward(loss)
+    return {name: engine.gradient(name).clone() for name in engine.parameters()}
+
+
+def _whole_batch_gradients(fields: dict[str, Any]) -> dict[str, Tensor]:
+    """The definition: cross-entropy both ways over the whole batch, in one process."""
+    model = build_model(ModelConfig.model_validate(fields), seed=1)
+    image, text, scale, _ = model(some_images(ROWS), *model.tokenizer(TEXTS))
+    logits, pairs = scale * image @ text.T, torch.arange(ROWS)
+    ((cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [("causal", "zero3"), ("class token", "zero3"), ("transformers", "zero3"), ("transformers", "ddp")],
+)
+def test_gradients_are_those_of_one_process(tmp_path: Path, kind: str, engine: EngineName) -> None:
+    fields = _fields(kind, tmp_path)
+    expected = _whole_batch_gradients(fields)
+    for found in run_ranks(_gradients, 2, engine, fields, 2, group=False):
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            difference = (found[name] - gradient).norm()
+            assert difference <= 1e-5 * max(float(gradient.norm()), 1e-2), name
