@@ -38,12 +38,10 @@ def _checkpoint_below(path: Path) -> Checkpoint:
 
 @torch.no_grad()
 def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
-    config = ModelConfig.model_validate(checkpoint.manifest.model)
-    model = build_model(config.model_copy(update={"pretrained": None}))
+    model = build_model(ModelConfig.model_validate(checkpoint.manifest.model))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differences = first_differences(expected, checkpoint.shapes("weights"))
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
-    weights = checkpoint.tensors("weights") | checkpoint.tensors("ema")
-    model.load_state_dict(weights)
+    model.load_state_dict(checkpoint.inference_weights())
     return model

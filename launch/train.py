@@ -99,7 +99,7 @@ def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run:
         world_size=engine.world.size,
         engine=recipe.engine,
         threads=torch.get_num_threads(),
-        model=recipe.model.model_dump(mode="json"),
+        model=parts.model.config.model_dump(mode="json"),
         data={source.name: source.num_samples for source in parts.source.sources},
         versions=package_versions(),
     )

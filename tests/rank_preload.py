@@ -8,7 +8,7 @@ from tests.runtime_types import activate
 
 activate()
 
-import launch.train
-import vlm.training.zero
+import launch.train  # noqa: E402
+import vlm.training.zero  # noqa: E402
 
 __all__ = ["launch", "vlm"]

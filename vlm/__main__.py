@@ -1,6 +1,7 @@
 """The `vlm` command: finds the programs (data, eval, launch) wherever they were installed, and runs one."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 
@@ -15,9 +16,7 @@ def main() -> None:
     """Run the command line. The programs go first on the path: a user's own `data/` or `eval/` must not shadow them."""
     folder = str(programs_folder())
     sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
-    from launch.main import run  # noqa: TID251
-
-    run()
+    import_module("launch.main").run()
 
 
 if __name__ == "__main__":

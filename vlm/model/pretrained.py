@@ -36,7 +36,7 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     """
     path = _find(config)
     own = (path / MANIFEST).is_file()
-    weights = _own_checkpoint(path) if own else _translated(read_weights(path), model)
+    weights = Checkpoint(path).inference_weights() if own else _translated(read_weights(path), model)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
         weights.setdefault("logit_bias", model.logit_bias.detach())
@@ -89,12 +89,6 @@ def _find(config: ModelConfig) -> Path:
     tags = list_pretrained_tags_by_model(open_clip_name(config.open_clip))
     choices = nearest(config.pretrained, tags)
     raise UserError(f"pretrained {config.pretrained}: neither a file nor a tag of {config.open_clip}; {choices}")
-
-
-def _own_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """The weights of a training checkpoint, averaged ones where it has them."""
-    checkpoint = Checkpoint(folder)
-    return checkpoint.tensors("weights") | checkpoint.tensors("ema")
 
 
 def _translated(weights: dict[str, Tensor], model: DualEncoder) -> dict[str, Tensor]:

@@ -176,6 +176,10 @@ class Checkpoint:
         """All tensors of a group by name, on the CPU."""
         return {name: self.tensor(group, name) for name in self.names(group)}
 
+    def inference_weights(self) -> dict[str, Tensor]:
+        """The weights and buffers to use the model with: the averaged ones where the run kept an average."""
+        return self.tensors("weights") | self.tensors("ema")
+
     def _places(self, group: str) -> dict[str, Path]:
         if group not in self._where:
             places: dict[str, Path] = {}
