@@ -1,6 +1,7 @@
 """The command line: thin commands over the programs."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,8 +38,17 @@ def run() -> None:
     try:
         app()
     except UserError as error:
-        print(f"vlm: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         sys.exit(2)
+
+
+def _complain(line: str) -> None:
+    """Say what is wrong: once where all ranks found it before they met, else with the rank that found it."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"vlm: {line}", file=sys.stderr)
+    elif "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        print(f"vlm: rank {rank}: {line}", file=sys.stderr)
 
 
 @app.command()
@@ -54,7 +64,8 @@ def train(
     from launch.train import train as run_recipe
 
     folder = run_recipe(load_recipe(recipe, overrides or ()), resume=resume, allow_changes=allow_changes)
-    print(f"report: {folder / REPORT}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"report: {folder / REPORT}")
 
 
 @app.command()

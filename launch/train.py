@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from data.stream import TrainStream
 from eval.evaluator import build_evaluators
@@ -13,7 +14,7 @@ from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, changed_keys
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.training.build_engine import build_engine, start_accelerator
@@ -44,6 +45,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     `resume` is None for a new run, "auto" for the newest complete checkpoint (or a new run where there is none), or a
     checkpoint's folder. Raises UserError for what the user can mend; nothing is written before everything was checked.
     """
+    _require_trackers(recipe.trackers)
     accelerator = start_accelerator(
         recipe.engine,
         rows_per_rank=_rows_per_rank(recipe.global_batch),
@@ -140,6 +142,15 @@ def _rows_per_rank(global_batch: int) -> int:
             f"global_batch: {global_batch} is not divisible by {ranks} ranks; {' or '.join(around)} would work"
         )
     return rows
+
+
+def _require_trackers(names: tuple[str, ...]) -> None:
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"trackers: {name} is unknown; {nearest(name, map(str, LOGGER_TYPE_TO_CLASS))}")
+        if name not in installed:
+            raise UserError(f"trackers: {name} is not installed here")
 
 
 def _checkpoint_to_resume(

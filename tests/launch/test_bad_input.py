@@ -192,7 +192,8 @@ def test_wrong_evaluation_input(vlm: CommandLine, folder: Path, write: Any, tmp_
     assert "--to openclip: unknown format; nearest: open_clip" in vlm.refuses(
         "export", str(run_folder), str(tmp_path / "out"), "--to", "openclip"
     )
-    assert "is no run" in vlm.refuses("report", str(folder)) or "run" in vlm.refuses("report", str(folder))
+    assert "not a run directory" in vlm.refuses("report", str(folder))
+    assert "trackers: wandbb is unknown; nearest: wandb" in vlm.refuses("train", recipe, "trackers=[wandbb]")
 
 
 def test_a_corrupt_image_and_an_empty_caption_are_skipped_counted_and_named(

@@ -29,15 +29,16 @@ def start_accelerator(
     cuda = torch.cuda.is_available()
     if engine == "ddp":
         return Accelerator(cpu=not cuda, log_with=list(trackers) or None, project_config=project)
+    if not cuda:
+        _use_deepspeed_on_cpu()
     from vlm.training.zero import deepspeed_config
 
-    if not cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     _stand_alone_rendezvous()
     plugin = DeepSpeedPlugin(
+        zero3_init_flag=False,  # the model is whole when the engine gets it
         hf_ds_config=deepspeed_config(
             _STAGES[engine], rows_per_rank=rows_per_rank, precision=precision, max_grad_norm=max_grad_norm
-        )
+        ),
     )
     # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
     backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")
@@ -61,6 +62,15 @@ def build_engine(
     from vlm.training.zero import ZeroEngine
 
     return ZeroEngine(accelerator, module, optimizer, precision, _STAGES[engine])
+
+
+def _use_deepspeed_on_cpu() -> None:
+    """Tell DeepSpeed that there is no accelerator, and keep it from compiling what training never calls."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # Its all-reduce in shared memory serves inference alone, and building it takes a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _stand_alone_rendezvous() -> None:
