@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -120,7 +121,8 @@ class Trainer:
                 self.run_directory.record_samples(step, batch)
             if step == 1 or step % self._log_every == 0 or step == self.num_steps:
                 self._log(step, lr, result, clock, progress)
-            clock.paused(lambda: self._evaluate_and_save(step, progress))  # noqa: B023
+            with clock.paused():
+                self._evaluate_and_save(step, progress)
 
     def _evaluate_and_save(self, step: int, progress: ProgressDisplay) -> None:
         last = step == self.num_steps
@@ -217,10 +219,11 @@ class _Clock:
             self._waited += time.perf_counter() - asked
             yield batch
 
-    def paused(self, work: Any) -> None:
-        """Do `work` off the clock."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run the block off the clock."""
         stopped = time.perf_counter()
-        work()
+        yield
         self._began += time.perf_counter() - stopped
 
     def lap(self, step: int) -> tuple[float, float]:
