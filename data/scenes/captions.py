@@ -1,6 +1,6 @@
 """What can truly be said of a scene: claims, the words for them, and the test of a claim against any scene."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
@@ -106,15 +106,17 @@ def describe(scene: Scene, rng: Random, number: int) -> list[Caption]:
 
 
 def caption(scene: Scene, rng: Random) -> list[Caption]:
-    """Three to five captions: one or two full descriptions, then ones that leave things out, as people do."""
-    full = describe(scene, rng, rng.randint(1, 2))
+    """Four captions: a full description, then ones that leave things out, as people do, at least one of them bare."""
+    full = describe(scene, rng, 1)
     claim = full_claim(scene)
-    parts = _distinct(rng, rng.randint(2, 3), lambda: _part(claim, rng), taken=[c.text for c in full])
-    return full + parts
+    bare = _distinct(rng, 1, lambda: _bare(claim, rng), [c.text for c in full])
+    taken = [c.text for c in full + bare]
+    parts = _distinct(rng, 2, lambda: _part(claim, rng) if rng.random() < 0.6 else _bare(claim, rng), taken)
+    return full + bare + parts
 
 
-def _distinct(rng: Random, number: int, claim: Callable[[], Claim], taken: list[str] | None = None) -> list[Caption]:
-    texts = set(taken or ())
+def _distinct(rng: Random, number: int, claim: Callable[[], Claim], taken: Iterable[str] = ()) -> list[Caption]:
+    texts = set(taken)
     captions: list[Caption] = []
     while len(captions) < number:
         said = _turned(claim(), rng)
@@ -130,6 +132,12 @@ def _plain_medium(claim: Claim) -> Claim:
     return replace(claim, groups=groups)
 
 
+def _bare(claim: Claim, rng: Random) -> Claim:
+    """Only what is there: numbers, colours and shapes, or numbers and shapes."""
+    coloured = rng.random() < 0.6
+    return Claim(tuple(replace(g, size=None, colour=g.colour if coloured else None) for g in claim.groups))
+
+
 def _part(claim: Claim, rng: Random) -> Claim:
     """`claim` with some of its answers left open."""
 
@@ -140,11 +148,7 @@ def _part(claim: Claim, rng: Random) -> Claim:
     relation = keep(claim.relation, 0.6)
     if relation is None and len(groups) > 1 and rng.random() < 0.4:
         groups = tuple(rng.sample(groups, rng.randint(1, len(groups) - 1)))
-    coloured = rng.random() < 0.92
-    groups = tuple(
-        replace(g, size=keep(g.size, 0.12 if g.size == "medium" else 0.4), colour=g.colour if coloured else None)
-        for g in groups
-    )
+    groups = tuple(replace(g, size=keep(g.size, 0.12 if g.size == "medium" else 0.4)) for g in groups)
     alone = len(groups) == 1
     return Claim(
         groups,
@@ -185,7 +189,7 @@ def _sentence(claim: Claim, rng: Random) -> str:
 
 def _opening(claim: Claim, rng: Random) -> str:
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.6 or len(claim.groups) > 2:
         return ""
     if draw < 0.75:
         return "there is " if claim.groups[0].count == 1 else "there are "

@@ -24,7 +24,7 @@ BACKGROUNDS: Final[dict[str, RGB]] = {
     "navy": (34, 40, 86),
     "black": (30, 30, 34),
 }
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.16, 0.20), "medium": (0.24, 0.30), "large": (0.40, 0.52)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.165, 0.21), "medium": (0.24, 0.30), "large": (0.40, 0.52)}
 """Smallest and largest diameter for a size word, as a share of the image's side."""
 
 NUMBER_WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
