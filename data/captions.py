@@ -4,14 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from data.bad_sample import BadSampleError
 from data.config import Captioning
 from data.randomness import Draws
 
 CAPTION_SUFFIXES = ("txt", "json")
-
-
-class BadSampleError(Exception):
-    """A sample that cannot be used; its text is the reason that the ledger gives."""
 
 
 def read_fields(stored: bytes | None) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from data.captions import BadSampleError
-from data.decode import Pixels, evaluation_view, stack_pixels
-from data.index import Sample, SourceIndex, index_source
-from data.shard import ShardReader
+from data.bad_sample import BadSampleError
+from data.images.decode import Pixels, evaluation_view, stack_pixels
+from data.shards.index import Sample, SourceIndex, index_source
+from data.shards.tar import ShardReader
 from data.workers import load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec

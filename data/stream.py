@@ -10,13 +10,14 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.captions import BadSampleError, choose_caption
+from data.bad_sample import BadSampleError
+from data.captions import choose_caption
 from data.config import DataConfig
-from data.decode import Pixels, stack_pixels, training_view
-from data.index import Sample, SourceIndex, index_source, require_captions
+from data.images.decode import Pixels, stack_pixels, training_view
 from data.order import Line, Order
 from data.randomness import Draws, Permutation
-from data.shard import ShardReader
+from data.shards.index import Sample, SourceIndex, index_source, require_captions
+from data.shards.tar import ShardReader
 from data.workers import load_ahead
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data.captions import BadSampleError, choose_caption, read_captions, read_fields
+from data.bad_sample import BadSampleError
+from data.captions import choose_caption, read_captions, read_fields
 from data.randomness import Draws
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.decode import evaluation_view
 from data.heldout import HeldOutBatch, HeldOutSet
-from tests.data.shards import picture, sample, with_json, write_shard, write_source
+from data.images.decode import evaluation_view
+from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.config import DataConfig
 from data.stream import TrainStream
-from tests.data.shards import WordTokenizer, picture, sample, texts, with_json, write_shard, write_source
+from tests.data.small_shards import WordTokenizer, picture, sample, texts, with_json, write_shard, write_source
 from vlm.batch import Batch
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec

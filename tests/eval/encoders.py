@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from tests.data.shards import WordTokenizer, picture, sample, write_shard
+from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from vlm.model.image_spec import ImageSpec
 
 IMAGE = ImageSpec(size=16)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tests.data.shards import picture
+from tests.data.small_shards import picture
 
 FACTS = {
     "started": "2030-01-02T03:04:05+00:00",

@@ -7,7 +7,7 @@ import torch
 
 from data.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
-from tests.data.shards import WordTokenizer, write_source
+from tests.data.small_shards import WordTokenizer, write_source
 from tests.eval.encoders import IMAGE, SmallEncoder, embed
 from tests.ranks import run_ranks
 from vlm.world import World

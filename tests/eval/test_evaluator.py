@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from eval.evaluator import EvaluatorConfig, build_evaluators
 from eval.retrieval import Retrieval
 from eval.zeroshot import ZeroShot
-from tests.data.shards import WordTokenizer
+from tests.data.small_shards import WordTokenizer
 from tests.eval.encoders import IMAGE, captioned_shard, labelled_shard
 from vlm.errors import UserError
 

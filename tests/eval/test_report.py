@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import run_names, write_report
-from tests.data.shards import picture
+from tests.data.small_shards import picture
 from tests.eval.runs import evaluated, logged, write_examples, write_ledger, write_run
 from vlm.errors import UserError
 

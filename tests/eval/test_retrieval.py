@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.heldout import HeldOutSet
 from eval.retrieval import Retrieval, RetrievalConfig
-from tests.data.shards import WordTokenizer, sample, write_shard
+from tests.data.small_shards import WordTokenizer, sample, write_shard
 from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from vlm.errors import UserError

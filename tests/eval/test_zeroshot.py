@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.heldout import HeldOutSet
 from eval.zeroshot import ZeroShot, ZeroShotConfig
-from tests.data.shards import WordTokenizer, picture, sample, write_shard
+from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
 from tests.ranks import run_ranks
 from vlm.errors import UserError

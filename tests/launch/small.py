@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tests.data.shards import picture, sample, with_json, write_shard, write_source
+from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "square", "bright", "dark", "striped"]
 

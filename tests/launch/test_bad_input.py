@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launch.main import run
-from tests.data.shards import picture, sample, with_json, write_shard
+from tests.data.small_shards import picture, sample, with_json, write_shard
 from tests.launch.small import metrics_of, recipe_values, write_data
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.captions import CAPTION_SUFFIXES, BadSampleError, read_captions, read_fields
-from data.patterns import expand_shards
-from data.shard import IMAGE_SUFFIXES, Extent, Listing, ShardReader, list_shard
-from data.unpack import plain_shard
+from data.bad_sample import BadSampleError
+from data.captions import CAPTION_SUFFIXES, read_captions, read_fields
+from data.shards.patterns import expand_shards
+from data.shards.tar import IMAGE_SUFFIXES, Extent, Listing, ShardReader, list_shard
+from data.shards.unpack import plain_shard
 from vlm.batch import Skip
 from vlm.errors import UserError
 

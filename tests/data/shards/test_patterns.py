@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.patterns import expand_shards
+from data.shards.patterns import expand_shards
 from vlm.errors import UserError
 
 KEY = "data.sources.web.shards"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data.captions import BadSampleError
+from data.bad_sample import BadSampleError
 from data.randomness import Draws
 from vlm.model.image_spec import ImageSpec
 

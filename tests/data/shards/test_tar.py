@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data.shard import Extent, Listing, ShardReader, list_shard
-from tests.data.shards import sample, write_shard
+from data.shards.tar import Extent, Listing, ShardReader, list_shard
+from tests.data.small_shards import sample, write_shard
 from vlm.errors import UserError
 
 

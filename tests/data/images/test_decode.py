@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import crop
 
-from data.captions import BadSampleError
-from data.decode import evaluation_view, random_crop, stack_pixels, training_view
+from data.bad_sample import BadSampleError
+from data.images.decode import evaluation_view, random_crop, stack_pixels, training_view
 from data.randomness import Draws
-from tests.data.shards import picture
+from tests.data.small_shards import picture
 from vlm.model.image_spec import ImageSpec
 
 SIZES = [(50, 37), (37, 50), (64, 64), (21, 200), (333, 40), (16, 9), (1, 1), (301, 299)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data.index import index_source, require_captions, sample_id
-from data.shard import ShardReader
-from tests.data.shards import picture, sample, with_json, write_shard, write_source
+from data.shards.index import index_source, require_captions, sample_id
+from data.shards.tar import ShardReader
+from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError
 
 

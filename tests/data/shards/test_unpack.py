@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.index import index_source
-from data.unpack import default_cache, plain_shard
-from tests.data.shards import sample, write_shard
+from data.shards.index import index_source
+from data.shards.unpack import default_cache, plain_shard
+from tests.data.small_shards import sample, write_shard
 from vlm.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""Stored image files to uint8 pixels: decoding, crops, augmentation."""

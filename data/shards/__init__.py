@@ -1,0 +1,1 @@
+"""Shards: their names, members, index, and where their bytes come from."""
