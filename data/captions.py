@@ -1,14 +1,76 @@
-"""The captions of a sample, as its shard stores them, and the one that a training step reads."""
+"""The captions of a sample, as its shard stores them, and the policy by which a training step reads them."""
 
 import json
+from bisect import bisect
 from collections.abc import Mapping
-from typing import Any
+from itertools import accumulate
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from data.bad_sample import BadSampleError
-from data.config import Captioning
+from data.cleaning import CleaningStep, cleaned
 from data.randomness import Draws
+from vlm.config import Config
 
 CAPTION_SUFFIXES = ("txt", "json")
+TXT = "txt"
+USUAL_FIELDS = ("captions", TXT, "caption")
+DROPPED = "(dropped)"
+_SENTENCE_ENDS = (".", "!", "?", "…", "。")
+
+CaptionPolicy = Literal["first", "random", "all", "concat"]
+CaptionsByField = dict[str, tuple[str, ...]]
+
+
+class CaptionConfig(Config):
+    """What a training step reads of a sample's captions; a policy alone may stand for it: `caption: first`.
+
+    `first` and `random` take one caption, `concat` joins them in their stored order, and `all` takes one at random and
+    gives the others along as further positives. Of several `fields`, one is drawn by weight among those that the sample
+    has, and the policy applies within it; only `all` gives the captions of every field.
+    """
+
+    policy: Annotated[CaptionPolicy, Field(description="Which captions a step reads.")] = "random"
+    fields: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]] | None,
+        Field(
+            min_length=1,
+            description="Weights by json field, or `txt`; by default json `captions`, else txt, else json `caption`.",
+        ),
+    ] = None
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Share of visits whose caption is the empty text.")] = 0.0
+    clean: Annotated[tuple[CleaningStep, ...], Field(description="Cleaning steps, applied in this order.")] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where captions are looked for: json fields, or `txt` for the txt member."""
+        return USUAL_FIELDS if self.fields is None else tuple(self.fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_alone(cls, given: Any) -> Any:
+        return {"policy": given} if isinstance(given, str) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A mapping, or a policy alone."""
+        mapping = handler(schema)
+        policy = handler.resolve_ref_schema(mapping)["properties"]["policy"]
+        return {"anyOf": [{"type": policy["type"], "enum": policy["enum"]}, mapping]}
+
+
+class ChosenCaptions(NamedTuple):
+    """What one visit of a sample reads: `text`, and the `field` it is from (`DROPPED` for the empty text).
+
+    `all` holds the distinct positives, `text` first, under the policy `all`; else nothing.
+    """
+
+    text: str
+    field: str
+    all: tuple[str, ...] = ()
 
 
 def read_fields(stored: bytes | None) -> dict[str, Any]:
@@ -21,35 +83,66 @@ def read_fields(stored: bytes | None) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSampleError(f"its json cannot be read ({error})") from error
     if not isinstance(fields, dict):
         raise BadSampleError(f"its json holds no object but a {type(fields).__name__}")
     return fields
 
 
+def captions_by_field(text: bytes | None, fields: Mapping[str, Any], config: CaptionConfig) -> CaptionsByField:
+    """The captions of a sample from its txt member and its json fields, cleaned, stripped, without empty ones.
+
+    Holds each of the fields that `config` names and the sample has, in the order of `config`; without such names the
+    first of the usual places that has a caption.
+
+    Raises:
+        BadSampleError: the txt is not UTF-8, or a caption is no text; only where `config` looks for captions.
+    """
+    found: CaptionsByField = {}
+    for name in config.places:
+        stored = _decoded(text) if name == TXT else _listed(fields.get(name))
+        captions = tuple(caption for caption in (cleaned(caption, config.clean) for caption in stored) if caption)
+        if captions:
+            found[name] = captions
+            if config.fields is None:
+                break
+    return found
+
+
 def read_captions(text: bytes | None, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """All captions of a sample, stripped, without empty ones: json `captions`, else its txt, else json `caption`.
+    """All captions of a sample at the usual place, stripped, without empty ones.
 
     Raises:
         BadSampleError: the txt is not UTF-8, or a caption is no text.
     """
-    if (several := fields.get("captions")) is not None:
-        stored = several if isinstance(several, list) else [several]
-    elif text is not None:
-        try:
-            stored = [text.decode("utf-8")]
-        except UnicodeDecodeError as error:
-            raise BadSampleError(f"its caption is not UTF-8 (byte {error.start})") from error
-    else:
-        stored = [fields.get("caption") or ""]
-    wrong = next((caption for caption in stored if not isinstance(caption, str)), None)
-    if wrong is not None:
-        raise BadSampleError(f"a caption is no text but {wrong!r:.40}")
-    return tuple(caption for caption in map(str.strip, stored) if caption)
+    return tuple(caption for part in captions_by_field(text, fields, CaptionConfig()).values() for caption in part)
 
 
-def choose_caption(captions: tuple[str, ...], policy: Captioning, draws: Draws) -> str:
+def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> ChosenCaptions:
+    """What one visit reads of a sample's captions.
+
+    Takes three numbers of `draws` whatever `config` says (dropout, field, caption), so that one option does not change
+    what another one draws.
+
+    Raises:
+        BadSampleError: there is no caption.
+    """
+    if not captions:
+        raise BadSampleError("it has no caption, or only empty ones")
+    dropped, place, which = draws.uniform() < config.dropout, draws.uniform(), draws.uniform()
+    if dropped:
+        return ChosenCaptions("", DROPPED, ("",) if config.policy == "all" else ())
+    field = _at(tuple(captions), place, config.fields)
+    texts = captions[field]
+    if config.policy == "concat":
+        return ChosenCaptions(_joined(texts), field)
+    text = texts[0] if config.policy == "first" else _at(texts, which)
+    positives = (text, *(other for part in captions.values() for other in part)) if config.policy == "all" else ()
+    return ChosenCaptions(text, field, tuple(dict.fromkeys(positives)))
+
+
+def choose_caption(captions: tuple[str, ...], policy: str, draws: Draws) -> str:
     """The caption for one visit of a sample.
 
     Raises:
@@ -58,3 +151,30 @@ def choose_caption(captions: tuple[str, ...], policy: Captioning, draws: Draws) 
     if not captions:
         raise BadSampleError("it has no caption, or only empty ones")
     return captions[0] if policy == "first" else captions[draws.integer(len(captions))]
+
+
+def _decoded(text: bytes | None) -> list[str]:
+    try:
+        return [] if text is None else [text.decode("utf-8")]
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"its caption is not UTF-8 (byte {error.start})") from error
+
+
+def _listed(stored: Any) -> list[str]:
+    captions = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise BadSampleError(f"a caption is no text but {caption!r:.40}")
+    return captions
+
+
+def _at(choices: tuple[str, ...], place: float, weights: Mapping[str, float] | None = None) -> str:
+    """The choice at `place` in [0, 1), each taking room by its weight."""
+    ends = list(accumulate(1.0 if weights is None else weights[choice] for choice in choices))
+    return choices[min(bisect(ends, place * ends[-1]), len(choices) - 1)]
+
+
+def _joined(captions: tuple[str, ...]) -> str:
+    """One text of all captions: each but the last ends as a sentence, so that neighbours do not run together."""
+    *before, last = captions
+    return " ".join([*(text if text.endswith(_SENTENCE_ENDS) else f"{text}." for text in before), last])

@@ -5,16 +5,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from data.bad_sample import BadSampleError
-from data.images.decode import Pixels, evaluation_view, stack_pixels
-from data.shards.index import Sample, SourceIndex, index_source
-from data.shards.tar import ShardReader
-from data.workers import load_ahead
+from data.captions import read_captions
+from data.images.views import evaluation_view
+from data.loader import shared_pixels
+from data.shards.cache import CacheConfig, ShardCache
+from data.shards.folder_index import FolderIndex
+from data.shards.reader import ShardReader
+from data.shards.retry import RetryConfig
+from data.shards.source import Sample, Source, open_source
+from data.workers import Stage, load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World
@@ -48,8 +52,8 @@ class HeldOutBatch:
 class HeldOutSet:
     """The samples of held-out shards, numbered as stored; the first `limit` of them when one is given.
 
-    Captions, labels and fields are read without decoding images. `cache` is the folder for unpacked .tar.gz shards,
-    `where` the key that messages blame.
+    Captions, labels and fields are read without decoding images. `cache` and `retry` are
+    for remote and gzipped shards, `where` is the key that messages blame.
 
     Raises:
         UserError: a pattern matches nothing, or a file is no tar.
@@ -62,15 +66,17 @@ class HeldOutSet:
         *,
         root: str | None = None,
         limit: int | None = None,
-        cache: str | None = None,
+        cache: CacheConfig | None = None,
+        retry: RetryConfig | None = None,
         where: str = "shards",
     ) -> None:
         patterns = (shards,) if isinstance(shards, str) else tuple(shards)
-        self._index = index_source(",".join(patterns), patterns, root=root, cache=cache, where=where)
+        reach = ShardCache(cache, retry)
+        self._source = open_source(",".join(patterns), patterns, FolderIndex(reach, where), root=root)
         self._image = image
-        self._reader = ShardReader()
-        self._size = len(self._index) if limit is None else min(limit, len(self._index))
-        self._skipped = {(skip.shard, skip.key): skip for skip in self._index.problems}
+        self._reader = ShardReader(reach)
+        self._size = self._source.num_samples if limit is None else min(limit, self._source.num_samples)
+        self._skipped = {(skip.shard, skip.key): skip for skip in self._source.problems(reach)}
 
     def __len__(self) -> int:
         return self._size
@@ -83,39 +89,38 @@ class HeldOutSet:
     @cached_property
     def captions(self) -> tuple[tuple[str, ...], ...]:
         """All captions of each sample; none for a sample whose captions are missing or broken."""
-        return tuple(
-            self._or_skip(number, lambda sample: sample.captions(self._reader), ()) for number in range(len(self))
-        )
+        return tuple(self._or_skip(number, ("txt", "json"), _captions, ()) for number in range(len(self)))
 
     @cached_property
     def labels(self) -> Int64[Tensor, " samples"] | None:
         """The class of each sample, None when no sample has one; else those without a readable one are not `valid`."""
         if all(label is None for label in self._read_labels):
             return None
-        for sample in (self._index[number] for number, label in enumerate(self._read_labels) if label is None):
-            lacking = sample.skip("it has no cls, unlike others of the set")
-            self._skipped.setdefault((lacking.shard, lacking.key), lacking)
+        for number in (number for number, label in enumerate(self._read_labels) if label is None):
+            self._skip(number, "it has no cls, unlike others of the set")
         return torch.tensor([label or 0 for label in self._read_labels], dtype=torch.int64)
 
     @cached_property
     def _read_labels(self) -> list[int | None]:
-        return [self._or_skip(number, lambda sample: sample.label(self._reader), None) for number in range(len(self))]
+        if not self._source.has_labels:
+            return [None] * len(self)
+        return [self._or_skip(number, ("cls",), lambda sample: sample.label, None) for number in range(len(self))]
 
     def keys(self) -> tuple[str, ...]:
         """The key of each sample."""
-        return tuple(self._index[number].key for number in range(len(self)))
+        return tuple(self._key(number) for number in range(len(self)))
 
     def fields(self, number: int) -> dict[str, Any]:
         """Everything that the sample's json holds; empty when it has none, or a broken one."""
-        return self._or_skip(number, lambda sample: sample.fields(self._reader), {})
+        return self._or_skip(number, ("json",), lambda sample: sample.fields, {})
 
     def stored_image(self, number: int) -> bytes:
         """The sample's image file as stored (JPEG, PNG or WebP).
 
         Raises:
-            OSError: the shard cannot be read any more.
+            OSError, BadSampleError: the shard cannot be read any more, or holds other samples now.
         """
-        return self._index[number].image(self._reader)
+        return self._source.read(*self._source.place(number), self._reader, ("image",)).image
 
     def batches(self, world: World, batch_size: int, workers: int = 0) -> Iterator[HeldOutBatch]:
         """This rank's contiguous share, in batches that are equally many and equally large on every rank.
@@ -125,7 +130,7 @@ class HeldOutSet:
         share = range(world.rank * len(self) // world.size, (world.rank + 1) * len(self) // world.size)
         most = -(-len(self) // world.size)
         rows = min(batch_size, most)
-        load = _ViewLoader(self._index, self._reader, self._image, share, rows)
+        load = _ViewLoader(self._source, self._reader, self._image, share, rows)
         pinned = world.device.type == "cuda"
         for views in load_ahead(load, range(-(-most // rows)), workers=workers, pinned=pinned):
             self._skipped.update({(skip.shard, skip.key): skip for skip in views.skipped})
@@ -137,13 +142,23 @@ class HeldOutSet:
         labelled = torch.tensor([self._read_labels[index] is not None for index in views.indices.tolist()])
         return HeldOutBatch(views.images, views.indices, views.valid & labelled, self.labels[views.indices])
 
-    def _or_skip(self, number: int, read: Callable[[Sample], Value], otherwise: Value) -> Value:
-        sample = self._index[number]
+    def _or_skip(self, number: int, parts: Sequence[str], read: Callable[[Sample], Value], otherwise: Value) -> Value:
         try:
-            return read(sample)
+            return read(self._source.read(*self._source.place(number), self._reader, parts))
         except (BadSampleError, OSError) as error:
-            self._skipped[str(sample.shard), sample.key] = sample.skip(str(error))
+            self._skip(number, str(error))
             return otherwise
+
+    def _skip(self, number: int, reason: str) -> None:
+        skip = self._source.skip(self._source.place(number)[0], self._key(number), reason)
+        self._skipped.setdefault((skip.shard, skip.key), skip)
+
+    def _key(self, number: int) -> str:
+        return self._source.key_or_row(*self._source.place(number), self._reader)
+
+
+def _captions(sample: Sample) -> tuple[str, ...]:
+    return read_captions(sample.parts.get("txt"), sample.fields)
 
 
 class _Views(NamedTuple):
@@ -159,25 +174,27 @@ class _Views(NamedTuple):
 class _ViewLoader:
     """Decodes batch number n of a rank's share; picklable, so that workers can."""
 
-    index: SourceIndex
+    source: Source
     reader: ShardReader
     image: ImageSpec
     share: range
     rows: int
 
-    def __call__(self, number: int) -> _Views:
+    def __call__(self, number: int, stage: Stage) -> _Views:
         mine = self.share[number * self.rows : (number + 1) * self.rows]
-        blank: Pixels = np.zeros((self.image.size, self.image.size, 3), dtype=np.uint8)
-        pixels = [blank] * self.rows
+        images = shared_pixels(self.rows, self.image.size).zero_()
+        pixels = images.numpy()
         valid = torch.zeros(self.rows, dtype=torch.bool)
         indices = torch.zeros(self.rows, dtype=torch.int64)
         skipped = []
         for row, position in enumerate(mine):
-            sample = self.index[position]
+            shard, place = self.source.place(position)
+            stage.tell(self.source.shards[shard])
             indices[row] = position
             try:
-                pixels[row] = evaluation_view(sample.image(self.reader), self.image)
+                sample = self.source.read(shard, place, self.reader, ("image",))
+                pixels[row] = evaluation_view(sample.image, self.image).transpose(2, 0, 1)
                 valid[row] = True
             except (BadSampleError, OSError) as error:
-                skipped.append(sample.skip(str(error)))
-        return _Views(stack_pixels(pixels), indices, valid, tuple(skipped))
+                skipped.append(self.source.skip(shard, self.source.key_or_row(shard, place, self.reader), str(error)))
+        return _Views(images, indices, valid, tuple(skipped))

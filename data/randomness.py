@@ -1,13 +1,14 @@
 """Random numbers that depend on names, never on history: the same in any worker of any rank, now or on resume."""
 
 import hashlib
-import math
 import struct
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_ALL_BITS = 0xFFFFFFFFFFFFFFFF
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -46,40 +47,54 @@ class Draws:
 
 
 class Permutation:
-    """A keyed shuffle of 0 .. count - 1 that is computed at any position in O(1) time and memory.
+    """A keyed shuffle of 0 .. count - 1 that is computed at any position in O(1) time and memory."""
+
+    def __init__(self, count: int, *key: int | str) -> None:
+        self.count = count
+        self._key = key_number(*key)
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shuffled values at `positions`, each in 0 .. count - 1."""
+        shape = positions.shape
+        return permute(positions, np.full(shape, self.count), np.full(shape, self._key, dtype=np.uint64))
+
+
+def key_number(*parts: int | str) -> np.uint64:
+    """64 bits that name `parts`, to key `permute` and `scramble`."""
+    return np.uint64(int.from_bytes(hash_key(*parts)[:8], "little"))
+
+
+def permute(positions: NDArray[np.int64], counts: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each element, the value at its position of the shuffle of 0 .. count - 1 that its key names.
 
     A Feistel network on Z_a x Z_b with a * b >= count, whose few surplus values walk on along their cycle
     (Bellare, Ristenpart, Rogaway, Stegers, "Format-Preserving Encryption", 2009).
     """
-
-    def __init__(self, count: int, *key: int | str) -> None:
-        self.count = count
-        left = math.isqrt(max(count - 1, 0)) + 1
-        self._left = np.uint64(left)
-        self._right = np.uint64(-(-count // left))
-        digest = hashlib.blake2b(hash_key(*key), digest_size=8 * _ROUNDS).digest()
-        self._keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-
-    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The shuffled values at `positions`, each in 0 .. count - 1."""
-        values = self._cycle(positions.astype(np.uint64))
-        while (outside := values >= np.uint64(self.count)).any():
-            values[outside] = self._cycle(values[outside])
-        return values.astype(np.int64)
-
-    def _cycle(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = values // self._right, values % self._right
-        for number, key in enumerate(self._keys):
-            if number % 2 == 0:
-                left = (left + _scramble(right, key) % self._left) % self._left
-            else:
-                right = (right + _scramble(left, key) % self._right) % self._right
-        return left * self._right + right
+    limits = counts.astype(np.uint64)
+    left = np.sqrt(np.maximum(counts - 1, 0)).astype(np.uint64) + np.uint64(1)
+    right = (limits + left - np.uint64(1)) // left
+    values = _cycle(positions.astype(np.uint64), left, right, keys)
+    while len(outside := np.flatnonzero(values >= limits)):
+        values[outside] = _cycle(values[outside], left[outside], right[outside], keys[outside])
+    return values.astype(np.int64)
 
 
-def _scramble(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, 2014), after adding `key`."""
-    mixed = values + key
+def _cycle(
+    values: NDArray[np.uint64], a: NDArray[np.uint64], b: NDArray[np.uint64], keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    left, right = np.divmod(values, b)
+    for number in range(_ROUNDS):
+        key = scramble(keys, number)
+        if number % 2 == 0:
+            left = (left + scramble(right ^ key) % a) % a
+        else:
+            right = (right + scramble(left ^ key) % b) % b
+    return left * b + right
+
+
+def scramble(values: NDArray[np.uint64], number: int = 0) -> NDArray[np.uint64]:
+    """A bijection of 64-bit numbers without pattern, one for each `number`: splitmix64 (Steele, Lea, Flood, 2014)."""
+    mixed = values + np.uint64((number + 1) * _GOLDEN & _ALL_BITS)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX[0]
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX[1]
     return mixed ^ (mixed >> np.uint64(31))

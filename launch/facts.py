@@ -45,7 +45,7 @@ def run_facts(engine_name: str, precision: str, engine: Engine, source: TrainStr
         "threads": torch.get_num_threads(),
         "num_parameters": sum(numbers[name] for name in engine.parameters()),
         "data": [
-            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "weight": s.weight}
+            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.share}
             for s in source.sources
         ],
     }

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data.config import DataConfig
+from data.order.order import default_lanes
 from eval.evaluator import EvaluatorConfig
 from vlm.config import first_problem
 from vlm.errors import UserError, nearest
@@ -23,6 +24,9 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.prefetch",
     "data.cache",
+    "data.retry",
+    "data.patience",
+    "data.max_bad_share",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -61,6 +65,12 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error, Recipe)}") from None
+
+
+def resolve_order(recipe: Recipe) -> Recipe:
+    """The recipe with the number of lanes written out: it is fixed for the run, whatever a later default would be."""
+    lanes = default_lanes(recipe.global_batch) if recipe.data.lanes is None else recipe.data.lanes
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"lanes": lanes})})
 
 
 def find_recipe(name: str) -> Path:

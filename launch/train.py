@@ -1,6 +1,7 @@
 """Train a recipe: start or resume a run, evaluate it, write its report."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
-from launch.recipe import Recipe, changed_keys
+from launch.recipe import Recipe, changed_keys, resolve_order
+from vlm.batch import Skip
 from vlm.errors import UserError, nearest
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint, Manifest
+from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress
 from vlm.training.run_directory import RunDirectory
@@ -27,6 +30,7 @@ from vlm.training.trainer import ScheduledEvaluation, Trainer
 from vlm.world import World
 
 REPORT = "report.html"
+_SHOWN_PROBLEMS = 10
 NUM_EXAMPLES = 6  # best and worst retrievals each
 
 
@@ -46,6 +50,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     checkpoint's folder. Raises UserError for what the user can mend; nothing is written before everything was checked.
     """
     _require_trackers(recipe.trackers)
+    recipe = resolve_order(recipe)
     accelerator = start_accelerator(
         recipe.engine,
         rows_per_rank=_rows_per_rank(recipe.global_batch),
@@ -73,7 +78,13 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
 def _build_parts(recipe: Recipe, world: World) -> _Parts:
     model = build_model(recipe.model, recipe.seed)
     source = TrainStream(
-        recipe.data, model.image_spec, model.tokenizer, global_batch=recipe.global_batch, seed=recipe.seed, world=world
+        recipe.data,
+        model.image_spec,
+        model.tokenizer,
+        global_batch=recipe.global_batch,
+        seed=recipe.seed,
+        world=world,
+        record=Path(recipe.run),
     )
     evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root)
     evaluations = []
@@ -115,15 +126,17 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
         start_step = checkpoint.manifest.step
         checkpoint.verify(engine.world)
         restore_state(checkpoint, engine, trainer.ema)
+        parts.source.restore(checkpoint.manifest.stream)
     recipe = trainer.config
     run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
     run.cut_back(start_step)
     _start_trackers(accelerator, recipe.trackers, start_step)
     progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
     try:
-        for problem in parts.source.problems:
-            progress.say(f"skipped: {problem.shard} {problem.key}: {problem.reason}")
+        for line in _told(parts.source.problems):
+            progress.say(line)
         run.log_skips(start_step, list(parts.source.problems) if engine.world.is_main and start_step == 0 else [])
+        judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
         trainer.run(start_step, progress)
     finally:
         progress.close()
@@ -131,6 +144,13 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
     if engine.world.is_main:
         write_report([run.path], run.path / REPORT)
     engine.world.barrier()
+
+
+def _told(problems: Sequence[Skip]) -> list[str]:
+    """Lines on what was unusable at the start; the ledger names all of it."""
+    lines = [f"skipped: {problem.shard} {problem.key}: {problem.reason}" for problem in problems[:_SHOWN_PROBLEMS]]
+    more = len(problems) - len(lines)
+    return [*lines, f"skipped: {more:,} more, named in ledger.jsonl"] if more else lines
 
 
 def _rows_per_rank(global_batch: int) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,21 +12,37 @@ from torch import Tensor
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` aside, flush it to the disk, and rename it to `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` aside, flush it to the disk, and rename it to `path`; any number of processes may at once."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.chmod(_default_mode())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file and flush it to the disk; unlike safetensors' own, not for the owner alone."""
     save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(_default_mode())
+    flush_to_disk(path)
+
+
+def _default_mode() -> int:
+    """The permissions that a plainly created file would get."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
-    flush_to_disk(path)
+    return 0o666 & ~mask
 
 
 def flush_to_disk(path: Path) -> None:

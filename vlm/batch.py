@@ -1,6 +1,8 @@
 """What a training step eats."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -18,11 +20,21 @@ class Skip:
     substitute: str
 
 
+class AllCaptions(NamedTuple):
+    """Every caption of every sample of a batch: row m is a caption of image `rows[m]`, its first the one trained on."""
+
+    tokens: Int64[Tensor, "captions length"]
+    lengths: Int64[Tensor, " captions"]
+    rows: Int64[Tensor, " captions"]
+
+
 @dataclass(frozen=True)
 class Batch:
     """The rows of one global batch that one rank trains on.
 
     `tokens` is as long as the longest caption among these rows; shorter ones are padded behind their `lengths`.
+    `captions` is there when the caption policy gives several positives. `counts` says how many rows are of each source
+    and how many captions of each field.
     """
 
     step: int
@@ -33,6 +45,8 @@ class Batch:
     keys: tuple[str, ...]
     labels: Int64[Tensor, " batch"] | None = None
     skipped: tuple[Skip, ...] = ()
+    captions: AllCaptions | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same rows on `device`; copies from pinned memory run asynchronously."""
@@ -43,4 +57,7 @@ class Batch:
             lengths=self.lengths.to(device, non_blocking=True),
             sample_ids=self.sample_ids.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            captions=None
+            if self.captions is None
+            else AllCaptions(*(part.to(device, non_blocking=True) for part in self.captions)),
         )

@@ -3,7 +3,6 @@
 import os
 import re
 import tarfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ class Listing:
     problems: tuple[Problem, ...]
 
 
-def list_shard(path: Path, shown: Path, where: str) -> Listing:
+def list_shard(path: Path, shown: str, where: str) -> Listing:
     """Group the members of the plain tar `path` into samples, reading headers only.
 
     A truncated or damaged tar yields the samples that are complete before the damage. `shown` is the name for messages.
@@ -117,43 +116,9 @@ def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], file_size: int) 
         del samples[last]
 
 
-class ShardReader:
-    """Reads members by offset; keeps the most recently used shards open, per process.
-
-    Pickling (into a loading worker) leaves the open files behind.
-    """
-
-    def __init__(self, max_open: int = 64) -> None:
-        self._max_open = max_open
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[int]]:
-        return ShardReader, (self._max_open,)
-
-    def read(self, path: Path, extent: Extent) -> bytes:
-        """The bytes of one member.
-
-        Raises:
-            OSError: the file is gone, unreadable or shorter than its index says.
-        """
-        data = os.pread(self._descriptor(path), extent.size, extent.offset)
-        if len(data) != extent.size:
-            raise OSError(f"{path.name} ends before byte {extent.offset + extent.size:,}")
-        return data
-
-    def _descriptor(self, path: Path) -> int:
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        while len(self._open) >= self._max_open:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._open[path]
-
-    def close(self) -> None:
-        """Close every file; the reader stays usable."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
+def read_extent(descriptor: int, extent: Extent) -> bytes:
+    """The bytes of one member of an open shard. Raises OSError where the file is too short."""
+    data = os.pread(descriptor, extent.size, extent.offset)
+    if len(data) != extent.size:
+        raise OSError(f"it ends before byte {extent.offset + extent.size:,}")
+    return data

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from vlm.errors import UserError
 
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 _KEPT_SECONDS = 30 * 24 * 3600
 
 
@@ -26,7 +26,7 @@ def plain_shard(shard: Path, cache: str | None, where: str) -> Path:
     """
     try:
         with open(shard, "rb") as file:
-            if file.read(len(_GZIP_MAGIC)) != _GZIP_MAGIC:
+            if file.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
                 return shard
         state = shard.stat()
     except OSError as error:
@@ -58,14 +58,14 @@ def _unpack(shard: Path, copy: Path) -> None:
     descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=copy.stem, suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as target, open(shard, "rb") as source:
-            for piece in _unzipped(source):
+            for piece in unzipped(source):
                 target.write(piece)
         os.replace(aside, copy)
     finally:
         Path(aside).unlink(missing_ok=True)
 
 
-def _unzipped(source: BinaryIO) -> Iterator[bytes]:
+def unzipped(source: BinaryIO) -> Iterator[bytes]:
     """All that can be unpacked, up to a cut or damage (which the gzip module would make us lose a buffer before)."""
     unzip = zlib.decompressobj(wbits=31)
     while packed := source.read(1 << 20):

@@ -1,50 +1,224 @@
-"""Captions as shards store them."""
+"""Captions as shards store them, and the policies by which a step reads them."""
+
+import json
+from collections import Counter
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from data.bad_sample import BadSampleError
-from data.captions import choose_caption, read_captions, read_fields
+from data.captions import (
+    DROPPED,
+    CaptionConfig,
+    CaptionPolicy,
+    ChosenCaptions,
+    captions_by_field,
+    choose,
+    read_captions,
+    read_fields,
+)
 from data.randomness import Draws
+from vlm.config import Config, first_problem
+
+VISITS = 2000
+USUAL = CaptionConfig()
+SAMPLE = {"captions": ("a", "b", "c", "d", "e")}
+TWO_FIELDS = {"alt": ("x",), "synthetic": ("y", "z")}
+
+
+class Recipe(Config):
+    caption: CaptionConfig = USUAL
+
+
+def config(**given: Any) -> CaptionConfig:
+    return CaptionConfig.model_validate(given)
+
+
+def visits(captions: dict[str, tuple[str, ...]], how: CaptionConfig) -> list[ChosenCaptions]:
+    return [choose(captions, how, Draws("caption", 7, number)) for number in range(VISITS)]
+
+
+def assert_share(found: int, share: float) -> None:
+    """Within five standard deviations of a binomial count."""
+    assert abs(found - VISITS * share) < 5 * (VISITS * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(
     ("text", "fields", "captions"),
     [
-        (b" a cat\n", {}, ("a cat",)),
-        ("ein Kätzchen".encode(), {}, ("ein Kätzchen",)),
-        (None, {"captions": ["  one ", "", "two", " \n"]}, ("one", "two")),
-        (None, {"captions": "only one"}, ("only one",)),
-        (None, {"caption": "single"}, ("single",)),
-        (b"from txt", {"caption": "from json"}, ("from txt",)),
-        (b"from txt", {"captions": ["from json"]}, ("from json",)),
-        (b"  \n", {}, ()),
-        (None, {}, ()),
-        (None, {"caption": None}, ()),
+        (b" a cat\n", {}, {"txt": ("a cat",)}),
+        ("ein Kätzchen".encode(), {}, {"txt": ("ein Kätzchen",)}),
+        (None, {"captions": ["  one ", "", "two", " \n"]}, {"captions": ("one", "two")}),
+        (None, {"captions": "only one"}, {"captions": ("only one",)}),
+        (None, {"caption": "single"}, {"caption": ("single",)}),
+        (b"from txt", {"caption": "from json"}, {"txt": ("from txt",)}),
+        (b"from txt", {"captions": ["from json"]}, {"captions": ("from json",)}),
+        (b"from txt", {"captions": [], "caption": "from json"}, {"txt": ("from txt",)}),
+        (b" ", {"captions": [" "], "caption": "from json"}, {"caption": ("from json",)}),
+        (b"  \n", {}, {}),
+        (None, {}, {}),
+        (None, {"caption": None}, {}),
     ],
 )
-def test_captions_are_stripped_and_empty_ones_are_none(
-    text: bytes | None, fields: dict[str, object], captions: tuple[str, ...]
+def test_captions_at_the_usual_place_are_stripped_and_empty_ones_are_none(
+    text: bytes | None, fields: dict[str, object], captions: dict[str, tuple[str, ...]]
 ) -> None:
-    assert read_captions(text, fields) == captions
+    assert captions_by_field(text, fields, USUAL) == captions
+    assert read_captions(text, fields) == tuple(caption for part in captions.values() for caption in part)
+
+
+def test_named_fields_are_all_read_and_nothing_else_is() -> None:
+    fields = {"alt_text": "alt", "synthetic": ["s", "t"], "empty": "", "captions": 7}
+    how = config(fields={"synthetic": 1, "txt": 1, "empty": 1, "missing": 1, "alt_text": 1})
+    assert captions_by_field(b"text", fields, how) == {"synthetic": ("s", "t"), "txt": ("text",), "alt_text": ("alt",)}
+    assert captions_by_field(b"caf\xe9", fields, config(fields={"alt_text": 1})) == {"alt_text": ("alt",)}
+    assert how.places == ("synthetic", "txt", "empty", "missing", "alt_text")
+    assert USUAL.places == ("captions", "txt", "caption")
+
+
+def test_a_caption_that_cleaning_empties_is_missing() -> None:
+    how = config(clean=("html", "urls", "whitespace"))
+    fields = {"captions": ["<img src='x'>", "http://x.example/y.jpg", " two <b>red</b>  cats"]}
+    assert captions_by_field(None, fields, how) == {"captions": ("two red cats",)}
+    with pytest.raises(BadSampleError, match="no caption, or only empty ones"):
+        choose(captions_by_field(b"<br>", {}, how), how, Draws(0))
 
 
 def test_what_is_no_text_is_a_bad_sample_with_a_reason() -> None:
-    with pytest.raises(BadSampleError, match="not UTF-8"):
-        read_captions(b"caf\xe9", {})
+    with pytest.raises(BadSampleError, match=r"not UTF-8 \(byte 3\)"):
+        captions_by_field(b"caf\xe9", {}, USUAL)
     with pytest.raises(BadSampleError, match="no text but 7"):
-        read_captions(None, {"captions": ["fine", 7]})
-    with pytest.raises(BadSampleError, match="json cannot be read"):
-        read_fields(b'{"captions": [')
-    with pytest.raises(BadSampleError, match="json cannot be read"):
-        read_fields(b'{"captions": "\xff"}')
+        captions_by_field(None, {"captions": ["fine", 7]}, USUAL)
+    with pytest.raises(BadSampleError, match="no text but None"):
+        captions_by_field(None, {"captions": [None]}, USUAL)
+    with pytest.raises(BadSampleError, match=r"no text but \{'en': 'a'\}"):
+        captions_by_field(None, {"alt": {"en": "a"}}, config(fields={"alt": 1}))
+    for broken in (b'{"captions": [', b'{"captions": "\xff"}', b"", b"[" * 100_000):
+        with pytest.raises(BadSampleError, match="json cannot be read"):
+            read_fields(broken)
     with pytest.raises(BadSampleError, match="no object but a list"):
         read_fields(b"[1]")
+    assert read_fields(None) == {}
 
 
-def test_the_policies() -> None:
-    captions = ("a", "b", "c", "d", "e")
-    assert choose_caption(captions, "first", Draws(0)) == "a"
-    chosen = [choose_caption(captions, "random", Draws("caption", n)) for n in range(1000)]
-    assert all(abs(chosen.count(caption) - 200) < 5 * (1000 * 0.2 * 0.8) ** 0.5 for caption in captions)
-    with pytest.raises(BadSampleError, match="no caption"):
-        choose_caption((), "random", Draws(0))
+@pytest.mark.parametrize("policy", ["first", "random", "all", "concat"])
+def test_no_caption_is_a_bad_sample_under_every_policy(policy: CaptionPolicy) -> None:
+    for dropout in (0.0, 0.99):
+        with pytest.raises(BadSampleError, match="it has no caption, or only empty ones"):
+            choose({}, config(policy=policy, dropout=dropout), Draws(0))
+
+
+def test_first_takes_the_first_and_random_takes_each_alike() -> None:
+    assert set(visits(SAMPLE, config(policy="first"))) == {("a", "captions", ())}
+    chosen = Counter(visit.text for visit in visits(SAMPLE, config(policy="random")))
+    assert set(chosen) == set(SAMPLE["captions"])
+    for count in chosen.values():
+        assert_share(count, 1 / 5)
+
+
+def test_concat_joins_in_order_as_sentences() -> None:
+    captions = {"captions": ("a cat", "It sleeps.", "why?", "on a mat")}
+    assert choose(captions, config(policy="concat"), Draws(0)) == ("a cat. It sleeps. why? on a mat", "captions", ())
+    how = config(policy="concat", fields={"alt": 1, "synthetic": 1})
+    assert {visit[:2] for visit in visits(TWO_FIELDS, how)} == {("x", "alt"), ("y. z", "synthetic")}
+
+
+def test_all_gives_every_caption_of_every_field_the_trained_one_first() -> None:
+    how = config(policy="all", fields={"alt": 1, "synthetic": 3})
+    seen = visits({**TWO_FIELDS, "alt": ("x", "y")}, how)
+    assert {visit.text for visit in seen} == {"x", "y", "z"}
+    for visit in seen:
+        assert visit.all[0] == visit.text
+        assert sorted(visit.all) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("policy", ["first", "random", "all", "concat"])
+def test_fields_are_drawn_by_weight_among_those_that_a_sample_has(policy: CaptionPolicy) -> None:
+    how = config(policy=policy, fields={"missing": 5.0, "alt": 0.6, "synthetic": 0.2})
+    count = Counter(visit.field for visit in visits(TWO_FIELDS, how))
+    assert set(count) == {"alt", "synthetic"}
+    assert_share(count["alt"], 0.75)
+
+
+def test_a_key_has_one_choice() -> None:
+    how = config(policy="all", fields={"alt": 1, "synthetic": 1}, dropout=0.2)
+    assert visits(TWO_FIELDS, how) == visits(TWO_FIELDS, how)
+    again = [choose(TWO_FIELDS, how, Draws("caption", 8, number)) for number in range(VISITS)]
+    assert again != visits(TWO_FIELDS, how)
+
+
+@pytest.mark.parametrize("policy", ["first", "random", "all", "concat"])
+def test_dropout_empties_its_share_and_leaves_the_other_choices_alone(policy: CaptionPolicy) -> None:
+    fields = {"alt": 1.0, "synthetic": 1.0}
+    before = visits(TWO_FIELDS, config(policy=policy, fields=fields))
+    after = visits(TWO_FIELDS, config(policy=policy, fields=fields, dropout=0.3))
+    dropped = [number for number, visit in enumerate(after) if visit.field == DROPPED]
+    assert_share(len(dropped), 0.3)
+    assert {after[number] for number in dropped} == {("", DROPPED, ("",) if policy == "all" else ())}
+    assert all(old == new for old, new in zip(before, after, strict=True) if new.field != DROPPED)
+    # Which visits are dropped says nothing of what they would have read.
+    of_dropped = Counter(before[number].field for number in dropped)
+    assert abs(of_dropped["alt"] - len(dropped) / 2) < 5 * (len(dropped) / 4) ** 0.5
+
+
+def test_more_dropout_drops_the_same_visits_and_more() -> None:
+    few, many = (
+        {number for number, visit in enumerate(visits(SAMPLE, config(dropout=share))) if visit.field == DROPPED}
+        for share in (0.1, 0.4)
+    )
+    assert few < many
+
+
+def test_the_field_drawn_does_not_depend_on_the_policy() -> None:
+    fields = {"alt": 1.0, "synthetic": 2.0}
+    drawn = [
+        [visit.field for visit in visits(TWO_FIELDS, config(policy=policy, fields=fields))]
+        for policy in ("first", "random", "all", "concat")
+    ]
+    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
+
+
+@given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=5), st.integers(0, 1000))
+def test_any_positive_weights_draw_a_field(weights: list[float], key: int) -> None:
+    fields = {f"f{number}": weight for number, weight in enumerate(weights)}
+    assert choose(dict.fromkeys(fields, ("x",)), config(fields=fields), Draws(key)).field in fields
+
+
+def test_a_policy_alone_stands_for_a_whole_configuration() -> None:
+    short = Recipe.model_validate({"caption": "first"})
+    assert short == Recipe.model_validate({"caption": {"policy": "first"}})
+    assert Recipe.model_validate_json(short.model_dump_json()) == short
+    assert Recipe().caption == config(policy="random")
+
+
+def test_the_schema_allows_both_forms() -> None:
+    short, mapping = TypeAdapter(CaptionConfig).json_schema()["anyOf"]
+    assert short == {"type": "string", "enum": ["first", "random", "all", "concat"]}
+    assert set(mapping["properties"]) == {"policy", "fields", "dropout", "clean"}
+    assert json.dumps(Recipe.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    ("caption", "problem"),
+    [
+        ("frist", "caption.policy: found 'frist'; input should be 'first', 'random', 'all' or 'concat'"),
+        ({"fields": {"alt": 0}}, "caption.fields.alt: found 0; input should be greater than 0"),
+        ({"fields": {"alt": -1.5}}, "caption.fields.alt: found -1.5; input should be greater than 0"),
+        ({"fields": {"alt": float("inf")}}, "caption.fields.alt: found inf; input should be a finite number"),
+        ({"fields": {}}, "caption.fields: found {}; "),
+        ({"dropout": 1.0}, "caption.dropout: found 1.0; input should be less than 1"),
+        ({"dropout": -0.1}, "caption.dropout: found -0.1; "),
+        ({"clean": ["htm"]}, "caption.clean.0: found 'htm'; input should be 'whitespace', 'html', "),
+        ({"feilds": {"alt": 1}}, "caption.feilds: unknown key (value {'alt': 1}); nearest: fields"),
+        (7, "caption: found 7; "),
+    ],
+)
+def test_a_mistake_is_one_line(caption: object, problem: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({"caption": caption})
+    line = first_problem(caught.value, Recipe)
+    assert line.startswith(problem)
+    assert "\n" not in line

@@ -20,11 +20,13 @@ def test_one_pattern_or_several() -> None:
     [
         ({"sources": {}}, "sources"),
         ({"sources": {"a": {"shards": "x.tar", "weight": 0}}}, "weight"),
-        ({"sources": {"a": {"shards": "x.tar"}}, "crop_scale": [0.5, 1.5]}, "crop_scale"),
-        ({"sources": {"a": {"shards": "x.tar"}}, "crop_scale": [0.9, 0.5]}, "crop_scale"),
+        ({"sources": {"a": {"shards": "x.tar"}}, "augment": {"crop_scale": [0.5, 1.5]}}, "crop_scale"),
+        ({"sources": {"a": {"shards": "x.tar"}}, "augment": {"crop_scale": [0.9, 0.5]}}, "crop_scale"),
         ({"sources": {"a": {"shards": "x.tar"}}, "caption": "last"}, "caption"),
         ({"sources": {"a": {"shards": "x.tar"}}, "workers": -1}, "workers"),
         ({"sources": {"a": {"shard": "x.tar"}}}, "shard"),
+        ({"sources": {"a": {"shards": "x.tar", "weight": 2}}, "mix": "once"}, "sources.a.weight"),
+        ({"sources": {"a": {"shards": "x.tar"}}, "max_bad_share": 2}, "max_bad_share"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(wrong: dict[str, object], blamed: str) -> None:

@@ -70,4 +70,4 @@ def test_draws_are_uniform() -> None:
 
 
 FROZEN_INTEGERS = [3, 113, 763, 665, 543, 556, 369, 711, 383, 798]
-FROZEN_SHUFFLE = [2, 5, 3, 9, 6, 7, 0, 4, 1, 8]
+FROZEN_SHUFFLE = [3, 2, 4, 6, 7, 0, 9, 8, 1, 5]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from data.workers import load_ahead
+from data.workers import Stage, load_ahead
 from vlm.errors import UserError
 
 
@@ -20,13 +21,14 @@ class Work(NamedTuple):
     threads: int
 
 
-def work(number: int) -> Work:
+def work(number: int, stage: Stage) -> Work:
+    stage.tell(f"shard {number}")
     if number == 7:
         raise UserError("shard 7 is no tar")
     return Work(number, os.getpid(), torch.get_num_threads())
 
 
-def broken(number: int) -> Work:
+def broken(number: int, stage: Stage) -> Work:
     raise ZeroDivisionError(f"a mistake of ours at {number}")
 
 
@@ -75,3 +77,31 @@ def test_no_random_generator_of_this_process_is_touched(workers: int) -> None:
     assert len(list(load_ahead(work, range(8, 14), workers=workers))) == 6
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def hanging(number: int, stage: Stage) -> Work:
+    stage.tell(f"step {number}: shard-{number}.tar")
+    if number == 11:
+        time.sleep(600)
+    return work(number, stage)
+
+
+def dying(number: int, stage: Stage) -> Work:
+    stage.tell(f"step {number}: shard-{number}.tar")
+    if number == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(number, stage)
+
+
+def test_a_worker_that_starves_its_rank_is_named_with_its_shard() -> None:
+    stream = load_ahead(hanging, range(10, 30), workers=2, patience=0.3)
+    assert next(stream).number == 10
+    with pytest.raises(UserError, match=r"worker 1 kept this .*data\.patience.* at step 11: shard-11\.tar$"):
+        next(stream)
+
+
+def test_a_worker_that_died_is_named_with_its_shard() -> None:
+    stream = load_ahead(dying, range(10, 30), workers=2)
+    assert next(stream).number == 10
+    with pytest.raises(UserError, match=r"worker 1 died \(killed\? out of memory\?\) at step 11: shard-11\.tar$"):
+        next(stream)

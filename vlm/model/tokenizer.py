@@ -1,15 +1,19 @@
 """Captions to token ids, as long as the longest of them where the text tower allows it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 from vlm.errors import UserError, reason
+from vlm.model.byte_pairs import BytePairs
+from vlm.model.byte_pairs import clip_token_counts as clip_token_counts
 
 
 class TokenBatch(NamedTuple):
@@ -41,26 +45,33 @@ class Tokenizer:
         self.context_length = full.context_length
         self.shorten = shorten
         self.pad_id = _pad_id(full)
+        plain = isinstance(full, SimpleTokenizer) and full.reduction_fn is None
+        self._byte_pairs = BytePairs(full) if plain else None
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """The ids and lengths of `texts`; more than the context length is cut as open_clip cuts it."""
-        if isinstance(self._full, SimpleTokenizer) and self._full.reduction_fn is None:
-            return self._byte_pairs(self._full, texts)
+        if self._byte_pairs is not None:
+            return self._filled(self._byte_pairs(texts))
         ids = self._full(list(texts)).long()
-        return self._fitted(ids, self._lengths(ids))
+        lengths = self._lengths(ids)
+        if self.shorten and len(ids):
+            ids = ids[:, : int(lengths.max())].clone()
+        return TokenBatch(ids, lengths)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write the files of a Hugging Face tokenizer to `directory`; CLIP's own byte pairs need none."""
         if isinstance(self._full, HFTokenizer):
             self._full.save_pretrained(str(directory))
 
-    def _byte_pairs(self, full: SimpleTokenizer, texts: Sequence[str]) -> TokenBatch:
-        rows = [[full.sot_token_id, *full.encode(text)[: self.context_length - 2], full.eot_token_id] for text in texts]
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        ids = torch.zeros(len(rows), self.context_length, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        return self._fitted(ids, lengths)
+    def _filled(self, rows: list[list[int]]) -> TokenBatch:
+        """A batch of rows that each end in the end token."""
+        context = self.context_length
+        kept = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
+        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
+        width = int(lengths.max()) if self.shorten and kept else context
+        ids = np.full((len(kept), width), self.pad_id, np.int64)
+        ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(kept), np.int64, lengths.sum())
+        return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
     def _lengths(self, ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, " batch"]:
         positions = torch.arange(1, ids.shape[1] + 1)
@@ -68,11 +79,6 @@ class Tokenizer:
         if self.pad_id == getattr(getattr(self._full, "tokenizer", None), "eos_token_id", None):
             lengths += 1  # the first padding token is the end token
         return lengths.clamp(1, ids.shape[1])
-
-    def _fitted(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> TokenBatch:
-        if self.shorten and len(ids):
-            ids = ids[:, : int(lengths.max())].clone()
-        return TokenBatch(ids, lengths)
 
 
 def full_tokenizer(text_cfg: Mapping[str, Any]) -> FullTokenizer:

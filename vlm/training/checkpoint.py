@@ -50,6 +50,7 @@ class Manifest(Config):
     threads: int
     model: dict[str, Any]
     data: dict[str, int]
+    stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
     versions: dict[str, str]
     files: dict[str, FileRecord] = Field(default={})
 
@@ -57,6 +58,11 @@ class Manifest(Config):
 def folder_name(step: int) -> str:
     """The name of the checkpoint folder after `step` steps."""
     return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """After how many steps the checkpoint in a folder of this name was written."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

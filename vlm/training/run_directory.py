@@ -10,7 +10,7 @@ import yaml
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
-from vlm.training.checkpoint import clear_unfinished, complete_checkpoints
+from vlm.training.checkpoint import clear_unfinished, complete_checkpoints, step_of
 from vlm.world import World
 
 RECIPE = "recipe.yaml"
@@ -37,6 +37,10 @@ class RunDirectory:
         """The newest complete checkpoint, or None."""
         complete = complete_checkpoints(self.checkpoints)
         return complete[-1] if complete else None
+
+    def checkpoint_steps(self) -> list[int]:
+        """After how many steps each complete checkpoint was written, oldest first."""
+        return [step_of(path) for path in complete_checkpoints(self.checkpoints)]
 
     def require_usable(self, *, resuming: bool) -> None:
         """Raise UserError when the folder cannot be written to, or holds another run that is not being resumed."""
@@ -85,12 +89,17 @@ class RunDirectory:
         if self.world.is_main:
             _append(self.path / METRICS, [metrics])
 
-    def log_skips(self, step: int, skips: list[Skip]) -> int:
-        """Append what all ranks skipped since the last call; how many there were. Collective."""
+    def num_skips(self) -> int:
+        """How many skips the ledger holds."""
+        path = self.path / LEDGER
+        return len(_whole_lines(path)) if path.exists() else 0
+
+    def log_skips(self, step: int, skips: list[Skip]) -> list[Skip]:
+        """Append what all ranks skipped since the last call, and return it. Collective."""
         everyone = [skip for rank in self.world.gather_objects(skips) for skip in rank]
         if self.world.is_main and everyone:
             _append(self.path / LEDGER, [{"step": step, **vars(skip)} for skip in everyone])
-        return len(everyone)
+        return everyone
 
     def record_samples(self, step: int, batch: Batch) -> None:
         """Append the keys that this rank trained on in `step`."""

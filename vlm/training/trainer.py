@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pydantic import Field
 
-from vlm.batch import Batch, Skip
+from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.errors import UserError
@@ -19,6 +19,7 @@ from vlm.objectives.objective import Objective
 from vlm.training.checkpoint import Manifest, prune, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.ledger import Ledger
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
 from vlm.training.run_directory import RunDirectory
@@ -52,12 +53,19 @@ class TrainingConfig(Config):
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Where batches come from: position in, batches out, no other state."""
+    """Where batches come from: position in, batches out."""
 
     num_samples: int
+    max_bad_share: float
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of global batches `start_step` to `start_step + num_steps`."""
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` steps must hold of the data, besides that number. Collective."""
+
+    def forget(self, step: int) -> None:
+        """Drop what only a return to before `step` could need."""
 
 
 @runtime_checkable
@@ -100,12 +108,11 @@ class Trainer:
         self._log_every = max(1, self._steps(config.log_every))
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._warmup_steps = self._steps(config.schedule.warmup)
-        self._skips: list[Skip] = []
-        self._num_skipped = 0
 
     def run(self, start_step: int, progress: ProgressDisplay) -> None:
         """Train from `start_step` completed steps to the end. Collective."""
         clock = _Clock(self.config.global_batch)
+        ledger = Ledger(self.run_directory, self.source.max_bad_share, self.config.global_batch, start_step)
         batches = self.source.batches(start_step, self.num_steps - start_step)
         self.engine.module.train()
         for host_batch in clock.timed(batches):
@@ -116,20 +123,21 @@ class Trainer:
             lr = self.config.optimizer.lr * factor
             result = train_step(self.engine, self.config.objective, batch, self.ema, self.config.seed, lr)
             step = batch.step + 1
-            self._skips.extend(batch.skipped)
+            ledger.add(batch)
             if self.config.record_samples:
                 self.run_directory.record_samples(step, batch)
             if step == 1 or step % self._log_every == 0 or step == self.num_steps:
-                self._log(step, lr, result, clock, progress)
+                self._log(step, lr, result, ledger, clock, progress)
             with clock.paused():
-                self._evaluate_and_save(step, progress)
+                self._evaluate_and_save(step, ledger, progress)
 
-    def _evaluate_and_save(self, step: int, progress: ProgressDisplay) -> None:
+    def _evaluate_and_save(self, step: int, ledger: Ledger, progress: ProgressDisplay) -> None:
         last = step == self.num_steps
         for evaluation in self.evaluations:
             if last or (evaluation.every_steps is not None and step % evaluation.every_steps == 0):
                 self.evaluate(evaluation, step, progress)
         if last or step % self._checkpoint_every == 0:
+            ledger.flush(step)
             self.save(step)
 
     def evaluate(self, evaluation: ScheduledEvaluation, step: int, progress: ProgressDisplay) -> dict[str, float]:
@@ -144,13 +152,13 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps. Collective."""
-        self._flush_skips(step)
         manifest = self.manifest.model_copy(
             update={
                 "step": step,
                 "samples": step * self.config.global_batch,
                 "num_updates": self.engine.num_updates(),
                 "threads": torch.get_num_threads(),
+                "stream": self.source.state(step),
             }
         )
         folder = self.run_directory.checkpoints
@@ -158,13 +166,16 @@ class Trainer:
             write_checkpoint(folder, manifest, state_groups(self.engine, self.ema), self.engine.world)
         if self.engine.world.is_main:
             prune(folder, self.config.keep_checkpoints)
+            self.source.forget(min(self.run_directory.checkpoint_steps()))
 
-    def _log(self, step: int, lr: float, result: StepResult, clock: "_Clock", progress: ProgressDisplay) -> None:
+    def _log(
+        self, step: int, lr: float, result: StepResult, ledger: Ledger, clock: "_Clock", progress: ProgressDisplay
+    ) -> None:
         world = self.engine.world
         names = list(result.terms)
         means = world.sum(torch.stack([result.loss, *(result.terms[name] for name in names)]).double()) / world.size
         loss, *values = means.tolist()
-        self._flush_skips(step)
+        ledger.flush(step)
         rate, wait = clock.lap(step)
         metrics = {
             "step": step,
@@ -176,23 +187,20 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "samples_per_second": rate,
             "data_wait": wait,
+            **ledger.shares(),
         }
         if not math.isfinite(loss):
             raise UserError(
                 f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint"
             )
         self._write(metrics)
-        skipped = f"  skipped {self._num_skipped}" if self._num_skipped else ""
+        skipped = f"  skipped {ledger.num_skipped}" if ledger.num_skipped else ""
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
 
     def _write(self, metrics: dict[str, Any]) -> None:
         self.run_directory.log_metrics(metrics)
         figures = {key: value for key, value in metrics.items() if key not in ("step", "samples")}
         self.engine.accelerator.log(figures, step=metrics["step"])
-
-    def _flush_skips(self, step: int) -> None:
-        self._num_skipped += self.run_directory.log_skips(step, self._skips)
-        self._skips = []
 
     def _steps(self, duration: Duration) -> int:
         return duration.steps(self.config.global_batch, self.source.num_samples)

@@ -35,6 +35,20 @@ def test_length_counts_up_to_and_including_the_end_token() -> None:
     assert ends.tolist() == [REFERENCE.eot_token_id] * 6
 
 
+@pytest.mark.parametrize("context", [1, 2, 3, 8])
+def test_long_texts_are_cut_as_open_clip_cuts_them(context: int) -> None:
+    found = Tokenizer(full_tokenizer({"context_length": context}), shorten=False)([*TEXTS, "word " * 100])
+    assert torch.equal(found.tokens, REFERENCE([*TEXTS, "word " * 100], context_length=context))
+
+
+def test_a_reduction_is_left_to_open_clip() -> None:
+    kwargs = {"tokenizer_kwargs": {"reduction_mask": "simple"}, "context_length": CONTEXT}
+    found = Tokenizer(full_tokenizer(kwargs), shorten=True)
+    tokens, lengths = found([*TEXTS, "word " * 100])
+    assert torch.equal(tokens[:4], REFERENCE(TEXTS, context_length=CONTEXT)[:, : tokens.shape[1]])
+    assert lengths.tolist() == [4, 9, 3, 11, CONTEXT]
+
+
 def test_full_length_when_the_tower_may_not_be_shortened() -> None:
     full = Tokenizer(full_tokenizer({}), shorten=False)
     assert torch.equal(full(TEXTS).tokens, REFERENCE(TEXTS))

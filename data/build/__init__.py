@@ -1,0 +1,1 @@
+"""Making shards from tables, COCO captions and image folders."""

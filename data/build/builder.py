@@ -1,0 +1,273 @@
+"""Builds webdataset shards from a table: the same bytes from any number of processes, and through any kill."""
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.bad_sample import BadSampleError
+from data.build.entry import Columns, entry_of
+from data.build.indexing import index_folder
+from data.build.journal import Journal, open_journal
+from data.build.processes import Processes, num_cores
+from data.build.shard import Finished, ShardJob, class_number, write_shard
+from data.build.source import Source, open_source
+from data.build.table import Groups, Table
+from data.randomness import Permutation
+from vlm.atomic import write_text
+from vlm.errors import UserError
+
+LEDGER: Final = "build-ledger.jsonl"
+_ASIDE = ".build-images"
+_PROBED_ROWS = 64
+_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the shards depend on besides their source, and how many bad rows are too many.
+
+    `size` is the most pixels of the shorter side, `quality` the JPEG quality from which on images are stored coarser;
+    None changes nothing. `shuffle` keys the order of the samples, so that the first shards are a fair sample of all;
+    None keeps the order of the table.
+    """
+
+    samples_per_shard: int = 1000
+    prefix: str = "shard"
+    size: int | None = None
+    quality: int | None = None
+    shuffle: int | None = 0
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("samples_per_shard", "size", "quality"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, found {value}")
+        if self.quality is not None and self.quality > 100:
+            raise UserError(f"quality must be at most 100, found {self.quality}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share is a share between 0 and 1, found {self.max_bad_share}")
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", self.prefix):
+            raise UserError(f"prefix names files: letters, digits, '-', '_' and '.', found {self.prefix!r}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the build is: samples (or, while images are set aside, rows) done, of how many, and how many were bad."""
+
+    stage: str
+    done: int
+    total: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What was built: the shards in order, the samples in them, and what was left out."""
+
+    folder: Path
+    shards: tuple[Path, ...]
+    num_samples: int
+    num_bytes: int
+    num_bad: int
+    reasons: dict[str, int]
+    left_out: tuple[str, ...]
+
+
+def build_shards(
+    source: Source,
+    folder: Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> BuildSummary:
+    """Write the shards of `source` into `folder`, from `workers` processes (default: one a core).
+
+    Called again after a kill, it goes on from the finished shards; called again at the end, it does nothing. Rows that
+    cannot be used are left out and listed in build-ledger.jsonl with row (from 0), path and reason.
+
+    Raises:
+        UserError: the source or the folder cannot be used, or too many rows are bad (the shards stay).
+    """
+    table = open_source(source)
+    if len(table) == 0:
+        raise UserError(f"{source.path}: holds no rows")
+    columns = _usable_columns(table, source)
+    build = _Build(
+        table, columns, Groups(table.image_paths(), len(table)), folder.absolute(), source.image_root, settings
+    )
+    try:
+        with open_journal(build.folder, build.plan(), f"{settings.prefix}-*.tar") as journal:
+            with Processes(_num_workers(workers)) as processes:
+                try:
+                    build.run(journal, processes, report)
+                finally:
+                    write_text(build.folder / LEDGER, _ledger(journal))
+            shutil.rmtree(build.folder / _ASIDE, ignore_errors=True)
+            summary = build.summary(journal)
+            index_folder(summary.shards)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    if summary.num_bad > settings.max_bad_share * build.num_samples:
+        raise UserError(_too_many(summary, build.num_samples, settings.max_bad_share))
+    return summary
+
+
+@dataclass(frozen=True)
+class _Build:
+    table: Table
+    columns: Columns
+    groups: Groups
+    folder: Path
+    root: Path
+    settings: Settings
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.groups)
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.settings.samples_per_shard)
+
+    def plan(self) -> dict[str, Any]:
+        """All that the bytes of the shards depend on, the images' own files apart."""
+        settings = asdict(self.settings)
+        del settings["max_bad_share"]
+        columns = {f"{name} column": value for name, value in asdict(self.columns).items()}
+        columns["captions column"] = list(self.columns.captions)
+        return {"format": 1, **settings, **columns, "root": str(self.root), "table": self.table.fingerprint[:16]}
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"{self.settings.prefix}-{number:06d}.tar"
+
+    def run(self, journal: Journal, processes: Processes, report: Callable[[Progress], None]) -> None:
+        """Write what is missing."""
+        missing = [number for number in range(self.num_shards) if not self._is_there(journal.finished.get(number))]
+        for number in missing:
+            journal.finished.pop(number, None)
+        if not missing:
+            return
+        self.table.prepare(
+            self.folder / _ASIDE,
+            processes,
+            lambda done, total: report(Progress("setting images aside", done, total, 0)),
+        )
+        report(self._progress(journal))
+        for shard in processes.run(write_shard, self._jobs(missing)):
+            journal.add(shard)
+            report(self._progress(journal))
+
+    def summary(self, journal: Journal) -> BuildSummary:
+        shards = [journal.finished[number] for number in range(self.num_shards)]
+        bad = [row for shard in shards for row in shard.bad]
+        return BuildSummary(
+            folder=self.folder,
+            shards=tuple(self.shard(shard.number) for shard in shards if shard.num_samples),
+            num_samples=sum(shard.num_samples for shard in shards),
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            num_bad=len(bad),
+            reasons=dict(Counter(row.reason for row in bad).most_common()),
+            left_out=self.table.left_out,
+        )
+
+    def _is_there(self, shard: Finished | None) -> bool:
+        if shard is None:
+            return False
+        path = self.shard(shard.number)
+        return (path.stat().st_size if path.exists() else 0) == shard.num_bytes
+
+    def _progress(self, journal: Journal) -> Progress:
+        shards = journal.finished.values()
+        bad = sum(len(shard.bad) for shard in shards)
+        return Progress("building", sum(shard.num_samples for shard in shards) + bad, self.num_samples, bad)
+
+    def _jobs(self, numbers: list[int]) -> Iterator[ShardJob]:
+        """The jobs one by one: only those that are under way hold their rows."""
+        step = self.settings.samples_per_shard
+        digits = max(9, len(str(self.num_samples - 1)))
+        order = None
+        if self.settings.shuffle is not None:
+            order = Permutation(self.num_samples, "build", self.settings.shuffle)
+        for number in numbers:
+            positions = np.arange(number * step, min((number + 1) * step, self.num_samples))
+            samples = positions if order is None else order(positions)
+            rows = [self.groups.rows(sample) for sample in samples.tolist()]
+            values = iter(self.table.fetch(np.concatenate(rows)))
+            entries = tuple(
+                entry_of(int(of_one[0]), f"{position:0{digits}d}", [next(values) for _ in of_one], self.columns)
+                for position, of_one in zip(positions.tolist(), rows, strict=True)
+            )
+            yield ShardJob(number, self.shard(number), entries, self.root, self.settings.size, self.settings.quality)
+
+
+def _usable_columns(table: Table, source: Source) -> Columns:
+    """The table's columns, after a look at some rows: a wrong column or root is told now, not at the end.
+
+    Raises:
+        UserError: the images are addresses, none of them is there, or the label asked for holds no class numbers.
+    """
+    columns = table.columns
+    rows = [row for row in table.fetch(_spread(len(table))) if not isinstance(row, BadSampleError)]
+    names = [str(row[columns.image]) for row in rows if isinstance(row.get(columns.image), str)]
+    address = next((name for name in names if _ADDRESS.match(name)), None)
+    if address is not None:
+        raise UserError(
+            f"{source.path}: column {columns.image} holds addresses ({address:.60}), which are not fetched: download "
+            "the images first, for instance with img2dataset, or name a column of paths with --image-column"
+        )
+    root = source.image_root
+    if names and not any((root / os.path.expanduser(name)).exists() for name in names):
+        raise UserError(
+            f"{source.path}: none of {len(names)} images looked for is there, such as {root / names[0]}; "
+            "name the folder that its paths start from with --root"
+        )
+    if columns.label is not None and (wrong := _no_class(columns.label, rows)):
+        if source.asked.label is not None:
+            raise UserError(f"--label-column {columns.label}: {wrong}")
+        return replace(columns, label=None)  # a column that is called so, and is something else
+    return columns
+
+
+def _no_class(column: str, rows: list[Any]) -> str | None:
+    for row in rows:
+        if row.get(column) is not None:
+            try:
+                class_number(row[column])
+            except BadSampleError as error:
+                return str(error)
+    return None
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, num=min(count, _PROBED_ROWS)).astype(np.int64))
+
+
+def _num_workers(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, found {workers}")
+    return num_cores() if workers is None else workers
+
+
+def _ledger(journal: Journal) -> str:
+    shards = [journal.finished[number] for number in sorted(journal.finished)]
+    return "".join(json.dumps(asdict(row)) + "\n" for shard in shards for row in shard.bad)
+
+
+def _too_many(summary: BuildSummary, total: int, most: float) -> str:
+    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(summary.reasons.items())[:3])
+    return (
+        f"{summary.num_bad:,} of {total:,} samples ({summary.num_bad / total:.1%}) could not be used, more than "
+        f"max-bad-share {most:.1%} ({reasons}); all are listed in {summary.folder / LEDGER}, the shards stay"
+    )

@@ -1,0 +1,54 @@
+"""Tables in one JSON document: COCO's captions, or a plain list of objects."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.build.columns import Asked, find_columns
+from data.build.entry import Columns
+from data.build.table import ListTable
+from vlm.errors import UserError, nearest
+
+
+def read_json(path: Path, asked: Asked) -> ListTable:
+    """Read COCO captions ("images" and "annotations" with image_id and caption), or a list of objects as a table.
+
+    Raises:
+        UserError: it is no JSON, or neither of the two.
+    """
+    stored = path.read_bytes()
+    fingerprint = hashlib.sha256(stored).hexdigest()
+    try:
+        document = json.loads(stored)
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); name a file of JSON lines .jsonl") from error
+    if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
+        names = dict.fromkeys(name for row in document for name in row)
+        return ListTable(document, find_columns(tuple(names), asked, path.name), fingerprint)
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: holds neither COCO captions (images and annotations) nor a list of objects")
+    missing = next((part for part in ("images", "annotations") if part not in document), None)
+    if missing is not None:
+        raise UserError(f"{path}: no {missing!r}, so these are no COCO captions ({nearest(missing, document)})")
+    return ListTable(_rows(document, path), Columns("file_name", ("captions",)), fingerprint)
+
+
+def _rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    captions: dict[Any, list[Any]] = {}
+    try:
+        for note in document["annotations"]:
+            captions.setdefault(note["image_id"], []).append(note["caption"])
+        return [
+            {
+                "file_name": image["file_name"],
+                "image_id": image["id"],
+                "captions": captions.get(image["id"], []),
+                **{name: value for name, value in image.items() if name not in ("file_name", "id", "captions")},
+            }
+            for image in document["images"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: an image without id and file_name, or an annotation without image_id and caption ({error})"
+        ) from error

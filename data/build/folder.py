@@ -1,0 +1,52 @@
+"""Image folders with a text file beside each image."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.build.entry import Columns, TextFile
+from data.build.table import ListTable
+from vlm.errors import UserError
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def read_folder(folder: Path) -> ListTable:
+    """All images below `folder`, by name; `a/b.txt` holds the captions of `a/b.jpg`, one a line.
+
+    Raises:
+        UserError: there is no image, or no image has captions.
+    """
+    digest = hashlib.sha256()
+    images: list[str] = []
+    texts: set[str] = set()
+    for name, size in sorted(_files(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in _SUFFIXES:
+            images.append(name)
+        elif suffix == ".txt":
+            texts.add(stem)
+        else:
+            continue
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    if not images:
+        raise UserError(f"{folder}: no image ({', '.join(suffix[1:] for suffix in _SUFFIXES)}) in this folder")
+    rows = [{"file_name": name, "caption": _text(folder, os.path.splitext(name)[0], texts)} for name in images]
+    if all(row["caption"] is None for row in rows):
+        raise UserError(f"{folder}: no image has a .txt of its name beside it; name a captions file with --captions")
+    return ListTable(rows, Columns("file_name", ("caption",)), digest.hexdigest())
+
+
+def _text(folder: Path, stem: str, texts: set[str]) -> TextFile | None:
+    return TextFile(str(folder / f"{stem}.txt")) if stem in texts else None
+
+
+def _files(folder: Path, below: str = "") -> Iterator[tuple[str, int]]:
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            name = os.path.join(below, entry.name)
+            if entry.is_dir():
+                yield from _files(folder, name)
+            elif entry.is_file():
+                yield name, entry.stat().st_size

@@ -1,0 +1,176 @@
+"""Parquet tables: columns of text are held, image bytes are set aside in files that can be read at any place."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.build.columns import Asked, find_columns
+from data.build.entry import Blob, Row
+from data.build.processes import Processes
+from data.build.table import FrameTable
+from vlm.errors import UserError, reason
+
+_BATCH_ROWS = 64
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One row group of one file, whose image bytes go to `path`, with their places beside it."""
+
+    file: Path
+    group: int
+    column: str
+    nested: bool
+    path: Path
+    num_rows: int
+
+    @property
+    def places(self) -> Path:
+        return self.path.with_suffix(".npy")
+
+
+class ParquetTable(FrameTable):
+    """One or several Parquet files as one table, with images as paths, as bytes, or as structs of bytes and path.
+
+    Rows with bytes are shuffled like any others, so the bytes are first copied, row group by row group, into plain
+    files: a Parquet file gives up a single row only by decoding many.
+
+    Raises:
+        UserError: a file is no Parquet, the files differ in their columns, or a column is missing.
+    """
+
+    def __init__(self, files: Sequence[Path], asked: Asked) -> None:
+        opened = [_open(file) for file in files]
+        schema = opened[0].schema_arrow
+        for file, other in zip(files, opened, strict=True):
+            if other.schema_arrow.names != schema.names:
+                raise UserError(f"{file}: its columns differ from those of {files[0]}")
+        columns = find_columns(schema.names, asked, files[0].name)
+        kind = schema.field(columns.image).type
+        self._nested = pa.types.is_struct(kind)
+        self._has_bytes = _is_binary(kind) or self._nested
+        if self._nested and kind.get_field_index("bytes") < 0:
+            raise UserError(f"{files[0]}: column {columns.image} is {kind}; a struct of images has bytes (and path)")
+        left_out = tuple(f.name for f in schema if _holds_binary(f.type) and f.name != columns.image)
+        read = [name for name in schema.names if name not in left_out and name != columns.image]
+        if not self._has_bytes:
+            read.append(columns.image)
+        elif self._nested and kind.get_field_index("path") >= 0:
+            read.append(f"{columns.image}.path")
+        frame = pl.concat([_frame(file, read) for file in opened])
+        super().__init__(frame, columns, _fingerprint(files))
+        self.left_out = left_out
+        self._files = files
+        self._groups = [[one.metadata.row_group(i).num_rows for i in range(one.num_row_groups)] for one in opened]
+        self._blobs: tuple[list[Path], NDArray[np.int64]] | None = None
+        for one in opened:
+            one.close()
+
+    def image_paths(self) -> pl.Series | None:
+        """The image column; None where it holds bytes."""
+        return None if self._has_bytes else super().image_paths()
+
+    def prepare(self, folder: Path, processes: Processes, report: Callable[[int, int], None]) -> None:
+        """Copy the image bytes into `folder`; pieces that a killed build left complete are used."""
+        if not self._has_bytes:
+            return
+        folder.mkdir(exist_ok=True)
+        pieces = self._pieces(folder)
+        missing = [piece for piece in pieces if not piece.places.exists()]
+        done = len(self) - sum(piece.num_rows for piece in missing)
+        for rows in processes.run(_set_aside, missing):
+            done += rows
+            report(done, len(self))
+        places = [np.load(piece.places) for piece in pieces]
+        numbers = np.repeat(np.arange(len(pieces)), [len(one) for one in places])
+        self._blobs = [piece.path for piece in pieces], np.column_stack([numbers, np.concatenate(places)])
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
+        """The rows with these numbers, with a Blob for image bytes once these are set aside."""
+        if self._blobs is None:
+            return super().fetch(rows)
+        files, places = self._blobs
+        found = self._frame[rows].to_dicts()
+        return [self._with_image(values, files, at) for values, at in zip(found, places[rows].tolist(), strict=True)]
+
+    def _with_image(self, values: dict[str, Any], files: list[Path], place: list[int]) -> Row:
+        name = (values.pop(self.columns.image, None) or {}).get("path") if self._nested else None
+        piece, offset, size = place
+        image = name if size < 0 else Blob(str(files[piece]), offset, size, name or "")
+        return {**values, self.columns.image: image}
+
+    def _pieces(self, folder: Path) -> list[_Piece]:
+        return [
+            _Piece(file, group, self.columns.image, self._nested, folder / f"{number:05d}-{group:05d}.bin", num_rows)
+            for number, (file, groups) in enumerate(zip(self._files, self._groups, strict=True))
+            for group, num_rows in enumerate(groups)
+        ]
+
+
+def _set_aside(piece: _Piece) -> int:
+    """Copy one row group's images, some rows at a time; returns the number of rows. A missing image has size -1."""
+    offset, places = 0, []
+    aside = piece.path.with_suffix(f".{os.getpid()}.partial")
+    column = f"{piece.column}.bytes" if piece.nested else piece.column
+    with pq.ParquetFile(piece.file, buffer_size=_READ_BYTES) as table, aside.open("wb") as file:
+        for batch in table.iter_batches(_BATCH_ROWS, row_groups=[piece.group], columns=[column]):
+            values = batch.column(0)
+            for value in pc.struct_field(values, "bytes") if piece.nested else values:
+                image = value.as_py()
+                places.append((offset, -1 if image is None else len(image)))
+                offset += file.write(image or b"")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(piece.path)
+    with aside.open("wb") as file:
+        np.save(file, np.asarray(places, dtype=np.int64).reshape(-1, 2))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(piece.places)
+    return len(places)
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: cannot be read as Parquet ({reason(error)})") from error
+
+
+def _frame(file: pq.ParquetFile, names: list[str]) -> pl.DataFrame:
+    frame = pl.from_arrow(file.read(columns=names))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _holds_binary(kind: pa.DataType) -> bool:
+    if _is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    return any(_holds_binary(kind.field(i).type) for i in range(kind.num_fields)) if pa.types.is_nested(kind) else False
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """A hash of the footers, which hold sizes, places and statistics of every column, and of the sizes of the files."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(-8, os.SEEK_END) + 8
+            footer = int.from_bytes(file.read(4), "little")
+            file.seek(size - 8 - footer)
+            digest.update(size.to_bytes(8, "little") + file.read(footer))
+    return digest.hexdigest()

@@ -1,0 +1,183 @@
+"""Writing one shard, and what is remembered of it."""
+
+import io
+import json
+import math
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.bad_sample import BadSampleError
+from data.build.entry import Blob, Entry, TextFile
+from data.build.image import StoredImage, prepare_image
+from data.build.indexing import index_shard
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to write: its number, its samples, and where relative image paths start."""
+
+    number: int
+    path: Path
+    entries: tuple[Entry, ...]
+    root: Path
+    max_size: int | None
+    quality: int | None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out, and why."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of one shard; `num_bytes` is 0 where no sample was usable, so that there is no file."""
+
+    number: int
+    num_samples: int
+    num_bytes: int
+    bad: tuple[BadRow, ...]
+
+
+def write_shard(job: ShardJob) -> Finished:
+    """Write the shard aside, flush it and give it its name, which no half-written file ever has; then index it.
+
+    Raises:
+        OSError: the shard cannot be written.
+    """
+    bad: list[BadRow] = []
+    aside = job.path.with_name(f".{job.path.name}.{os.getpid()}.partial")
+    with aside.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for entry in job.entries:
+                try:
+                    members = sample_of(entry, job)
+                except BadSampleError as error:
+                    bad.append(BadRow(entry.row, entry.path, str(error)))
+                    continue
+                for suffix, content in members.items():
+                    _add(tar, f"{entry.key}.{suffix}", content)
+        file.flush()
+        os.fsync(file.fileno())
+    num_samples = len(job.entries) - len(bad)
+    if num_samples:
+        num_bytes = aside.stat().st_size
+        aside.replace(job.path)
+        index_shard(job.path)
+    else:
+        num_bytes = 0
+        aside.unlink()
+        job.path.unlink(missing_ok=True)
+    return Finished(job.number, num_samples, num_bytes, tuple(bad))
+
+
+def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
+    """The members of one sample by suffix: the image, json, and cls where it has a label.
+
+    Raises:
+        BadSampleError: the image, the captions or the label cannot be used.
+    """
+    if entry.problem is not None:
+        raise BadSampleError(entry.problem)
+    captions = _captions(entry)
+    image = prepare_image(_read(entry.image, job.root), job.max_size, job.quality)
+    try:
+        described = json.dumps(_described(entry, captions, image), ensure_ascii=False, default=str).encode()
+    except ValueError as error:
+        raise BadSampleError(f"its columns cannot be written as JSON ({error})") from error
+    members = {image.suffix: image.data, "json": described}
+    if entry.label is not None:
+        members["cls"] = str(class_number(entry.label)).encode()
+    return members
+
+
+def class_number(label: Any) -> int:
+    """The label as a whole number of at least 0.
+
+    Raises:
+        BadSampleError: it is none.
+    """
+    text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise BadSampleError(f"its label is no class number but {label!r:.40}")
+    return int(text)
+
+
+def _described(entry: Entry, captions: list[str], image: StoredImage) -> dict[str, Any]:
+    """The json member: captions, file name and size, then the other columns, which never overwrite these."""
+    own: dict[str, Any] = {"captions": captions, "file_name": entry.path}
+    own |= {"width": image.size[0], "height": image.size[1]}
+    if image.size != image.original_size:
+        own |= {"original_width": image.original_size[0], "original_height": image.original_size[1]}
+    described = dict(own)
+    for name, value in entry.fields.items():
+        if name not in own:
+            described[name] = _finite(value)
+        elif value != own.get(f"original_{name}", own[name]):
+            described[f"table_{name}"] = _finite(value)
+    return described
+
+
+def _captions(entry: Entry) -> list[str]:
+    found: list[str] = []
+    for caption in entry.captions:
+        if isinstance(caption, TextFile):
+            found.extend(_lines(caption))
+        elif isinstance(caption, str):
+            found.append(caption)
+        elif caption is not None:
+            raise BadSampleError(f"a caption is no text but {caption!r:.40}")
+    captions = [caption for caption in map(str.strip, found) if caption]
+    if not captions:
+        raise BadSampleError("it has no caption, or only empty ones")
+    return captions
+
+
+def _lines(file: TextFile) -> list[str]:
+    try:
+        return Path(file.path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"its captions in {file.path} are not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise BadSampleError(f"its captions in {file.path} cannot be read ({error.strerror or error})") from error
+
+
+def _read(image: Any, root: Path) -> bytes:
+    if image is None or image == "":
+        raise BadSampleError("it names no image")
+    if not isinstance(image, str | Blob):
+        raise BadSampleError(f"its image is no path but {image!r:.40}")
+    path = Path(image.file) if isinstance(image, Blob) else root / os.path.expanduser(image)
+    try:
+        with path.open("rb") as file:
+            if isinstance(image, Blob):
+                file.seek(image.offset)
+            return file.read(image.size if isinstance(image, Blob) else -1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte within the path
+        why = error.strerror if isinstance(error, OSError) else None
+        raise BadSampleError(f"its image cannot be read ({why or error})") from error
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinities, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a member with neither time nor owner, so that the same samples make the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.mode = 0o444
+    tar.addfile(member, io.BytesIO(content))

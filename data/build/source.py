@@ -1,0 +1,83 @@
+"""From what a user names to a table: by the kind of the file, or of the folder."""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.build.coco import read_json
+from data.build.columns import Asked
+from data.build.delimited import read_delimited
+from data.build.folder import read_folder
+from data.build.jsonl import JsonLinesTable
+from data.build.parquet import ParquetTable
+from data.build.table import Table
+from vlm.errors import UserError, nearest
+
+_DELIMITED = (".csv", ".tsv", ".txt", ".token", ".psv")
+_PARQUET = (".parquet", ".pq")
+_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table, a folder of Parquet files, or an image folder, perhaps with a `captions` table for it.
+
+    Image paths start at `root`: by default the image folder, or the folder that the table lies in.
+    """
+
+    path: str
+    root: Path | None = None
+    captions: Path | None = None
+    asked: Asked = field(default_factory=Asked)
+
+    @property
+    def image_root(self) -> Path:
+        """The folder in which relative image paths start."""
+        path = Path(self.path).expanduser()
+        return (self.root.expanduser() if self.root else path if path.is_dir() else path.parent).absolute()
+
+
+def open_source(source: Source) -> Table:
+    """The table that `source` names.
+
+    Raises:
+        UserError: it is not there, of no known kind, or its columns cannot be found.
+    """
+    path = Path(source.path).expanduser()
+    try:
+        if source.captions is not None:
+            if not path.is_dir():
+                raise UserError(f"--captions goes with a folder of images, but {path} is none")
+            return _read([source.captions.expanduser()], source.asked)
+        if path.is_dir():
+            parquet = sorted(file for file in path.iterdir() if file.suffix in _PARQUET)
+            return ParquetTable(parquet, source.asked) if parquet else read_folder(path)
+        matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) and not path.exists() else [str(path)]
+        return _read([Path(match) for match in matches] or [path], source.asked)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(files: list[Path], asked: Asked) -> Table:
+    path = files[0]
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file ({_around(path)})")
+    suffix = path.suffix.lower()
+    if suffix in _PARQUET:
+        return ParquetTable(files, asked)
+    if len(files) > 1:
+        raise UserError(f"{path.parent}: {len(files)} files are named; only Parquet files make one table together")
+    if suffix in _DELIMITED:
+        return read_delimited(path, asked)
+    if suffix in _LINES:
+        return JsonLinesTable(path, asked)
+    if suffix == ".json":
+        return read_json(path, asked)
+    known = ", ".join((*_DELIMITED, *_PARQUET, *_LINES, ".json"))
+    raise UserError(f"{path}: {suffix or 'a file without suffix'} is no kind of table that is known ({known})")
+
+
+def _around(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return nearest(path.name, [entry.name for entry in path.parent.iterdir()])

@@ -1,0 +1,110 @@
+"""Tables of image and captions, whatever they were read from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from data.bad_sample import BadSampleError
+from data.build.entry import Columns, Row
+from data.build.processes import Processes
+
+
+class Table(ABC):
+    """Rows by number. `fingerprint` changes when the table does; `left_out` names columns that no json can hold."""
+
+    def __init__(self, columns: Columns, fingerprint: str, left_out: tuple[str, ...] = ()) -> None:
+        self.columns = columns
+        self.fingerprint = fingerprint
+        self.left_out = left_out
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image_paths(self) -> pl.Series | None:
+        """The image column of all rows; None where the images are bytes in the table."""
+
+    @abstractmethod
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
+        """The rows with these numbers, in this order."""
+
+    def prepare(self, folder: Path, processes: Processes, report: Callable[[int, int], None]) -> None:  # noqa: B027
+        """Set aside in `folder` what `fetch` will point to; `report` hears how many rows of how many are ready."""
+
+
+class FrameTable(Table):
+    """A table held as columns."""
+
+    def __init__(
+        self, frame: pl.DataFrame, columns: Columns, fingerprint: str, problems: Mapping[int, str] | None = None
+    ) -> None:
+        super().__init__(columns, fingerprint)
+        self._frame = frame
+        self._problems = problems or {}
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def image_paths(self) -> pl.Series | None:
+        """The image column."""
+        return self._frame[self.columns.image]
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
+        """The rows with these numbers."""
+        found = self._frame[rows].to_dicts()
+        return [
+            BadSampleError(self._problems[row]) if row in self._problems else values
+            for row, values in zip(rows.tolist(), found, strict=True)
+        ]
+
+
+class ListTable(Table):
+    """A table of a few hundred thousand rows at most, held as it is; its image column is text in every row."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Columns, fingerprint: str) -> None:
+        super().__init__(columns, fingerprint)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image_paths(self) -> pl.Series | None:
+        """The image column."""
+        return text_series(row.get(self.columns.image) for row in self._rows)
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
+        """The rows with these numbers."""
+        return [self._rows[row] for row in rows.tolist()]
+
+
+def text_series(values: Any) -> pl.Series:
+    """A column of text, null where a value is none."""
+    return pl.Series("path", [value if isinstance(value, str) else None for value in values], dtype=pl.String)
+
+
+class Groups:
+    """The rows of each sample: those that name the same image are one, in the place of the first."""
+
+    def __init__(self, paths: pl.Series | None, num_rows: int) -> None:
+        self._rows = np.arange(num_rows)
+        self._starts = self._rows
+        if paths is None or paths.drop_nulls().is_unique().all():
+            return
+        first = pl.when(pl.col("path").is_null()).then(pl.col("row")).otherwise(pl.col("row").min().over("path"))
+        frame = pl.DataFrame({"path": paths, "row": self._rows})
+        firsts = frame.select(first.alias("first"))["first"].to_numpy()
+        self._rows = np.argsort(firsts, kind="stable")
+        self._starts = np.flatnonzero(np.diff(firsts[self._rows], prepend=-1))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def rows(self, sample: int) -> NDArray[np.int64]:
+        """The rows of one sample, in the table's order."""
+        stop = self._starts[sample + 1] if sample + 1 < len(self._starts) else len(self._rows)
+        return self._rows[self._starts[sample] : stop]

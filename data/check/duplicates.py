@@ -1,0 +1,136 @@
+"""Samples that are there more than once: the same picture, the same file, the same key; here or in another set."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.check.near import HashIndex, group_near
+from data.check.picture import NO_HASH
+from data.check.samples import OpenShard
+from data.check.scan import ShardScan
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample by its shard and key."""
+
+    shard: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Samples that are alike: in `groups` groups of two or more, `samples` together; the first groups by name."""
+
+    groups: int
+    samples: int
+    listed: tuple[tuple[Place, ...], ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sample, the picture of the other set that it shows, and how many bits their hashes differ in."""
+
+    sample: Place
+    other: Place
+    distance_bits: int
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many samples show a picture of the other set, and the first of them by name."""
+
+    samples: int
+    listed: tuple[Match, ...]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Within the set: equal files, equal or near picture hashes, equal keys; and the overlap with another set.
+
+    `unhashed` pictures (broken, or too plain to tell apart) are in no picture group.
+    """
+
+    files: Groups
+    equal_pictures: Groups
+    near_pictures: Groups
+    distance_bits: int
+    unhashed: int
+    keys: Groups
+    against: Overlap | None
+
+
+class Locator:
+    """Turns positions in the whole set into names; only shards that hold a named sample are listed again."""
+
+    def __init__(self, scans: Sequence[ShardScan]) -> None:
+        self._shards = [scan.shard for scan in scans]
+        self._ends = np.cumsum([scan.num_samples for scan in scans])
+
+    def places(self, positions: Iterable[int]) -> dict[int, Place]:
+        """The place of each of these samples."""
+        wanted: dict[int, list[int]] = {}
+        for position in sorted(set(positions)):
+            wanted.setdefault(int(np.searchsorted(self._ends, position, side="right")), []).append(position)
+        found = {}
+        for number, inside in wanted.items():
+            with OpenShard(self._shards[number]) as shard:
+                keys = shard.keys()
+            start = int(self._ends[number]) - len(keys)
+            found.update({place: Place(self._shards[number], keys[place - start]) for place in inside})
+        return found
+
+
+def find_duplicates(
+    scans: Sequence[ShardScan], against: Sequence[ShardScan], *, distance_bits: int, listed: int
+) -> Duplicates:
+    """All duplicates; of groups and matches the first `listed` of each kind are named."""
+    where = Locator(scans)
+    pictures = _together(scan.image_hashes for scan in scans)
+    files = _together(scan.file_hashes for scan in scans)
+    keys = _together(scan.key_hashes for scan in scans)
+    hashed, filed = np.flatnonzero(pictures != NO_HASH), np.flatnonzero(files != NO_HASH)
+    return Duplicates(
+        files=_groups(filed, group_near(files[filed], 0), where, listed),
+        equal_pictures=_groups(hashed, group_near(pictures[hashed], 0), where, listed),
+        near_pictures=_groups(hashed, group_near(pictures[hashed], distance_bits), where, listed),
+        distance_bits=distance_bits,
+        unhashed=len(pictures) - len(hashed),
+        keys=_groups(np.arange(len(keys)), group_near(keys, 0), where, listed),
+        against=_overlap(pictures, where, against, distance_bits, listed) if against else None,
+    )
+
+
+def _together(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+
+
+def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], where: Locator, listed: int) -> Groups:
+    """Groups of equal labels; labels are rows of `positions`, which ascend."""
+    sizes = np.bincount(labels, minlength=1)
+    heads = np.flatnonzero(sizes > 1)
+    members = {int(head): positions[np.flatnonzero(labels == head)].tolist() for head in heads[:listed]}
+    names = where.places(position for group in members.values() for position in group)
+    return Groups(
+        groups=len(heads),
+        samples=int(sizes[heads].sum()),
+        listed=tuple(tuple(names[position] for position in group) for group in members.values()),
+    )
+
+
+def _overlap(
+    pictures: NDArray[np.uint64], where: Locator, against: Sequence[ShardScan], distance_bits: int, listed: int
+) -> Overlap:
+    others = _together(scan.image_hashes for scan in against)
+    kept = np.flatnonzero(others != NO_HASH)
+    rows = np.flatnonzero(pictures != NO_HASH)
+    found = HashIndex(others[kept], distance_bits).nearest(pictures[rows])
+    samples, references = rows[found.rows][:listed].tolist(), kept[found.references][:listed].tolist()
+    mine, theirs = where.places(samples), Locator(against).places(references)
+    matches = tuple(
+        Match(mine[sample], theirs[reference], int(bits))
+        for sample, reference, bits in zip(samples, references, found.distances, strict=False)
+    )
+    return Overlap(len(found.rows), matches)

@@ -1,0 +1,192 @@
+"""The one place where the tools read shards: every complete sample as stored, and what the tar itself lacks."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+from data.bad_sample import BadSampleError
+from data.captions import read_captions, read_fields
+from data.shards.cache import ShardCache
+from data.shards.tar import IMAGE_SUFFIXES, Extent, Problem, list_shard
+from vlm.errors import UserError
+
+UNREADABLE_SHARD: Final = "unreadable shard"
+DAMAGED_SHARD: Final = "damaged shard"
+UNSAFE_MEMBER: Final = "unsafe member"
+REPEATED_MEMBER: Final = "repeated member"
+NO_IMAGE: Final = "no image"
+EMPTY_IMAGE: Final = "empty image"
+UNDECODABLE_IMAGE: Final = "undecodable image"
+UNREADABLE_JSON: Final = "unreadable json"
+UNREADABLE_CAPTION: Final = "unreadable caption"
+NO_CAPTION: Final = "no caption"
+EMPTY_CAPTION: Final = "empty caption"
+
+
+class Finding(NamedTuple):
+    """Something wrong: its kind, the key it concerns ("" for the shard as a whole), and what exactly."""
+
+    kind: str
+    key: str
+    reason: str
+
+
+class FindingError(Exception):
+    """A sample that cannot be used, with the finding that says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.reason)
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """One sample of an open shard: its place among the shard's samples, and its members by suffix."""
+
+    shard: "OpenShard"
+    position: int
+    key: str
+    members: dict[str, Extent]
+
+    def read(self, suffix: str) -> bytes:
+        """The stored bytes of one member.
+
+        Raises:
+            OSError: the shard cannot be read any more.
+        """
+        return self.shard.read(self.members[suffix])
+
+    def image(self) -> bytes:
+        """The stored image file.
+
+        Raises:
+            FindingError: it has none, or an empty one.
+        """
+        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
+        if suffix is None:
+            raise self._error(NO_IMAGE, f"it has only {', '.join(self.members)}")
+        if not self.members[suffix].size:
+            raise self._error(EMPTY_IMAGE, "its image has 0 bytes")
+        return self.read(suffix)
+
+    def fields(self) -> dict[str, Any]:
+        """What its json member holds; nothing when it has none.
+
+        Raises:
+            FindingError: the member is no JSON object.
+        """
+        try:
+            return read_fields(self.read("json") if "json" in self.members else None)
+        except BadSampleError as error:
+            raise self._error(UNREADABLE_JSON, str(error)) from error
+
+    def captions(self, fields: dict[str, Any]) -> tuple[str, ...]:
+        """All its captions, stripped; none for a sample with a class (`cls`) and no text.
+
+        Raises:
+            FindingError: they are missing, empty, or no UTF-8 text.
+        """
+        text = self.read("txt") if "txt" in self.members else None
+        try:
+            captions = read_captions(text, fields)
+        except BadSampleError as error:
+            raise self._error(UNREADABLE_CAPTION, str(error)) from error
+        if captions or "cls" in self.members:
+            return captions
+        if text is None and not fields.keys() & {"caption", "captions"}:
+            raise self._error(NO_CAPTION, "it has no caption")
+        raise self._error(EMPTY_CAPTION, "its captions are empty")
+
+    def _error(self, kind: str, reason: str) -> FindingError:
+        return FindingError(Finding(kind, self.key, reason))
+
+
+class OpenShard:
+    """The complete samples of one shard, in stored order, and what is wrong with the tar around them.
+
+    A context manager: the file is open within. `num_bytes` is the size of the unpacked tar.
+
+    Raises:
+        UserError: the shard cannot be read, or is no tar.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        try:
+            opened = _cache().open(name)
+        except OSError as error:
+            raise UserError(f"shards: {name} cannot be read ({error.strerror or error})") from error
+        try:
+            listing = list_shard(opened.path, name, "shards")
+        except BaseException:
+            os.close(opened.descriptor)
+            raise
+        self._descriptor = opened.descriptor
+        self._samples = listing.samples
+        self.findings = tuple(_finding(problem) for problem in listing.problems)
+        self.num_bytes = os.fstat(self._descriptor).st_size
+
+    def __enter__(self) -> "OpenShard":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[StoredSample]:
+        for position, (key, members) in enumerate(self._samples.items()):
+            yield StoredSample(self, position, key, members)
+
+    def keys(self) -> tuple[str, ...]:
+        """The key of every sample."""
+        return tuple(self._samples)
+
+    def read(self, extent: Extent) -> bytes:
+        """The bytes of one member.
+
+        Raises:
+            OSError: the file is unreadable, or shorter than it was.
+        """
+        data = os.pread(self._descriptor, extent.size, extent.offset)
+        if len(data) != extent.size:
+            raise OSError(f"{self.name} ends before byte {extent.offset + extent.size:,}")
+        return data
+
+
+def shard_state(name: str) -> str:
+    """What tells whether a shard is still the one that was read: its size and version, as the store says.
+
+    Raises:
+        UserError: the shard is not there.
+    """
+    try:
+        stamp = _cache().stamp(name)
+    except OSError as error:
+        raise UserError(f"shards: {name} cannot be read ({error.strerror or error})") from error
+    return f"{stamp.size}|{stamp.version}"
+
+
+@cache
+def _cache() -> ShardCache:
+    """One a process, where remote and gzipped shards lie unpacked."""
+    return ShardCache()
+
+
+def _finding(problem: Problem) -> Finding:
+    if not problem.key:
+        return Finding(DAMAGED_SHARD, "", problem.reason)
+    outside = problem.key.startswith("/") or ".." in problem.key.split("/")
+    return Finding(UNSAFE_MEMBER if outside else REPEATED_MEMBER, problem.key, problem.reason)
+
+
+def hash64(data: bytes) -> int:
+    """A 64-bit name of some bytes: the same everywhere and always, and as good as unique among 10^9."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,0 +1,140 @@
+"""Pass 2: how many images each text has, how many texts each image has, how often each unigram and bigram occurs.
+
+All three are group-bys over 64-bit names. They are done one part of the names at a time, so that what is in memory at
+once stays bounded however many rows there are; each part is one streaming query of polars.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.check.samples import hash64
+from data.filter.extract import FORMAT, Extracted
+from data.filter.rules import ImageIdentity
+from vlm.atomic import flush_to_disk, write_text
+from vlm.errors import UserError
+
+SETTINGS: Final = "counts.json"
+_PART_ROWS = 32_000_000
+_IDENTITIES: Final[dict[ImageIdentity, pl.Expr]] = {
+    "bytes": pl.col("file_id"),
+    "url": pl.coalesce("url_id", "file_id"),
+    "picture": pl.coalesce("picture", "file_id"),
+}
+
+
+def image_id(identity: ImageIdentity) -> pl.Expr:
+    """The image of a row: its file's hash, or its url's or its picture's where it has one."""
+    return _IDENTITIES[identity]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts in a folder: `texts` (text, images), `images` (image, texts) and `grams` (gram, count), each in parts."""
+
+    folder: Path
+
+    def texts(self) -> pl.LazyFrame:
+        """Columns `text` and `images`: different images that have the text."""
+        return pl.scan_parquet(self.folder / "texts-*.parquet")
+
+    def images(self) -> pl.LazyFrame:
+        """Columns `image` and `texts`: different texts that the image has."""
+        return pl.scan_parquet(self.folder / "images-*.parquet")
+
+    def grams(self) -> pl.LazyFrame:
+        """Columns `gram` and `count`: occurrences of a unigram or bigram, equal texts counted each time."""
+        return pl.scan_parquet(self.folder / "grams-*.parquet")
+
+    def shared_texts(self, max_images: int) -> NDArray[np.uint64]:
+        """The texts that more than `max_images` images have, in ascending order."""
+        return _sorted_ids(self.texts().filter(pl.col("images") > max_images), "text")
+
+    def crowded_images(self, max_texts: int) -> NDArray[np.uint64]:
+        """The images that have more than `max_texts` texts, in ascending order."""
+        return _sorted_ids(self.images().filter(pl.col("texts") > max_texts), "image")
+
+    def frequent_grams(self, max_ngrams: int, min_count: int) -> NDArray[np.uint64]:
+        """The `max_ngrams` most frequent unigrams and bigrams and all as frequent as the last; none below `min_count`.
+
+        In ascending order.
+        """
+        by_count = self.grams().group_by("count").agg(pl.len().alias("grams")).collect(engine="streaming")
+        ranked = by_count.sort("count", descending=True).with_columns(pl.col("grams").cum_sum())
+        last = ranked.filter(pl.col("grams") >= max_ngrams)
+        least = max(min_count, last["count"][0] if len(last) else 1)
+        return _sorted_ids(self.grams().filter(pl.col("count") >= least), "gram")
+
+
+def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity, part_rows: int = _PART_ROWS) -> Counts:
+    """Count over the rows of all shards into `folder`, which appears when all is counted; counts there are replaced.
+
+    Counts that `folder` already holds of the same shards and identity are taken as they are. `part_rows` bounds the
+    rows that a query groups at once.
+    """
+    signature = _signature(extracted, identity)
+    if (folder / SETTINGS).is_file() and json.loads((folder / SETTINGS).read_text()) == signature:
+        return Counts(folder)
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    rows = pl.scan_parquet([one.rows for one in extracted]).filter(pl.col("unusable").is_null())
+    pairs = rows.select(text="text_id", image=image_id(identity))
+    grams = pl.scan_parquet([one.grams for one in extracted])
+    num_pairs = sum(pq.read_metadata(one.rows).num_rows for one in extracted)
+    num_grams = sum(pq.read_metadata(one.grams).num_rows for one in extracted)
+    for part, inside in _parts("text", num_pairs, part_rows):
+        found = pairs.filter(inside).unique().group_by("text").agg(pl.len().alias("images"))
+        found.sort("text").sink_parquet(aside / f"texts-{part:04d}.parquet", engine="streaming")
+    for part, inside in _parts("image", num_pairs, part_rows):
+        found = pairs.filter(inside).unique().group_by("image").agg(pl.len().alias("texts"))
+        found.sort("image").sink_parquet(aside / f"images-{part:04d}.parquet", engine="streaming")
+    for part, inside in _parts("gram", num_grams, part_rows):
+        summed = grams.filter(inside).group_by("gram").agg(pl.col("count").sum())
+        summed.sort("gram").sink_parquet(aside / f"grams-{part:04d}.parquet", engine="streaming")
+    for file in aside.iterdir():
+        flush_to_disk(file)
+    write_text(aside / SETTINGS, json.dumps(signature, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
+    return Counts(folder)
+
+
+def saved_counts(folder: Path, identity: ImageIdentity) -> Counts:
+    """Counts that an earlier run saved.
+
+    Raises:
+        UserError: there are none, or they were made for another kind of image identity or by another version.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--counts: {folder} holds no counts ({SETTINGS} cannot be read)") from error
+    if settings.get("format") != FORMAT:
+        raise UserError(f"--counts: {folder} was counted by another version of this program")
+    if settings.get("image_identity") != identity:
+        raise UserError(f"--counts: {folder} tells images apart by {settings.get('image_identity')}, not by {identity}")
+    return Counts(folder)
+
+
+def _parts(column: str, num_rows: int, part_rows: int) -> list[tuple[int, pl.Expr]]:
+    """The filters that cut the names in `column` into parts of about `part_rows` rows."""
+    parts = max(1, -(-num_rows // part_rows))
+    return [(part, pl.col(column) % parts == part) for part in range(parts)]
+
+
+def _sorted_ids(found: pl.LazyFrame, column: str) -> NDArray[np.uint64]:
+    return np.sort(found.select(column).collect(engine="streaming")[column].to_numpy()).astype(np.uint64, copy=False)
+
+
+def _signature(extracted: Sequence[Extracted], identity: ImageIdentity) -> dict[str, object]:
+    names = "|".join(sorted(one.name for one in extracted))
+    return {"format": FORMAT, "image_identity": identity, "shards": f"{hash64(names.encode()):016x}"}

@@ -1,0 +1,41 @@
+"""What the filtered copy of a shard is called: as the shard itself, seen from the folder that holds them all."""
+
+import os
+from collections.abc import Sequence
+
+from data.shards.store import is_remote, local_path
+from vlm.errors import UserError
+
+_ENDINGS = (".tar.gz", ".tgz", ".tar")
+
+
+def output_names(shards: Sequence[str]) -> dict[str, str]:
+    """The path of each shard's copy below the folder of the output; a gzipped shard's copy is a plain tar.
+
+    Raises:
+        UserError: two shards would get one name.
+    """
+    whole = {shard: shard if is_remote(shard) else os.path.abspath(local_path(shard)) for shard in shards}
+    folders = [name.split("/")[:-1] for name in whole.values()]
+    common = _shared(folders)
+    names: dict[str, str] = {}
+    for number, (shard, name) in enumerate(whole.items()):
+        names[shard] = f"{number:06d}.tar" if name.startswith("pipe:") else _as_tar("/".join(name.split("/")[common:]))
+    taken: dict[str, str] = {}
+    for shard, name in names.items():
+        if name in taken:
+            raise UserError(f"SHARDS: {taken[name]} and {shard} would both be written as {name}; filter one at a time")
+        taken[name] = shard
+    return names
+
+
+def _shared(folders: list[list[str]]) -> int:
+    """How many leading folders all of them have."""
+    first, last = min(folders), max(folders)
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return next(differ, min(len(first), len(last)))
+
+
+def _as_tar(name: str) -> str:
+    ending = next((ending for ending in _ENDINGS if name.endswith(ending)), "")
+    return name.removesuffix(ending) + ".tar"

@@ -1,0 +1,142 @@
+"""Pass 3: the verdicts on one shard, its filtered copy, and how many each rule dropped."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from data.check.samples import OpenShard, StoredSample
+from data.filter.extract import Extracted, write_table
+from data.filter.rules import AlignRules
+from data.filter.verdicts import KEPT, RULES, Lists, drops, judge
+from vlm.atomic import flush_to_disk
+
+LEVELS: Final = ("samples", "captions")
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """A shard, the rules, where its filtered copy goes (None: nowhere), and where the list of its kept samples goes."""
+
+    extracted: Extracted
+    rules: AlignRules
+    lists: Lists
+    target: Path | None
+    kept: Path
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Of the samples or captions of a shard: all, those kept, and for each rule those it dropped first, or would alone.
+
+    A sample is dropped by the rule at which, rule by rule, its last caption goes.
+    """
+
+    total: int
+    kept: int
+    first: dict[str, int]
+    alone: dict[str, int]
+
+    def plus(self, other: "Dropped") -> "Dropped":
+        """Both together."""
+        return Dropped(
+            self.total + other.total,
+            self.kept + other.kept,
+            {rule: count + other.first[rule] for rule, count in self.first.items()},
+            {rule: count + other.alone[rule] for rule, count in self.alone.items()},
+        )
+
+
+NOTHING: Final = Dropped(0, 0, dict.fromkeys(RULES, 0), dict.fromkeys(RULES, 0))
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What became of one shard, by level ("samples", "captions")."""
+
+    dropped: dict[str, Dropped]
+
+
+def filter_shard(job: WriteJob) -> Filtered:
+    """Judge every caption of a shard, write the kept ones' list and, unless it is there already, the filtered copy.
+
+    Raises:
+        UserError: the shard cannot be read any more.
+        OSError: the copy cannot be written.
+    """
+    rows = judge(pl.read_parquet(job.extracted.rows), job.rules, job.lists)
+    kept = (
+        rows.filter(pl.col("first") == KEPT)
+        .group_by("sample", maintain_order=True)
+        .agg(pl.first("key"), pl.col("caption").alias("captions"))
+    )
+    named = kept.select(pl.lit(job.extracted.shard).alias("shard"), "key", "captions")
+    write_table(named.to_arrow(), job.kept)
+    if job.target is not None and len(kept) and not job.target.exists():
+        captions = dict(zip(kept["sample"].to_list(), map(set, kept["captions"].to_list()), strict=True))
+        write_kept(job.extracted.shard, captions, job.target)
+    by_sample = rows.group_by("sample").agg(pl.max("first"), *(drops(rule).all() for rule in RULES))
+    with_caption = rows.filter(pl.col("caption").is_not_null())
+    return Filtered({"samples": _dropped(by_sample), "captions": _dropped(with_caption)})
+
+
+def write_kept(shard: str, kept: Mapping[int, set[int]], path: Path) -> None:
+    """Write the samples at the places `kept` names, with these of their captions; whole or not at all.
+
+    Members are copied bit by bit, in their stored order; only the json of a sample that loses some of several captions
+    is written anew. The same samples make the same file, always.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        with OpenShard(shard) as opened, tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+            for sample in opened:
+                if sample.position in kept:
+                    _add(sample, kept[sample.position], tar)
+        flush_to_disk(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _add(sample: StoredSample, captions: set[int], tar: tarfile.TarFile) -> None:
+    for suffix in sample.members:
+        stored = sample.read(suffix)
+        if suffix == "json":
+            fields = sample.fields()
+            if len(captions) < len(sample.captions(fields)):
+                stored = with_captions(fields, captions)
+        member = tarfile.TarInfo(f"{sample.key}.{suffix}")
+        member.size = len(stored)
+        member.mode = 0o644
+        tar.addfile(member, io.BytesIO(stored))
+
+
+def with_captions(fields: Mapping[str, Any], kept: set[int]) -> bytes:
+    """A json member with only the `kept` of several captions.
+
+    They are numbered as they are read: without empty ones, from `captions` when it has any, else from `caption`.
+    """
+    full = {name: _listed(fields.get(name)) for name in ("captions", "caption")}
+    name = next(name for name, captions in full.items() if captions)
+    left = [caption for place, caption in enumerate(full[name]) if place in kept]
+    return json.dumps({**fields, name: left}).encode()
+
+
+def _listed(stored: Any) -> list[str]:
+    return [caption for caption in stored if caption.strip()] if isinstance(stored, list) else []
+
+
+def _dropped(rows: pl.DataFrame) -> Dropped:
+    first = dict(rows.group_by("first").len().iter_rows())
+    return Dropped(
+        total=len(rows),
+        kept=first.get(KEPT, 0),
+        first={rule: first.get(number, 0) for number, rule in enumerate(RULES)},
+        alone={rule: int(rows.select(drops(rule).sum()).item()) for rule in RULES},
+    )

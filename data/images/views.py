@@ -1,0 +1,157 @@
+"""From a stored image file to the uint8 pixels of a training crop or an evaluation view."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from data.bad_sample import BadSampleError
+from data.images import jpeg
+from data.images.augment import AugmentConfig, augmented
+from data.images.crop import Box, Pixels, on_grid, random_crop, resize_crop, stored_box, upright
+from data.images.pillow import (
+    MAX_PIXELS,
+    check_pixels,
+    foreign_bytes,
+    open_image,
+    orientation_of,
+    rgb,
+    turned_upright,
+)
+from data.randomness import Draws
+from vlm.model.image_spec import ImageSpec
+
+
+class Region(NamedTuple):
+    """The part of a stored image that a view is made from.
+
+    `pixels` [height, width, 3] are the whole stored image at 1 / `reduction` of its size; `box` is the part, in
+    full-size pixels of the image as stored, which is to be seen as its EXIF `orientation` says.
+    """
+
+    pixels: Pixels
+    reduction: int
+    box: Box
+    orientation: int
+
+
+def training_view(
+    stored: bytes, spec: ImageSpec, augment: AugmentConfig, key: tuple[int | str, ...], out: Pixels
+) -> None:
+    """Write a random resized crop as open_clip trains on, augmented, into `out`, [3, size, size] of any strides.
+
+    Everything random is drawn from `key`: the pixels are the same in any process, and no global generator is touched.
+
+    Raises:
+        BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
+    """
+    region = read_region(stored, spec, augment, key)
+    view = upright(resize_crop(region.pixels, region.box, region.reduction, spec), region.orientation)
+    if augment.flip and Draws("flip", *key).integer(2):
+        view = view[:, :, ::-1]
+    np.copyto(out, view)
+    if augment.changes_pixels:
+        image = torch.from_numpy(np.ascontiguousarray(view))
+        np.copyto(out, augmented(image, augment, Draws("augment", *key)).numpy())
+
+
+def read_region(stored: bytes, spec: ImageSpec, augment: AugmentConfig, key: tuple[int | str, ...]) -> Region:
+    """Draw the crop and decode the image, no larger than the crop needs.
+
+    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8, unless the view shall be exact.
+
+    Raises:
+        BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
+    """
+    draws = Draws("crop", *key)
+    header = jpeg.read_header(stored)
+    if header is not None:
+        check_pixels(header.width, header.height, augment.max_pixels)
+        box = _crop(header.width, header.height, header.orientation, augment, draws)
+        reduction = 1 if augment.exact else jpeg.reduction_for(box, spec.size)
+        pixels = jpeg.decode(stored, header, reduction)
+        if pixels is not None:
+            box = on_grid(box, reduction, header.width, header.height)
+            return Region(pixels, reduction, box, header.orientation)
+        draws = Draws("crop", *key)
+    return _read_region_with_pillow(stored, spec, augment, draws)
+
+
+def _read_region_with_pillow(stored: bytes, spec: ImageSpec, augment: AugmentConfig, draws: Draws) -> Region:
+    with foreign_bytes():
+        image = open_image(stored, augment.max_pixels)
+        orientation = orientation_of(image)
+        width, height = image.size
+        box = _crop(width, height, orientation, augment, draws)
+        reduction = 1
+        if image.format == "JPEG" and not augment.exact:
+            reduction = jpeg.reduction_for(box, spec.size)
+            image.draft("RGB", (width // reduction, height // reduction))
+            reduction = reduction if image.width < width else 1
+        pixels = np.array(rgb(image))  # a copy: torch wants to own what it reads
+    return Region(pixels, reduction, on_grid(box, reduction, width, height), orientation)
+
+
+def _crop(width: int, height: int, orientation: int, augment: AugmentConfig, draws: Draws) -> Box:
+    """A random box of the upright image, as it lies in the stored one."""
+    seen = (width, height) if orientation < 5 else (height, width)
+    box = random_crop(*seen, augment.crop_scale, augment.crop_ratio, draws)
+    return stored_box(box, orientation, width, height)
+
+
+def evaluation_view(stored: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The fixed view that open_clip's `image_transform(is_train=False)` makes of the RGB image, [size, size, 3].
+
+    Raises:
+        BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
+    """
+    with foreign_bytes():
+        image = open_image(stored, max_pixels)
+        orientation = orientation_of(image)
+        image = turned_upright(rgb(image), orientation)
+    width, height = resized(image.width, image.height, spec)
+    if min(width, height) < 1:
+        raise BadSampleError(f"its image of {image.width} x {image.height} pixels is too narrow to be resized")
+    resampling = getattr(Image.Resampling, spec.interpolation.upper())
+    if width * height <= max_pixels:
+        return _centred(np.asarray(image.resize((width, height), resampling)), spec.size)
+    # A sliver, of which only the middle is made.
+    left, top = (round((extent - spec.size) / 2.0) for extent in (width, height))
+    across, down = image.width / width, image.height / height
+    middle = (left * across, top * down, (left + spec.size) * across, (top + spec.size) * down)
+    return np.asarray(image.resize((spec.size, spec.size), resampling, box=middle))
+
+
+def resized(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+    """(width, height) after open_clip's resize, before the crop or the padding to a square."""
+    if spec.resize_mode == "squash":
+        return spec.size, spec.size
+    if spec.resize_mode == "longest":
+        ratio = max(width, height) / spec.size
+        return round(width / ratio), round(height / ratio)
+    if width <= height:
+        return spec.size, int(spec.size * height / width)
+    return int(spec.size * width / height), spec.size
+
+
+def _centred(pixels: Pixels, size: int) -> Pixels:
+    """Crop the middle, and pad with black where the image is too small (the odd row goes to the end)."""
+    short = [max(size - extent, 0) for extent in pixels.shape[:2]]
+    if any(short):
+        pixels = np.pad(pixels, [*((missing // 2, (missing + 1) // 2) for missing in short), (0, 0)])
+    top, left = (round((extent - size) / 2.0) for extent in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
+
+
+def stack_pixels(images: Sequence[Pixels]) -> UInt8[Tensor, "batch 3 size size"]:
+    """One contiguous channels-first tensor from [size, size, 3] images, each copied once."""
+    size = images[0].shape[0]
+    batch = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    target = batch.numpy()
+    for row, pixels in enumerate(images):
+        target[row] = pixels.transpose(2, 0, 1)
+    return batch

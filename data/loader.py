@@ -1,0 +1,216 @@
+"""Loads one rank's rows of a global batch: reads, decodes, chooses captions, replaces what cannot be used."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.bad_sample import BadSampleError
+from data.captions import ChosenCaptions, captions_by_field, choose
+from data.config import DataConfig
+from data.images.views import training_view
+from data.order.order import Order
+from data.randomness import Draws
+from data.shards.prefetch import Prefetcher
+from data.shards.reader import ShardReader
+from data.shards.source import Sample, Source
+from data.shards.store import is_remote
+from data.substitution import Place, Substitution, SubstitutionLog, no_substitute, substitutes
+from data.workers import Stage
+from vlm.batch import AllCaptions, Skip
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+
+Tokenize = Callable[[Sequence[str]], TokenBatch]
+_PREFETCH_EVERY = 8  # batches
+_MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
+
+
+class Rows(NamedTuple):
+    """A Batch on its way between processes (a named tuple, so that pinning finds its tensors)."""
+
+    step: int
+    images: UInt8[Tensor, "batch 3 height width"]
+    tokens: Int64[Tensor, "batch length"]
+    lengths: Int64[Tensor, " batch"]
+    sample_ids: Int64[Tensor, " batch"]
+    keys: tuple[str, ...]
+    labels: Int64[Tensor, " batch"] | None
+    skipped: tuple[Skip, ...]
+    captions: AllCaptions | None
+    counts: dict[str, int]
+
+
+class Example(NamedTuple):
+    """What a step sees of one sample besides its pixels."""
+
+    sample: Sample
+    caption: ChosenCaptions
+    label: int | None
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads one sample for one visit; all that is random in it is keyed by (seed, epoch, sample id)."""
+
+    config: DataConfig
+    image: ImageSpec
+    seed: int
+    reader: ShardReader
+
+    def read(self, source: Source, place: Place, epoch: int, pixels: NDArray[np.uint8]) -> Example:
+        """The sample's caption and label, its crop written to `pixels` [3, size, size].
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        try:
+            sample = source.read(*place, self.reader)
+        except OSError as error:
+            raise BadSampleError(f"it cannot be read ({error.strerror or error})") from error
+        key = (self.seed, epoch, sample.id)
+        policy = self.config.caption_of(source.name)
+        captions = captions_by_field(sample.parts.get("txt"), sample.fields, policy)
+        caption = choose(captions, policy, Draws("caption", *key))
+        label = sample.label
+        if "image" not in sample.parts:
+            raise BadSampleError("it has no image")
+        training_view(sample.image, self.image, self.config.augment_of(source.name), key, pixels)
+        return Example(sample, caption, label)
+
+
+class BatchLoader:
+    """Loads the rows in `slots` of global batch number `step`; picklable, so that workers can."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        order: Order,
+        slots: range,
+        reader: SampleReader,
+        tokenizer: Tokenize,
+        log: SubstitutionLog,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._order = order
+        self._slots = slots
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._log = log
+        self._labelled = all(source.labelled for source in sources)
+        self._shard_numbers: dict[str, tuple[int, int]] = {}
+        remote = any(is_remote(source.shards[0]) for source in sources)
+        self._prefetcher = Prefetcher(reader.reader.cache, most_shards=_MOST_AHEAD) if remote else None
+
+    def __call__(self, step: int, stage: Stage) -> Rows:
+        """The rows of one step, bad samples replaced; `stage` hears what is being read."""
+        self._fetch_ahead(step, stage)
+        picks = self._order.picks(step, self._slots)
+        images = shared_pixels(len(self._slots), self._reader.image.size)
+        buffer = images.numpy()
+        examples: list[Example] = []
+        skipped: list[Skip] = []
+        for row, (number, epoch, *place) in enumerate(zip(*(part.tolist() for part in picks), strict=True)):
+            source, slot = self._sources[number], self._slots[row]
+            stage.tell(f"step {step}: {source.shards[place[0]]}")
+            example, skip = self._example(step, slot, number, epoch, (place[0], place[1]), buffer[row])
+            examples.append(example)
+            if skip is not None:
+                skipped.append(skip)
+        self._log.forget(step)
+        return self._collate(step, images, examples, tuple(skipped))
+
+    def _example(
+        self, step: int, slot: int, number: int, epoch: int, place: Place, pixels: NDArray[np.uint8]
+    ) -> tuple[Example, Skip | None]:
+        source = self._sources[number]
+        decided = self._log.find(step, slot)
+        try:
+            if decided is None:
+                return self._reader.read(source, place, epoch, pixels), None
+            return self._reader.read(source, self._place(number, decided), epoch, pixels), decided.skip
+        except BadSampleError as error:
+            reason = str(error) if decided is None else decided.skip.reason
+        return self._substitute(step, slot, number, epoch, place, reason, pixels)
+
+    def _substitute(
+        self, step: int, slot: int, number: int, epoch: int, place: Place, reason: str, pixels: NDArray[np.uint8]
+    ) -> tuple[Example, Skip]:
+        source, last, tried = self._sources[number], reason, 1
+        for candidate in substitutes(self._order, self._reader.seed, step, slot):
+            try:
+                example = self._reader.read(source, candidate, epoch, pixels)
+            except BadSampleError as error:
+                last, tried = f"{source.shards[candidate[0]]}: {error}", tried + 1
+                continue
+            taken = f"{example.sample.shard}:{example.sample.key}"
+            skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, taken)
+            self._log.record(Substitution(step, slot, example.sample.shard, candidate[1], skip))
+            return example, skip
+        raise no_substitute(source.name, tried, last)
+
+    def _place(self, number: int, decided: Substitution) -> Place:
+        """Where the substitute is now."""
+        if not self._shard_numbers:
+            self._shard_numbers = {
+                name: (source, shard)
+                for source, one in enumerate(self._sources)
+                for shard, name in enumerate(one.shards)
+            }
+        source, shard = self._shard_numbers.get(decided.shard, (-1, 0))
+        if source != number:
+            raise BadSampleError(f"its substitute's shard {decided.shard} is no longer there")
+        return shard, decided.row
+
+    def _collate(
+        self, step: int, images: UInt8[Tensor, "batch 3 size size"], examples: list[Example], skipped: tuple[Skip, ...]
+    ) -> Rows:
+        tokens = self._tokenizer([example.caption.text for example in examples])
+        return Rows(
+            step=step,
+            images=images,
+            tokens=tokens.tokens,
+            lengths=tokens.lengths,
+            sample_ids=torch.tensor([example.sample.id for example in examples], dtype=torch.int64),
+            keys=tuple(example.sample.key for example in examples),
+            labels=torch.tensor([example.label for example in examples], dtype=torch.int64) if self._labelled else None,
+            skipped=skipped,
+            captions=self._all_captions(examples),
+            counts=_counts(examples),
+        )
+
+    def _all_captions(self, examples: list[Example]) -> AllCaptions | None:
+        texts = [text for example in examples for text in example.caption.all]
+        if not texts:
+            return None
+        rows = [row for row, example in enumerate(examples) for _ in example.caption.all]
+        return AllCaptions(*self._tokenizer(texts), torch.tensor(rows, dtype=torch.int64))
+
+    def _fetch_ahead(self, step: int, stage: Stage) -> None:
+        """One process a rank asks for the shards that its lanes come to next."""
+        if self._prefetcher is None or not stage.is_first or step % _PREFETCH_EVERY >= stage.stride:
+            return
+        ahead = self._order.shards_ahead(step, self._slots)
+        stamps = {self._sources[source].shards[shard]: self._sources[source].stamp(shard) for source, shard in ahead}
+        self._prefetcher.ask(list(stamps), stamps)
+
+
+def _counts(examples: Sequence[Example]) -> dict[str, int]:
+    """How many rows are of each source, and how many captions of each field: logged as shares."""
+    named = Counter(f"source/{example.sample.source}" for example in examples)
+    named.update(f"caption/{example.caption.field}" for example in examples)
+    return dict(named)
+
+
+def shared_pixels(rows: int, size: int) -> UInt8[Tensor, "batch 3 size size"]:
+    """An empty batch in memory that other processes can map: it leaves a worker without being copied."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(rows, 3, size, size, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(rows * 3 * size * size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, 3, size, size)

@@ -1,0 +1,124 @@
+"""Which source each place of a lane is filled from: shares that are exact in every window, and closed form."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm.errors import UserError
+
+WINDOW_BATCHES = 1_000
+MAX_GLOBAL_BATCH = 2_000_000  # above it, products of two positions in a window leave 64 bits
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The sources of `lanes` lanes of `per_batch` places a batch; `counts[i]` places of a window are of source i.
+
+    One cyclic pattern holds a window of 1,000 global batches: place x of it has the value `multiplier * x mod period`,
+    which visits every number below the period once, and source i owns `counts[i]` of these numbers in a row. Lane l
+    starts l/lanes of the pattern later than lane 0, so the lanes' next 1,000 batches always make up the whole pattern:
+    in any window of 1,000 batches, wherever it starts, source i comes exactly `counts[i]` times. The multiplier spreads
+    the values of the lanes in one batch, and of the batches in one lane, as evenly as a lattice can.
+    """
+
+    counts: tuple[int, ...]
+    lanes: int
+    per_batch: int
+
+    @cached_property
+    def period(self) -> int:
+        """Places in the pattern: 1,000 global batches."""
+        return sum(self.counts)
+
+    def sources(self, lanes: Positions, places: Positions) -> Positions:
+        """The source of the n-th place of each lane."""
+        values = self._start(lanes) + places
+        values = values % self.period * self._multiplier % self.period
+        return np.searchsorted(self._ends, values, side="right")
+
+    def numbers(self, sources: Positions, lanes: Positions, places: Positions) -> Positions:
+        """How often the source came in the lane before this place."""
+        if len(self.counts) == 1:
+            return places
+        start = self._start(lanes)
+        return self._before(sources, start + places) - self._before(sources, start)
+
+    def _start(self, lanes: Positions) -> Positions:
+        return lanes * (self.period // self.lanes)
+
+    def _before(self, sources: Positions, ends: Positions) -> Positions:
+        """How many of the first `ends` places of the endlessly repeated pattern are of the source."""
+        cycles, rest = np.divmod(ends, self.period)
+        highs = self._ends[sources]
+        counts = np.asarray(self.counts, dtype=np.int64)[sources]
+        return cycles * counts + self._below(highs, rest) - self._below(highs - counts, rest)
+
+    def _below(self, limits: Positions, ends: Positions) -> Positions:
+        """How many of the first `ends` places have a value below the limit.
+
+        The sum over x of floor(a x / P) - floor((a x - limit) / P) counts them.
+        """
+        whole = floor_sum(ends, self.period, self._multiplier, np.zeros_like(ends))
+        return whole - floor_sum(ends, self.period, self._multiplier, self.period - limits) + ends
+
+    @cached_property
+    def _ends(self) -> Positions:
+        return np.cumsum(self.counts, dtype=np.int64)
+
+    @cached_property
+    def _multiplier(self) -> int:
+        """Near the golden ratio of the lanes plus that of a lane's stride: neither axis resonates with the shares."""
+        stride = self.period // self.lanes
+        near = (stride * round(self.lanes * _GOLDEN) + round(stride * _GOLDEN)) % self.period
+        return next(near + step for step in range(self.period) if math.gcd(near + step, self.period) == 1)
+
+
+def make_mix(weights: Mapping[str, float], global_batch: int, lanes: int) -> Mix:
+    """The mix in which each source has its share of the `weights`, rounded to one sample in 1,000 batches.
+
+    Raises:
+        UserError: a weight is too small to come even once in 1,000 batches, or the global batch is too large.
+    """
+    if global_batch > MAX_GLOBAL_BATCH:
+        raise UserError(f"global_batch: {global_batch:,} is more than {MAX_GLOBAL_BATCH:,}")
+    counts = apportion([Fraction(repr(weight)) for weight in weights.values()], WINDOW_BATCHES * global_batch)
+    for (name, weight), count in zip(weights.items(), counts, strict=True):
+        if count == 0:
+            raise UserError(
+                f"data.sources.{name}: its weight {weight:g} is less than one sample in {WINDOW_BATCHES:,} batches"
+            )
+    return Mix(tuple(counts), lanes, global_batch // lanes)
+
+
+def apportion(weights: Sequence[Fraction], seats: int) -> list[int]:
+    """Whole numbers that sum to `seats`, each less than one from its share (largest remainders, first come first)."""
+    total = sum(weights)
+    exact = [weight * seats / total for weight in weights]
+    whole = [math.floor(share) for share in exact]
+    order = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
+    for i in order[: seats - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+def floor_sum(counts: Positions, modulus: int, slope: int, offsets: Positions) -> Positions:
+    """The sum of floor((slope x + offset) / modulus) over x below each count, by Euclid's algorithm on all at once."""
+    counts, offsets = counts.copy(), offsets.copy()
+    total = np.zeros_like(counts)
+    while counts.any():
+        total += counts * (counts - 1) // 2 * (slope // modulus) + counts * (offsets // modulus)
+        slope %= modulus
+        last = slope * counts + offsets % modulus
+        counts, offsets = np.divmod(last, modulus)
+        modulus, slope = slope, modulus
+        if modulus == 0:
+            break
+    return total

@@ -1,0 +1,237 @@
+"""Every shard as a plain local tar: remote and gzipped ones through copies that all processes of a node share."""
+
+import hashlib
+import logging
+import os
+import re
+import threading
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from data.shards.copies import Copies
+from data.shards.remote import PIECE, open_remote
+from data.shards.retry import (
+    ChangedError,
+    RetryConfig,
+    TransferError,
+    UnavailableError,
+    is_temporary,
+    retried,
+    root_cause,
+    told,
+)
+from data.shards.stamp import Stamp
+from data.shards.store import is_remote, local_path, stamp_once
+from data.shards.unpack import GZIP_MAGIC, default_cache, unzipped
+from vlm.config import Config
+
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from "200GB", "1.5 TiB" or a whole number; units of 1000, with an i of 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
+    if match is None:
+        raise ValueError(f'a size is a number and a unit, such as "200GB" or "64 GiB"; found {text!r}')
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgtp".index(unit.lower() or " "))
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(ge=0),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^[0-9.]+ ?[kKMGTP]?i?B?$"}, {"type": "integer"}]}),
+]
+"""A number of bytes that a recipe may write with its unit."""
+
+
+class CacheConfig(Config):
+    """Where copies of remote and gzipped shards are kept on each node, and how much they may take."""
+
+    folder: Annotated[str | None, Field(description="On a local disk; by default in the user's cache folder.")] = None
+    limit: Annotated[Size, Field(description='What the copies may take together, as in "200GB".')] = 100 * 10**9
+
+    @property
+    def path(self) -> Path:
+        """The folder that is meant."""
+        return Path(self.folder).expanduser() if self.folder else default_cache()
+
+
+class Opened(NamedTuple):
+    """A plain tar that is open for reading, and the state of the shard that it holds."""
+
+    descriptor: int
+    stamp: Stamp
+
+    @property
+    def path(self) -> Path:
+        """A path to the open file, good until it is closed even if the copy is removed."""
+        return Path(f"/dev/fd/{self.descriptor}")
+
+
+class ShardCache:
+    """Local plain tars for shards from anywhere; each is fetched once a node, however many processes ask.
+
+    A process asks the store once about the state of a remote shard, and stays with that. Pickling and forking are safe.
+    """
+
+    def __init__(self, config: CacheConfig | None = None, retry: RetryConfig | None = None) -> None:
+        self.config = config or CacheConfig()
+        self.retry = retry or RetryConfig()
+        self._copies = Copies(self.config.path, self.config.limit)
+        self._stamps: dict[str, Stamp] = {}
+        self._digests: dict[Path, str] = {}
+        self._etag_is_md5 = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardCache, (self.config, self.retry)
+
+    def place(self, name: str, suffix: str) -> Path:
+        """Where to keep something small about `name`, such as its index, in the cache folder, outside the limit."""
+        return self._copies.beside(name, suffix)
+
+    def stamp(self, name: str, stop: threading.Event | None = None) -> Stamp:
+        """The state of the shard: of a local one now, of a remote one when this process first asked.
+
+        Raises:
+            FileNotFoundError, PermissionError, UnavailableError: it cannot be known.
+        """
+        return retried(name, self.retry, partial(self._stamp_once, name), stop=stop)
+
+    def local(self, name: str, expected: Stamp | None = None, stop: threading.Event | None = None) -> Path:
+        """The shard as a plain tar: a local one itself, else its copy, fetched if need be.
+
+        A gzipped shard is unpacked, one that is cut off as far as it goes. If the store fails, a copy of the state
+        `expected` stands in, with a warning. A copy can go as soon as others need its room: `open` can't come too late.
+        `stop` lets another thread end the fetching.
+
+        Raises:
+            FileNotFoundError, PermissionError, UnavailableError: it cannot be read.
+            UserError: the name is wrong, or the cache folder cannot be used.
+        """
+        return self._find(name, expected, stop)[0]
+
+    def open(self, name: str, expected: Stamp | None = None) -> Opened:
+        """The shard as `local` finds it, opened for the caller to close, with its state."""
+        while True:
+            path, stamp = self._find(name, expected, None)
+            try:
+                return Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), stamp)
+            except FileNotFoundError:
+                if not is_remote(name) and path == local_path(name):
+                    raise
+
+    def _find(self, name: str, expected: Stamp | None, stop: threading.Event | None) -> tuple[Path, Stamp]:
+        if not is_remote(name) and not retried(name, self.retry, partial(_is_gzip, local_path(name))):
+            return local_path(name), self.stamp(name)
+        return retried(name, self.retry, partial(self._find_once, name, expected, stop), stop=stop)
+
+    def _find_once(self, name: str, expected: Stamp | None, stop: threading.Event | None) -> tuple[Path, Stamp]:
+        try:
+            stamp = self._stamp_once(name)
+        except Exception as error:
+            # Not after all attempts: a run whose store is away would wait for each shard.
+            if expected is None or not is_temporary(root_cause(error)):
+                raise
+            copy = self._copies.place(name, expected)
+            if not self._copies.use(copy):
+                raise
+            _log.warning("%s: %s; its copy is used", name, told(root_cause(error)))
+            return copy, expected
+        copy = self._copies.place(name, stamp)
+        try:
+            if not self._copies.use(copy):
+                with self._copies.writing(copy):
+                    if not self._copies.use(copy):
+                        self._fetch(name, stamp, copy, stop)
+        except ChangedError:
+            self._stamps.pop(name, None)
+            raise
+        return copy, stamp
+
+    def _stamp_once(self, name: str) -> Stamp:
+        if not is_remote(name):
+            return stamp_once(name, self.retry.silence)
+        if name not in self._stamps:
+            self._stamps[name] = stamp_once(name, self.retry.silence)
+        return self._stamps[name]
+
+    def _fetch(self, name: str, stamp: Stamp, copy: Path, stop: threading.Event | None) -> None:
+        if not is_remote(name):
+            plain = self._unpacked(local_path(name), copy, stop)
+            if self._stamp_once(name) != stamp:
+                raise ChangedError("it was replaced while it was read")
+            self._copies.publish(plain, copy)
+            return
+        part = self._copies.part(copy)
+        checksum = self._download(name, stamp, part, stop) or stamp.checksum
+        self._verify(part, stamp, checksum)
+        if _is_gzip(part):
+            self._copies.publish(self._unpacked(part, copy, stop), copy)
+            part.unlink(missing_ok=True)
+        else:
+            self._copies.publish(part, copy)
+
+    def _download(self, name: str, stamp: Stamp, part: Path, stop: threading.Event | None) -> str | None:
+        """Add to the part what it lacks; returns a checksum that came with the bytes."""
+        have = part.stat().st_size if part.exists() else 0
+        if stamp.size is None or have > stamp.size:
+            part.unlink(missing_ok=True)
+            have = 0
+        if have and have == stamp.size:
+            return None
+        self._copies.make_room((stamp.size or 0) - have, part)
+        source, checksum = open_remote(name, have, self.retry.silence, stamp)
+        with closing(source), self._copies.appending(part) as write:
+            while data := source.read(PIECE):
+                write(data)
+                _go_on(stop)
+        return checksum
+
+    def _verify(self, part: Path, stamp: Stamp, checksum: str | None) -> None:
+        size = part.stat().st_size
+        if stamp.size is not None and size != stamp.size:
+            if size > stamp.size:
+                part.unlink()
+            raise TransferError(f"{size:,} of {stamp.size:,} bytes arrived")
+        if checksum is None or (checksum.startswith("md5?") and not self._etag_is_md5):
+            return
+        kind, _, right = checksum.partition(":")
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, kind.rstrip("?")).hexdigest()
+        if digest == right:
+            return
+        # Bytes that arrive twice alike are what is stored: an "md5?" that differs from them is no MD5, and none is.
+        if kind == "md5?" and self._digests.get(part) == digest:
+            self._etag_is_md5 = False
+            return
+        self._digests[part] = digest
+        part.unlink()
+        raise TransferError(f"its {kind.rstrip('?').upper()} is {digest}, the store says {right}")
+
+    def _unpacked(self, packed: Path, copy: Path, stop: threading.Event | None) -> Path:
+        plain = self._copies.part(copy).with_suffix(".plain.part")
+        plain.unlink(missing_ok=True)
+        self._copies.make_room(packed.stat().st_size, packed)
+        with packed.open("rb") as file, self._copies.appending(plain) as write:
+            for data in unzipped(file):
+                write(data)
+                _go_on(stop)
+        return plain
+
+
+def _go_on(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise UnavailableError("it is no longer asked for")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return os.pread(file.fileno(), len(GZIP_MAGIC), 0) == GZIP_MAGIC

@@ -1,0 +1,139 @@
+"""What is known of the shards of a source: from their folders' manifests, and by indexing what these do not cover."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.shards.cache import ShardCache
+from data.shards.indexing import Indexer, index_shards
+from data.shards.manifest import NAME, Manifest, ShardEntry, manifest_bytes, parse_manifest
+from data.shards.sidecar import SUFFIX, to_bytes
+from data.shards.stamp import Stamp
+from data.shards.store import exists, is_remote, read_bytes, write_remote
+from vlm.atomic import write_bytes
+
+_STAT_THREADS = 16
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """Reads and writes the manifests of folders of shards; `publish` also writes them into remote folders."""
+
+    cache: ShardCache
+    where: str
+    publish: bool = False
+
+    def know(
+        self,
+        names: Sequence[str],
+        *,
+        fresh: bool = False,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, ShardEntry]:
+        """The entries of these shards; what no manifest covers is indexed, and the manifests are written anew.
+
+        Local shards that changed since they were indexed are indexed again. A manifest is believed about remote shards
+        until they are opened; `fresh` believes none. Of several processes on a node one indexes while the others wait.
+        `progress` hears how many of how many shards are indexed.
+
+        Raises:
+            UserError: a shard cannot be read, or is no tar.
+        """
+        entries = {} if fresh else self._covered(names)
+        if len(entries) < len(names):
+            with self._alone(folder_of(names[0])):
+                entries = {} if fresh else self._covered(names)
+                missing = [name for name in names if name not in entries]
+                entries.update(self._index(missing, workers, progress))
+        return {name: entries[name] for name in names}
+
+    def _covered(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+        found: dict[str, ShardEntry] = {}
+        for folder in dict.fromkeys(map(folder_of, names)):
+            found.update({_join(folder, name): entry for name, entry in self._read(folder).shards.items()})
+        found = {name: found[name] for name in names if name in found}
+        local = [name for name in found if not is_remote(name)]
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            for name, now in zip(local, pool.map(self._stamp, local, chunksize=64), strict=True):
+                if now != Stamp(found[name].bytes, found[name].version):
+                    del found[name]
+        return found
+
+    def _stamp(self, name: str) -> Stamp | None:
+        try:
+            return self.cache.stamp(name)
+        except OSError:
+            return None
+
+    def _index(
+        self, names: Sequence[str], workers: int | None, progress: Callable[[int, int], None] | None
+    ) -> dict[str, ShardEntry]:
+        indexer = Indexer(self.cache, self.where)
+        entries: dict[str, ShardEntry] = {}
+        for name, index in index_shards(names, indexer, workers=workers):
+            entries[name] = ShardEntry.of(index)
+            if self.publish and is_remote(name):
+                write_remote(name + SUFFIX, to_bytes(index), self.cache.retry)
+            if progress is not None:
+                progress(len(entries), len(names))
+        for folder in dict.fromkeys(map(folder_of, names)):
+            self._write(folder, {name: entry for name, entry in entries.items() if folder_of(name) == folder})
+        return entries
+
+    def _read(self, folder: str) -> Manifest:
+        """The manifest beside the shards, and over it what was kept in the cache folder."""
+        name = _join(folder, NAME)
+        shards: dict[str, ShardEntry] = {}
+        if is_remote(folder):
+            if exists(name, self.cache.retry):
+                shards.update(parse_manifest(read_bytes(name, self.cache.retry), name).shards)
+        elif os.path.exists(name):
+            shards.update(parse_manifest(Path(name).read_bytes(), name).shards)
+        kept = self.cache.place(name, "")
+        if kept.exists():
+            shards.update(parse_manifest(kept.read_bytes(), str(kept)).shards)
+        return Manifest(shards)
+
+    def _write(self, folder: str, entries: dict[str, ShardEntry]) -> None:
+        """Add these entries to the folder's manifest, and drop local shards that are gone."""
+        merged = dict(self._read(folder).shards)
+        merged.update({_base(name): entry for name, entry in entries.items()})
+        remote = is_remote(folder)
+        shards = {name: merged[name] for name in sorted(merged) if remote or os.path.exists(_join(folder, name))}
+        name, content = _join(folder, NAME), manifest_bytes(Manifest(shards))
+        kept = self.cache.place(name, "")
+        if remote and self.publish:
+            write_remote(name, content, self.cache.retry)
+        elif not remote and os.access(folder, os.W_OK):
+            write_bytes(Path(name), content)
+        else:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, content)
+            return
+        kept.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self, folder: str) -> Iterator[None]:
+        lock = self.cache.place(folder, ".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def folder_of(name: str) -> str:
+    """The folder part of a shard's name, with its last slash; "" for a name without one."""
+    return name[: name.rfind("/") + 1]
+
+
+def _base(name: str) -> str:
+    return name[name.rfind("/") + 1 :]
+
+
+def _join(folder: str, name: str) -> str:
+    return folder + name

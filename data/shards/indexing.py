@@ -1,0 +1,137 @@
+"""Indexing shards: on first use, or ahead by `vlm data index`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from data.shards.cache import ShardCache
+from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, parse_index, save_index
+from data.shards.stamp import Stamp
+from data.shards.statistics import ShardStatistics, histogram, text_fields, usual_captions
+from data.shards.store import is_remote, read_bytes
+from data.shards.tar import list_shard, read_extent
+from vlm.errors import UserError
+from vlm.model.byte_pairs import clip_token_counts
+
+# Fewer bytes than this are indexed here rather than in processes of their own, which take a second to start.
+_WORTH_A_POOL = 256 << 20
+_COUNTED_FIELDS = 64
+
+
+def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
+    """Read the headers and the texts of a plain tar and describe them; `shown` is the shard's name for messages.
+
+    Raises:
+        UserError: the file cannot be read, or is no tar.
+    """
+    index = make_index(list_shard(file, shown, where), stamp)
+    header = index.header.model_copy(update={"statistics": _statistics(file, index)})
+    return replace(index, header=header)
+
+
+def _statistics(file: Path, index: ShardIndex) -> ShardStatistics:
+    fields: dict[str, int] = {}
+    captions: list[str] = []
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        for row in range(len(index)):
+            extents = index.extents(row)
+            text, stored = (
+                read_extent(descriptor, extents[part]) if part in extents else None for part in ("txt", "json")
+            )
+            found = text_fields(text, stored)
+            for name in found:
+                if name in fields or len(fields) < _COUNTED_FIELDS:
+                    fields[name] = fields.get(name, 0) + 1
+            captions.extend(usual_captions(found))
+    except OSError:
+        pass  # a cut shard: its last texts are counted by whoever can read them
+    finally:
+        os.close(descriptor)
+    return index.header.statistics.model_copy(
+        update={
+            "captions": len(captions),
+            "fields": fields,
+            "tokens": histogram(clip_token_counts(captions)) if captions else (),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Finds or makes the index of shards; picklable, so that processes can share the work."""
+
+    cache: ShardCache
+    where: str
+
+    def __call__(self, name: str) -> ShardIndex:
+        """The index of the shard as it is now: its sidecar when that is fresh, else a new one, which is kept.
+
+        Raises:
+            UserError: the shard cannot be read, or is no tar.
+        """
+        try:
+            stamp = self.cache.stamp(name)
+            kept = self.find(name, stamp)
+            if kept is not None:
+                return kept
+            index = index_file(self.cache.local(name, stamp), name, stamp, self.where)
+        except OSError as error:
+            raise UserError(f"{self.where}: {name} cannot be read ({error.strerror or error})") from error
+        self._keep(name, index)
+        return index
+
+    def find(self, name: str, stamp: Stamp) -> ShardIndex | None:
+        """The kept index that describes the shard in this state: in the cache folder, or beside it."""
+        kept = load_index(self.cache.place(name, SUFFIX))
+        if kept is not None and kept.stamp == stamp:
+            return kept
+        beside = self._beside(name)
+        if beside is None or beside.stamp != stamp:
+            return None
+        if is_remote(name):
+            self._keep(name, beside)
+        return beside
+
+    def _beside(self, name: str) -> ShardIndex | None:
+        if not is_remote(name):
+            return load_index(Path(name + SUFFIX))
+        try:
+            return None if name.startswith("pipe:") else parse_index(read_bytes(name + SUFFIX, self.cache.retry))
+        except OSError:
+            return None
+
+    def _keep(self, name: str, index: ShardIndex) -> None:
+        """Beside a local shard where that can be written, else in the cache folder; not keeping it costs time only."""
+        in_cache = self.cache.place(name, SUFFIX)
+        for path in [in_cache] if is_remote(name) else [Path(name + SUFFIX), in_cache]:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_index(index, path)
+            except OSError:
+                continue
+            return
+
+
+def index_shards(
+    names: Sequence[str], indexer: Indexer, *, workers: int | None = None
+) -> Iterator[tuple[str, ShardIndex]]:
+    """Each shard with its index, as they are done, from several processes where that pays."""
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, len(names)) if workers is None else workers
+    small = sum(os.path.getsize(name) for name in names if os.path.exists(name)) < _WORTH_A_POOL
+    if workers <= 1 or (small and not any(map(is_remote, names))):
+        for name in names:
+            yield name, indexer(name)
+        return
+    # Spawned: the caller may hold threads that a forked child would inherit in mid-step.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        asked = {pool.submit(indexer, name): name for name in names}
+        try:
+            for done in as_completed(asked):
+                yield asked[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,130 @@
+"""Reads samples by shard and row; keeps the most recently used shards open, per process."""
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.bad_sample import BadSampleError
+from data.shards.cache import ShardCache
+from data.shards.indexing import Indexer
+from data.shards.retry import UnavailableError
+from data.shards.sidecar import PARTS, ShardIndex, make_index
+from data.shards.stamp import Stamp
+from data.shards.tar import Extent, list_shard, read_extent
+from vlm.errors import UserError
+
+# Parts of a sample that lie closer than this are read in one call.
+_GAP = 4096
+_ASK_AGAIN_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """A shard's file and its index; no index where its samples are not those that were indexed."""
+
+    descriptor: int
+    index: ShardIndex | None
+
+
+class ShardReader:
+    """Reads members by offset from local shards, and from the local copies of all others.
+
+    Pickling (into a loading worker) leaves the open files behind.
+    """
+
+    def __init__(self, cache: ShardCache, max_open: int = 256) -> None:
+        self.cache = cache
+        self._max_open = max_open
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._unavailable: dict[str, tuple[float, UnavailableError]] = {}
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardCache, int]]:
+        return ShardReader, (self.cache, self._max_open)
+
+    def index(self, shard: str, stamp: Stamp) -> ShardIndex:
+        """The index of the shard that had this `stamp` when its source was indexed.
+
+        Raises:
+            OSError: the shard is gone or cannot be read.
+            BadSampleError: it holds other samples now.
+        """
+        index = self._opened(shard, stamp).index
+        if index is None:
+            raise BadSampleError("its shard has changed since it was indexed; `vlm data index` reads it anew")
+        return index
+
+    def read(self, shard: str, stamp: Stamp, row: int, parts: Sequence[str] = PARTS) -> dict[str, bytes]:
+        """The stored bytes of those `parts` that the sample in this row has.
+
+        Raises:
+            OSError: the shard is gone, unreadable or shorter than its index says.
+            BadSampleError: it holds other samples now.
+        """
+        extents = self.index(shard, stamp).extents(row)
+        return _read(self._open[shard].descriptor, {part: extents[part] for part in parts if part in extents})
+
+    def _opened(self, shard: str, stamp: Stamp) -> _OpenShard:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        self._raise_again(shard)
+        while len(self._open) >= self._max_open:
+            os.close(self._open.popitem(last=False)[1].descriptor)
+        try:
+            opened = self._open[shard] = self._fresh(shard, stamp)
+        except UnavailableError as error:
+            self._unavailable[shard] = (time.monotonic(), error)
+            raise
+        return opened
+
+    def _raise_again(self, shard: str) -> None:
+        """A shard that could not be had after all retries is not asked for again at each of its samples."""
+        if shard in self._unavailable:
+            when, error = self._unavailable[shard]
+            if time.monotonic() - when < _ASK_AGAIN_SECONDS:
+                raise error
+            del self._unavailable[shard]
+
+    def _fresh(self, shard: str, expected: Stamp) -> _OpenShard:
+        """Open a shard that is as it was indexed, or one that was stored anew with the same samples."""
+        descriptor, stamp = opened = self.cache.open(shard, expected)
+        try:
+            indexer = Indexer(self.cache, shard)
+            index: ShardIndex | None = indexer.find(shard, stamp) or _listed(opened.path, shard, stamp)
+            if stamp != expected and index is not None:
+                before = indexer.find(shard, expected)
+                index = index if before is not None and index.same_keys(before) else None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _OpenShard(descriptor, index)
+
+    def close(self) -> None:
+        """Close every file; the reader stays usable."""
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _listed(path: Path, shard: str, stamp: Stamp) -> ShardIndex:
+    try:
+        return make_index(list_shard(path, shard, "shard"), stamp)
+    except UserError as error:
+        raise OSError("its shard is no tar any more") from error
+
+
+def _read(descriptor: int, extents: dict[str, Extent]) -> dict[str, bytes]:
+    """All extents, in one call where they lie side by side, as a sample's members do."""
+    if not extents:
+        return {}
+    start = min(extent.offset for extent in extents.values())
+    stop = max(extent.offset + extent.size for extent in extents.values())
+    if stop - start > sum(extent.size for extent in extents.values()) + _GAP * len(extents):
+        return {part: read_extent(descriptor, extent) for part, extent in extents.items()}
+    data = read_extent(descriptor, Extent(start, stop - start))
+    return {part: data[offset - start : offset - start + size] for part, (offset, size) in extents.items()}

@@ -1,0 +1,195 @@
+"""One source: its shards, how many samples each holds, and the sample in any place of them."""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.bad_sample import BadSampleError
+from data.captions import TXT, CaptionConfig, read_fields
+from data.randomness import hash_key
+from data.shards.cache import ShardCache
+from data.shards.folder_index import FolderIndex
+from data.shards.indexing import Indexer
+from data.shards.manifest import ShardEntry
+from data.shards.patterns import expand_shards
+from data.shards.reader import ShardReader
+from data.shards.sidecar import PARTS
+from data.shards.stamp import Stamp
+from data.shards.statistics import ShardStatistics, sum_statistics
+from data.shards.store import is_remote
+from data.shards.tar import IMAGE_SUFFIXES
+from vlm.batch import Skip
+from vlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it was read: where it is stored, its key and stable id, and the bytes of its parts."""
+
+    source: str
+    shard: str
+    key: str
+    id: int
+    parts: dict[str, bytes]
+
+    @property
+    def image(self) -> bytes:
+        """The stored image file."""
+        return self.parts["image"]
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Everything that its json member holds. Raises BadSampleError where that is no JSON object."""
+        return read_fields(self.parts.get("json"))
+
+    @property
+    def label(self) -> int | None:
+        """The class in its cls member; None when it has none.
+
+        Raises:
+            BadSampleError: the member is no whole number of at least 0.
+        """
+        stored = self.parts.get("cls")
+        if stored is None:
+            return None
+        if not stored.strip().isdigit():
+            raise BadSampleError(f"its cls is no class number but {stored[:20]!r}")
+        return int(stored)
+
+
+class Source:
+    """The samples of one source by shard and row, without the shards being open."""
+
+    def __init__(self, name: str, entries: dict[str, ShardEntry]) -> None:
+        self.name = name
+        self._entries = entries
+        self.shards = tuple(entries)
+        self.counts = np.fromiter((entry.samples for entry in entries.values()), np.int64, len(entries))
+        self.num_samples = int(self.counts.sum())
+        self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
+        self.has_labels = any(entry.labelled for entry in entries.values())
+        self._stable_names = stable_names(self.shards)
+
+    def stamp(self, shard: int) -> Stamp:
+        """The state in which a shard was indexed."""
+        entry = self._entries[self.shards[shard]]
+        return Stamp(entry.bytes, entry.version)
+
+    def read(self, shard: int, row: int, reader: ShardReader, parts: Sequence[str] = PARTS) -> Sample:
+        """One sample with those of its `parts` that it has.
+
+        Raises:
+            OSError: its shard is gone, unreadable or shorter than indexed.
+            BadSampleError: its shard holds other samples now.
+        """
+        name, stamp = self.shards[shard], self.stamp(shard)
+        stored = reader.read(name, stamp, row, parts)
+        return Sample(self.name, name, self.key(shard, row, reader), self.id(shard, row, reader), stored)
+
+    def key(self, shard: int, row: int, reader: ShardReader) -> str:
+        """The key of a sample. Raises as `read`."""
+        return reader.index(self.shards[shard], self.stamp(shard)).key(row)
+
+    def key_or_row(self, shard: int, row: int, reader: ShardReader) -> str:
+        """The key of a sample for messages: "#" and its row where its shard cannot be opened."""
+        try:
+            return self.key(shard, row, reader)
+        except (OSError, BadSampleError):
+            return f"#{row}"
+
+    def id(self, shard: int, row: int, reader: ShardReader) -> int:
+        """The stable 64-bit name of a sample: of its source, its shard's name in the source, and its key."""
+        key_id = reader.index(self.shards[shard], self.stamp(shard)).ids[row]
+        return sample_id(self.name, self._stable_names[shard], int(key_id))
+
+    def skip(self, shard: int, key: str, reason: str, substitute: str = "") -> Skip:
+        """The record of a sample being left out."""
+        return Skip(self.name, self.shards[shard], key, reason, substitute)
+
+    @cached_property
+    def statistics(self) -> ShardStatistics:
+        """What the texts of the source look like."""
+        return sum_statistics(entry.statistics for entry in self._entries.values())
+
+    def has_text(self, fields: Collection[str]) -> bool:
+        """Whether any sample has text in one of these fields."""
+        return any(not entry.statistics.fields.keys().isdisjoint(fields) for entry in self._entries.values())
+
+    def problems(self, cache: ShardCache) -> tuple[Skip, ...]:
+        """What indexing found to be unusable: cut shards, samples without an image."""
+        indexer = Indexer(cache, self.name)
+        found = []
+        for name, entry in self._entries.items():
+            index = indexer.find(name, Stamp(entry.bytes, entry.version)) if entry.problems else None
+            if index is not None:
+                found += [Skip(self.name, name, problem.key, problem.reason, "") for problem in index.header.problems]
+        return tuple(found)
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each shard ends when samples are numbered through."""
+        return np.cumsum(self.counts)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The shard and row of a sample numbered through the shards as listed."""
+        if not 0 <= number < self.num_samples:
+            raise IndexError(number)
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        return shard, number - int(self.ends[shard]) + int(self.counts[shard])
+
+
+def sample_id(source: str, shard: str, key_id: int) -> int:
+    """The hash of a key, salted with its source and its shard's name in the source."""
+    salt = hash_key("sample", source, shard)
+    return int.from_bytes(
+        blake2b(key_id.to_bytes(8, "little", signed=True), key=salt, digest_size=8).digest(), "little", signed=True
+    )
+
+
+def stable_names(shards: Sequence[str]) -> tuple[str, ...]:
+    """The shards' names below the folder that they have in common: they survive a move of the data."""
+    if len(shards) == 1:
+        return (shards[0][shards[0].rfind("/") + 1 :],)
+    names = [shard if is_remote(shard) else os.path.abspath(shard) for shard in shards]
+    first, last = min(names), max(names)
+    shared = next((place for place in range(len(first)) if first[place : place + 1] != last[place : place + 1]), 0)
+    start = first.rfind("/", 0, shared) + 1
+    return tuple(name[start:] for name in names)
+
+
+def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root: str | None = None) -> Source:
+    """The source whose shards `patterns` name; what no index covers yet is indexed.
+
+    Raises:
+        UserError: a pattern matches nothing, a shard cannot be read or is no tar, or no shard holds an image.
+    """
+    shards = expand_shards(patterns, root, index.where)
+    source = Source(name, index.know(shards))
+    if not source.num_samples:
+        more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}")
+    return source
+
+
+def require_captions(source: Source, policy: CaptionConfig, where: str) -> None:
+    """Refuse a source none of whose samples has a caption; single missing captions are left to the stream.
+
+    Raises:
+        UserError: naming the source, its first shard and the fields found instead.
+    """
+    wanted = policy.places
+    if source.has_text(wanted):
+        return
+    found = source.statistics.fields
+    more = f" and {len(source.shards) - 1} more" if len(source.shards) > 1 else ""
+    expected = ", ".join(name if name == TXT else f"json:{name}" for name in wanted)
+    shown = ", ".join(sorted(name if name == TXT else f"json:{name}" for name in found))
+    raise UserError(
+        f"{where}: no caption field in {source.shards[0]}{more}: expected {expected}; found {shown or 'no texts'}"
+    )

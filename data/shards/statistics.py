@@ -1,0 +1,73 @@
+"""What a source's texts look like: counted once, when its shards are indexed."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from data.bad_sample import BadSampleError
+from data.captions import read_fields
+from vlm.config import Config
+
+LONGEST = 256  # lengths from here on share the last place of a histogram
+
+
+class ShardStatistics(Config):
+    """Counts over the samples of one shard, or of many.
+
+    `fields` says how many samples hold text under a name: "txt", or a field of their json. `tokens[n]` counts
+    the captions of n tokens of CLIP's byte pairs, start and end included; the last place counts all longer ones too.
+    """
+
+    samples: int = 0
+    labelled: int = 0
+    captions: int = 0
+    fields: dict[str, int] = Field(default={})
+    tokens: tuple[int, ...] = ()
+
+
+def sum_statistics(parts: Iterable[ShardStatistics]) -> ShardStatistics:
+    """The statistics of all samples together."""
+    total = {"samples": 0, "labelled": 0, "captions": 0}
+    fields: dict[str, int] = {}
+    tokens = np.zeros(LONGEST + 1, dtype=np.int64)
+    for part in parts:
+        for name in total:
+            total[name] += getattr(part, name)
+        for name, count in part.fields.items():
+            fields[name] = fields.get(name, 0) + count
+        tokens[: len(part.tokens)] += np.asarray(part.tokens, dtype=np.int64)
+    return ShardStatistics(**total, fields=fields, tokens=_trimmed(tokens))
+
+
+def text_fields(text: bytes | None, stored_json: bytes | None) -> dict[str, tuple[str, ...]]:
+    """The non-empty texts of a sample by field: "txt", and every json field that is a text or a list of texts."""
+    found: dict[str, tuple[str, ...]] = {}
+    if text is not None:
+        found["txt"] = (text.decode("utf-8", "replace"),)
+    try:
+        fields = read_fields(stored_json)
+    except BadSampleError:
+        fields = {}
+    for name, value in fields.items():
+        texts = value if isinstance(value, list) else [value]
+        if texts and all(isinstance(one, str) for one in texts):
+            found[name] = tuple(texts)
+    stripped = {name: tuple(text.strip() for text in texts if text.strip()) for name, texts in found.items()}
+    return {name: texts for name, texts in stripped.items() if texts}
+
+
+def usual_captions(fields: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What is trained on where a recipe names no field: json `captions`, else txt, else json `caption`."""
+    return next((fields[name] for name in ("captions", "txt", "caption") if name in fields), ())
+
+
+def histogram(lengths: Sequence[int] | NDArray[np.int64]) -> tuple[int, ...]:
+    """How often each length from 0 on comes; the last place counts all from `LONGEST` on."""
+    return _trimmed(np.bincount(np.minimum(np.asarray(lengths, dtype=np.int64), LONGEST), minlength=1))
+
+
+def _trimmed(counts: NDArray[np.int64]) -> tuple[int, ...]:
+    used = np.flatnonzero(counts)
+    return tuple(counts[: used[-1] + 1].tolist()) if len(used) else ()

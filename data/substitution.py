@@ -1,0 +1,135 @@
+"""Slots whose sample cannot be used: what takes its place, decided once, written down before it is used."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.order.order import Order, Picks
+from data.randomness import Draws
+from vlm.batch import Skip
+from vlm.errors import UserError
+
+# Records of so many steps share a folder, so that a long run can drop those it will not need again.
+_STEPS_A_FOLDER = 1_000
+_NEAR_DRAWS, _FAR_DRAWS = 64, 1_000
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """What was done about one slot of one global batch; `shard` and `row` are those of the substitute."""
+
+    step: int
+    slot: int
+    shard: str
+    row: int
+    skip: Skip
+
+
+class SubstitutionLog:
+    """The substitutions of a run, kept in `folder` (None: in memory) by every process that decides one.
+
+    Whether a sample can be read may change with time, so a substitution is state: a resumed run reuses what its earlier
+    life decided, prefetched batches included, whichever rank or worker then serves the slot. Picklable into workers,
+    each of which appends to a file of its own.
+    """
+
+    def __init__(self, folder: Path | None, writer: str) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._known: dict[tuple[int, int], Substitution] = {}
+
+    def find(self, step: int, slot: int) -> Substitution | None:
+        """What an earlier life of the run decided about this slot."""
+        return self._known.get((step, slot))
+
+    def record(self, substitution: Substitution) -> None:
+        """Keep a decision, on the disk before it is acted on."""
+        self._known[substitution.step, substitution.slot] = substitution
+        if self._folder is None:
+            return
+        folder = self._folder / f"{substitution.step // _STEPS_A_FOLDER:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(asdict(substitution)) + "\n").encode()
+        path = folder / f"{self._writer}-{os.getpid()}.jsonl"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def forget(self, before: int) -> None:
+        """Drop from memory what no step from `before` on can need."""
+        self._known = {place: known for place, known in self._known.items() if place[0] >= before}
+
+    def load(self, start_step: int, saved: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Take up the decisions about steps from `start_step` on: those in a checkpoint, and all in the folder."""
+        for record in (*saved, *self._stored(start_step)):
+            known = Substitution(**{**record, "skip": Skip(**record["skip"])})
+            if known.step >= start_step:
+                self._known[known.step, known.slot] = known
+
+    def state(self, step: int) -> list[dict[str, Any]]:
+        """The decisions about batches from number `step` on: prefetched, and not trained on yet."""
+        records = {(record["step"], record["slot"]): record for record in self._stored(step)}
+        records.update({place: asdict(known) for place, known in self._known.items() if place[0] >= step})
+        return list(records.values())
+
+    def drop_folders(self, before: int) -> None:
+        """Remove the records of steps before `before`, which no checkpoint can lead back to."""
+        for folder in self._folders():
+            if (int(folder.name) + 1) * _STEPS_A_FOLDER <= before:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _stored(self, start_step: int) -> Iterator[dict[str, Any]]:
+        """The records in the folder, oldest first; a line that a kill tore was never acted on."""
+        for folder in self._folders():
+            if (int(folder.name) + 1) * _STEPS_A_FOLDER <= start_step:
+                continue
+            for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+                for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                    if line.endswith("\n") and (record := json.loads(line))["step"] >= start_step:
+                        yield record
+
+    def _folders(self) -> list[Path]:
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        return sorted(path for path in self._folder.iterdir() if path.name.isdigit())
+
+
+def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[Place]:
+    """(shard, row) of the samples that may take a slot's place, in the order in which they are tried.
+
+    Keyed draws first from the shards that the slot's own sample was shuffled with, which its reader has open, then from
+    the whole source. Samples of the same global batch come last: they are there only for data smaller than a batch.
+    """
+    pick = order.picks(step, range(slot, slot + 1))
+    line, (start, count) = order.neighbourhood(pick)
+    draws = Draws("substitute", seed, step, slot)
+    near = [start + draws.integer(count) for _ in range(_NEAR_DRAWS)]
+    far = [draws.integer(line.num_samples) for _ in range(_FAR_DRAWS)]
+    found = line.at(int(pick.epochs[0]), np.asarray(near + far, dtype=np.int64))
+    places = dict.fromkeys(zip(found.shards.tolist(), found.rows.tolist(), strict=True))
+    own = (int(pick.shards[0]), int(pick.rows[0]))
+    planned = _planned(order, step, int(pick.sources[0]))
+    yield from (place for place in places if place not in planned)
+    yield from (place for place in planned if place != own)
+
+
+def _planned(order: Order, step: int, source: int) -> dict[Place, None]:
+    picks: Picks = order.picks(step, range(order.global_batch))
+    mine = picks.sources == source
+    return dict.fromkeys(zip(picks.shards[mine].tolist(), picks.rows[mine].tolist(), strict=True))
+
+
+def no_substitute(source: str, tried: int, last: str) -> UserError:
+    """The error that ends a run whose source has nothing usable left."""
+    return UserError(f"data.sources.{source}: {tried:,} samples in a row cannot be used; the last is {last}")

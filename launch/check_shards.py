@@ -1,0 +1,126 @@
+"""`vlm data check`: read shards with a progress bar and say what is in them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from data.check.duplicates import Duplicates
+    from data.check.report import CheckConfig, CheckReport
+
+_SHOWN_EXAMPLES = 5
+
+
+def check(  # noqa: PLR0913 - the options of the command line
+    shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
+    against: Annotated[
+        list[str] | None, typer.Option(help="Shards (a test set) whose pictures should not be there; repeatable.")
+    ] = None,
+    distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which the same picture may differ.")] = 4,
+    tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Count the CLIP tokens of captions.")] = True,
+    listed: Annotated[int, typer.Option(min=0, help="Findings and groups of a kind that the JSON names.")] = 100,
+    max_bad_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit code 1 when more than this share cannot be used.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Also draw the distributions into this folder.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Read every sample once: counts, sizes, caption lengths, duplicates, and all that training could not use."""
+    from data.check.report import CheckConfig
+
+    config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens)
+    report = run_check(shards, against or (), config, json_file=json_file, plots=plots, workers=workers)
+    if max_bad_share is not None and report.bad_share > max_bad_share:
+        print(f"bad samples: {report.bad_share:.2%}, more than {max_bad_share:.2%}")
+        raise typer.Exit(1)
+
+
+def run_check(
+    patterns: "Iterable[str]",
+    against: "Iterable[str]",
+    config: "CheckConfig",
+    *,
+    json_file: Path | None,
+    plots: Path | None,
+    workers: int | None,
+) -> "CheckReport":
+    """Check the shards with a progress bar, print the tables, write the files asked for."""
+    from data.check.plots import draw_plots
+    from data.check.report import check_shards
+    from data.shards.patterns import expand_shards
+
+    names = expand_shards(tuple(patterns), None, "SHARDS")
+    given = tuple(against)
+    others = expand_shards(given, None, "--against") if given else ()
+    console = Console()
+    columns = (TextColumn("checking shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checking", total=len(names) + len(others))
+        report, histograms = check_shards(
+            names, config, against=others, workers=workers, progress=lambda _: bar.update(task, advance=1)
+        )
+    print_report(report, console)
+    if json_file is not None:
+        report.write(json_file)
+    if plots is not None:
+        draw_plots(histograms, plots)
+    return report
+
+
+def print_report(report: "CheckReport", console: Console) -> None:
+    """The report as tables: what is there, its distributions, what is wrong with it, what is there twice."""
+    for table in (_counts(report), _distributions(report), _problems(report), _duplicates(report.duplicates)):
+        if table.row_count:
+            console.print(table)
+    for kind, problems in report.problems.items():
+        for example in problems.listed[:_SHOWN_EXAMPLES]:
+            console.print(f"{kind}: {example.shard} {example.key}: {example.reason}", markup=False, soft_wrap=True)
+
+
+def _counts(report: "CheckReport") -> Table:
+    table = Table(title="Shards", show_header=False)
+    for name, value in (("shards", report.shards), ("samples", report.samples), ("bytes", report.bytes)):
+        table.add_row(name, f"{value:,}")
+    table.add_row("unusable", f"{report.bad_samples:,} ({report.bad_share:.2%})")
+    for name, tally in (("members", report.suffixes), ("formats", report.formats), ("modes", report.modes)):
+        table.add_row(name, ", ".join(f"{key} {count:,}" for key, count in tally.items()))
+    return table
+
+
+def _distributions(report: "CheckReport") -> Table:
+    table = Table("distribution", title="Distributions")
+    for name in ("count", "min", "1 %", "25 %", "median", "mean", "75 %", "99 %", "max"):
+        table.add_column(name, justify="right")
+    for name, d in report.distributions.items():
+        if d.count:
+            q = d.quantiles
+            figures = (d.count, d.min, q["0.01"], q["0.25"], q["0.5"], d.mean, q["0.75"], q["0.99"], d.max)
+            table.add_row(name, *(f"{figure or 0:,.5g}" if figure != d.count else f"{d.count:,}" for figure in figures))
+    return table
+
+
+def _problems(report: "CheckReport") -> Table:
+    table = Table("problem", title="Problems")
+    table.add_column("found", justify="right")
+    for kind, problems in report.problems.items():
+        table.add_row(kind, f"{problems.count:,}")
+    return table
+
+
+def _duplicates(found: "Duplicates") -> Table:
+    table = Table("duplicates", title="Duplicates")
+    table.add_column("groups", justify="right")
+    table.add_column("samples", justify="right")
+    near = f"pictures within {found.distance_bits} bits"
+    rows = {"files": found.files, "equal pictures": found.equal_pictures, near: found.near_pictures, "keys": found.keys}
+    for name, groups in rows.items():
+        table.add_row(name, f"{groups.groups:,}", f"{groups.samples:,}")
+    if found.against is not None:
+        table.add_row("pictures of the other set", "", f"{found.against.samples:,}")
+    return table

@@ -1,0 +1,120 @@
+"""`vlm data filter`: filter shards with a progress bar and say what each rule dropped."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from data.filter.run import FilterJob, FilterReport
+
+
+def filter_noisy(  # noqa: PLR0913 - the options of the command line
+    shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
+    out: Annotated[Path, typer.Option(help="The folder for the filtered shards.")],
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Shards of a test set, whose pictures are dropped; repeatable.")
+    ] = None,
+    distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which a test picture may differ.")] = 4,
+    min_side: Annotated[int, typer.Option(min=0, help="Pixels that the shorter side must exceed.")] = 200,
+    max_aspect: Annotated[float, typer.Option(help="Longer / shorter side must be below this.")] = 3.0,
+    max_texts_per_image: Annotated[int, typer.Option(min=1, help="An image with more texts is dropped.")] = 1000,
+    max_images_per_text: Annotated[int, typer.Option(min=1, help="A text of more images is dropped.")] = 10,
+    max_ngrams: Annotated[
+        int, typer.Option(min=1, help="Most frequent unigrams and bigrams; a text with any other is dropped.")
+    ] = 100_000_000,
+    min_ngram_count: Annotated[
+        int, typer.Option(min=1, help="A unigram or bigram seen fewer times is rare too: for small data.")
+    ] = 1,
+    min_words: Annotated[int, typer.Option(min=0, help="Least unigrams of a text.")] = 3,
+    max_words: Annotated[int, typer.Option(min=1, help="Most unigrams of a text.")] = 20,
+    image_identity: Annotated[str, typer.Option(help="What makes two images one: bytes, url or picture.")] = "bytes",
+    without: Annotated[list[str] | None, typer.Option(help="A rule to leave out; repeatable.")] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="Use the counts that an earlier run left in this folder (its WORK/counts).")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="The folder for rows and counts; default: OUT/work.")] = None,
+    list_only: Annotated[bool, typer.Option("--list-only", help="Write OUT/kept.parquet, but no shards.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Filter noisy alt text by ALIGN's rules, each with the paper's default, over shards too large for memory.
+
+    Of a sample with several captions, those that break a rule are removed; it is dropped when none is left. There is
+    no filter against pornography here: that needs a classifier.
+    """
+    from data.filter.run import FilterJob
+    from data.shards.patterns import expand_shards
+
+    rules = _rules(
+        min_side=min_side,
+        max_aspect_ratio=max_aspect,
+        max_texts_per_image=max_texts_per_image,
+        max_images_per_text=max_images_per_text,
+        max_ngrams=max_ngrams,
+        min_ngram_count=min_ngram_count,
+        min_words=min_words,
+        max_words=max_words,
+        distance_bits=distance,
+        image_identity=image_identity,
+        without=tuple(without or ()),
+    )
+    names = expand_shards(shards, None, "SHARDS")
+    excluded = expand_shards(exclude, None, "--exclude") if exclude else ()
+    run_filter(FilterJob(names, rules, out, excluded, work, counts, list_only), workers, json_file)
+
+
+def _rules(**limits: Any) -> Any:
+    """The rules with these limits; a mistake in them ends in one line."""
+    from pydantic import ValidationError
+
+    from data.filter.rules import AlignRules
+    from vlm.config import first_problem
+    from vlm.errors import UserError
+
+    try:
+        return AlignRules(**limits)
+    except ValidationError as error:
+        raise UserError(first_problem(error, AlignRules)) from error
+
+
+def run_filter(job: "FilterJob", workers: int | None, json_file: Path | None) -> "FilterReport":
+    """Filter with a progress bar for each pass, print the table of what was dropped, write the figures."""
+    from data.filter.run import filter_shards
+
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        passes: dict[str, TaskID] = {}
+
+        def hear(name: str, total: int) -> None:
+            if name not in passes:
+                passes[name] = bar.add_task(name, total=total)
+            else:
+                bar.update(passes[name], advance=1)
+
+        report = filter_shards(job, workers=workers, progress=hear)
+    console.print(dropped_table(report))
+    console.print(f"filtered: {job.out}", highlight=False, soft_wrap=True)
+    if json_file is not None:
+        report.write(json_file)
+    return report
+
+
+def dropped_table(report: "FilterReport") -> Table:
+    """For each rule, in the order applied: what it dropped first, and what it would drop alone."""
+    table = Table("rule", title="Dropped")
+    levels = list(report.dropped)
+    for level in levels:
+        table.add_column(f"{level}: first", justify="right")
+        table.add_column("alone", justify="right")
+    for rule in report.dropped[levels[0]].first:
+        figures = [(report.dropped[level].first[rule], report.dropped[level].alone[rule]) for level in levels]
+        table.add_row(rule, *(f"{number:,}" for pair in figures for number in pair))
+    table.add_section()
+    for name in ("kept", "total"):
+        table.add_row(name, *(cell for level in levels for cell in (f"{getattr(report.dropped[level], name):,}", "")))
+    return table
