@@ -142,17 +142,6 @@ def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> Ch
     return ChosenCaptions(text, field, tuple(dict.fromkeys(positives)))
 
 
-def choose_caption(captions: tuple[str, ...], policy: str, draws: Draws) -> str:
-    """The caption for one visit of a sample.
-
-    Raises:
-        BadSampleError: there is none.
-    """
-    if not captions:
-        raise BadSampleError("it has no caption, or only empty ones")
-    return captions[0] if policy == "first" else captions[draws.integer(len(captions))]
-
-
 def _decoded(text: bytes | None) -> list[str]:
     try:
         return [] if text is None else [text.decode("utf-8")]

@@ -65,7 +65,7 @@ class SampleReader:
     reader: ShardReader
 
     def read(self, source: Source, place: Place, epoch: int, pixels: NDArray[np.uint8]) -> Example:
-        """The sample's caption and label, its crop written to `pixels` [3, size, size].
+        """The caption and label of a stored sample, its crop written to `pixels` [3, size, size].
 
         Raises:
             BadSampleError: it cannot be used.
@@ -74,14 +74,16 @@ class SampleReader:
             sample = source.read(*place, self.reader)
         except OSError as error:
             raise BadSampleError(f"it cannot be read ({error.strerror or error})") from error
+        return self.view(sample, epoch, pixels)
+
+    def view(self, sample: Sample, epoch: int, pixels: NDArray[np.uint8]) -> Example:
+        """The same of a sample that was read. Raises as `read`."""
         key = (self.seed, epoch, sample.id)
-        policy = self.config.caption_of(source.name)
+        policy = self.config.caption_of(sample.source)
         captions = captions_by_field(sample.parts.get("txt"), sample.fields, policy)
         caption = choose(captions, policy, Draws("caption", *key))
         label = sample.label
-        if "image" not in sample.parts:
-            raise BadSampleError("it has no image")
-        training_view(sample.image, self.image, self.config.augment_of(source.name), key, pixels)
+        training_view(sample.image, self.image, self.config.augment_of(sample.source), key, pixels)
         return Example(sample, caption, label)
 
 
@@ -103,7 +105,6 @@ class BatchLoader:
         self._reader = reader
         self._tokenizer = tokenizer
         self._log = log
-        self._labelled = all(source.labelled for source in sources)
         self._shard_numbers: dict[str, tuple[int, int]] = {}
         remote = any(is_remote(source.shards[0]) for source in sources)
         self._prefetcher = Prefetcher(reader.reader.cache, most_shards=_MOST_AHEAD) if remote else None
@@ -124,7 +125,7 @@ class BatchLoader:
             if skip is not None:
                 skipped.append(skip)
         self._log.forget(step)
-        return self._collate(step, images, examples, tuple(skipped))
+        return collate(step, images, examples, tuple(skipped), self._tokenizer)
 
     def _example(
         self, step: int, slot: int, number: int, epoch: int, place: Place, pixels: NDArray[np.uint8]
@@ -168,30 +169,6 @@ class BatchLoader:
             raise BadSampleError(f"its substitute's shard {decided.shard} is no longer there")
         return shard, decided.row
 
-    def _collate(
-        self, step: int, images: UInt8[Tensor, "batch 3 size size"], examples: list[Example], skipped: tuple[Skip, ...]
-    ) -> Rows:
-        tokens = self._tokenizer([example.caption.text for example in examples])
-        return Rows(
-            step=step,
-            images=images,
-            tokens=tokens.tokens,
-            lengths=tokens.lengths,
-            sample_ids=torch.tensor([example.sample.id for example in examples], dtype=torch.int64),
-            keys=tuple(example.sample.key for example in examples),
-            labels=torch.tensor([example.label for example in examples], dtype=torch.int64) if self._labelled else None,
-            skipped=skipped,
-            captions=self._all_captions(examples),
-            counts=_counts(examples),
-        )
-
-    def _all_captions(self, examples: list[Example]) -> AllCaptions | None:
-        texts = [text for example in examples for text in example.caption.all]
-        if not texts:
-            return None
-        rows = [row for row, example in enumerate(examples) for _ in example.caption.all]
-        return AllCaptions(*self._tokenizer(texts), torch.tensor(rows, dtype=torch.int64))
-
     def _fetch_ahead(self, step: int, stage: Stage) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
         if self._prefetcher is None or not stage.is_first or step % _PREFETCH_EVERY >= stage.stride:
@@ -199,6 +176,38 @@ class BatchLoader:
         ahead = self._order.shards_ahead(step, self._slots)
         stamps = {self._sources[source].shards[shard]: self._sources[source].stamp(shard) for source, shard in ahead}
         self._prefetcher.ask(list(stamps), stamps)
+
+
+def collate(
+    step: int,
+    images: UInt8[Tensor, "batch 3 size size"],
+    examples: Sequence[Example],
+    skipped: tuple[Skip, ...],
+    tokenizer: Tokenize,
+) -> Rows:
+    """The rows of a batch from its pixels and examples; labels only where every row has one."""
+    tokens = tokenizer([example.caption.text for example in examples])
+    labels = [example.label for example in examples if example.label is not None]
+    return Rows(
+        step=step,
+        images=images,
+        tokens=tokens.tokens,
+        lengths=tokens.lengths,
+        sample_ids=torch.tensor([example.sample.id for example in examples], dtype=torch.int64),
+        keys=tuple(example.sample.key for example in examples),
+        labels=torch.tensor(labels, dtype=torch.int64) if len(labels) == len(examples) else None,
+        skipped=skipped,
+        captions=_all_captions(examples, tokenizer),
+        counts=_counts(examples),
+    )
+
+
+def _all_captions(examples: Sequence[Example], tokenizer: Tokenize) -> AllCaptions | None:
+    texts = [text for example in examples for text in example.caption.all]
+    if not texts:
+        return None
+    rows = [row for row, example in enumerate(examples) for _ in example.caption.all]
+    return AllCaptions(*tokenizer(texts), torch.tensor(rows, dtype=torch.int64))
 
 
 def _counts(examples: Sequence[Example]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,15 @@ class Draws:
     def integer(self, count: int) -> int:
         """One of 0 .. count - 1; the bias of the modulus is below count / 2**64."""
         return self._next() % count
+
+    def weighted(self, shares: Mapping[str, float]) -> str:
+        """One of the names, each with its share; the shares sum to one."""
+        place = self.uniform()
+        for name, share in shares.items():
+            place -= share
+            if place < 0:
+                return name
+        return list(shares)[-1]
 
 
 class Permutation:

@@ -1,6 +1,6 @@
 """The training stream: global batches by number, and each rank's rows of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Source, open_source, require_captions
+from data.shards.store import is_remote
 from data.substitution import SubstitutionLog
 from data.workers import load_ahead
 from vlm.batch import Batch
@@ -74,6 +75,7 @@ class TrainStream:
         reader = SampleReader(config, image, seed, ShardReader(cache))
         self._load = BatchLoader(opened, self.order, slots, reader, tokenizer, self._log)
         self._restored: list[dict[str, Any]] = []
+        self.notices = _notices(config, self.order, opened, world)
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` global batches from `start_step` on, in pinned memory for a GPU.
@@ -114,6 +116,19 @@ def require_lanes(lanes: int | None, global_batch: int) -> None:
         near = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
         best = min(near, key=lambda n: abs(n - lanes))
         raise UserError(f"data.lanes: {lanes} does not divide the global batch of {global_batch}; nearest: {best}")
+
+
+def _notices(config: DataConfig, order: Order, sources: Sequence[Source], world: World) -> tuple[str, ...]:
+    """What a user should know before remote shards are read: a cache that cannot hold what is read at once."""
+    remote = [source for source in sources if is_remote(source.shards[0])]
+    at_once = config.shuffle_shards * -(-order.lanes // world.size)
+    needed = sum(min(at_once, len(source.shards)) * source.mean_bytes for source in remote)
+    if needed <= config.cache.limit:
+        return ()
+    return (
+        f"data.cache.limit: {config.cache.limit / 1e9:.0f} GB is less than the {needed / 1e9:.0f} GB of shards that a rank "
+        "reads at once, so shards will be fetched again and again; fewer data.lanes or data.shuffle_shards need less",
+    )
 
 
 def _open(config: DataConfig, name: str, cache: ShardCache) -> Source:

@@ -44,13 +44,13 @@ class Stage:
     def __init__(self, stages: Stages) -> None:
         info = get_worker_info()
         self._stages = stages
-        self._worker = 0 if info is None else int(info.id)
-        self.is_first = self._worker == 0
+        self.worker = 0 if info is None else int(info.id)
+        self.is_first = self.worker == 0
         self.stride = max(1, stages.num_workers)
 
     def tell(self, text: str) -> None:
         """Note what is being done, for whoever waits for it."""
-        self._stages.write(self._worker, text)
+        self._stages.write(self.worker, text)
 
 
 class _Failure(str):

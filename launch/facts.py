@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from data.sequential import SequentialStream
 from data.stream import TrainStream
 from vlm import __version__
 from vlm.training.engine import Engine
@@ -32,7 +33,9 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def run_facts(engine_name: str, precision: str, engine: Engine, source: TrainStream) -> dict[str, Any]:
+def run_facts(
+    engine_name: str, precision: str, engine: Engine, source: TrainStream | SequentialStream
+) -> dict[str, Any]:
     """The content of a run's `run.json`."""
     numbers = {name: torch.Size(shape).numel() for name, shape in engine.shapes.items()}
     return {
@@ -45,8 +48,7 @@ def run_facts(engine_name: str, precision: str, engine: Engine, source: TrainStr
         "threads": torch.get_num_threads(),
         "num_parameters": sum(numbers[name] for name in engine.parameters()),
         "data": [
-            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.share}
-            for s in source.sources
+            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.share} for s in source.sources
         ],
     }
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from data.sequential import SequentialStream
 from data.stream import TrainStream
 from eval.evaluator import build_evaluators
 from eval.report import write_report
@@ -39,7 +40,7 @@ class _Parts:
     """What a recipe names, built and checked, before anything is written."""
 
     model: DualEncoder
-    source: TrainStream
+    source: TrainStream | SequentialStream
     evaluations: list[ScheduledEvaluation]
 
 
@@ -77,7 +78,28 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
 
 def _build_parts(recipe: Recipe, world: World) -> _Parts:
     model = build_model(recipe.model, recipe.seed)
-    source = TrainStream(
+    source = open_stream(recipe, model, world)
+    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root)
+    evaluations = []
+    for name, evaluator in evaluators.items():
+        every = recipe.evaluate[name].every
+        steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
+        evaluations.append(ScheduledEvaluation(name, evaluator, steps))
+    return _Parts(model, source, evaluations)
+
+
+def open_stream(recipe: Recipe, model: DualEncoder, world: World) -> TrainStream | SequentialStream:
+    """The training data of a recipe as a model reads it."""
+    if recipe.data.mode == "sequential":
+        return SequentialStream(
+            recipe.data,
+            model.image_spec,
+            model.tokenizer,
+            global_batch=recipe.global_batch,
+            seed=recipe.seed,
+            world=world,
+        )
+    return TrainStream(
         recipe.data,
         model.image_spec,
         model.tokenizer,
@@ -86,13 +108,6 @@ def _build_parts(recipe: Recipe, world: World) -> _Parts:
         world=world,
         record=Path(recipe.run),
     )
-    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root)
-    evaluations = []
-    for name, evaluator in evaluators.items():
-        every = recipe.evaluate[name].every
-        steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
-        evaluations.append(ScheduledEvaluation(name, evaluator, steps))
-    return _Parts(model, source, evaluations)
 
 
 def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run: RunDirectory) -> Trainer:
@@ -133,7 +148,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
     _start_trackers(accelerator, recipe.trackers, start_step)
     progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
     try:
-        for line in _told(parts.source.problems):
+        for line in (*parts.source.notices, *_told(parts.source.problems)):
             progress.say(line)
         run.log_skips(start_step, list(parts.source.problems) if engine.world.is_main and start_step == 0 else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
@@ -190,7 +205,7 @@ def _checkpoint_to_resume(
     return None if path is None else Checkpoint(path)
 
 
-def _require_same_data(checkpoint: Checkpoint, source: TrainStream) -> None:
+def _require_same_data(checkpoint: Checkpoint, source: TrainStream | SequentialStream) -> None:
     found = {summary.name: summary.num_samples for summary in source.sources}
     if checkpoint.manifest.data != found:
         raise UserError(

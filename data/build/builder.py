@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
 from data.build.entry import Columns, entry_of
-from data.build.indexing import index_folder
+from data.build.indexing import index_folder, index_shard
 from data.build.journal import Journal, open_journal
 from data.build.processes import Processes, num_cores
 from data.build.shard import Finished, ShardJob, class_number, write_shard
@@ -166,6 +166,8 @@ class _Build:
         )
         report(self._progress(journal))
         for shard in processes.run(write_shard, self._jobs(missing)):
+            if shard.num_samples:
+                index_shard(self.shard(shard.number))
             journal.add(shard)
             report(self._progress(journal))
 

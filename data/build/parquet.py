@@ -119,11 +119,14 @@ class ParquetTable(FrameTable):
 
 
 def _set_aside(piece: _Piece) -> int:
-    """Copy one row group's images, some rows at a time; returns the number of rows. A missing image has size -1."""
+    """Copy one row group's images, some rows at a time; returns the number of rows. A missing image has size -1.
+
+    Buffered and not "pre-buffered": the latter would hold the whole row group, often gigabytes.
+    """
     offset, places = 0, []
     aside = piece.path.with_suffix(f".{os.getpid()}.partial")
     column = f"{piece.column}.bytes" if piece.nested else piece.column
-    with pq.ParquetFile(piece.file, buffer_size=_READ_BYTES) as table, aside.open("wb") as file:
+    with pq.ParquetFile(piece.file, buffer_size=_READ_BYTES, pre_buffer=False) as table, aside.open("wb") as file:
         for batch in table.iter_batches(_BATCH_ROWS, row_groups=[piece.group], columns=[column]):
             values = batch.column(0)
             for value in pc.struct_field(values, "bytes") if piece.nested else values:

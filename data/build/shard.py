@@ -13,7 +13,6 @@ from typing import Any
 from data.bad_sample import BadSampleError
 from data.build.entry import Blob, Entry, TextFile
 from data.build.image import StoredImage, prepare_image
-from data.build.indexing import index_shard
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Finished:
 
 
 def write_shard(job: ShardJob) -> Finished:
-    """Write the shard aside, flush it and give it its name, which no half-written file ever has; then index it.
+    """Write the shard aside, flush it and give it its name, which no half-written file ever has.
 
     Raises:
         OSError: the shard cannot be written.
@@ -71,7 +70,6 @@ def write_shard(job: ShardJob) -> Finished:
     if num_samples:
         num_bytes = aside.stat().st_size
         aside.replace(job.path)
-        index_shard(job.path)
     else:
         num_bytes = 0
         aside.unlink()

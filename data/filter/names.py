@@ -13,8 +13,10 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
     """The path of each shard's copy below the folder of the output; a gzipped shard's copy is a plain tar.
 
     Raises:
-        UserError: two shards would get one name.
+        UserError: two shards would get one name, or there is no shard.
     """
+    if not shards:
+        raise UserError("SHARDS: no shards are named")
     whole = {shard: shard if is_remote(shard) else os.path.abspath(local_path(shard)) for shard in shards}
     folders = [name.split("/")[:-1] for name in whole.values()]
     common = _shared(folders)

@@ -74,6 +74,7 @@ class Source:
         self.num_samples = int(self.counts.sum())
         self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
         self.has_labels = any(entry.labelled for entry in entries.values())
+        self.mean_bytes = sum(entry.bytes or 0 for entry in entries.values()) / len(entries)
         self._stable_names = stable_names(self.shards)
 
     def stamp(self, shard: int) -> Stamp:

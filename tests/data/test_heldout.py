@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.heldout import HeldOutBatch, HeldOutSet
-from data.images.decode import evaluation_view
+from data.images.views import evaluation_view
 from data.shards.cache import CacheConfig
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError

@@ -2,12 +2,12 @@
 
 import io
 import json
+import pickle
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,6 +16,7 @@ from data.check.histogram import QUANTILES, Histogram
 from data.check.plots import draw_plots
 from data.check.report import CheckConfig, check_shards
 from data.check.samples import OpenShard
+from data.check.scan import ScanJob, scan_shard
 from tests.data.check.photos import photo, stored
 from tests.data.small_shards import picture, sample, with_json, write_shard
 from vlm.model.tokenizer import clip_token_counts
@@ -160,12 +161,18 @@ def test_the_json_is_a_count_by_hand(tmp_path: Path) -> None:
             assert plot.width > 300
 
 
-@pytest.mark.slow
-def test_the_report_does_not_depend_on_the_processes(tmp_path: Path) -> None:
-    shards = planted(tmp_path)
-    alone, _ = check_shards(shards, PLAIN, workers=1)
-    shared, _ = check_shards(shards, PLAIN, workers=2)
-    assert shared == alone
+def test_a_scan_travels_between_processes_whole(tmp_path: Path) -> None:
+    for shard in planted(tmp_path):
+        job = ScanJob(shard)
+        scan = scan_shard(job)
+        other = pickle.loads(pickle.dumps(scan))  # noqa: S301
+        assert pickle.loads(pickle.dumps(job)) == job  # noqa: S301
+        for name, value in vars(scan).items():
+            arrived = getattr(other, name)
+            if name == "histograms":
+                value = {key: one.describe() for key, one in value.items()}
+                arrived = {key: one.describe() for key, one in arrived.items()}
+            assert np.array_equal(arrived, value)
 
 
 @given(st.lists(st.lists(st.integers(-50, 50), max_size=30), max_size=5))

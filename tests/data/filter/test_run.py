@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -42,8 +43,11 @@ def shards_of(folder: Path, samples: list[tuple[int, list[str]]], num_shards: in
 
 
 def noisy(folder: Path, count: int = 60) -> list[str]:
-    texts = ["red car", "a red car", "blue dog", "a", "one of a kind", "a blue dog", "red dog"]
-    return shards_of(folder, [(n % 6, [texts[n % 7], texts[n * n % 7]]) for n in range(count)])
+    """First captions that one image has, but for some shared or rare ones; second captions that few or many have."""
+    names, shared = ["red", "blue", "dog", "car", "sun", "sea"], ["a red car", "a dog"]
+    first = [f"picture of {names[n % 6]}" if n % 5 else f"unique{n}" if n % 2 else "img 1" for n in range(count)]
+    second = [f"the {names[n % 6]} again" if n % 4 else shared[n // 4 % 2] for n in range(count)]
+    return shards_of(folder, [(n % 6, [first[n], second[n]]) for n in range(count)])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,7 +79,7 @@ def test_the_counts_are_those_of_python_dictionaries(
             texts_of.setdefault(image, set()).add(text)
             words = text.split()
             grams.update(words)
-            grams.update(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))
+            grams.update(f"{first} {second}" for first, second in pairwise(words))
     assert by_id(counts.texts().collect()) == {hash64(text.encode()): len(ids) for text, ids in images_of.items()}
     assert by_id(counts.images().collect()) == {hash64(FILES[image]): len(ids) for image, ids in texts_of.items()}
     assert by_id(counts.grams().collect()) == {hash64(gram.encode()): number for gram, number in grams.items()}

@@ -1,0 +1,225 @@
+"""Streaming shards from first byte to last, without an index and without any local copy."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from data.bad_sample import BadSampleError
+from data.config import DataConfig
+from data.loader import Example, Rows, SampleReader, Tokenize, collate, shared_pixels
+from data.randomness import Draws, hash_key
+from data.shards.cache import ShardCache
+from data.shards.patterns import expand_shards
+from data.shards.reader import ShardReader
+from data.shards.retry import RetryConfig
+from data.shards.sidecar import key_id
+from data.shards.source import Sample, sample_id, stable_names
+from data.shards.store import open_stream
+from data.shards.tar import IMAGE_SUFFIXES
+from data.stream import SourceSummary
+from data.workers import Stage, load_ahead
+from vlm.batch import Batch, Skip
+from vlm.errors import UserError
+from vlm.model.image_spec import ImageSpec
+from vlm.world import World
+
+NOTICE = (
+    "data.mode sequential: shards are drawn with replacement and streamed. Not kept: each sample once an epoch, the same "
+    "batches at another number of ranks or workers, and exact resume (a resumed run draws new shards)"
+)
+_SHUFFLED = 2_000  # samples that a worker holds, undecoded, per source
+_MOST_FAILURES = 100  # in a row
+
+
+class SequentialStream:
+    """Batches for shards that are neither indexed nor copied: streamed by webdataset, shards drawn with replacement.
+
+    Says in `notices` which promises of `TrainStream` it does not keep. Bad samples and shards are skipped and told.
+
+    Raises:
+        UserError: a pattern that names nothing, or a source without `num_samples`, which nothing here can count.
+    """
+
+    problems: tuple[Skip, ...] = ()
+    notices = (NOTICE,)
+
+    def __init__(
+        self, config: DataConfig, image: ImageSpec, tokenizer: Tokenize, *, global_batch: int, seed: int, world: World
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._rows = (world.rank + 1) * global_batch // world.size - world.rank * global_batch // world.size
+        self._tokenizer = tokenizer
+        self._reader = SampleReader(config, image, seed, ShardReader(ShardCache(config.cache, config.retry)))
+        sizes = {name: _declared(name, source.num_samples) for name, source in config.sources.items()}
+        weights = {
+            name: config.sources[name].weight if config.mix == "weight" else float(sizes[name]) for name in sizes
+        }
+        self._shards = {name: _expand(config, name) for name in sizes}
+        self.num_samples = sum(sizes.values())
+        self.max_bad_share = config.max_bad_share
+        self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        self.sources = tuple(
+            SourceSummary(name, len(self._shards[name]), sizes[name], share) for name, share in self._shares.items()
+        )
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
+        """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
+        pieces = {name: _Pieces(name, shards, self._config.retry) for name, shards in self._shards.items()}
+        key = (self._reader.seed, start_step, self._world.rank)
+        load = SequentialLoader(pieces, self._shares, self._rows, self._reader, self._tokenizer, key)
+        loaded = load_ahead(
+            load,
+            range(start_step, start_step + num_steps),
+            workers=self._config.workers,
+            prefetch=self._config.prefetch,
+            pinned=self._world.device.type == "cuda",
+            patience=self._config.patience,
+        )
+        for rows in loaded:
+            yield Batch(**rows._asdict())
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Nothing: the stream does not resume exactly."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def forget(self, step: int) -> None:
+        """Nothing to drop."""
+
+
+class SequentialLoader:
+    """Takes the next rows from this process's own streams, whichever step they are for."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, "_Pieces"],
+        shares: Mapping[str, float],
+        rows: int,
+        reader: SampleReader,
+        tokenizer: Tokenize,
+        key: tuple[int, ...],
+    ) -> None:
+        self._sources = dict(sources)
+        self._shares = dict(shares)
+        self._rows = rows
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._key = key
+        self._streams: dict[str, Iterator[Sample | Skip]] | None = None
+
+    def __call__(self, step: int, stage: Stage) -> Rows:
+        """The rows of a step; what cannot be used is passed over."""
+        if self._streams is None:
+            self._streams = {
+                name: source.stream((*self._key, stage.worker), stage) for name, source in self._sources.items()
+            }
+        images = shared_pixels(self._rows, self._reader.image.size)
+        buffer = images.numpy()
+        draws = Draws("sequential-mix", *self._key, step)
+        examples: list[Example] = []
+        skipped: list[Skip] = []
+        for row in range(self._rows):
+            name = draws.weighted(self._shares)
+            example, skips = self._next(self._streams[name], step, buffer[row])
+            examples.append(example)
+            skipped.extend(skips)
+        return collate(step, images, examples, tuple(skipped), self._tokenizer)
+
+    def _next(self, stream: Iterator[Sample | Skip], step: int, pixels: Any) -> tuple[Example, list[Skip]]:
+        skips: list[Skip] = []
+        for found in stream:
+            if isinstance(found, Skip):
+                skips.append(found)
+                continue
+            try:
+                return self._reader.view(found, step, pixels), skips
+            except BadSampleError as error:
+                skips.append(Skip(found.source, found.shard, found.key, str(error), "the next one"))
+        raise AssertionError("an endless stream ended")
+
+
+class _Broken(NamedTuple):
+    """A shard that cannot be read on."""
+
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """One source as an endless stream of samples."""
+
+    name: str
+    shards: tuple[str, ...]
+    retry: RetryConfig
+
+    def stream(self, key: tuple[int, ...], stage: Stage) -> Iterator[Sample | Skip]:
+        """Samples of shards drawn by `key`, shuffled within a buffer; broken shards as skips.
+
+        Raises:
+            UserError: many shards in a row cannot be read at all.
+        """
+        # webdataset's own buffer wants a generator of the standard library
+        rng = random.Random(hash_key("sequential-buffer", self.name, *key))
+        shuffle = webdataset.filters.shuffle(_SHUFFLED, initial=100, rng=rng)
+        yield from shuffle(self._samples(Draws("sequential-shards", self.name, *key), stage))
+
+    def _samples(self, draws: Draws, stage: Stage) -> Iterator[Sample | Skip]:
+        failures = 0
+        names = dict(zip(self.shards, stable_names(self.shards), strict=True))
+        while True:
+            shard = self.shards[draws.integer(len(self.shards))]
+            stage.tell(shard)
+            broken: list[Exception] = []
+            for number, stored in enumerate(self._stored(shard, broken)):
+                failures = 0 if number == 0 else failures
+                yield self._sample(shard, names[shard], stored)
+            for error in broken:
+                failures += 1
+                yield Skip(self.name, shard, "", f"the shard cannot be read on ({error.args[0]!s:.200})", "")
+            if failures > _MOST_FAILURES:
+                raise UserError(
+                    f"data.sources.{self.name}: {failures} shards in a row cannot be read; the last is {shard}"
+                )
+
+    def _stored(self, shard: str, broken: list[Exception]) -> Iterator[dict[str, Any]]:
+        def note(error: Exception) -> bool:
+            broken.append(error)
+            return True
+
+        try:
+            stream = open_stream(shard, self.retry)
+        except OSError as error:
+            broken.append(error)
+            return
+        with stream:
+            yield from group_by_keys(tar_file_expander([{"url": shard, "stream": stream}], handler=note), handler=note)
+
+    def _sample(self, shard: str, stable_name: str, stored: Mapping[str, Any]) -> Sample | Skip:
+        key = str(stored["__key__"])
+        image = next((stored[suffix] for suffix in IMAGE_SUFFIXES if suffix in stored), None)
+        if key.startswith("/") or ".." in key.split("/"):
+            return Skip(self.name, shard, key, "its members point outside the shard", "the next one")
+        if image is None:
+            return Skip(self.name, shard, key, "it has no image", "the next one")
+        parts = {part: stored[part] for part in ("txt", "json", "cls") if part in stored}
+        number = sample_id(self.name, stable_name, key_id(key.encode("utf-8", "surrogatepass")))
+        return Sample(self.name, shard, key, number, {"image": image, **parts})
+
+
+def _declared(name: str, num_samples: int | None) -> int:
+    if num_samples is None:
+        raise UserError(f"data.sources.{name}.num_samples: `mode: sequential` counts nothing, so it must be told")
+    return num_samples
+
+
+def _expand(config: DataConfig, name: str) -> tuple[str, ...]:
+    shards: Sequence[str] = expand_shards(config.sources[name].patterns, config.root, f"data.sources.{name}.shards")
+    return tuple(shards)
