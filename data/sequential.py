@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -28,8 +28,8 @@ from vlm.model.image_spec import ImageSpec
 from vlm.world import World
 
 NOTICE = (
-    "data.mode sequential: shards are drawn with replacement and streamed. Not kept: each sample once an epoch, the same "
-    "batches at another number of ranks or workers, and exact resume (a resumed run draws new shards)"
+    "data.mode sequential: shards are drawn with replacement and streamed. Not kept: each sample once an epoch, the "
+    "same batches at another number of ranks or workers, and exact resume (a resumed run draws new shards)"
 )
 _SHUFFLED = 2_000  # samples that a worker holds, undecoded, per source
 _MOST_FAILURES = 100  # in a row
@@ -56,9 +56,8 @@ class SequentialStream:
         self._tokenizer = tokenizer
         self._reader = SampleReader(config, image, seed, ShardReader(ShardCache(config.cache, config.retry)))
         sizes = {name: _declared(name, source.num_samples) for name, source in config.sources.items()}
-        weights = {
-            name: config.sources[name].weight if config.mix == "weight" else float(sizes[name]) for name in sizes
-        }
+        by_weight = config.mix == "weight"
+        weights = {name: config.sources[name].weight if by_weight else float(size) for name, size in sizes.items()}
         self._shards = {name: _expand(config, name) for name in sizes}
         self.num_samples = sum(sizes.values())
         self.max_bad_share = config.max_bad_share
@@ -83,7 +82,7 @@ class SequentialStream:
         for rows in loaded:
             yield Batch(**rows._asdict())
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
         """Nothing: the stream does not resume exactly."""
         return {}
 
@@ -145,13 +144,6 @@ class SequentialLoader:
         raise AssertionError("an endless stream ended")
 
 
-class _Broken(NamedTuple):
-    """A shard that cannot be read on."""
-
-    shard: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class _Pieces:
     """One source as an endless stream of samples."""
@@ -185,9 +177,8 @@ class _Pieces:
                 failures += 1
                 yield Skip(self.name, shard, "", f"the shard cannot be read on ({error.args[0]!s:.200})", "")
             if failures > _MOST_FAILURES:
-                raise UserError(
-                    f"data.sources.{self.name}: {failures} shards in a row cannot be read; the last is {shard}"
-                )
+                told = f"{failures} shards in a row cannot be read; the last is {shard}"
+                raise UserError(f"data.sources.{self.name}: {told}")
 
     def _stored(self, shard: str, broken: list[Exception]) -> Iterator[dict[str, Any]]:
         def note(error: Exception) -> bool:

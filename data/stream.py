@@ -126,8 +126,8 @@ def _notices(config: DataConfig, order: Order, sources: Sequence[Source], world:
     if needed <= config.cache.limit:
         return ()
     return (
-        f"data.cache.limit: {config.cache.limit / 1e9:.0f} GB is less than the {needed / 1e9:.0f} GB of shards that a rank "
-        "reads at once, so shards will be fetched again and again; fewer data.lanes or data.shuffle_shards need less",
+        f"data.cache.limit: {config.cache.limit / 1e9:.0f} GB is less than the {needed / 1e9:.0f} GB of shards that a "
+        "rank reads at once, so shards will be fetched repeatedly; fewer data.lanes or data.shuffle_shards need less",
     )
 
 

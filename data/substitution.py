@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,12 @@ class SubstitutionLog:
             return
         folder = self._folder / f"{substitution.step // _STEPS_A_FOLDER:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(asdict(substitution)) + "\n").encode()
         path = folder / f"{self._writer}-{os.getpid()}.jsonl"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with path.open("ab") as file:
+            # The line break before it ends what a killed process of the same number may have left unfinished.
+            file.write(f"\n{json.dumps(asdict(substitution))}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def forget(self, before: int) -> None:
         """Drop from memory what no step from `before` on can need."""
@@ -95,9 +94,10 @@ class SubstitutionLog:
             if (int(folder.name) + 1) * _STEPS_A_FOLDER <= start_step:
                 continue
             for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-                for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                    if line.endswith("\n") and (record := json.loads(line))["step"] >= start_step:
-                        yield record
+                for line in path.read_bytes().split(b"\n")[:-1]:
+                    with suppress(ValueError):
+                        if (record := json.loads(line))["step"] >= start_step:
+                            yield record
 
     def _folders(self) -> list[Path]:
         if self._folder is None or not self._folder.is_dir():

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from launch.data_commands import data_app
 from vlm.errors import UserError
 
 app = typer.Typer(
@@ -18,7 +19,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.", no_args_is_help=True)
-data_app = typer.Typer(help="Make webdataset shards.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 
@@ -152,17 +152,3 @@ def retrieval(
 
     config = RetrievalConfig(kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit)
     evaluate_model(model, config, json_file)
-
-
-@data_app.command()
-def scenes(
-    folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="DIR")],
-    train_samples: Annotated[int, typer.Option("--train", min=1, help="Training scenes.")] = 20_000,
-    val_samples: Annotated[int, typer.Option("--val", min=1, help="Validation scenes.")] = 2_000,
-    seed: Annotated[int, typer.Option(help="The same seed renders the same scenes.")] = 0,
-    image_size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 64,
-) -> None:
-    """Render scenes of coloured shapes with captions, and held-out sets for each evaluation."""
-    from launch.scenes import render_scenes
-
-    render_scenes(folder, train=train_samples, val=val_samples, seed=seed, image_size=image_size)

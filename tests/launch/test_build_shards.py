@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from data.build.builder import Settings
 from data.build.source import Source
-from launch.build_shards import build, build_with_progress
+from launch.build_shards import build_with_progress
+from launch.data_commands import build
 from tests.data.build.pictures import read_shards, write_pictures
 
 

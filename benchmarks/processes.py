@@ -1,0 +1,57 @@
+"""Measurements in processes of their own, asked for one at a time, so that two systems can take turns on one core."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Measurer:
+    """A script that `serve`s, started with `path` before everything else that it imports."""
+
+    def __init__(self, script: Path, path: Path | None = None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if path is not None:
+            environment["PYTHONPATH"] = str(path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def ask(self, cores: Sequence[int], **request: Any) -> Any:
+        """What the script's function returns for these arguments, measured on these cores alone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"cores": list(cores), **request}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(map(str, self._process.args))} ended")  # type: ignore[arg-type]
+        return json.loads(line)
+
+    def __enter__(self) -> "Measurer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer requests on standard input until it ends: what to run, on which cores, with which arguments."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.sched_setaffinity(0, request.pop("cores"))
+        print(json.dumps(functions[request.pop("what")](**request)), file=answers, flush=True)

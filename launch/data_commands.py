@@ -1,0 +1,82 @@
+"""The `vlm data` commands: thin, with the programs behind them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.check_shards import check
+from launch.filter_shards import filter_noisy
+
+data_app = typer.Typer(help="Build, index, check and filter webdataset shards.", no_args_is_help=True)
+data_app.command(name="check")(check)
+data_app.command(name="filter")(filter_noisy)
+
+
+@data_app.command()
+def index(
+    shards: Annotated[
+        list[str], typer.Argument(help="Shards: names, URLs, {00..03} and * patterns.", metavar="SHARDS...")
+    ],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not believe an index that is there.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Write a manifest per folder and a small index beside each shard, so that runs start at once."""
+    from launch.index_shards import index_with_progress
+
+    index_with_progress(shards, fresh=fresh, workers=workers)
+
+
+@data_app.command(name="build")
+def build(  # noqa: PLR0913 - the options of the command line
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A table (.csv, .tsv, .txt, .jsonl, .parquet), COCO captions (.json), a folder of images or Parquet."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="OUT_DIR")],
+    root: Annotated[Path | None, typer.Option(help="Where image paths start; default: the table's folder.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="The captions of a folder of images; else .txt beside.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
+    caption_column: Annotated[list[str] | None, typer.Option(help="Column of captions; repeatable.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of class numbers.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels of the shorter side at most.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality at most; else bytes stay.")] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 1000,
+    prefix: Annotated[str, typer.Option(help="Shards are called PREFIX-000000.tar and so on.")] = "shard",
+    shuffle: Annotated[int, typer.Option(help="Seed of the order, which makes any first shards a fair sample.")] = 0,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Keep the order of the table instead.")] = False,
+    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="More left out than this is an error.")] = 0.01,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Build webdataset shards from a table, COCO captions or an image folder; the same command goes on after a kill."""
+    from data.build.builder import Settings
+    from data.build.columns import Asked
+    from data.build.source import Source
+    from launch.build_shards import build_with_progress
+
+    asked = Asked(image_column, tuple(caption_column or ()), label_column)
+    settings = Settings(
+        samples_per_shard=samples_per_shard,
+        prefix=prefix,
+        size=size,
+        quality=quality,
+        shuffle=None if in_order else shuffle,
+        max_bad_share=max_bad_share,
+    )
+    build_with_progress(Source(source, root, captions, asked), folder, settings, workers)
+
+
+@data_app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="DIR")],
+    train_samples: Annotated[int, typer.Option("--train", min=1, help="Training scenes.")] = 20_000,
+    val_samples: Annotated[int, typer.Option("--val", min=1, help="Validation scenes.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="The same seed renders the same scenes.")] = 0,
+    image_size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 64,
+) -> None:
+    """Render scenes of coloured shapes with captions, and held-out sets for each evaluation."""
+    from launch.scenes import render_scenes
+
+    render_scenes(folder, train=train_samples, val=val_samples, seed=seed, image_size=image_size)

@@ -1,0 +1,68 @@
+"""Index shards with a progress bar and say what is in them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from data.shards.cache import ShardCache
+from data.shards.folder_index import FolderIndex, folder_of
+from data.shards.manifest import NAME
+from data.shards.patterns import expand_shards
+from data.shards.source import Source
+from data.shards.store import is_remote
+from vlm.errors import UserError
+
+_QUANTILES = (0.5, 0.9, 0.99)
+
+
+def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | None) -> Source:
+    """Index what the patterns name, write manifests and sidecars beside it, and print a table of what is there.
+
+    Raises:
+        UserError: a pattern matches nothing, or a shard cannot be read, is no tar, or cannot be indexed (a pipe).
+    """
+    shards = expand_shards(patterns, None, "SHARDS")
+    piped = next((shard for shard in shards if shard.startswith("pipe:")), None)
+    if piped is not None:
+        raise UserError(f"SHARDS: {piped}: a command's output has no place for an index; it is made on first use")
+    console = Console()
+    columns = (TextColumn("indexing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    cache = ShardCache()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("indexing", total=None)
+        entries = FolderIndex(cache, "SHARDS", publish=True).know(
+            shards,
+            fresh=fresh,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    source = Source("SHARDS", entries)
+    console.print(_table(source))
+    for problem in source.problems(cache):
+        console.print(f"left out: {problem.shard} {problem.key}: {problem.reason}", highlight=False, soft_wrap=True)
+    for folder in dict.fromkeys(map(folder_of, shards)):
+        where = folder if is_remote(folder) else folder or "./"
+        console.print(f"index: {where}{NAME}", highlight=False, soft_wrap=True)
+    return source
+
+
+def _table(source: Source) -> Table:
+    texts = source.statistics
+    table = Table(title=f"{len(source.shards):,} shards")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("samples", f"{source.num_samples:,}")
+    table.add_row("samples a shard, least and most", f"{source.counts.min():,} to {source.counts.max():,}")
+    table.add_row("stored", f"{source.mean_bytes * len(source.shards) / 1e9:,.2f} GB")
+    table.add_row("with a label", f"{texts.labelled:,}")
+    table.add_row("captions", f"{texts.captions:,}")
+    for name, count in sorted(texts.fields.items(), key=lambda item: -item[1])[:8]:
+        table.add_row(f"samples with text in {name}", f"{count:,}")
+    if texts.captions:
+        ends = np.cumsum(texts.tokens)
+        lengths = [int(np.searchsorted(ends, share * ends[-1])) for share in _QUANTILES]
+        table.add_row("CLIP tokens a caption, 50 / 90 / 99 % at most", " / ".join(map(str, lengths)))
+    return table
