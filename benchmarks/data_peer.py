@@ -3,6 +3,7 @@
 Its environment needs webdataset 0.2: open_clip's training code does not run with 1.0.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 if importlib.util.find_spec("pandas") is None:  # only its reader of CSV files wants it
-    sys.modules["pandas"] = types.ModuleType("pandas")
+    sys.modules["pandas"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("pandas", None))
 
 import open_clip
 import torch

@@ -1,5 +1,6 @@
 """Loads one rank's rows of a global batch: reads, decodes, chooses captions, replaces what cannot be used."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,11 @@ class BatchLoader:
         self._log = log
         self._shard_numbers: dict[str, tuple[int, int]] = {}
         remote = any(is_remote(source.shards[0]) for source in sources)
-        self._prefetcher = Prefetcher(reader.reader.cache, most_shards=_MOST_AHEAD) if remote else None
+        # Ahead of use, the ranks of a node may together fill half of its cache.
+        room = reader.config.cache.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cache = reader.reader.cache
+        self._prefetcher = Prefetcher(cache, most_shards=_MOST_AHEAD, most_bytes=room) if remote else None
+        self._asked_ahead = False
 
     def __call__(self, step: int, stage: Stage) -> Rows:
         """The rows of one step, bad samples replaced; `stage` hears what is being read."""
@@ -171,8 +176,10 @@ class BatchLoader:
 
     def _fetch_ahead(self, step: int, stage: Stage) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
-        if self._prefetcher is None or not stage.is_first or step % _PREFETCH_EVERY >= stage.stride:
+        due = not self._asked_ahead or step % _PREFETCH_EVERY < stage.stride
+        if self._prefetcher is None or not stage.is_first or not due:
             return
+        self._asked_ahead = True
         ahead = self._order.shards_ahead(step, self._slots)
         stamps = {self._sources[source].shards[shard]: self._sources[source].stamp(shard) for source, shard in ahead}
         self._prefetcher.ask(list(stamps), stamps)

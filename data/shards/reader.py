@@ -1,6 +1,7 @@
 """Reads samples by shard and row; keeps the most recently used shards open, per process."""
 
 import os
+import resource
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from vlm.errors import UserError
 # Parts of a sample that lie closer than this are read in one call.
 _GAP = 4096
 _ASK_AGAIN_SECONDS = 300.0
+_FILES_A_SHARD = 2  # the shard, and its mapped index
+_OTHER_FILES = 512
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class ShardReader:
     Pickling (into a loading worker) leaves the open files behind.
     """
 
-    def __init__(self, cache: ShardCache, max_open: int = 256) -> None:
+    def __init__(self, cache: ShardCache, max_open: int = 1024) -> None:
         self.cache = cache
         self._max_open = max_open
+        self._limit: int | None = None
         self._open: OrderedDict[str, _OpenShard] = OrderedDict()
         self._unavailable: dict[str, tuple[float, UnavailableError]] = {}
 
@@ -71,7 +75,9 @@ class ShardReader:
             self._open.move_to_end(shard)
             return self._open[shard]
         self._raise_again(shard)
-        while len(self._open) >= self._max_open:
+        if self._limit is None:
+            self._limit = min(self._max_open, _allow_open(self._max_open))
+        while len(self._open) >= self._limit:
             os.close(self._open.popitem(last=False)[1].descriptor)
         try:
             opened = self._open[shard] = self._fresh(shard, stamp)
@@ -109,6 +115,16 @@ class ShardReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _allow_open(shards: int) -> int:
+    """Raise this process's limit on open files for so many shards, as far as it may; how many that allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_A_SHARD * shards + _OTHER_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(1, (max(soft, allowed) - _OTHER_FILES) // _FILES_A_SHARD)
 
 
 def _listed(path: Path, shard: str, stamp: Stamp) -> ShardIndex:

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import aiohttp
@@ -199,10 +200,9 @@ class _Body:
             start -= passed
 
     def close(self) -> None:
-        async def close() -> None:
-            self._response.close()
-
-        fsspec.asyn.sync(self._loop, close)
+        # Nobody waits for it: when a program ends, the loop's thread may have ended before.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._response.close)
 
 
 class _Pipe:

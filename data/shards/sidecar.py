@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -144,4 +145,4 @@ def parse_index(content: mmap.mmap | bytes) -> ShardIndex | None:
 def _array(content: mmap.mmap | bytes, start: int, layout: Mapping[str, Any], kind: Any) -> NDArray[Any]:
     first, _ = layout["data_offsets"]
     shape = layout["shape"]
-    return np.frombuffer(content, dtype=kind, count=int(np.prod(shape)), offset=start + first).reshape(shape)
+    return np.frombuffer(content, dtype=kind, count=math.prod(shape), offset=start + first).reshape(shape)

@@ -1,50 +1,70 @@
-"""Killed at any moment and resumed, a run ends as if nothing had happened."""
+"""Killed at any moment and resumed, a run ends as if nothing had happened, and leaves no process behind."""
 
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.launch.small import keys_of, metrics_of, write_data, write_recipe
+from tests.launch.tiny import assert_same_run, start_life, write_tiny, write_tiny_recipe
 
-PROJECT = Path(__file__).parents[2]
-_TRAIN = "import sys; sys.argv[0] = 'vlm'; from vlm.__main__ import main; main()"
-
-
-def start(*arguments: str) -> subprocess.Popen[bytes]:
-    """`vlm train` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _TRAIN, "train", *arguments],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+STEPS = 80
+# Lines of metrics after which a life may be killed: before the first checkpoint, and in each third after it.
+CHAPTERS = [(1, 6), (8, 28), (29, 50), (51, 72)]
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_equals_one_that_was_left_alone(tmp_path: Path) -> None:
-    write_data(tmp_path / "data")
-    changes = {"duration": "200 steps", "checkpoint_every": "7 steps", "evaluate": {}, "ema": {"decay": 0.9}}
-    changes["data"] = {"root": str(tmp_path / "data"), "sources": {"pairs": {"shards": "train-*.tar"}}, "workers": 2}
-    whole = write_recipe(tmp_path / "data", tmp_path / "whole", **changes)
-    killed = write_recipe(tmp_path / "data", tmp_path / "killed", **changes)
-    left_alone = start(str(whole))
-    run = tmp_path / "killed"
-    for least in (30, 90):
-        process = start(str(killed), "--resume", "auto")
-        while process.poll() is None and not (run.is_dir() and _num_lines(run / "metrics.jsonl") >= least):
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL  # it was in the middle of its work
-    assert start(str(killed), "--resume", "auto").wait() == 0
-    assert left_alone.wait() == 0
-    assert metrics_of(run) == metrics_of(tmp_path / "whole")
-    assert keys_of(run) == keys_of(tmp_path / "whole")
-    assert len(metrics_of(run)) == 200
+def test_a_run_killed_four_times_equals_one_that_was_left_alone(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "data")
+    changes = {"duration": f"{STEPS} steps", "checkpoint_every": "7 steps", "ema": {"decay": 0.9}}
+    recipes = {
+        name: write_tiny_recipe(tmp_path / "data", tmp_path / name, **changes, data={"workers": 2})
+        for name in ("whole", "killed")
+    }
+    moments = random.Random(20)
+    left_alone = start_life(recipes["whole"])
+    workers: list[psutil.Process] = []
+    for first, last in CHAPTERS:
+        life = start_life(recipes["killed"])
+        workers += killed(life, tmp_path / "killed", moments.randint(first, last), moments.uniform(0, 0.1))
+    assert finished(start_life(recipes["killed"]))
+    assert finished(left_alone)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert len(workers) >= 2 * len(CHAPTERS)
+    assert not still_there(workers)
 
 
-def _num_lines(path: Path) -> int:
+def killed(life: ForkServerProcess, run: Path, lines: int, seconds: float) -> list[psutil.Process]:
+    """Kill a life some time after it has written so many lines of metrics; the processes that it had started."""
+    while life.is_alive() and num_lines(run / "metrics.jsonl") < lines:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    assert life.pid is not None
+    workers = psutil.Process(life.pid).children(recursive=True)
+    os.kill(life.pid, signal.SIGKILL)
+    life.join()
+    assert life.exitcode == -signal.SIGKILL  # it was in the middle of its work
+    return workers
+
+
+def finished(life: ForkServerProcess) -> bool:
+    life.join(timeout=240)
+    return life.exitcode == 0
+
+
+def still_there(processes: list[psutil.Process], patience: float = 30.0) -> list[psutil.Process]:
+    """Those that do not end by themselves; one that ended and that nobody waits for is a zombie."""
+    deadline = time.monotonic() + patience
+    left = processes
+    while left and time.monotonic() < deadline:
+        left = [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        time.sleep(0.05)
+    return left
+
+
+def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
