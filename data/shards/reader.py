@@ -11,7 +11,7 @@ from pathlib import Path
 from data.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
 from data.shards.indexing import Indexer
-from data.shards.retry import UnavailableError
+from data.shards.retry import UnavailableError, is_temporary, retried
 from data.shards.sidecar import PARTS, ShardIndex, make_index
 from data.shards.stamp import Stamp
 from data.shards.tar import Extent, list_shard, read_extent
@@ -67,6 +67,19 @@ class ShardReader:
             OSError: the shard is gone, unreadable or shorter than its index says.
             BadSampleError: it holds other samples now.
         """
+        try:
+            return self._read_once(shard, stamp, row, parts)
+        except OSError as error:
+            if error.errno is None or not is_temporary(error):
+                raise
+        # A file server that failed for a moment: what was open may be stale.
+        return retried(shard, self.cache.retry, lambda: self._read_once(shard, stamp, row, parts, anew=True))
+
+    def _read_once(
+        self, shard: str, stamp: Stamp, row: int, parts: Sequence[str], *, anew: bool = False
+    ) -> dict[str, bytes]:
+        if anew and shard in self._open:
+            os.close(self._open.pop(shard).descriptor)
         extents = self.index(shard, stamp).extents(row)
         return _read(self._open[shard].descriptor, {part: extents[part] for part in parts if part in extents})
 

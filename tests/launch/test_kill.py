@@ -22,7 +22,7 @@ def test_a_run_killed_four_times_equals_one_that_was_left_alone(tmp_path: Path) 
     write_tiny(tmp_path / "data")
     changes = {"duration": f"{STEPS} steps", "checkpoint_every": "7 steps", "ema": {"decay": 0.9}}
     recipes = {
-        name: write_tiny_recipe(tmp_path / "data", tmp_path / name, **changes, data={"workers": 2})
+        name: write_tiny_recipe(tmp_path / "data", tmp_path / name, **changes, data={"workers": 2, "max_bad_share": 1})
         for name in ("whole", "killed")
     }
     moments = random.Random(20)

@@ -1,6 +1,7 @@
 """Reading samples by shard and row: few open files, and no sample mistaken for another when a shard changes."""
 
 import copy
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ from data.bad_sample import BadSampleError
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.indexing import Indexer
 from data.shards.reader import ShardReader
+from data.shards.retry import RetryConfig
 from data.shards.stamp import Stamp
 from tests.data.small_shards import picture, sample, write_shard
 
@@ -76,3 +78,23 @@ def test_a_shard_that_is_gone_or_cut_is_an_error_of_the_system(tmp_path: Path, c
     shard.unlink()
     with pytest.raises(OSError, match="is not there"):
         ShardReader(cache).read(name, stamp, 0)
+
+
+def test_a_file_server_that_fails_for_a_moment_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(CacheConfig(folder=str(tmp_path / "cache")), RetryConfig(first_wait=0.001))
+    shard = write_shard(tmp_path / "a.tar", [sample(n) for n in range(3)])
+    ((name, stamp),) = indexed(cache, shard)
+    failures = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
+    pread = os.pread
+
+    def fail_first(*call: int) -> bytes:
+        if failures and call[1] > 2:  # not the two bytes that tell a gzipped shard
+            raise OSError(failures.pop(), "not now")
+        return pread(*call)
+
+    monkeypatch.setattr(os, "pread", fail_first)
+    assert ShardReader(cache).read(name, stamp, 1)["image"] == picture(1)
+    assert not failures
+    failures += [errno.ENOSPC]
+    with pytest.raises(OSError, match="not now"):
+        ShardReader(cache).read(name, stamp, 1)
