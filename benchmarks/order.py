@@ -148,11 +148,13 @@ def write_shards(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
+    random = np.random.default_rng(2)
+    lengths = np.arange(78)
+    shares = np.exp(-(((np.maximum(lengths, 3) - 14) / 9) ** 2)) + 0.002  # captions of a web crawl, in tokens
     for number, count in enumerate(uneven(10**9).tolist()):
         file = folder / f"x-{number:05d}.tar"
         file.touch()
-        # What ten thousand captions of a web crawl look like in a manifest.
-        tokens = tuple(int(count * share) for share in (0.01, 0.1, 0.3, 0.3, 0.15, 0.1, 0.04))
+        tokens = tuple(random.poisson(count * shares / shares.sum()).tolist())
         texts = ShardStatistics(samples=count, captions=count, fields={"txt": count}, tokens=tokens)
         version = f"mtime:{file.stat().st_mtime_ns}"
         entries[file.name] = ShardEntry(0, version, count, 0, count, 0, texts.model_dump_json())
@@ -248,13 +250,19 @@ def starts(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def print_times(kept: Kept, folder: Path) -> None:
     """The table of steps, resume and the simulated epoch."""
-    step, later, all_ranks = (kept(name, lambda name=name: part(name, folder)) for name in ("any_step", "resume", "epoch"))
+    step, later, all_ranks = (
+        kept(name, lambda name=name: part(name, folder)) for name in ("any_step", "resume", "epoch")
+    )
     cold, warm = (sorted(1e3 * took for took in step[kind]) for kind in ("cold", "warm"))
     resumed = [1e3 * took for took in later["took"]]
-    print(f"\n| {RANKS:,} ranks x {WORKERS} workers, global batch {GLOBAL_BATCH:,}, {SHARDS:,} uneven shards | measured |")
+    print(
+        f"\n| {RANKS:,} ranks x {WORKERS} workers, global batch {GLOBAL_BATCH:,}, {SHARDS:,} uneven shards | measured |"
+    )
     print("|---|---|")
     print(f"| {step['samples']:,} samples: making the order | {1e3 * step['made']:.1f} ms |")
-    print(f"| a reader's ids at a random step, cold: median, most | {statistics.median(cold):.2f} ms, {cold[-1]:.2f} ms |")
+    print(
+        f"| a reader's ids at a random step, cold: median, most | {statistics.median(cold):.2f} ms, {cold[-1]:.2f} ms |"
+    )
     print(f"| the same, its epoch known: median, most | {statistics.median(warm):.2f} ms, {warm[-1]:.2f} ms |")
     print(f"| memory of the order (torch imported: {step['torch']}) | {step['mb']:.1f} MB |")
     print(f"| {later['samples']:,} samples: from nothing to the ids at step 10^6 | {max(resumed):.1f} ms at most |")
@@ -272,13 +280,17 @@ def print_starts(found: dict[str, list[dict[str, Any]]]) -> None:
     for name, runs in found.items():
         known, took, held = ([run[key] for run in runs] for key in ("known", "took", "mb"))
         print(f"| {name} | {statistics.median(known):.2f} s | {statistics.median(took):.2f} s | {max(held):.0f} MB |")
-    print(f"\nThe server: {1e3 * LATENCY:.0f} ms before each answer, then {BYTES_A_SECOND / 1e6:.0f} MB/s. Medians of three.")
+    print(
+        f"\nThe server: {1e3 * LATENCY:.0f} ms before each answer, then {BYTES_A_SECOND / 1e6:.0f} MB/s. Medians of three."
+    )
 
 
 def print_quality(shapes: list[dict[str, float]]) -> None:
     """The table of shuffles."""
-    print("\n| shards x samples, batch | rank correlation of stored and seen | standard error of a full shuffle's ")
-    print("| distance of neighbours, of N/3 | pairs of a batch from one shard, of a full shuffle's |")
+    print(
+        "\n| shards x samples, batch | rank correlation of stored and seen | standard error of a full shuffle's "
+        "| distance of neighbours, of N/3 | pairs of a batch from one shard, of a full shuffle's |"
+    )
     print("|---|---|---|---|---|")
     for one in shapes:
         error = 1 / np.sqrt(one["shards"] * one["each"])

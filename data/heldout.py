@@ -13,10 +13,9 @@ from data.bad_sample import BadSampleError
 from data.captions import read_captions
 from data.images.views import evaluation_view
 from data.loader import shared_pixels
-from data.shards.cache import CacheConfig, ShardCache
+from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
-from data.shards.retry import RetryConfig
 from data.shards.source import Sample, Source, open_source
 from data.workers import Stage, load_ahead
 from vlm.batch import Skip
@@ -52,8 +51,8 @@ class HeldOutBatch:
 class HeldOutSet:
     """The samples of held-out shards, numbered as stored; the first `limit` of them when one is given.
 
-    Captions, labels and fields are read without decoding images. `cache` and `retry` are
-    for remote and gzipped shards, `where` is the key that messages blame.
+    Captions, labels and fields are read without decoding images. `cache` keeps
+    copies of remote and gzipped shards, `where` is the key that messages blame.
 
     Raises:
         UserError: a pattern matches nothing, or a file is no tar.
@@ -66,12 +65,11 @@ class HeldOutSet:
         *,
         root: str | None = None,
         limit: int | None = None,
-        cache: CacheConfig | None = None,
-        retry: RetryConfig | None = None,
+        cache: ShardCache | None = None,
         where: str = "shards",
     ) -> None:
         patterns = (shards,) if isinstance(shards, str) else tuple(shards)
-        reach = ShardCache(cache, retry)
+        reach = cache or ShardCache()
         self._source = open_source(",".join(patterns), patterns, FolderIndex(reach, where), root=root)
         self._image = image
         self._reader = ShardReader(reach)

@@ -137,6 +137,8 @@ class BatchLoader:
     ) -> tuple[Example, Skip | None]:
         source = self._sources[number]
         decided = self._log.find(step, slot)
+        if decided is not None and not decided.is_about(source.shards[place[0]], place[1]):
+            decided = None
         try:
             if decided is None:
                 return self._reader.read(source, place, epoch, pixels), None
@@ -157,7 +159,7 @@ class BatchLoader:
                 continue
             taken = f"{example.sample.shard}:{example.sample.key}"
             skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, taken)
-            self._log.record(Substitution(step, slot, example.sample.shard, candidate[1], skip))
+            self._log.record(Substitution(step, slot, place[1], example.sample.shard, candidate[1], skip))
             return example, skip
         raise no_substitute(source.name, tried, last)
 

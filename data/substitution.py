@@ -25,13 +25,18 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Substitution:
-    """What was done about one slot of one global batch; `shard` and `row` are those of the substitute."""
+    """What was done about one slot of a global batch: `row` of `shard` replaces `bad_row` of the skip's shard."""
 
     step: int
     slot: int
+    bad_row: int
     shard: str
     row: int
     skip: Skip
+
+    def is_about(self, shard: str, row: int) -> bool:
+        """Whether this sample was the one replaced; with another seed or mix the slot would hold another."""
+        return (self.skip.shard, self.bad_row) == (shard, row)
 
 
 class SubstitutionLog:

@@ -5,6 +5,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from data.shards.cache import ShardCache
 from eval.encoder import Encoder
 from eval.retrieval import Retrieval, RetrievalConfig
 from eval.zeroshot import ZeroShot, ZeroShotConfig
@@ -28,9 +29,13 @@ def build_evaluators(
     image: ImageSpec,
     tokenizer: Callable[[Sequence[str]], TokenBatch],
     root: str | None,
+    cache: ShardCache | None = None,
 ) -> dict[str, Evaluator]:
-    """The evaluators of a recipe by name, their data found and checked. Raises UserError for what is wrong with it."""
-    return {name: _build(name, config, image, tokenizer, root) for name, config in configs.items()}
+    """The evaluators of a recipe by name, their data found and checked. Raises UserError for what is wrong with it.
+
+    `cache` keeps copies of remote and gzipped shards; None: in the user's cache folder.
+    """
+    return {name: _build(name, config, image, tokenizer, root, cache) for name, config in configs.items()}
 
 
 def _build(
@@ -39,8 +44,9 @@ def _build(
     image: ImageSpec,
     tokenizer: Callable[[Sequence[str]], TokenBatch],
     root: str | None,
+    cache: ShardCache | None,
 ) -> Evaluator:
     where = f"evaluate.{name}.shards"
     if isinstance(config, ZeroShotConfig):
-        return ZeroShot(config, image, tokenizer, root, where)
-    return Retrieval(config, image, tokenizer, root, where)
+        return ZeroShot(config, image, tokenizer, root, where, cache)
+    return Retrieval(config, image, tokenizer, root, where, cache)

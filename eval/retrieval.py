@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
 
+from data.shards.cache import ShardCache
 from eval.encoder import Encoder, embed_images, embed_texts, evaluation_mode
 from eval.examples import Example, Examples, Retrieved, picture
 from eval.ranks import TILE, Matches, find_matches_shared, score
@@ -58,10 +59,11 @@ class Retrieval:
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         root: str | None,
         where: str = "shards",
+        cache: ShardCache | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._held_out = config.held_out(image, root, where)
+        self._held_out = config.held_out(image, root, where, cache)
         self._where = where
         if not any(self._held_out.captions):
             raise UserError(f"{where}: no sample of {config.shards} has a caption (txt, or json with `captions`)")

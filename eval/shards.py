@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from data.heldout import HeldOutSet
+from data.shards.cache import ShardCache
 from vlm.config import Config
 from vlm.duration import PositiveDuration
 from vlm.model.image_spec import ImageSpec
@@ -21,6 +22,6 @@ class ShardEvaluation(Config):
     limit: Annotated[int | None, Field(gt=0, description="Only the first so many samples.")] = None
     workers: Annotated[int, Field(ge=0, description="Loading processes per rank; 0 loads in the process itself.")] = 0
 
-    def held_out(self, image: ImageSpec, root: str | None, where: str) -> HeldOutSet:
+    def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
         """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""
-        return HeldOutSet(self.shards, image, root=root, limit=self.limit, where=where)
+        return HeldOutSet(self.shards, image, root=root, limit=self.limit, cache=cache, where=where)

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64
 from pydantic import Field
 from torch import Tensor
 
+from data.shards.cache import ShardCache
 from eval.classes import load_class_prompts
 from eval.encoder import Encoder, embed_batches, embed_text_share, evaluation_mode, even_share, gather_shares
 from eval.ranks import find_matches
@@ -48,11 +49,12 @@ class ZeroShot:
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         root: str | None,
         where: str = "shards",
+        cache: ShardCache | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._classes = load_class_prompts(config.classes, config.templates, root)
-        self._held_out = config.held_out(image, root, where)
+        self._held_out = config.held_out(image, root, where, cache)
         self._where = where
         self._check_labels()
 

@@ -7,6 +7,7 @@ import yaml
 
 from data.config import DataConfig
 from data.heldout import HeldOutSet
+from data.shards.cache import ShardCache
 from launch.model_source import load_model
 from vlm.errors import UserError, nearest
 from vlm.model.dual_encoder import DualEncoder
@@ -41,4 +42,7 @@ def _samples(model: DualEncoder, path: Path, data: Sequence[str]) -> HeldOutSet:
         raise UserError(f"{path} belongs to no run whose data could check the export; name some shards by --data")
     config = DataConfig.model_validate(yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"])
     source = next(iter(config.sources.values()))
-    return HeldOutSet(source.patterns, model.image_spec, root=config.root, limit=NUM_CHECKED, where=str(recipe))
+    cache = ShardCache(config.cache, config.retry)
+    return HeldOutSet(
+        source.patterns, model.image_spec, root=config.root, limit=NUM_CHECKED, cache=cache, where=str(recipe)
+    )

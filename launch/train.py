@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from data.sequential import SequentialStream
+from data.shards.cache import ShardCache
 from data.stream import TrainStream
 from eval.evaluator import build_evaluators
 from eval.report import write_report
@@ -79,7 +80,8 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
 def _build_parts(recipe: Recipe, world: World) -> _Parts:
     model = build_model(recipe.model, recipe.seed)
     source = open_stream(recipe, model, world)
-    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root)
+    cache = ShardCache(recipe.data.cache, recipe.data.retry)
+    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root, cache)
     evaluations = []
     for name, evaluator in evaluators.items():
         every = recipe.evaluate[name].every
@@ -144,7 +146,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
         parts.source.restore(checkpoint.manifest.stream)
     recipe = trainer.config
     run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
-    run.cut_back(start_step)
+    run.cut_back(start_step if start_step else -1)  # from the first step on, what the start found is told anew
     _start_trackers(accelerator, recipe.trackers, start_step)
     progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
     try:

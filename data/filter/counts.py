@@ -23,7 +23,7 @@ from vlm.atomic import flush_to_disk, write_text
 from vlm.errors import UserError
 
 SETTINGS: Final = "counts.json"
-_PART_ROWS = 32_000_000
+_PART_ROWS = 16_000_000  # 1.5 GB of memory
 _IDENTITIES: Final[dict[ImageIdentity, pl.Expr]] = {
     "bytes": pl.col("file_id"),
     "url": pl.coalesce("url_id", "file_id"),

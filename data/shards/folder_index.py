@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from data.shards.cache import ShardCache
@@ -17,6 +18,7 @@ from data.shards.store import exists, is_remote, read_bytes, write_remote
 from vlm.atomic import write_bytes
 
 _STAT_THREADS = 16
+_STATS_A_TASK = 256  # a task of a pool costs as much as several looks at a local disk
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,16 @@ class FolderIndex:
             found.update({_join(folder, name): entry for name, entry in self._read(folder).shards.items()})
         found = {name: found[name] for name in names if name in found}
         local = [name for name in found if not is_remote(name)]
+        groups = [local[start : start + _STATS_A_TASK] for start in range(0, len(local), _STATS_A_TASK)]
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            for name, now in zip(local, pool.map(self._stamp, local, chunksize=64), strict=True):
+            stamps = chain.from_iterable(pool.map(self._stamps, groups))
+            for name, now in zip(local, stamps, strict=True):
                 if now != Stamp(found[name].bytes, found[name].version):
                     del found[name]
         return found
+
+    def _stamps(self, names: Sequence[str]) -> list[Stamp | None]:
+        return [self._stamp(name) for name in names]
 
     def _stamp(self, name: str) -> Stamp | None:
         try:

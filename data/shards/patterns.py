@@ -65,9 +65,9 @@ def _remote(name: str, pattern: str, where: str) -> list[str]:
 
 
 def _files(name: str, pattern: str, where: str) -> list[str]:
-    path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):  # not by Path, which takes twice as long: there may be 100,000
         return [name]
+    path = Path(name)
     if path.is_dir():
         raise UserError(f"{where}: {name} is a folder; name its shards, as in {name.rstrip('/')}/*.tar")
     if glob.has_magic(name):

@@ -10,7 +10,7 @@ import torch
 
 from data.heldout import HeldOutBatch, HeldOutSet
 from data.images.views import evaluation_view
-from data.shards.cache import CacheConfig
+from data.shards.cache import CacheConfig, ShardCache
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -103,7 +103,7 @@ def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
 
 def test_gzipped_shards_work(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar.gz", [sample(n, jpg=picture(n), cls=9 - n) for n in range(5)])
-    held_out = HeldOutSet(str(shard), IMAGE, cache=CacheConfig(folder=str(tmp_path / "cache")))
+    held_out = HeldOutSet(str(shard), IMAGE, cache=ShardCache(CacheConfig(folder=str(tmp_path / "cache"))))
     (batch,) = held_out.batches(World(), 5)
     assert batch.labels is not None
     assert batch.labels.tolist() == [9, 8, 7, 6, 5]

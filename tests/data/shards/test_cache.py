@@ -208,6 +208,9 @@ def test_four_processes_fetch_a_shard_once(server: FaultyServer, cache: CACHES) 
     with server.hold("a.tar"):
         children = [in_child(fetch) for _ in range(4)]
         assert server.waiting.acquire(timeout=20)
+        while server.requests["HEAD", "a.tar"] < 4:
+            threading.Event().wait(0.01)
+        threading.Event().wait(0.2)  # time for a second GET, were there one
     assert [exit_code(child) for child in children] == [0] * 4
     assert server.gets("a.tar") == 1
 
