@@ -3,11 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,21 +20,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.chmod(_default_mode())
+        aside.chmod(default_mode())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file and flush it to the disk; unlike safetensors' own, not for the owner alone."""
-    save_file(dict(tensors), path, metadata=metadata)
-    path.chmod(_default_mode())
-    flush_to_disk(path)
-
-
-def _default_mode() -> int:
+def default_mode() -> int:
     """The permissions that a plainly created file would get."""
     mask = os.umask(0)
     os.umask(mask)

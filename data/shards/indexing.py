@@ -14,7 +14,6 @@ from data.shards.statistics import ShardStatistics, histogram, text_fields, usua
 from data.shards.store import is_remote, read_bytes
 from data.shards.tar import list_shard, read_extent
 from vlm.errors import UserError
-from vlm.model.byte_pairs import clip_token_counts
 
 # Fewer bytes than this are indexed here rather than in processes of their own, which take a second to start.
 _WORTH_A_POOL = 256 << 20
@@ -33,6 +32,8 @@ def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
 
 
 def _statistics(file: Path, index: ShardIndex) -> ShardStatistics:
+    from vlm.model.byte_pairs import clip_token_counts  # seconds of imports, which opening a shard can do without
+
     fields: dict[str, int] = {}
     captions: list[str] = []
     descriptor = os.open(file, os.O_RDONLY)

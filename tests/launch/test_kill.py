@@ -12,9 +12,9 @@ import pytest
 
 from tests.launch.tiny import assert_same_run, start_life, write_tiny, write_tiny_recipe
 
-STEPS = 80
+STEPS = 60
 # Lines of metrics after which a life may be killed: before the first checkpoint, and in each third after it.
-CHAPTERS = [(1, 6), (8, 28), (29, 50), (51, 72)]
+CHAPTERS = [(1, 6), (8, 20), (21, 36), (37, 52)]
 
 
 @pytest.mark.slow

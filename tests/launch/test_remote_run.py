@@ -12,6 +12,7 @@ SHARDS = ["train-00.tar", "train-01.tar", "train-02.tar", "train-98.tar"]
 QUICK = {"attempts": 6, "first_wait": 0.01, "longest_wait": 0.02}
 
 
+@pytest.mark.slow
 def test_a_remote_run_is_the_local_one(tmp_path: Path) -> None:
     write_tiny(tmp_path / "data")
     local = write_tiny_recipe(tmp_path / "data", tmp_path / "local", data={"workers": 2})
@@ -32,6 +33,8 @@ def test_a_remote_run_is_the_local_one(tmp_path: Path) -> None:
         train_ranks(2, remote)
         tars = {name: server.gets(name) for name in SHARDS}
         ranges = list(server.ranges)
+        train_ranks(1, remote, f"run={tmp_path / 'again'}")
+        assert {name: server.gets(name) for name in SHARDS} == tars  # all of it is on the node now
     # One GET a shard for all processes of the two ranks, and one more for each that broke off, from where it did.
     assert tars["train-98.tar"] == 1
     assert tars["train-00.tar"] == 2
@@ -43,14 +46,10 @@ def test_a_remote_run_is_the_local_one(tmp_path: Path) -> None:
     train_ranks(2, local)
     assert keys_of(tmp_path / "remote") == keys_of(tmp_path / "local")
     ours, theirs = (
-        [(line["step"], line["key"], line["reason"], Path(line["substitute"]).name) for line in ledger_of(tmp_path / run)]
+        [
+            (line["step"], line["key"], line["reason"], Path(line["substitute"]).name)
+            for line in ledger_of(tmp_path / run)
+        ]
         for run in ("remote", "local")
     )
     assert ours == theirs
-    # A second run finds everything on the node: its index and its copies.
-    with FaultyServer(tmp_path / "data") as server:
-        pass
-
-
-def test_a_second_run_reads_the_copies(tmp_path: Path) -> None:
-    """."""

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.atomic import save_tensors, write_text
+from vlm.atomic import write_text
 from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
+from vlm.tensor_file import save_tensors
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -20,9 +20,10 @@ from pydantic import Field, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from vlm.atomic import flush_to_disk, save_tensors, sha256, write_text
+from vlm.atomic import flush_to_disk, sha256, write_text
 from vlm.config import Config
 from vlm.errors import UserError
+from vlm.tensor_file import save_tensors
 from vlm.world import World
 
 MANIFEST = "manifest.json"
