@@ -9,10 +9,7 @@ in FOLDER, so a script that was stopped goes on; `--again` drops them.
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kept import Kept, machine
 from benchmarks.photographs import SETS, ShardSet, write_sets
 from benchmarks.processes import Measurer
 
@@ -30,24 +28,9 @@ HERE = Path(__file__).resolve().parent
 SIZE = 224
 BATCH = {"small": 256, "large": 64}
 OURS, PEER = "vlm", "open_clip"
+TRANSFER = "transfer to the training process"
 BATCHES = {("small", OURS): 8, ("small", PEER): 3, ("large", OURS): 8, ("large", PEER): 3}
 EPOCHS, PICTURES = 4, 100
-
-
-class Kept:
-    """Finished measurements in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-
-    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The measurement of that name: made now, unless it is there."""
-        if name not in self._values:
-            print(f"measuring: {name}", file=sys.stderr)
-            self._values[name] = measure()
-            self._file.write_text(json.dumps(self._values))
-        return self._values[name]
 
 
 def peer_path(folder: Path) -> Path:
@@ -59,21 +42,31 @@ def peer_path(folder: Path) -> Path:
     return target
 
 
-def rate(measurer: Measurer, system: str, shards: ShardSet, folder: Path, workers: int, cores: list[int]) -> float:
-    """Samples a second."""
-    batch, batches = BATCH[shards.name], BATCHES[shards.name, system] * max(1, len(cores))
+Times = dict[str, float]
+
+
+def per_sample(
+    measurer: Measurer, system: str, shards: ShardSet, folder: Path, workers: int, cores: list[int]
+) -> dict[str, float]:
+    """Seconds a sample, `wall` and `cpu`."""
+    batch, batches = BATCH[shards.name], BATCHES[shards.name, system] * len(cores)
     asked = {"folder": str(folder), "size": SIZE, "batch": batch, "batches": batches, "workers": workers}
-    seconds: float = measurer.ask(cores, what="throughput", **asked)
-    return batch * batches / seconds
+    seconds: Times = measurer.ask(cores, what="throughput", **asked)
+    return {clock: value / (batch * batches) for clock, value in seconds.items()}
 
 
-def in_turn(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def in_turn(ways: dict[str, Callable[[], Times]], repeats: int) -> dict[str, list[Times]]:
     """What each way gives, one after the other, `repeats` times over."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Times]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             found[name].append(way())
     return found
+
+
+def rates(times: list[Times]) -> list[float]:
+    """Samples a second."""
+    return [1 / one["wall"] for one in times]
 
 
 def spread(values: list[float]) -> str:
@@ -81,15 +74,23 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
-def print_rates(results: dict[tuple[str, int], dict[str, list[float]]], shown: dict[str, ShardSet]) -> None:
+def print_rates(results: dict[tuple[str, int], dict[str, list[Times]]], shown: dict[str, ShardSet]) -> None:
     """The table of both systems on one core."""
-    print("\n| JPEG files | workers | open_clip, samples/s | vlm, samples/s | ratio of medians | ratios in turn |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "\n| JPEG files | workers | open_clip, samples/s | vlm, samples/s | ratio of medians (of pairs in turn) ",
+        end="",
+    )
+    print("| CPU time a sample, open_clip and vlm | ratio |")
+    print("|---|---|---|---|---|---|---|")
     for (name, workers), found in results.items():
-        ratios = [ours / theirs for ours, theirs in zip(found[OURS], found[PEER], strict=True)]
-        ratio = statistics.median(found[OURS]) / statistics.median(found[PEER])
-        cells = [shown[name].title, str(workers), spread(found[PEER]), spread(found[OURS]), f"**{ratio:.2f}**"]
-        print("| " + " | ".join([*cells, f"{min(ratios):.2f} to {max(ratios):.2f}"]) + " |")
+        theirs, ours = rates(found[PEER]), rates(found[OURS])
+        pairs = [ours_one / theirs_one for ours_one, theirs_one in zip(ours, theirs, strict=True)]
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        used = [1e6 * statistics.median(one["cpu"] for one in found[system]) for system in (PEER, OURS)]
+        cells = [shown[name].title, str(workers), spread(theirs), spread(ours)]
+        cells += [f"**{ratio:.2f}** ({min(pairs):.2f} to {max(pairs):.2f})"]
+        cells += [f"{used[0]:,.0f} us, {used[1]:,.0f} us", f"{used[0] / used[1]:.2f}"]
+        print("| " + " | ".join(cells) + " |")
 
 
 def print_quality(results: dict[str, dict[str, list[float]]]) -> None:
@@ -110,16 +111,17 @@ def print_stages(title: str, stages: dict[str, list[float]], whole: dict[int, fl
     sums = [sum(times[way] for times in stages.values()) for way in (0, 1)]
     print(f"| sum | {sums[0]:.0f} | {sums[1]:.0f} ({1e6 / sums[1]:,.0f} samples/s) |")
     for workers, samples in whole.items():
-        used = 1e6 / samples
-        print(f"| the whole, {workers} workers | {used:.0f} | {sums[1] / used:.0%} of the limit |")
+        limit = sums[1] if workers else sums[1] - stages[TRANSFER][1]
+        print(f"| the whole, {workers} workers | {1e6 / samples:.0f} | {samples * limit / 1e6:.0%} of the limit |")
 
 
-def print_workers(found: dict[str, list[float]]) -> None:
+def print_workers(found: dict[str, list[Times]]) -> None:
     """The table of one worker against two."""
-    one, two = (statistics.median(values) for values in found.values())
+    singly, doubly = (rates(times) for times in found.values())
+    one, two = statistics.median(singly), statistics.median(doubly)
     print("\n| workers on two cores | samples/s | against one |")
     print("|---|---|---|")
-    print(f"| 1 | {spread(found['1'])} | 1 |\n| 2 | {spread(found['2'])} | **{two / one:.2f}** |")
+    print(f"| 1 | {spread(singly)} | 1 |\n| 2 | {spread(doubly)} | **{two / one:.2f}** |")
 
 
 def print_memory(held: list[dict[str, float]]) -> None:
@@ -135,11 +137,11 @@ def measure(folder: Path, data: Path | None, peer: Path, repeats: int, kept: Kep
     folders = write_sets(folder, data)
     shown = {shards.name: shards for shards in SETS}
     cores = sorted(os.sched_getaffinity(0))
-    rates: dict[tuple[str, int], dict[str, list[float]]] = {}
+    found: dict[tuple[str, int], dict[str, list[Times]]] = {}
     with Measurer(HERE / "data_ours.py") as ours, Measurer(HERE / "data_peer.py", peer) as theirs:
 
-        def way(measurer: Measurer, system: str, name: str, workers: int, on: list[int]) -> Callable[[], float]:
-            return lambda: rate(measurer, system, shown[name], folders[name], workers, on)
+        def way(measurer: Measurer, system: str, name: str, workers: int, on: list[int]) -> Callable[[], Times]:
+            return lambda: per_sample(measurer, system, shown[name], folders[name], workers, on)
 
         for name in shown:
             for workers in (0, 1):
@@ -147,8 +149,8 @@ def measure(folder: Path, data: Path | None, peer: Path, repeats: int, kept: Kep
                     PEER: way(theirs, PEER, name, workers, cores[:1]),
                     OURS: way(ours, OURS, name, workers, cores[:1]),
                 }
-                rates[name, workers] = kept(f"rates {name} {workers}", lambda both=both: in_turn(both, repeats))
-        print_rates(rates, shown)
+                found[name, workers] = kept(f"rates {name} {workers}", lambda both=both: in_turn(both, repeats))
+        print_rates(found, shown)
 
         def ask(what: str, name: str, **more: int) -> Any:
             asked = {"what": what, "folder": str(folders[name]), "size": SIZE, **more}
@@ -156,7 +158,7 @@ def measure(folder: Path, data: Path | None, peer: Path, repeats: int, kept: Kep
 
         print_quality({name: ask("quality", name, count=PICTURES) for name in shown})
         for name in shown:
-            whole = {workers: statistics.median(rates[name, workers][OURS]) for workers in (0, 1)}
+            whole = {workers: statistics.median(rates(found[name, workers][OURS])) for workers in (0, 1)}
             print_stages(shown[name].title, ask("stages", name, batch=BATCH[name], repeats=9), whole)
         if len(cores) > 1:
             numbers = {str(n): way(ours, OURS, "small", n, cores[:2]) for n in (1, 2)}
@@ -175,11 +177,14 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "data.json"
-    if arguments.again:
-        results.unlink(missing_ok=True)
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}; load {os.getloadavg()[0]:.1f}")
-    measure(folder, arguments.data, arguments.peer_path or peer_path(folder), arguments.repeats, Kept(results))
+    print(machine())
+    measure(
+        folder,
+        arguments.data,
+        arguments.peer_path or peer_path(folder),
+        arguments.repeats,
+        Kept(folder, "data", arguments.again),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each stage of this system's training stream costs alone, the library's own limit of it, and how near its pixels are."""
+"""What each stage of the training stream costs alone, the library's own limit of it, and how near its pixels are."""
 
 import io
 import os
@@ -34,6 +34,7 @@ from vlm.model.tokenizer import Tokenizer
 
 AUGMENT, CAPTION = AugmentConfig(), CaptionConfig()
 TRANSFERRED = 12  # batches
+TRANSFER = "transfer to the training process"
 
 
 class Stored(NamedTuple):
@@ -101,7 +102,7 @@ def batch_stages(source: Source, samples: list[Stored], batch: int, size: int, r
     }
     found = {name: [timed([work], [work], repeats)[0] / batch] * 2 for name, work in alone.items()}
     moved = min(transfer(batch, size) for _ in range(3)) / batch * 1e6
-    found["transfer to the training process"] = [moved, moved]
+    found[TRANSFER] = [moved, moved]
     return found
 
 
@@ -120,11 +121,6 @@ def timed(ours: Sequence[Callable[[], Any]], bare: Sequence[Callable[[], Any]], 
 def bare_read(source: Source, reader: ShardReader) -> Callable[[Stored], bytes]:
     """One read of the bytes of the image and its caption from an open file."""
     files = [os.open(name, os.O_RDONLY) for name in source.shards]
-
-    def read(one: Stored) -> bytes:
-        shard, row = one.place
-        image = reader.index(source.shards[shard], source.stamp(shard)).extents(row)["image"]
-        return os.pread(files[shard], image.size, image.offset)
 
     places: dict[int, tuple[int, int, int]] = {}
 
@@ -181,15 +177,16 @@ def caption(one: Stored) -> Any:
 
 
 def fresh_memory(batch: int, size: int) -> None:
-    """The first touch of every page of a new batch."""
-    shared_pixels(batch, size).view(-1)[::4096] = 0
+    """The first touch of every page of a new batch, in memory as a worker takes it."""
+    storage = torch.UntypedStorage._new_shared(batch * 3 * size * size)
+    torch.empty(0, dtype=torch.uint8).set_(storage)[::4096] = 0
 
 
 def transfer(batch: int, size: int) -> float:
     """Seconds for a batch to go from a worker, which does nothing else, to this process, in a run of many."""
     tokens = torch.zeros(batch, 24, dtype=torch.int64)
 
-    def load(step: int, stage: Stage) -> Rows:
+    def load(step: int, stage: Stage) -> Rows:  # noqa: ARG001
         keys = tuple(f"{row:06d}" for row in range(batch))
         return Rows(step, shared_pixels(batch, size), tokens, tokens[:, 0], tokens[:, 0], keys, None, (), None, {})
 

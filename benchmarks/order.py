@@ -186,13 +186,13 @@ class SlowHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(body=False)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(body=True)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
     def _answer(self, body: bool) -> None:
@@ -281,7 +281,7 @@ def print_starts(found: dict[str, list[dict[str, Any]]]) -> None:
         known, took, held = ([run[key] for run in runs] for key in ("known", "took", "mb"))
         print(f"| {name} | {statistics.median(known):.2f} s | {statistics.median(took):.2f} s | {max(held):.0f} MB |")
     print(
-        f"\nThe server: {1e3 * LATENCY:.0f} ms before each answer, then {BYTES_A_SECOND / 1e6:.0f} MB/s. Medians of three."
+        f"\nThe server: {1e3 * LATENCY:.0f} ms before each answer, then {BYTES_A_SECOND / 1e6:.0f} MB/s. Medians of 3."
     )
 
 

@@ -69,7 +69,7 @@ class Photographs:
         return self.captions[self.random.integers(len(self.captions))]
 
     def _mosaic(self, size: Size) -> np.ndarray:
-        """Two and a bit by two and a bit photographs: enlarged twofold for the smallest size, fivefold for the largest."""
+        """Photographs of two fifths of the width: small ones are enlarged more the larger the size is."""
         tile = round(size[0] * 0.4)
         canvas = Image.new("RGB", size)
         for top in range(0, size[1], tile):

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 
 class Measurer:
@@ -45,6 +48,24 @@ class Measurer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+class Clock:
+    """Time since it was made: on the wall, and on the processors, by this process and its children that live."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def seconds(self) -> dict[str, float]:
+        """`wall` and `cpu`."""
+        wall, cpu = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        return {"wall": wall, "cpu": cpu}
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        here = psutil.Process()
+        used = [process.cpu_times() for process in (here, *here.children())]
+        return time.perf_counter(), sum(one.user + one.system for one in used)
 
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:

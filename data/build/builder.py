@@ -17,10 +17,10 @@ from data.bad_sample import BadSampleError
 from data.build.entry import Columns, entry_of
 from data.build.indexing import index_folder, index_shard
 from data.build.journal import Journal, open_journal
-from data.build.processes import Processes, num_cores
 from data.build.shard import Finished, ShardJob, class_number, write_shard
 from data.build.source import Source, open_source
 from data.build.table import Groups, Table
+from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
 from vlm.atomic import write_text
 from vlm.errors import UserError
@@ -109,7 +109,7 @@ def build_shards(
     )
     try:
         with open_journal(build.folder, build.plan(), f"{settings.prefix}-*.tar") as journal:
-            with Processes(_num_workers(workers)) as processes:
+            with WorkerPool(_num_workers(workers)) as processes:
                 try:
                     build.run(journal, processes, report)
                 finally:
@@ -152,7 +152,7 @@ class _Build:
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.settings.prefix}-{number:06d}.tar"
 
-    def run(self, journal: Journal, processes: Processes, report: Callable[[Progress], None]) -> None:
+    def run(self, journal: Journal, processes: WorkerPool, report: Callable[[Progress], None]) -> None:
         """Write what is missing."""
         missing = [number for number in range(self.num_shards) if not self._is_there(journal.finished.get(number))]
         for number in missing:
@@ -165,7 +165,7 @@ class _Build:
             lambda done, total: report(Progress("setting images aside", done, total, 0)),
         )
         report(self._progress(journal))
-        for shard in processes.run(write_shard, self._jobs(missing)):
+        for shard in processes.as_done(write_shard, self._jobs(missing)):
             if shard.num_samples:
                 index_shard(self.shard(shard.number))
             journal.add(shard)

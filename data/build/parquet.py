@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from data.build.columns import Asked, find_columns
 from data.build.entry import Blob, Row
-from data.build.processes import Processes
 from data.build.table import FrameTable
+from data.processes import WorkerPool
 from vlm.errors import UserError, reason
 
 _BATCH_ROWS = 64
@@ -81,7 +81,7 @@ class ParquetTable(FrameTable):
         """The image column; None where it holds bytes."""
         return None if self._has_bytes else super().image_paths()
 
-    def prepare(self, folder: Path, processes: Processes, report: Callable[[int, int], None]) -> None:
+    def prepare(self, folder: Path, processes: WorkerPool, report: Callable[[int, int], None]) -> None:
         """Copy the image bytes into `folder`; pieces that a killed build left complete are used."""
         if not self._has_bytes:
             return
@@ -89,7 +89,7 @@ class ParquetTable(FrameTable):
         pieces = self._pieces(folder)
         missing = [piece for piece in pieces if not piece.places.exists()]
         done = len(self) - sum(piece.num_rows for piece in missing)
-        for rows in processes.run(_set_aside, missing):
+        for rows in processes.as_done(_set_aside, missing):
             done += rows
             report(done, len(self))
         places = [np.load(piece.places) for piece in pieces]

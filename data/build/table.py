@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
 from data.build.entry import Columns, Row
-from data.build.processes import Processes
+from data.processes import WorkerPool
 
 
 class Table(ABC):
@@ -33,7 +33,7 @@ class Table(ABC):
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers, in this order."""
 
-    def prepare(self, folder: Path, processes: Processes, report: Callable[[int, int], None]) -> None:  # noqa: B027
+    def prepare(self, folder: Path, processes: WorkerPool, report: Callable[[int, int], None]) -> None:  # noqa: B027
         """Set aside in `folder` what `fetch` will point to; `report` hears how many rows of how many are ready."""
 
 

@@ -1,27 +1,14 @@
 """What an image file shows without its full resolution: size, format, and a hash that survives re-encoding."""
 
-import io
-import warnings
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from data.bad_sample import BadSampleError
+from data.images.pillow import MAX_PIXELS, foreign_bytes, open_image, orientation_of, turned_upright
 
 NO_HASH: Final = 0
-_FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _SIDE = 32
 _FREQUENCIES = 8
 
@@ -42,24 +29,13 @@ def look_at(stored: bytes) -> Picture:
     Raises:
         BadSampleError: it is no JPEG, PNG or WebP, is cut off or damaged, or has more pixels than PIL's limit.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            image = Image.open(io.BytesIO(stored), formats=_FORMATS)
+    with foreign_bytes():
+        image = open_image(stored, MAX_PIXELS)
         width, height, form, mode = image.width, image.height, image.format or "", image.mode
-        if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-            raise BadSampleError(f"it has {width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = orientation_of(image)
         image.draft("L", (2 * _SIDE, 2 * _SIDE))
-        grey = _grey(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-    except BadSampleError:
-        raise
-    except Exception as error:  # whatever a decoder raises on foreign bytes, the sample is bad
-        text = "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-        raise BadSampleError(f"its image cannot be decoded ({text:.200})") from error
-    if orientation in _UPRIGHT:
-        grey = grey.transpose(_UPRIGHT[orientation])
-        width, height = (height, width) if orientation >= 5 else (width, height)
+        grey = turned_upright(_grey(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), orientation)
+    width, height = (height, width) if orientation >= 5 else (width, height)
     return Picture(width, height, form, mode, perceptual_hash(np.asarray(grey)))
 
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from data.check.duplicates import Duplicates, find_duplicates
 from data.check.histogram import Distribution, Histogram
-from data.check.pool import WorkerPool
 from data.check.scan import DISTRIBUTIONS, ScanJob, ShardScan, scan_shard
+from data.processes import WorkerPool
 from vlm.atomic import write_text
 from vlm.config import Config
 

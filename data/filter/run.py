@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 
 from data.check.picture import NO_HASH
-from data.check.pool import WorkerPool
 from data.check.samples import UNREADABLE_SHARD
 from data.check.scan import ScanJob, scan_shard
 from data.filter.counts import SETTINGS as COUNTED
@@ -23,6 +22,7 @@ from data.filter.names import output_names
 from data.filter.rules import AlignRules
 from data.filter.verdicts import TestPictures, make_lists
 from data.filter.write import LEVELS, NOTHING, Dropped, WriteJob, filter_shard
+from data.processes import WorkerPool
 from vlm.atomic import flush_to_disk, write_text
 from vlm.errors import UserError, reason
 

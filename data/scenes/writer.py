@@ -1,19 +1,16 @@
 """Writes the scenes as webdataset shards: all of them or nothing, and the same bytes from any number of processes."""
 
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from data.processes import WorkerPool
 from data.scenes.render import encode, render
 from data.scenes.splits import SPLITS, ZEROSHOT_TEMPLATES, Plan
 from data.scenes.vocabulary import class_names
@@ -98,14 +95,15 @@ def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
     Raises UserError where the directory holds anything, cannot be written, or a value is impossible.
     """
     settings = Settings(train, val, seed, image_size, shard_size)
-    workers = _num_cores() if workers is None else at_least("workers", workers, 1)
+    workers = None if workers is None else at_least("workers", workers, 1)
     _refuse_occupied(directory)
     try:
         with _aside(directory) as folder:
             jobs = settings.jobs(folder)
-            for written in _write_shards(jobs, workers):
-                if progress is not None:
-                    progress(written)
+            with WorkerPool(workers) as pool:
+                for written in pool.as_done(write_shard, jobs):
+                    if progress is not None:
+                        progress(written)
             classes = {"classes": class_names(), "templates": ZEROSHOT_TEMPLATES}
             (folder / CLASSES_FILE).write_text(json.dumps(classes, indent=1) + "\n")
             (folder / SETTINGS_FILE).write_text(json.dumps(_manifest(settings, jobs), indent=1) + "\n")
@@ -160,32 +158,6 @@ def _truth(plan: Plan, image_size: int) -> dict[str, object]:
     }
 
 
-def _write_shards(jobs: list[ShardJob], workers: int) -> Iterator[int]:
-    """The number of samples of each shard, as it is finished."""
-    if workers == 1:
-        yield from map(write_shard, jobs)
-        return
-    # Spawned, not forked: the caller may hold threads (torch) that a forked child would inherit in mid-step.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-    try:
-        for done in as_completed([pool.submit(write_shard, job) for job in jobs]):
-            yield done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is killed: no orphan goes on writing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _refuse_occupied(directory: Path) -> None:
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise UserError(f"{directory}: already holds files; name a new or an empty directory for the scenes")
@@ -205,10 +177,6 @@ def _aside(directory: Path) -> Iterator[Path]:
         folder.replace(directory)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _manifest(settings: Settings, jobs: list[ShardJob]) -> dict[str, object]:

@@ -2,11 +2,11 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from data.shards.cache import ShardCache
@@ -18,7 +18,8 @@ from data.shards.store import exists, is_remote, read_bytes, write_remote
 from vlm.atomic import write_bytes
 
 _STAT_THREADS = 16
-_STATS_A_TASK = 256  # a task of a pool costs as much as several looks at a local disk
+_STATS_A_TASK = 256
+_SLOW_STAT_SECONDS = 100e-6  # on a local disk it is a tenth of this, and threads would only wait for one another
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,22 @@ class FolderIndex:
             found.update({_join(folder, name): entry for name, entry in self._read(folder).shards.items()})
         found = {name: found[name] for name in names if name in found}
         local = [name for name in found if not is_remote(name)]
-        groups = [local[start : start + _STATS_A_TASK] for start in range(0, len(local), _STATS_A_TASK)]
-        with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            stamps = chain.from_iterable(pool.map(self._stamps, groups))
-            for name, now in zip(local, stamps, strict=True):
-                if now != Stamp(found[name].bytes, found[name].version):
-                    del found[name]
+        for name, now in zip(local, self._stamps(local), strict=True):
+            if now != Stamp(found[name].bytes, found[name].version):
+                del found[name]
         return found
 
-    def _stamps(self, names: Sequence[str]) -> list[Stamp | None]:
-        return [self._stamp(name) for name in names]
+    def _stamps(self, names: Sequence[str]) -> Iterator[Stamp | None]:
+        """The stamps of local shards; a file system that answers slowly is asked by several threads."""
+        began = time.monotonic()
+        yield from map(self._stamp, names[:_STATS_A_TASK])
+        if (time.monotonic() - began) / _STATS_A_TASK < _SLOW_STAT_SECONDS:
+            yield from map(self._stamp, names[_STATS_A_TASK:])
+            return
+        tasks = [names[start : start + _STATS_A_TASK] for start in range(_STATS_A_TASK, len(names), _STATS_A_TASK)]
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            for stamps in pool.map(lambda task: [self._stamp(name) for name in task], tasks):
+                yield from stamps
 
     def _stamp(self, name: str) -> Stamp | None:
         try:

@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
+from data.processes import WorkerPool
 from data.shards.cache import ShardCache
 from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, parse_index, save_index
 from data.shards.stamp import Stamp
@@ -120,19 +119,8 @@ class Indexer:
 def index_shards(
     names: Sequence[str], indexer: Indexer, *, workers: int | None = None
 ) -> Iterator[tuple[str, ShardIndex]]:
-    """Each shard with its index, as they are done, from several processes where that pays."""
-    cores = len(os.sched_getaffinity(0))
-    workers = min(cores, len(names)) if workers is None else workers
+    """Each shard with its index, from several processes (default: one a core) where that pays."""
     small = sum(os.path.getsize(name) for name in names if os.path.exists(name)) < _WORTH_A_POOL
-    if workers <= 1 or (small and not any(map(is_remote, names))):
-        for name in names:
-            yield name, indexer(name)
-        return
-    # Spawned: the caller may hold threads that a forked child would inherit in mid-step.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        asked = {pool.submit(indexer, name): name for name in names}
-        try:
-            for done in as_completed(asked):
-                yield asked[done], done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    here = small and not any(map(is_remote, names))
+    with WorkerPool(1 if here else workers) as pool:
+        yield from zip(names, pool.in_order(indexer, names), strict=True)

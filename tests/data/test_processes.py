@@ -1,0 +1,44 @@
+"""Work shared among processes comes back whole, in order or as it is done; a killed process is told."""
+
+import math
+import os
+import signal
+
+import pytest
+
+from data.processes import WorkerPool
+from vlm.errors import UserError
+
+JOBS = [20_000, 1, 2, 3, 9_000, *range(4, 20)]  # the first take longest
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
+    with WorkerPool(workers) as pool:
+        assert list(pool.in_order(math.factorial, JOBS)) == [math.factorial(job) for job in JOBS]
+        with pytest.raises(ValueError, match="negative"):
+            list(pool.in_order(math.factorial, [3, -1, 4]))
+
+
+def test_leaving_early_drops_what_has_not_begun() -> None:
+    with WorkerPool(2) as pool:
+        results = pool.in_order(math.factorial, range(10**9))
+        assert next(results) == 1
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        list(results)
+
+
+def test_results_come_as_they_are_done_and_none_is_missing() -> None:
+    for workers in (1, 2):
+        with WorkerPool(workers) as pool:
+            assert sorted(pool.as_done(math.factorial, JOBS)) == sorted(math.factorial(job) for job in JOBS)
+
+
+def suicide(job: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def test_a_killed_process_ends_in_one_line() -> None:
+    with WorkerPool(2) as pool, pytest.raises(UserError, match=r"^a process was killed, perhaps for want of memory"):
+        list(pool.as_done(suicide, range(3)))
