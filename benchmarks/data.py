@@ -30,7 +30,7 @@ BATCH = {"small": 256, "large": 64}
 OURS, PEER = "vlm", "open_clip"
 TRANSFER = "transfer to the training process"
 BATCHES = {("small", OURS): 8, ("small", PEER): 3, ("large", OURS): 8, ("large", PEER): 3}
-EPOCHS, PICTURES = 4, 100
+EPOCHS, PICTURES = 6, 100
 
 
 def peer_path(folder: Path) -> Path:

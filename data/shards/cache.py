@@ -26,7 +26,7 @@ from data.shards.retry import (
 )
 from data.shards.stamp import Stamp
 from data.shards.store import is_remote, local_path, stamp_once
-from data.shards.unpack import GZIP_MAGIC, default_cache, unzipped
+from data.shards.unpack import GZIP_MAGIC, unzipped
 from vlm.config import Config
 
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
@@ -62,6 +62,11 @@ class CacheConfig(Config):
     def path(self) -> Path:
         """The folder that is meant."""
         return Path(self.folder).expanduser() if self.folder else default_cache()
+
+
+def default_cache() -> Path:
+    """The folder for copies when the recipe names none."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlm" / "shards"
 
 
 class Opened(NamedTuple):

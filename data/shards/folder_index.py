@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +69,13 @@ class FolderIndex:
 
     def _stamps(self, names: Sequence[str]) -> Iterator[Stamp | None]:
         """The stamps of local shards; a file system that answers slowly is asked by several threads."""
-        began = time.monotonic()
-        yield from map(self._stamp, names[:_STATS_A_TASK])
-        if (time.monotonic() - began) / _STATS_A_TASK < _SLOW_STAT_SECONDS:
+        waits = [0.0]
+        for name in names[:_STATS_A_TASK]:
+            began = time.monotonic()
+            stamp = self._stamp(name)
+            waits.append(time.monotonic() - began)
+            yield stamp
+        if statistics.median(waits) < _SLOW_STAT_SECONDS:
             yield from map(self._stamp, names[_STATS_A_TASK:])
             return
         tasks = [names[start : start + _STATS_A_TASK] for start in range(_STATS_A_TASK, len(names), _STATS_A_TASK)]

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 import aiohttp
 import fsspec
 import fsspec.asyn
-import webdataset
 from fsspec.core import url_to_fs
 
 from data.shards.retry import ChangedError, TransferError
@@ -211,7 +210,9 @@ class _Pipe:
     def __init__(self, name: str, start: int) -> None:
         if start:
             raise ValueError("a pipe is read from its start")
-        self._pipe = webdataset.gopen(name, "rb")
+        from webdataset import gopen  # brings torch, which no other store needs
+
+        self._pipe = gopen(name, "rb")
 
     def read(self, size: int) -> bytes:
         try:

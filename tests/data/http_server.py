@@ -9,10 +9,19 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for another thread or process; a promise that is not kept fails here rather than hanging."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
 
 
 class FaultyServer:

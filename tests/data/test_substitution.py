@@ -85,7 +85,8 @@ def test_candidates_are_a_function_of_seed_step_and_slot() -> None:
 
 
 def decision(step: int, slot: int = 0, row: int = 0) -> Substitution:
-    return Substitution(step, slot, 9, "/data/a.tar", row, Skip("a", "/data/a.tar", f"{step}é", "it is empty", "a.tar:3"))
+    skip = Skip("a", "/data/a.tar", f"{step}é", "it is empty", "/data/a.tar:3")
+    return Substitution(step, slot, 9, "/data/a.tar", row, skip)
 
 
 def loaded(folder: Path | None, start_step: int = 0, saved: Sequence[dict[str, object]] = ()) -> SubstitutionLog:

@@ -19,7 +19,7 @@ from data.shards.cache import CacheConfig, ShardCache, parse_size
 from data.shards.copies import Copies
 from data.shards.store import RetryConfig, Stamp, UnavailableError
 from data.shards.tar import list_shard
-from tests.data.http_server import FaultyServer
+from tests.data.http_server import FaultyServer, until
 from tests.data.small_shards import sample, write_shard
 from vlm.errors import UserError
 
@@ -102,6 +102,22 @@ def test_a_gzipped_shard_is_unpacked_once_for_each_state(tmp_path: Path, cache: 
     write_shard(shard, [sample(0), sample(1)])
     assert cache().local(str(shard)) != copy
     assert len(copies(tmp_path)) == 2
+
+
+def test_a_local_shard_replaced_while_it_is_unpacked_is_unpacked_as_it_is_now(tmp_path: Path, cache: CACHES) -> None:
+    shard = tmp_path / "a.tar.gz"
+    shard.write_bytes(gzip.compress(noise(5000)))
+
+    class Replacing(threading.Event):
+        """Asked between the pieces of a shard whether to stop, it replaces the shard, once."""
+
+        def is_set(self) -> bool:
+            if gzip.decompress(shard.read_bytes()) != noise(6000):
+                shard.write_bytes(gzip.compress(noise(6000)))
+            return False
+
+    cache().local(str(shard), stop=Replacing())
+    assert {copy.read_bytes() for copy in (tmp_path / "cache").glob("*.tar")} == {noise(6000)}
 
 
 @pytest.mark.parametrize("remote", [True, False])
@@ -208,8 +224,7 @@ def test_four_processes_fetch_a_shard_once(server: FaultyServer, cache: CACHES) 
     with server.hold("a.tar"):
         children = [in_child(fetch) for _ in range(4)]
         assert server.waiting.acquire(timeout=20)
-        while server.requests["HEAD", "a.tar"] < 4:
-            threading.Event().wait(0.01)
+        until(lambda: server.requests["HEAD", "a.tar"] == 4)
         threading.Event().wait(0.2)  # time for a second GET, were there one
     assert [exit_code(child) for child in children] == [0] * 4
     assert server.gets("a.tar") == 1
@@ -224,8 +239,7 @@ def test_a_killed_fetch_leaves_no_half_copy_and_the_next_one_goes_on(
     with server.hold("a.tar"):
         child = in_child(lambda: cache().local(url))
         assert server.waiting.acquire(timeout=20)
-        while not any(entry.stat().st_size >= 16 << 20 for entry in (tmp_path / "cache").glob("*.part")):
-            threading.Event().wait(0.01)
+        until(lambda: any(entry.stat().st_size >= 16 << 20 for entry in (tmp_path / "cache").glob("*.part")))
         os.kill(child, signal.SIGKILL)
         assert exit_code(child) == -signal.SIGKILL
         assert not any(name.endswith(".tar") for name in copies(tmp_path))
@@ -368,3 +382,10 @@ def test_sizes_have_units(text: str | int, size: int) -> None:
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match='such as "200GB"'):
         parse_size(text)
+
+
+def test_the_default_folder_follows_the_users_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert CacheConfig().path == Path("/somewhere/vlm/shards")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert CacheConfig().path == Path.home() / ".cache/vlm/shards"

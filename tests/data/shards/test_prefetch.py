@@ -12,7 +12,7 @@ import pytest
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.prefetch import Prefetcher
 from data.shards.store import RetryConfig
-from tests.data.http_server import FaultyServer
+from tests.data.http_server import FaultyServer, until
 
 QUICK = RetryConfig(attempts=2, first_wait=0.001, longest_wait=0.002, silence=5)
 
@@ -31,17 +31,12 @@ def make_cache(tmp_path: Path, limit: int = 10**9, retry: RetryConfig = QUICK) -
 
 
 def held(tmp_path: Path) -> str:
-    return "".join(sorted(copy.read_bytes()[:1].decode() for copy in (tmp_path / "cache").glob("*.tar")))
-
-
-def until(condition: object) -> None:
-    """Wait for the background thread; a promise that is not kept fails here rather than hanging."""
-    assert callable(condition)
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not happen")
+    """The first letters of the cached copies."""
+    letters = []
+    for copy in (tmp_path / "cache").glob("*.tar"):
+        with copy.open() as file:
+            letters.append(file.read(1))
+    return "".join(sorted(letters))
 
 
 def idle(prefetcher: Prefetcher) -> bool:

@@ -138,3 +138,13 @@ def test_an_unreadable_shard_is_named(tmp_path: Path, cache: ShardCache) -> None
     shard.chmod(0)
     with pytest.raises(UserError, match=rf"{shard} cannot be read \(Permission denied\)"):
         opened(cache, str(shard))
+
+
+def test_a_gzipped_shard_that_is_cut_off_is_used_as_far_as_it_goes(tmp_path: Path, cache: ShardCache) -> None:
+    shard = write_shard(tmp_path / "a.tar.gz", [sample(n) for n in range(8)])
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    source = opened(cache, str(shard))
+    assert 0 < source.num_samples < 8
+    (problem,) = source.problems(cache)
+    assert "cut off" in problem.reason
+    assert problem.shard == str(shard)
