@@ -143,11 +143,11 @@ def shape_quality(shards: int, each: int, batch: int) -> dict[str, float]:
 
 def write_shards(folder: Path) -> None:
     """10^5 empty files and the manifest that describes them, of a set of 10^9 samples."""
-    from data.shards.manifest import NAME, Manifest, ShardEntry, manifest_bytes
+    from data.shards.manifest import NAME, TEXTS, Manifest, ShardEntry, manifest_bytes, texts_bytes
     from data.shards.statistics import ShardStatistics
 
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {}
+    entries, texts = {}, {}
     random = np.random.default_rng(2)
     lengths = np.arange(78)
     shares = np.exp(-(((np.maximum(lengths, 3) - 14) / 9) ** 2)) + 0.002  # captions of a web crawl, in tokens
@@ -155,10 +155,11 @@ def write_shards(folder: Path) -> None:
         file = folder / f"x-{number:05d}.tar"
         file.touch()
         tokens = tuple(random.poisson(count * shares / shares.sum()).tolist())
-        texts = ShardStatistics(samples=count, captions=count, fields={"txt": count}, tokens=tokens)
+        texts[file.name] = ShardStatistics(samples=count, captions=count, fields={"txt": count}, tokens=tokens)
         version = f"mtime:{file.stat().st_mtime_ns}"
-        entries[file.name] = ShardEntry(0, version, count, 0, count, 0, texts.model_dump_json())
+        entries[file.name] = ShardEntry(0, version, count, 0, count, 0)
     (folder / NAME).write_bytes(manifest_bytes(Manifest(entries)))
+    (folder / TEXTS).write_bytes(texts_bytes(texts))
 
 
 def start(pattern: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from data.config import DataConfig
 from data.images.views import training_view
 from data.order.order import Order
 from data.randomness import Draws
+from data.ring import PixelRing, Slot
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source
@@ -34,10 +35,10 @@ _MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
 
 
 class Rows(NamedTuple):
-    """A Batch on its way between processes (a named tuple, so that pinning finds its tensors)."""
+    """A Batch on its way between processes; a named tuple, so that pinning finds its tensors."""
 
     step: int
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch 3 height width"] | Slot
     tokens: Int64[Tensor, "batch length"]
     lengths: Int64[Tensor, " batch"]
     sample_ids: Int64[Tensor, " batch"]
@@ -113,13 +114,18 @@ class BatchLoader:
         cache = reader.reader.cache
         self._prefetcher = Prefetcher(cache, most_shards=_MOST_AHEAD, most_bytes=room) if remote else None
         self._asked_ahead = False
+        self._ring: PixelRing | None = None
+
+    def use_ring(self, slots_per_worker: int, workers: int) -> PixelRing:
+        """Send the pixels through memory that is used again, shared with workers that are forked from now on."""
+        self._ring = PixelRing(workers, slots_per_worker, len(self._slots), self._reader.image.size)
+        return self._ring
 
     def __call__(self, step: int, stage: Stage) -> Rows:
         """The rows of one step, bad samples replaced; `stage` hears what is being read."""
         self._fetch_ahead(step, stage)
         picks = self._order.picks(step, self._slots)
-        images = shared_pixels(len(self._slots), self._reader.image.size)
-        buffer = images.numpy()
+        images, buffer = self._room(stage)
         examples: list[Example] = []
         skipped: list[Skip] = []
         for row, (number, epoch, *place) in enumerate(zip(*(part.tolist() for part in picks), strict=True)):
@@ -131,6 +137,15 @@ class BatchLoader:
                 skipped.append(skip)
         self._log.forget(step)
         return collate(step, images, examples, tuple(skipped), self._tokenizer)
+
+    def _room(self, stage: Stage) -> tuple[UInt8[Tensor, "batch 3 size size"] | Slot, NDArray[np.uint8]]:
+        """What to send, and the memory [rows, 3, size, size] to write to."""
+        taken = None if self._ring is None or stage.is_training_process else self._ring.take(stage.worker)
+        if taken is not None:
+            slot, pixels = taken
+            return slot, pixels.transpose(0, 3, 1, 2)
+        images = shared_pixels(len(self._slots), self._reader.image.size)
+        return images, images.numpy()
 
     def _example(
         self, step: int, slot: int, number: int, epoch: int, place: Place, pixels: NDArray[np.uint8]
@@ -189,7 +204,7 @@ class BatchLoader:
 
 def collate(
     step: int,
-    images: UInt8[Tensor, "batch 3 size size"],
+    images: UInt8[Tensor, "batch 3 size size"] | Slot,
     examples: Sequence[Example],
     skipped: tuple[Skip, ...],
     tokenizer: Tokenize,
@@ -227,8 +242,11 @@ def _counts(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def shared_pixels(rows: int, size: int) -> UInt8[Tensor, "batch 3 size size"]:
-    """An empty batch in memory that other processes can map: it leaves a worker without being copied."""
+    """An empty batch in memory that other processes can map: it leaves a worker without being copied.
+
+    Its channels lie innermost in memory, as decoders write them: no pixel is moved twice.
+    """
     if torch.utils.data.get_worker_info() is None:
-        return torch.empty(rows, 3, size, size, dtype=torch.uint8)
+        return torch.empty(rows, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     storage = torch.UntypedStorage._new_shared(rows * 3 * size * size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, 3, size, size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, size, size, 3).permute(0, 3, 1, 2)

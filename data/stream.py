@@ -8,6 +8,7 @@ from typing import Any
 from data.config import DataConfig
 from data.loader import BatchLoader, SampleReader, Tokenize
 from data.order.order import Order, SourceCounts
+from data.ring import Slot
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
@@ -84,15 +85,21 @@ class TrainStream:
             UserError: a source has nothing usable left, or no batch came within the recipe's patience.
         """
         self._log.load(start_step, self._restored)
+        workers, prefetch = self._config.workers, self._config.prefetch
+        pinned = self._world.device.type == "cuda"
+        # A batch to train on, and those that a worker holds ready; pinning copies, so it needs no ring.
+        ring = self._load.use_ring(prefetch + 1, workers) if workers and not pinned else None
         loaded = load_ahead(
             self._load,
             range(start_step, start_step + num_steps),
-            workers=self._config.workers,
-            prefetch=self._config.prefetch,
-            pinned=self._world.device.type == "cuda",
+            workers=workers,
+            prefetch=prefetch,
+            pinned=pinned,
             patience=self._config.patience,
         )
         for rows in loaded:
+            if ring is not None and isinstance(rows.images, Slot):
+                rows = rows._replace(images=ring.images(rows.images))
             yield Batch(**rows._asdict())
 
     def state(self, step: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Loading processes: numbered pieces of work in, their results in order out, and no waiting for ever."""
 
+import ctypes
 import mmap
 import os
 import signal
@@ -18,6 +19,7 @@ Loaded = TypeVar("Loaded", bound=tuple[object, ...])
 _TEXT = 512  # bytes of a worker's place in the table of stages
 _POLL_SECONDS = 5.0
 _WARN_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Stages:
@@ -45,6 +47,7 @@ class Stage:
         info = get_worker_info()
         self._stages = stages
         self.worker = 0 if info is None else int(info.id)
+        self.is_training_process = info is None
         self.is_first = self.worker == 0
         self.stride = max(1, stages.num_workers)
 
@@ -143,3 +146,10 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001 (DataLoader passes the n
         signal.SIGINT, signal.SIG_IGN
     )  # an interrupt is the training process's to handle, which ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """End this worker at once when the training process is killed (Linux; elsewhere torch looks every few seconds)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -33,13 +33,14 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     cache = ShardCache()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("indexing", total=None)
-        entries = FolderIndex(cache, "SHARDS", publish=True).know(
+        index = FolderIndex(cache, "SHARDS", publish=True)
+        entries = index.know(
             shards,
             fresh=fresh,
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    source = Source("SHARDS", entries)
+    source = Source("SHARDS", entries, index)
     console.print(_table(source))
     for problem in source.problems(cache):
         console.print(f"left out: {problem.shard} {problem.key}: {problem.reason}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.data_commands import data_app
-from vlm.errors import UserError
+from vlm.errors import EveryRankError, UserError
 
 app = typer.Typer(
     help="Train vision-language dual encoders from webdataset shards, and measure what was trained.",
@@ -38,16 +38,16 @@ def run() -> None:
     try:
         app()
     except UserError as error:
-        _complain(" ".join(str(error).split()))
+        _complain(" ".join(str(error).split()), everywhere=isinstance(error, EveryRankError))
         sys.exit(2)
 
 
-def _complain(line: str) -> None:
-    """Say what is wrong: once where all ranks found it before they met, else with the rank that found it."""
+def _complain(line: str, *, everywhere: bool) -> None:
+    """Say what is wrong: once where all ranks found it, together or before they met, else with the rank that did."""
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(f"vlm: {line}", file=sys.stderr)
-    elif "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+    elif not everywhere and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         print(f"vlm: rank {rank}: {line}", file=sys.stderr)
 
 

@@ -144,6 +144,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
         checkpoint.verify(engine.world)
         restore_state(checkpoint, engine, trainer.ema)
         parts.source.restore(checkpoint.manifest.stream)
+        trainer.restore_counts(checkpoint.manifest.counts)
     recipe = trainer.config
     run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
     run.cut_back(start_step if start_step else -1)  # from the first step on, what the start found is told anew

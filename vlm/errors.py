@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake the user can mend; its text names the file, key or value and the nearest valid choice."""
 
 
+class EveryRankError(UserError):
+    """A user's error that every rank raises alike: it is told once."""
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """Words that end an error line: the valid choices nearest to `name`, or all of them when none is near."""
     known = sorted(choices)

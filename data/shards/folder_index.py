@@ -1,6 +1,7 @@
 """What is known of the shards of a source: from their folders' manifests, and by indexing what these do not cover."""
 
 import fcntl
+import logging
 import os
 import statistics
 import time
@@ -12,12 +13,24 @@ from pathlib import Path
 
 from data.shards.cache import ShardCache
 from data.shards.indexing import Indexer, index_shards
-from data.shards.manifest import NAME, Manifest, ShardEntry, manifest_bytes, parse_manifest
+from data.shards.manifest import (
+    NAME,
+    TEXTS,
+    Manifest,
+    ShardEntry,
+    manifest_bytes,
+    parse_manifest,
+    parse_texts,
+    texts_bytes,
+)
 from data.shards.sidecar import SUFFIX, to_bytes
 from data.shards.stamp import Stamp
+from data.shards.statistics import ShardStatistics, sum_statistics
 from data.shards.store import exists, is_remote, read_bytes, write_remote
 from vlm.atomic import write_bytes
+from vlm.errors import UserError
 
+_log = logging.getLogger(__name__)
 _STAT_THREADS = 16
 _STATS_A_TASK = 256
 _SLOW_STAT_SECONDS = 100e-6  # on a local disk it is a tenth of this, and threads would only wait for one another
@@ -94,37 +107,67 @@ class FolderIndex:
     ) -> dict[str, ShardEntry]:
         indexer = Indexer(self.cache, self.where)
         entries: dict[str, ShardEntry] = {}
+        texts: dict[str, ShardStatistics] = {}
         for name, index in index_shards(names, indexer, workers=workers):
-            entries[name] = ShardEntry.of(index)
+            entries[name], texts[name] = ShardEntry.of(index), index.header.statistics
             if self.publish and is_remote(name):
                 write_remote(name + SUFFIX, to_bytes(index), self.cache.retry)
             if progress is not None:
                 progress(len(entries), len(names))
         for folder in dict.fromkeys(map(folder_of, names)):
-            self._write(folder, {name: entry for name, entry in entries.items() if folder_of(name) == folder})
+            mine = [name for name in names if folder_of(name) == folder]
+            self._write(folder, {name: entries[name] for name in mine}, {name: texts[name] for name in mine})
         return entries
+
+    def statistics(self, names: Sequence[str]) -> ShardStatistics:
+        """What the texts of these shards look like, all together; they must be known."""
+        texts: dict[str, ShardStatistics] = {}
+        for folder in dict.fromkeys(map(folder_of, names)):
+            texts.update({_join(folder, name): found for name, found in self._read_texts(folder).items()})
+        indexer = Indexer(self.cache, self.where)
+        return sum_statistics(texts[name] if name in texts else indexer(name).header.statistics for name in names)
 
     def _read(self, folder: str) -> Manifest:
         """The manifest beside the shards, and over it what was kept in the cache folder."""
-        name = _join(folder, NAME)
         shards: dict[str, ShardEntry] = {}
-        if is_remote(folder):
-            if exists(name, self.cache.retry):
-                shards.update(parse_manifest(read_bytes(name, self.cache.retry), name).shards)
-        elif os.path.exists(name):
-            shards.update(parse_manifest(Path(name).read_bytes(), name).shards)
-        kept = self.cache.place(name, "")
-        if kept.exists():
-            shards.update(parse_manifest(kept.read_bytes(), str(kept)).shards)
+        for where, content in self._stored(_join(folder, NAME)):
+            try:
+                shards.update(parse_manifest(content, where).shards)
+            except UserError as error:  # what it said can be found out again
+                _log.warning("%s", error)
         return Manifest(shards)
 
-    def _write(self, folder: str, entries: dict[str, ShardEntry]) -> None:
-        """Add these entries to the folder's manifest, and drop local shards that are gone."""
-        merged = dict(self._read(folder).shards)
-        merged.update({_base(name): entry for name, entry in entries.items()})
+    def _read_texts(self, folder: str) -> dict[str, ShardStatistics]:
+        texts: dict[str, ShardStatistics] = {}
+        for where, content in self._stored(_join(folder, TEXTS)):
+            try:
+                texts.update(parse_texts(content, where))
+            except UserError as error:
+                _log.warning("%s", error)
+        return texts
+
+    def _stored(self, name: str) -> Iterator[tuple[str, bytes]]:
+        """What is stored beside the shards under a name, then what the cache folder holds in its stead."""
+        if is_remote(name):
+            if exists(name, self.cache.retry):
+                yield name, read_bytes(name, self.cache.retry)
+        elif os.path.exists(name):
+            yield name, Path(name).read_bytes()
+        kept = self.cache.place(name, "")
+        if kept.exists():
+            yield str(kept), kept.read_bytes()
+
+    def _write(self, folder: str, entries: dict[str, ShardEntry], texts: dict[str, ShardStatistics]) -> None:
+        """Add these shards to the folder's manifest, and drop local ones that are gone."""
+        merged = {**self._read(folder).shards, **{_base(name): entry for name, entry in entries.items()}}
+        described = {**self._read_texts(folder), **{_base(name): found for name, found in texts.items()}}
         remote = is_remote(folder)
         shards = {name: merged[name] for name in sorted(merged) if remote or os.path.exists(_join(folder, name))}
-        name, content = _join(folder, NAME), manifest_bytes(Manifest(shards))
+        self._store(folder, NAME, manifest_bytes(Manifest(shards)))
+        self._store(folder, TEXTS, texts_bytes({name: described[name] for name in shards if name in described}))
+
+    def _store(self, folder: str, base: str, content: bytes) -> None:
+        remote, name = is_remote(folder), _join(folder, base)
         kept = self.cache.place(name, "")
         if remote and self.publish:
             write_remote(name, content, self.cache.retry)

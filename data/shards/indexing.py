@@ -14,8 +14,9 @@ from data.shards.store import is_remote, read_bytes
 from data.shards.tar import list_shard, read_extent
 from vlm.errors import UserError
 
-# Fewer bytes than this are indexed here rather than in processes of their own, which take a second to start.
+# Fewer bytes, or remote shards, than this are indexed here: processes of their own take a second to start.
 _WORTH_A_POOL = 256 << 20
+_REMOTE_WORTH_A_POOL = 8
 _COUNTED_FIELDS = 64
 
 
@@ -121,6 +122,6 @@ def index_shards(
 ) -> Iterator[tuple[str, ShardIndex]]:
     """Each shard with its index, from several processes (default: one a core) where that pays."""
     small = sum(os.path.getsize(name) for name in names if os.path.exists(name)) < _WORTH_A_POOL
-    here = small and not any(map(is_remote, names))
+    here = small and sum(map(is_remote, names)) < _REMOTE_WORTH_A_POOL
     with WorkerPool(1 if here else workers) as pool:
         yield from zip(names, pool.in_order(indexer, names), strict=True)

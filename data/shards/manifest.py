@@ -1,24 +1,28 @@
-"""The index of a folder of shards: all that the start of a run reads, however many shards and samples there are."""
+"""The index of a folder of shards: all that the start of a run reads, however many shards and samples there are.
+
+What their texts look like is in a file of its own, which a start does not need.
+"""
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from data.shards.sidecar import ShardIndex
 from data.shards.statistics import ShardStatistics
-from vlm.errors import UserError
+from vlm.errors import UserError, reason
 
 NAME = "vlm-index.json.gz"
+TEXTS = "vlm-index-texts.json.gz"
 FORMAT = "vlm-index-1"
 
 
 class ShardEntry(NamedTuple):
-    """What is known of a shard without opening it; `problems` counts what its headers showed to be unusable.
-
-    `texts` is the shard's statistics as they are stored: a start does not need them, so they are not taken apart.
-    """
+    """What is known of a shard without opening it; `problems` counts what its headers showed to be unusable."""
 
     bytes: int | None
     version: str
@@ -26,18 +30,11 @@ class ShardEntry(NamedTuple):
     labelled: int
     captions: int
     problems: int
-    texts: str
-
-    @property
-    def statistics(self) -> ShardStatistics:
-        """The statistics of the shard's texts."""
-        return ShardStatistics.model_validate_json(self.texts)
 
     @staticmethod
     def of(index: ShardIndex) -> "ShardEntry":
         """The entry of an indexed shard."""
-        header = index.header
-        texts = header.statistics
+        header, texts = index.header, index.header.statistics
         return ShardEntry(
             bytes=header.bytes,
             version=header.version,
@@ -45,7 +42,6 @@ class ShardEntry(NamedTuple):
             labelled=texts.labelled,
             captions=texts.captions,
             problems=len(header.problems),
-            texts=texts.model_dump_json(),
         )
 
 
@@ -63,8 +59,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """The content of a manifest file: gzipped JSON, a column a fact."""
     entries = manifest.shards.values()
     columns = {name: [getattr(entry, name) for entry in entries] for name in _COLUMNS}
-    content = {"format": FORMAT, "names": list(manifest.shards), "shards": columns}
-    return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+    return _packed({"format": FORMAT, "names": list(manifest.shards), "shards": columns})
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -73,12 +68,34 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     Raises:
         UserError: it is damaged or of another format; `where` is its name.
     """
+    with _unpacking(content, where) as values:
+        entries = (ShardEntry(*row) for row in zip(*(values["shards"][name] for name in _COLUMNS), strict=True))
+        return Manifest(dict(zip(values["names"], entries, strict=True)))
+
+
+def texts_bytes(texts: Mapping[str, ShardStatistics]) -> bytes:
+    """The content of a file of statistics by shard."""
+    stored = [statistics.model_dump() for statistics in texts.values()]
+    return _packed({"format": FORMAT, "names": list(texts), "texts": stored})
+
+
+def parse_texts(content: bytes, where: str) -> dict[str, ShardStatistics]:
+    """The statistics in a file's content by shard. Raises as `parse_manifest`."""
+    with _unpacking(content, where) as values:
+        texts = (ShardStatistics.model_validate(stored) for stored in values["texts"])
+        return dict(zip(values["names"], texts, strict=True))
+
+
+def _packed(values: dict[str, Any]) -> bytes:
+    return gzip.compress(json.dumps(values, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+
+
+@contextmanager
+def _unpacking(content: bytes, where: str) -> Iterator[dict[str, Any]]:
     try:
         values = json.loads(gzip.decompress(content))
-        if values["format"] == FORMAT:
-            columns = [values["shards"][name] for name in _COLUMNS]
-            entries = (ShardEntry(*row) for row in zip(*columns, strict=True))
-            return Manifest(dict(zip(values["names"], entries, strict=True)))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: is no readable index ({type(error).__name__}); run `vlm data index` again") from None
-    raise UserError(f"{where}: format {values['format']!r} is not {FORMAT!r}; run `vlm data index` again")
+        if values["format"] != FORMAT:
+            raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
+        yield values
+    except (OSError, EOFError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{where}: is no readable index ({reason(error)}); `vlm data index --fresh` makes it") from None

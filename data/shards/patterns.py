@@ -8,7 +8,7 @@ from pathlib import Path
 
 import braceexpand
 
-from data.shards.manifest import NAME as MANIFEST
+from data.shards.manifest import NAME, TEXTS
 from data.shards.sidecar import SUFFIX as SIDECAR
 from data.shards.store import is_remote, list_remote
 from vlm.errors import UserError, nearest
@@ -81,7 +81,7 @@ def _files(name: str, pattern: str, where: str) -> list[str]:
 
 def _is_shard(name: str) -> bool:
     """Whether a match of a pattern is no index of ours."""
-    return not name.endswith((SIDECAR, MANIFEST))
+    return not name.endswith((SIDECAR, NAME, TEXTS))
 
 
 def _around(path: Path) -> str:

@@ -1,7 +1,7 @@
 """One source: its shards, how many samples each holds, and the sample in any place of them."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from data.shards.patterns import expand_shards
 from data.shards.reader import ShardReader
 from data.shards.sidecar import PARTS
 from data.shards.stamp import Stamp
-from data.shards.statistics import ShardStatistics, sum_statistics
+from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
 from data.shards.tar import IMAGE_SUFFIXES
 from vlm.batch import Skip
@@ -66,9 +66,10 @@ class Sample:
 class Source:
     """The samples of one source by shard and row, without the shards being open."""
 
-    def __init__(self, name: str, entries: dict[str, ShardEntry]) -> None:
+    def __init__(self, name: str, entries: dict[str, ShardEntry], index: FolderIndex) -> None:
         self.name = name
         self._entries = entries
+        self._index = index
         self.shards = tuple(entries)
         self.counts = np.fromiter((entry.samples for entry in entries.values()), np.int64, len(entries))
         self.num_samples = int(self.counts.sum())
@@ -116,11 +117,13 @@ class Source:
     @cached_property
     def statistics(self) -> ShardStatistics:
         """What the texts of the source look like."""
-        return sum_statistics(entry.statistics for entry in self._entries.values())
+        return self._index.statistics(self.shards)
 
-    def has_text(self, fields: Collection[str]) -> bool:
-        """Whether any sample has text in one of these fields."""
-        return any(not entry.statistics.fields.keys().isdisjoint(fields) for entry in self._entries.values())
+    def has_captions(self, policy: CaptionConfig) -> bool:
+        """Whether any sample has text where the policy looks for it."""
+        if policy.fields is None and any(entry.captions for entry in self._entries.values()):
+            return True
+        return not self.statistics.fields.keys().isdisjoint(policy.places)
 
     def problems(self, cache: ShardCache) -> tuple[Skip, ...]:
         """What indexing found to be unusable: cut shards, samples without an image."""
@@ -171,7 +174,7 @@ def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root:
         UserError: a pattern matches nothing, a shard cannot be read or is no tar, or no shard holds an image.
     """
     shards = expand_shards(patterns, root, index.where)
-    source = Source(name, index.know(shards))
+    source = Source(name, index.know(shards), index)
     if not source.num_samples:
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
         raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}")
@@ -185,7 +188,7 @@ def require_captions(source: Source, policy: CaptionConfig, where: str) -> None:
         UserError: naming the source, its first shard and the fields found instead.
     """
     wanted = policy.places
-    if source.has_text(wanted):
+    if source.has_captions(policy):
         return
     found = source.statistics.fields
     more = f" and {len(source.shards) - 1} more" if len(source.shards) > 1 else ""

@@ -8,6 +8,7 @@ UnavailableError (each an OSError with one line); a scheme that is unknown, or w
 """
 
 import io
+import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -56,7 +57,7 @@ def stamp_once(name: str, silence: float) -> Stamp:
     """A single attempt at `stamp`."""
     if is_remote(name):
         return remote_stamp(name, silence)
-    state = local_path(name).stat()
+    state = os.stat(os.path.expanduser(name.removeprefix("file://")))  # half the time of a Path's
     return Stamp(state.st_size, f"mtime:{state.st_mtime_ns}")
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from data.shards import indexing
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
-from data.shards.manifest import NAME
+from data.shards.manifest import NAME, TEXTS
 from launch.data_commands import data_app
 from tests.data.small_shards import sample, write_shard, write_source
 
@@ -26,6 +26,7 @@ def test_a_folder_is_indexed_and_what_is_left_out_is_said(tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
         *(f"part-{n:02d}.tar{end}" for n in range(3) for end in ("", ".idx")),
+        TEXTS,
         NAME,
     ]
     words = " ".join(result.output.split())
@@ -49,6 +50,7 @@ def test_a_remote_folder_gets_its_index_and_a_run_reads_nothing_else(
         "part-00.tar.idx",
         "part-01.tar",
         "part-01.tar.idx",
+        TEXTS,
         NAME,
     ]
     monkeypatch.setattr(indexing, "list_shard", None)  # nothing may open a shard any more

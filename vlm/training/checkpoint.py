@@ -52,6 +52,7 @@ class Manifest(Config):
     model: dict[str, Any]
     data: dict[str, int]
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
+    counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
     versions: dict[str, str]
     files: dict[str, FileRecord] = Field(default={})
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vlm.batch import Batch, Skip
-from vlm.errors import UserError
+from vlm.errors import EveryRankError
 from vlm.training.run_directory import RunDirectory
 
 # A share of fewer samples than this says little: with the default of 1 %, ten bad samples are always let pass.
@@ -15,13 +15,20 @@ _SHOWN = 3
 class Ledger:
     """Collects every rank's skips and counts between two flushes. Collective where it says so."""
 
-    def __init__(self, run: RunDirectory, max_bad_share: float, global_batch: int, start_step: int) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        max_bad_share: float,
+        global_batch: int,
+        start_step: int,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
         self._run = run
         self._max_bad_share = max_bad_share
         self._global_batch = global_batch
         self._start_step = start_step
         self._skips: list[Skip] = []
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(counts or {})
         self._reasons: Counter[str] = Counter()
         self.num_skipped = run.num_skips()
 
@@ -42,11 +49,16 @@ class Ledger:
         self._reasons.update(reasons_of(skips))
         judge_bad(self._reasons, (step - self._start_step) * self._global_batch, self._max_bad_share)
 
-    def shares(self) -> dict[str, float]:
-        """The share of each source among the rows of all ranks since the last call, and of each field. Collective."""
+    def counts(self) -> dict[str, int]:
+        """The rows of each source and field over all ranks since `shares` was called: for a checkpoint. Collective."""
         everyone: Counter[str] = Counter()
         for counts in self._run.world.gather_objects(dict(self._counts)):
             everyone.update(counts)
+        return dict(everyone)
+
+    def shares(self) -> dict[str, float]:
+        """The share of each source among the rows of all ranks since the last call, and of each field. Collective."""
+        everyone = self.counts()
         self._counts.clear()
         totals: Counter[str] = Counter()
         for name, count in everyone.items():
@@ -55,14 +67,14 @@ class Ledger:
 
 
 def judge_bad(reasons: Mapping[str, int], num_samples: int, max_bad_share: float) -> None:
-    """Raise UserError, naming the commonest reasons, when too large a share of `num_samples` could not be used."""
+    """Raise EveryRankError, naming the commonest reasons, when too large a share of `num_samples` could not be used."""
     bad = sum(reasons.values())
     if bad <= max_bad_share * max(num_samples, _LEAST_JUDGED):
         return
     commonest = Counter(reasons).most_common(_SHOWN)
     told = "; ".join(f"{count:,} x {reason}" for reason, count in commonest)
     more = f"; and {len(reasons) - _SHOWN} other reasons" if len(reasons) > _SHOWN else ""
-    raise UserError(
+    raise EveryRankError(
         f"data.max_bad_share: {bad:,} of {num_samples:,} samples could not be used, more than {max_bad_share:.2%} "
         f"({told}{more}); the run's ledger.jsonl names each"
     )

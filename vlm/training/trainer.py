@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -107,12 +107,23 @@ class Trainer:
         self.num_steps = self._steps(config.duration)
         self._log_every = max(1, self._steps(config.log_every))
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
+        self._counts: Mapping[str, int] = {}
         self._warmup_steps = self._steps(config.schedule.warmup)
+
+    def restore_counts(self, counts: Mapping[str, int]) -> None:
+        """Go on counting where a checkpoint stopped between two lines of the log."""
+        self._counts = counts
 
     def run(self, start_step: int, progress: ProgressDisplay) -> None:
         """Train from `start_step` completed steps to the end. Collective."""
         clock = _Clock(self.config.global_batch)
-        ledger = Ledger(self.run_directory, self.source.max_bad_share, self.config.global_batch, start_step)
+        ledger = Ledger(
+            self.run_directory,
+            self.source.max_bad_share,
+            self.config.global_batch,
+            start_step,
+            self._counts if self.engine.world.is_main else None,
+        )
         batches = self.source.batches(start_step, self.num_steps - start_step)
         self.engine.module.train()
         for host_batch in clock.timed(batches):
@@ -138,7 +149,7 @@ class Trainer:
                 self.evaluate(evaluation, step, progress)
         if last or step % self._checkpoint_every == 0:
             ledger.flush(step)
-            self.save(step)
+            self.save(step, ledger.counts())
 
     def evaluate(self, evaluation: ScheduledEvaluation, step: int, progress: ProgressDisplay) -> dict[str, float]:
         """Run one evaluation on the averaged weights where there are any, else on the weights. Collective."""
@@ -150,7 +161,7 @@ class Trainer:
         progress.say(f"step {step}  {evaluation.name}: {shown}")
         return figures
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, counts: Mapping[str, int]) -> None:
         """Write a checkpoint after `step` steps. Collective."""
         manifest = self.manifest.model_copy(
             update={
@@ -159,6 +170,7 @@ class Trainer:
                 "num_updates": self.engine.num_updates(),
                 "threads": torch.get_num_threads(),
                 "stream": self.source.state(step),
+                "counts": dict(counts),
             }
         )
         folder = self.run_directory.checkpoints

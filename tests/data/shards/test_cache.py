@@ -382,10 +382,3 @@ def test_sizes_have_units(text: str | int, size: int) -> None:
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match='such as "200GB"'):
         parse_size(text)
-
-
-def test_the_default_folder_follows_the_users_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert CacheConfig().path == Path("/somewhere/vlm/shards")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert CacheConfig().path == Path.home() / ".cache/vlm/shards"

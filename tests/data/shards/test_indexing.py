@@ -116,7 +116,9 @@ def test_a_gzipped_shard_is_indexed_as_its_plain_copy(tmp_path: Path, cache: Sha
     assert (ours.offsets == theirs.offsets).all()
 
 
-def test_a_damaged_sidecar_or_manifest_is_no_trap(tmp_path: Path, cache: ShardCache) -> None:
+def test_a_damaged_sidecar_or_manifest_is_no_trap(
+    tmp_path: Path, cache: ShardCache, caplog: pytest.LogCaptureFixture
+) -> None:
     shard = write_shard(tmp_path / "a.tar", [sample(n) for n in range(3)])
     Indexer(cache, "shards")(str(shard))
     sidecar = Path(str(shard) + SUFFIX)
@@ -133,8 +135,13 @@ def test_a_damaged_sidecar_or_manifest_is_no_trap(tmp_path: Path, cache: ShardCa
         assert load_index(sidecar) is None
         assert len(Indexer(cache, "shards")(str(shard))) == 3
     for damaged in (b"", b"junk", manifest_bytes(Manifest())[:10]):
-        with pytest.raises(UserError, match=r"^m: is no readable index .*run `vlm data index` again$"):
+        with pytest.raises(UserError, match=r"^m: is no readable index .*`vlm data index --fresh` makes it$"):
             parse_manifest(damaged, "m")
+        (tmp_path / NAME).write_bytes(damaged)
+        with caplog.at_level("WARNING"):
+            assert FolderIndex(cache, "shards").know([str(shard)])[str(shard)].samples == 3
+        assert "is no readable index" in caplog.text
+        assert parse_manifest((tmp_path / NAME).read_bytes(), NAME).shards["a.tar"].samples == 3
 
 
 @pytest.mark.slow
