@@ -1,13 +1,10 @@
 """From a stored image file to the uint8 pixels of a training crop or an evaluation view."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from data.bad_sample import BadSampleError
 from data.images import jpeg
@@ -145,13 +142,3 @@ def _centred(pixels: Pixels, size: int) -> Pixels:
         pixels = np.pad(pixels, [*((missing // 2, (missing + 1) // 2) for missing in short), (0, 0)])
     top, left = (round((extent - size) / 2.0) for extent in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
-
-
-def stack_pixels(images: Sequence[Pixels]) -> UInt8[Tensor, "batch 3 size size"]:
-    """One contiguous channels-first tensor from [size, size, 3] images, each copied once."""
-    size = images[0].shape[0]
-    batch = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    target = batch.numpy()
-    for row, pixels in enumerate(images):
-        target[row] = pixels.transpose(2, 0, 1)
-    return batch

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from data.images.augment import AugmentConfig
 from data.images.crop import Box
-from data.images.views import evaluation_view, read_region, stack_pixels
+from data.images.views import evaluation_view, read_region
 from tests.data.images.photographs import photograph, stored, turned_back, with_orientation
 from tests.data.images.test_training_view import WHOLE, view
 from tests.data.small_shards import picture
@@ -171,11 +171,3 @@ def test_tiny_and_narrow_images_are_used(size: tuple[int, int], form: str) -> No
     for seen in (view(data, spec()), evaluation_view(data, spec())):
         assert np.abs(seen.astype(int) - (200, 100, 50)).max() <= 4
     assert isinstance(read_region(data, spec(), WHOLE, (0,)).box, Box)
-
-
-def test_stacked_pixels_are_channels_first() -> None:
-    views = [evaluation_view(picture(n), spec(16)) for n in range(3)]
-    batch = stack_pixels(views)
-    assert batch.shape == (3, 3, 16, 16)
-    assert batch.is_contiguous()
-    assert np.array_equal(batch.numpy()[2, 1], views[2][:, :, 1])
