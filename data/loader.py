@@ -140,7 +140,7 @@ class BatchLoader:
 
     def _room(self, stage: Stage) -> tuple[UInt8[Tensor, "batch 3 size size"] | Slot, NDArray[np.uint8]]:
         """What to send, and the memory [rows, 3, size, size] to write to."""
-        taken = None if self._ring is None or stage.is_training_process else self._ring.take(stage.worker)
+        taken = None if self._ring is None else self._ring.take(stage.worker)
         if taken is not None:
             slot, pixels = taken
             return slot, pixels.transpose(0, 3, 1, 2)

@@ -88,7 +88,7 @@ class TrainStream:
         workers, prefetch = self._config.workers, self._config.prefetch
         pinned = self._world.device.type == "cuda"
         # A batch to train on, and those that a worker holds ready; pinning copies, so it needs no ring.
-        ring = self._load.use_ring(prefetch + 1, workers) if workers and not pinned else None
+        ring = None if pinned else self._load.use_ring(prefetch + 1, max(1, workers))
         loaded = load_ahead(
             self._load,
             range(start_step, start_step + num_steps),

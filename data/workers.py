@@ -47,7 +47,6 @@ class Stage:
         info = get_worker_info()
         self._stages = stages
         self.worker = 0 if info is None else int(info.id)
-        self.is_training_process = info is None
         self.is_first = self.worker == 0
         self.stride = max(1, stages.num_workers)
 

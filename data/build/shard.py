@@ -78,7 +78,7 @@ def write_shard(job: ShardJob) -> Finished:
 
 
 def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
-    """The members of one sample by suffix: the image, json, and cls where it has a label.
+    """The members of one sample by suffix: the image, txt (the first caption, for readers of one), json, a label's cls.
 
     Raises:
         BadSampleError: the image, the captions or the label cannot be used.
@@ -91,7 +91,7 @@ def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
         described = json.dumps(_described(entry, captions, image), ensure_ascii=False, default=str).encode()
     except ValueError as error:
         raise BadSampleError(f"its columns cannot be written as JSON ({error})") from error
-    members = {image.suffix: image.data, "json": described}
+    members = {image.suffix: image.data, "txt": captions[0].encode(), "json": described}
     if entry.label is not None:
         members["cls"] = str(class_number(entry.label)).encode()
     return members

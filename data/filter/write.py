@@ -88,8 +88,8 @@ def filter_shard(job: WriteJob) -> Filtered:
 def write_kept(shard: str, kept: Mapping[int, set[int]], path: Path) -> None:
     """Write the samples at the places `kept` names, with these of their captions; whole or not at all.
 
-    Members are copied bit by bit, in their stored order; only the json of a sample that loses some of several captions
-    is written anew. The same samples make the same file, always.
+    Members are copied bit by bit, in their stored order; only a sample that loses some of several captions has its json
+    written anew, and its txt where that held one of those. The same samples make the same file, always.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
@@ -105,12 +105,15 @@ def write_kept(shard: str, kept: Mapping[int, set[int]], path: Path) -> None:
 
 
 def _add(sample: StoredSample, captions: set[int], tar: tarfile.TarFile) -> None:
+    fields = sample.fields()
+    all_captions = sample.captions(fields)
+    left = [caption for place, caption in enumerate(all_captions) if place in captions]
     for suffix in sample.members:
         stored = sample.read(suffix)
-        if suffix == "json":
-            fields = sample.fields()
-            if len(captions) < len(sample.captions(fields)):
-                stored = with_captions(fields, captions)
+        if suffix == "json" and len(left) < len(all_captions):
+            stored = with_captions(fields, captions)
+        if suffix == "txt" and len(left) < len(all_captions) and stored.decode("utf-8", "replace").strip() not in left:
+            stored = left[0].encode()
         member = tarfile.TarInfo(f"{sample.key}.{suffix}")
         member.size = len(stored)
         member.mode = 0o644

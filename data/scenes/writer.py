@@ -123,10 +123,11 @@ def write_shard(job: ShardJob) -> int:
 
 
 def sample_of(plan: Plan, image_size: int) -> dict[str, str | bytes]:
-    """The members of one sample: image, ground truth and, where there are classes, the label."""
+    """The members of one sample: image, first caption, ground truth and, where there are classes, the label."""
     truth = json.dumps(_truth(plan, image_size)).encode()
+    caption = plan.captions[0].text if plan.captions else ""
     image = encode(render(plan.scene, plan.rng, image_size))
-    sample: dict[str, str | bytes] = {"__key__": plan.key, "jpg": image, "json": truth}
+    sample: dict[str, str | bytes] = {"__key__": plan.key, "jpg": image, "txt": caption.encode(), "json": truth}
     if plan.label is not None:
         sample["cls"] = str(plan.label).encode()
     return sample

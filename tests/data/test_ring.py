@@ -46,7 +46,7 @@ def test_a_worker_takes_slots_of_its_own_only() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, workers: int) -> None:
     pattern = write_source(tmp_path, [23, 14])
     alone = list(stream(pattern).batches(0, 30))
