@@ -115,7 +115,8 @@ def test_real_photographs(tmp_path: Path) -> None:
     held_out = HeldOutSet("flickr8k-test-*.tar", ImageSpec(size=112), root=str(REAL))
     assert len(held_out) == 1000
     assert {len(captions) for captions in held_out.captions} == {5}
-    digits = HeldOutSet("cifar10-test-*.tar.gz", ImageSpec(size=32), root=str(REAL), cache=ShardCache(CacheConfig(folder=str(tmp_path))))
+    cache = ShardCache(CacheConfig(folder=str(tmp_path)))
+    digits = HeldOutSet("cifar10-test-*.tar.gz", ImageSpec(size=32), root=str(REAL), cache=cache)
     assert digits.labels is not None
     assert torch.bincount(digits.labels).tolist() == [1000] * 10
     batches = list(digits.batches(World(), 1000))
