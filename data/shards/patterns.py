@@ -10,7 +10,7 @@ import braceexpand
 
 from data.shards.manifest import NAME, TEXTS
 from data.shards.sidecar import SUFFIX as SIDECAR
-from data.shards.store import is_remote, list_remote
+from data.shards.store import is_remote, list_remote, require_store
 from vlm.errors import UserError, nearest
 
 _WILD = re.compile(r"[*?\[]")
@@ -42,6 +42,7 @@ def _expand(pattern: str, root: str | None, where: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{where}: {pattern}: {error}") from error
     if is_remote(full):
+        _require_store(full, where)
         return [name for written in names for name in _remote(written, pattern, where)]
     return [name for written in names for name in _files(written, pattern, where)]
 
@@ -53,6 +54,13 @@ def _below(root: str | None, pattern: str) -> str:
         return f"{root.rstrip('/')}/{pattern}"
     full = os.path.expanduser(pattern)
     return full if os.path.isabs(full) else os.path.join(os.path.expanduser(root or "."), full)
+
+
+def _require_store(name: str, where: str) -> None:
+    try:
+        require_store(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _remote(name: str, pattern: str, where: str) -> list[str]:

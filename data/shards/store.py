@@ -43,6 +43,11 @@ def is_remote(name: str) -> bool:
     return scheme(name) not in ("", "file")
 
 
+def require_store(name: str) -> None:
+    """Raise UserError where the scheme of a URL is unknown, or its package is not installed."""
+    filesystem(name, _DEFAULT.silence)
+
+
 def local_path(name: str) -> Path:
     """The path that a name which is not remote stands for."""
     return Path(name.removeprefix("file://")).expanduser()

@@ -52,6 +52,7 @@ def test_absolute_patterns_ignore_the_root_and_relative_ones_need_none(
         ("nowhere/a.tar", "there is no folder {folder}/nowhere"),
         ("sub", "{folder}/sub is a folder; name its shards, as in {folder}/sub/*.tar"),
         ("https://127.0.0.1/x-*.tar", "https"),
+        ("s4://bucket/a.tar", "unknown scheme s4://; nearest: s3"),
         ("a-{00..02.tar", "a-{00..02.tar: "),
     ],
 )
@@ -74,8 +75,8 @@ def test_urls_are_taken_at_their_word_and_stars_ask_the_store(folder: Path) -> N
     store = fsspec.filesystem("memory")
     for name in ("x-1.tar", "x-0.tar", "x-0.tar.idx", "y.tar"):
         store.pipe(f"/patterns/{name}", b"")
-    assert expand_shards(["s3://b/{0..1}.tar"], str(folder), KEY) == ("s3://b/0.tar", "s3://b/1.tar")
-    assert expand_shards(["{0..1}.tar"], "s3://b/d/", KEY) == ("s3://b/d/0.tar", "s3://b/d/1.tar")
+    assert expand_shards(["https://b/{0..1}.tar"], str(folder), KEY) == ("https://b/0.tar", "https://b/1.tar")
+    assert expand_shards(["{0..1}.tar"], "https://b/d/", KEY) == ("https://b/d/0.tar", "https://b/d/1.tar")
     assert expand_shards(["pipe:cat {a,b} *.tar"], str(folder), KEY) == ("pipe:cat {a,b} *.tar",)
     found = expand_shards(["x-*"], "memory://patterns", KEY)
     assert [name.rpartition("/")[2] for name in found] == ["x-0.tar", "x-1.tar"]
