@@ -40,8 +40,9 @@ def _checkpoint_below(path: Path) -> Checkpoint:
 def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
     model = build_model(ModelConfig.model_validate(checkpoint.manifest.model))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    differences = first_differences(expected, checkpoint.shapes("weights"))
+    weights = checkpoint.inference_weights()
+    differences = first_differences(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
-    model.load_state_dict(checkpoint.inference_weights())
+    model.load_state_dict(weights)
     return model

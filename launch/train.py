@@ -1,5 +1,6 @@
 """Train a recipe: start or resume a run, evaluate it, write its report."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +22,17 @@ from vlm.batch import Skip
 from vlm.errors import UserError, nearest
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.objectives.objective import Objective
+from vlm.objectives.state import RunFacts
+from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint, Manifest
+from vlm.training.engine import name_in_module
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress
 from vlm.training.run_directory import RunDirectory
-from vlm.training.state import restore_state
+from vlm.training.state import restore_memory, restore_state
 from vlm.training.trainer import ScheduledEvaluation, Trainer
 from vlm.world import World
 
@@ -112,7 +117,26 @@ def open_stream(recipe: Recipe, model: DualEncoder, world: World) -> TrainStream
     )
 
 
+def build_objective(recipe: Recipe, model: DualEncoder, num_samples: int, world: World) -> Objective:
+    """The recipe's objective; what its terms learn is put into the model. Collective."""
+    num_steps = recipe.duration.steps(recipe.global_batch, num_samples)
+    facts = RunFacts(
+        dim=model.embed_dim,
+        num_samples=num_samples,
+        num_steps=num_steps,
+        steps_per_epoch=max(1, round(num_samples / recipe.global_batch)),
+        seed=recipe.seed,
+        world=world,
+    )
+    objective = Objective(recipe.objective, recipe.providers, Exchange(world, recipe.similarity), facts)
+    for name, value in objective.parameters().items():
+        model.term_parameters[name_in_module(name)] = torch.nn.Parameter(value.float())
+    return objective
+
+
 def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run: RunDirectory) -> Trainer:
+    world = World.current(accelerator.device)
+    objective = build_objective(recipe, parts.model, parts.source.num_samples, world)
     optimizer = build_optimizer(parts.model, recipe.optimizer, no_weight_decay_names(parts.model))
     engine = build_engine(
         recipe.engine,
@@ -133,7 +157,7 @@ def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run:
         data={source.name: source.num_samples for source in parts.source.sources},
         versions=package_versions(),
     )
-    return Trainer(recipe, engine, parts.source, parts.evaluations, run, manifest)
+    return Trainer(recipe, engine, objective, parts.source, parts.evaluations, run, manifest)
 
 
 def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: Checkpoint | None) -> None:
@@ -142,7 +166,8 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
     if checkpoint is not None:
         start_step = checkpoint.manifest.step
         checkpoint.verify(engine.world)
-        restore_state(checkpoint, engine, trainer.ema)
+        restore_state(checkpoint, engine, trainer.ema, trainer.teacher)
+        restore_memory(checkpoint, trainer.objective)
         parts.source.restore(checkpoint.manifest.stream)
         trainer.restore_counts(checkpoint.manifest.counts)
     recipe = trainer.config
@@ -173,13 +198,9 @@ def _told(problems: Sequence[Skip]) -> list[str]:
 
 def _rows_per_rank(global_batch: int) -> int:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    rows, left = divmod(global_batch, ranks)
-    if left:
-        around = [str(n * ranks) for n in (rows, rows + 1) if n]
-        raise UserError(
-            f"global_batch: {global_batch} is not divisible by {ranks} ranks; {' or '.join(around)} would work"
-        )
-    return rows
+    if global_batch < ranks:
+        raise UserError(f"global_batch: {global_batch} pairs leave some of {ranks} ranks without any")
+    return math.ceil(global_batch / ranks)
 
 
 def _require_trackers(names: tuple[str, ...]) -> None:

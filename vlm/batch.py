@@ -48,6 +48,27 @@ class Batch:
     captions: AllCaptions | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """Rows `start` to `stop` of these, with their captions; what was skipped and counted stays with the whole."""
+        rows = slice(start, stop)
+        captions = None
+        if self.captions is not None:
+            inside = (self.captions.rows >= start) & (self.captions.rows < stop)
+            tokens, lengths, owners = (part[inside] for part in self.captions)
+            captions = AllCaptions(tokens, lengths, owners - start)
+        return replace(
+            self,
+            images=self.images[rows],
+            tokens=self.tokens[rows],
+            lengths=self.lengths[rows],
+            sample_ids=self.sample_ids[rows],
+            keys=self.keys[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            skipped=(),
+            captions=captions,
+            counts={},
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same rows on `device`; copies from pinned memory run asynchronously."""
         return replace(

@@ -31,26 +31,36 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale), dtype=torch.float32))
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias, dtype=torch.float32))
+        # What an objective's terms learn beside the model: it trains, and is saved, with it.
+        self.term_parameters = nn.ParameterDict()
 
     @property
     def image_spec(self) -> ImageSpec:
         """What images must look like when they come here."""
         return self.image.spec
 
+    @property
+    def embed_dim(self) -> int:
+        """The width of an embedding."""
+        parts = self.config.architecture or self.config.towers
+        assert parts is not None
+        return parts.embed_dim
+
     def forward(
         self,
         images: UInt8[Tensor, "batch 3 height width"],
         tokens: Int64[Tensor, "texts length"],
         lengths: Int64[Tensor, " texts"],
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "texts dim"], Float[Tensor, "1"], Float[Tensor, "1"] | None]:
-        """Image and text embeddings, the limited scale, and the bias where there is one.
+    ) -> tuple[Tensor | None, ...]:
+        """Image [batch, dim] and text [texts, dim] embeddings, the limited scale, the bias or None, term parameters.
 
         A plain tuple, because the engines look for tensors in what a forward returns.
         """
         image, text = self.encode_image(images), self.encode_text(tokens, lengths)
         # A view, not the parameter itself: engines that shard parameters take theirs back after the forward.
         bias = None if self.logit_bias is None else self.logit_bias * 1
-        return image, text, limited_scale(self.logit_scale), bias
+        own = [parameter * 1 for parameter in self.term_parameters.values()]
+        return image, text, limited_scale(self.logit_scale), bias, *own
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""

@@ -1,41 +1,46 @@
-"""The contrastive loss of CLIP over the pairs of all ranks."""
+"""The contrastive loss of CLIP and ALIGN over the pairs of all ranks."""
 
-import torch
-import torch.nn.functional as F  # noqa: N812
+from typing import ClassVar
+
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from vlm.batch import Batch
-from vlm.encoded import Encoded
-from vlm.objectives.registry import register
+from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.registry import TERMS
 from vlm.objectives.term import Term
-from vlm.similarity.gather import gather_pairs
-from vlm.world import World
 
 
-def clip_loss(
-    image: Float[Tensor, "rows dim"],
-    text: Float[Tensor, "rows dim"],
-    logit_scale: Float[Tensor, "1"],
-    world: World,
-) -> Float[Tensor, ""]:
-    """This rank's share of the symmetric InfoNCE loss (Radford et al., 2021, figure 3); scale a, N pairs in all.
-
-    value = -1/(2N) sum_i [ log softmax_j(a <x_i, y_j>)_i + log softmax_j(a <y_i, x_j>)_i ], j over all N pairs.
-
-    Each rank holds n = N / W rows and computes the n x N logits of its own images and of its own texts. The mean over
-    its n rows is W / N times their sum: the share that `Term` asks for.
-    """
-    all_image, all_text = gather_pairs(image, text, world)
-    own = torch.arange(len(image), device=image.device) + world.rank * len(image)
-    image_logits = logit_scale * image @ all_text.T
-    text_logits = logit_scale * text @ all_image.T
-    return (F.cross_entropy(image_logits, own) + F.cross_entropy(text_logits, own)) / 2
-
-
-@register("clip")
+@TERMS.register("clip")
 class Clip(Term):
-    """The gathered CLIP loss: all pairs of the global batch are negatives of each other."""
+    """The symmetric InfoNCE loss: all pairs of the global batch are negatives of each other.
 
-    def __call__(self, encoded: Encoded, batch: Batch, world: World) -> Float[Tensor, ""]:  # noqa: D102, ARG002
-        return clip_loss(encoded.image, encoded.text, encoded.logit_scale, world)
+    value = -1/(2N) sum_i [ sum_j t_ij log softmax_j(a <x_i, y_j>) + sum_j t_ij log softmax_j(a <y_i, x_j>) ]
+
+    with a the logit scale, N pairs, and t_ij = (1 - e) [i = j] + e / N at a label smoothing of e (CLIP: Radford et al.,
+    2021, figure 3; smoothing: ALIGN, Jia et al., 2021, which sums the two directions: weight 2). A sample that is in
+    the batch twice is not a negative of itself.
+    """
+
+    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    takes_providers: ClassVar[bool] = True
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all N columns")
+    margin: float = Field(default=0.0, ge=0, description="subtracted from the positives' similarity")
+
+    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+        scale = pairs.logit_scale
+        positive = scale * (pairs.positive_similarity() - self.margin)
+        of_images, of_texts = pairs.negative_log_sum_exp(scale)
+        # log(1 + exp(negatives - positive)): with an aligned pair nothing is lost to 1 - 1. (softplus gives up at 20.)
+        losses = -(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2
+        if self.label_smoothing:
+            losses = losses + self.label_smoothing * (positive - self._mean_logits(pairs))
+        return pairs.share(losses)
+
+    def _mean_logits(self, pairs: Pairs) -> Float[Tensor, " rows"]:
+        """The mean of a pair's logits over all columns, both directions together: products with mean embeddings."""
+        mean_text = pairs.ranks.sum(pairs.text.sum(0)) / pairs.ranks.num_rows
+        mean_image = pairs.ranks.sum(pairs.image.sum(0)) / pairs.ranks.num_rows
+        return pairs.logit_scale * (pairs.image @ mean_text + pairs.text @ mean_image) / 2

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vlm.atomic import flush_to_disk, sha256, write_text
@@ -28,6 +29,7 @@ from vlm.world import World
 
 MANIFEST = "manifest.json"
 FORMAT = "vlm-checkpoint-1"
+TERM_PARAMETERS = "term_parameters."
 _FOLDER = re.compile(r"step-(\d{8})")
 _PARTIAL = ".partial"
 
@@ -83,8 +85,17 @@ def clear_unfinished(folder: Path) -> None:
 Group = tuple[dict[str, int], Callable[[str], Tensor]]
 
 
-def write_checkpoint(folder: Path, manifest: Manifest, groups: dict[str, Group], world: World) -> Path:
-    """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint."""
+def write_checkpoint(
+    folder: Path,
+    manifest: Manifest,
+    groups: dict[str, Group],
+    world: World,
+    pieces: dict[str, dict[str, Tensor]] | None = None,
+) -> Path:
+    """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint.
+
+    `pieces` are groups of which each rank has tensors of its own, under names that others may have too.
+    """
     target = folder / folder_name(manifest.step)
     aside = folder / f"{target.name}{_PARTIAL}"
     if world.is_main:
@@ -96,6 +107,10 @@ def write_checkpoint(folder: Path, manifest: Manifest, groups: dict[str, Group],
         path = aside / f"{group}-{world.rank:05d}.safetensors"
         if _write_share(path, sizes, whole, world):
             files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
+    for group, tensors in (pieces or {}).items():
+        path = aside / f"{group}-{world.rank:05d}.safetensors"
+        save_tensors(path, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
     written = {name: record for share in world.gather_objects(files) for name, record in share.items()}
     if world.is_main:
         complete = manifest.model_copy(update={"files": dict(sorted(written.items()))})
@@ -184,9 +199,18 @@ class Checkpoint:
         """All tensors of a group by name, on the CPU."""
         return {name: self.tensor(group, name) for name in self.names(group)}
 
+    def pieces(self, group: str) -> list[dict[str, Tensor]]:
+        """What each rank had of its own in a group when this was written, in rank order, on the CPU."""
+        names = sorted(name for name in self.manifest.files if name.rsplit("-", 1)[0] == group)
+        return [load_file(self.folder / name) for name in names]
+
     def inference_weights(self) -> dict[str, Tensor]:
-        """The weights and buffers to use the model with: the averaged ones where the run kept an average."""
-        return self.tensors("weights") | self.tensors("ema")
+        """The weights and buffers to use the model with: the averaged ones where the run kept an average.
+
+        What the objective's terms learned beside the model is left out.
+        """
+        weights = self.tensors("weights") | self.tensors("ema")
+        return {name: tensor for name, tensor in weights.items() if not name.startswith(TERM_PARAMETERS)}
 
     def _places(self, group: str) -> dict[str, Path]:
         if group not in self._where:

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vlm.batch import Batch
 from vlm.encoded import Encoded
@@ -16,6 +18,7 @@ from vlm.world import World
 EngineName = Literal["ddp", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16"]
 Moment = Literal["exp_avg", "exp_avg_sq"]
+_SLASH = "__of__"
 MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
 
 
@@ -39,11 +42,25 @@ class Engine(ABC):
         """The context in which the model computes under this engine's precision."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def encode(self, batch: Batch) -> Encoded:
-        """The embeddings of this rank's rows, through the wrapper that synchronises gradients. Collective."""
+    def encode(self, batch: Batch, *, captions: bool = False) -> Encoded:
+        """The embeddings of this rank's rows, through the wrapper that synchronises gradients. Collective.
+
+        With `captions`, all captions of each image are embedded where the batch brings several.
+        """
+        several = batch.captions if captions else None
+        tokens, lengths = (batch.tokens, batch.lengths) if several is None else (several.tokens, several.lengths)
         with self.autocast():
-            image, text, scale, bias = self.wrapped(batch.images, batch.tokens, batch.lengths)
-        return Encoded(image, text, scale, bias)
+            image, texts, scale, bias, *own = self.wrapped(batch.images, tokens, lengths)
+        parameters = dict(zip(self.term_parameter_names(), own, strict=True))
+        if several is None:
+            return Encoded(image, texts, scale, bias, parameters=parameters)
+        first = first_captions(several.rows, len(image))
+        return Encoded(image, texts[first], scale, bias, captions=texts, parameters=parameters)
+
+    def term_parameter_names(self) -> list[str]:
+        """The names (`term/name`) of what terms learn beside the model, in the order in which a forward returns it."""
+        own = getattr(self.module, "term_parameters", None)
+        return [] if own is None else [name.replace(_SLASH, "/") for name in own]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
@@ -57,6 +74,10 @@ class Engine(ABC):
     @abstractmethod
     def warm_up(self, batch: Batch) -> None:
         """Bring communication into the state that it keeps for the rest of the run; weights stay. Collective."""
+
+    @abstractmethod
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """Run the forward and backward of one micro-batch; gradients are put together over the ranks after the last."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -144,11 +165,16 @@ class ReplicatedEngine(Engine):
         if self.world.size == 1:
             return
         encoded = self.encode(batch)
-        loss = 0.0 * (encoded.image.sum() + encoded.text.sum() + encoded.logit_scale.sum())
-        if encoded.logit_bias is not None:
-            loss = loss + 0.0 * encoded.logit_bias.sum()
-        self.backward(loss)
+        self.backward(0.0 * touched(encoded))
         self._optimizer.zero_grad()
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:  # noqa: D102
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            yield
+            return
+        with self._wrapped.no_sync():
+            yield
 
     def backward(self, loss: Tensor) -> None:  # noqa: D102
         self.accelerator.backward(loss)
@@ -196,6 +222,24 @@ class ReplicatedEngine(Engine):
 
     def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102, ARG002
         return whole.to(self.world.device)
+
+
+def touched(encoded: Encoded) -> Tensor:
+    """The sum of all that an encoding holds: a loss of its multiple gives every parameter a gradient."""
+    whole = [encoded.image, encoded.text, encoded.logit_scale, *encoded.parameters.values()]
+    if encoded.logit_bias is not None:
+        whole.append(encoded.logit_bias)
+    return torch.stack([tensor.sum() for tensor in whole]).sum()
+
+
+def first_captions(rows: Int64[Tensor, " captions"], num_rows: int) -> Int64[Tensor, " rows"]:
+    """Where each row's first caption is; captions lie in the order of their rows."""
+    return torch.searchsorted(rows, torch.arange(num_rows, device=rows.device))
+
+
+def name_in_module(name: str) -> str:
+    """The key of a term's parameter `term/name` in a module, where neither `.` nor `/` are welcome."""
+    return name.replace("/", _SLASH)
 
 
 def held_tensor(module: nn.Module, name: str) -> Any:

@@ -5,13 +5,17 @@ from collections.abc import Callable
 import torch
 
 from vlm.errors import UserError
+from vlm.objectives.objective import Objective
 from vlm.training.checkpoint import Checkpoint, Group, first_differences
 from vlm.training.ema import Ema
 from vlm.training.engine import MOMENTS, Engine, Moment
+from vlm.training.teacher import Teacher
+
+MEMORY, OWN_MEMORY = "memory", "own"
 
 
-def state_groups(engine: Engine, ema: Ema | None) -> dict[str, Group]:
-    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, AdamW's moments, the average."""
+def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None) -> dict[str, Group]:
+    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, AdamW's moments, the averages."""
     trainable = {name: _numel(shape) for name, shape in engine.shapes.items() if name in engine.parameters()}
     groups: dict[str, Group] = {
         "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.weight)
@@ -20,12 +24,44 @@ def state_groups(engine: Engine, ema: Ema | None) -> dict[str, Group]:
         groups[kind] = (trainable, _moment_reader(engine, kind))
     if ema is not None:
         groups["ema"] = (trainable, ema.whole)
+    if teacher is not None:
+        groups["teacher"] = (trainable, teacher.average.whole)
     return groups
 
 
+def memory_groups(objective: Objective) -> dict[str, Group]:
+    """What terms remember and every rank has alike, as a group for `write_checkpoint`."""
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, state in objective.states.items()
+        for key, tensor in state.replicated().items()
+    }
+    return {MEMORY: ({name: tensor.numel() for name, tensor in tensors.items()}, tensors.__getitem__)}
+
+
+def own_pieces(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
+    """What terms remember on this rank alone, as a piece for `write_checkpoint`."""
+    tensors = {
+        f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.own().items()
+    }
+    return {OWN_MEMORY: tensors} if tensors else {}
+
+
+def restore_memory(checkpoint: Checkpoint, objective: Objective) -> None:
+    """Put back what terms remember, whatever world size wrote it."""
+    replicated, pieces = checkpoint.tensors(MEMORY), checkpoint.pieces(OWN_MEMORY)
+    for name, state in objective.states.items():
+        state.restore(_of(name, replicated), [_of(name, piece) for piece in pieces])
+
+
+def _of(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
 @torch.no_grad()
-def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None) -> None:
-    """Put weights, moments and the average back, whatever engine and world size wrote them. Collective."""
+def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teacher: Teacher | None = None) -> None:
+    """Put weights, moments and averages back, whatever engine and world size wrote them. Collective."""
     differences = first_differences(engine.shapes, checkpoint.shapes("weights"))
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
@@ -36,10 +72,11 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None) -> No
         name: {kind: moments[kind][name] for kind in MOMENTS} for name in engine.parameters()
     }
     engine.load_moments(by_name, checkpoint.manifest.num_updates)
-    if ema is not None:
-        group = "ema" if checkpoint.names("ema") else "weights"
-        for name in ema.shards:
-            ema.load(name, checkpoint.tensor(group, name))
+    for kind, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
+        group = kind if checkpoint.names(kind) else "weights"
+        if average is not None:
+            for name in average.shards:
+                average.load(name, checkpoint.tensor(group, name))
 
 
 def _moment_reader(engine: Engine, kind: Moment) -> Callable[[str], torch.Tensor]:

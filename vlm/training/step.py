@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlm.batch import Batch
-from vlm.objectives.objective import evaluate_objective
-from vlm.objectives.term import Term
+from vlm.objectives.objective import Objective
+from vlm.training.accumulation import MicroBatches, accumulate
 from vlm.training.ema import Ema
 from vlm.training.engine import Engine
-from vlm.training.randomness import seed_step
+from vlm.training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What takes a step: the engine with its weights, the objective with its memory, and the averages that follow."""
+
+    engine: Engine
+    objective: Objective
+    ema: Ema | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -22,15 +32,12 @@ class StepResult:
     grad_norm: float
 
 
-def train_step(
-    engine: Engine, terms: dict[str, Term], batch: Batch, ema: Ema | None, seed: int, lr: float
-) -> StepResult:
-    """Encode, compare, differentiate, update. Collective."""
-    seed_step(seed, batch.step, engine.world.rank)
-    encoded = engine.encode(batch)
-    loss, shares = evaluate_objective(terms, encoded, batch, engine.world)
-    engine.backward(loss)
-    grad_norm = engine.step(lr)
-    if ema is not None:
-        ema.update(batch.step)
-    return StepResult(loss.detach(), shares, encoded.logit_scale.detach(), grad_norm)
+def train_step(learner: Learner, batch: Batch, cuts: MicroBatches, seed: int, lr: float) -> StepResult:
+    """Encode, compare, differentiate, update; then let memory and averages follow. Collective."""
+    found = accumulate(learner.engine, learner.objective, batch, cuts, seed, learner.teacher)
+    grad_norm = learner.engine.step(lr)
+    learner.objective.commit()
+    for average in (learner.ema, learner.teacher):
+        if average is not None:
+            average.update(batch.step)
+    return StepResult(found.loss, found.terms, found.logit_scale, grad_norm)

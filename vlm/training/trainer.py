@@ -16,6 +16,9 @@ from vlm.duration import Duration, PositiveDuration
 from vlm.errors import UserError
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Providers, Terms
+from vlm.similarity.config import SimilarityConfig
+from vlm.training.accumulation import MicroBatches
 from vlm.training.checkpoint import Manifest, prune, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
@@ -24,8 +27,9 @@ from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
 from vlm.training.run_directory import RunDirectory
 from vlm.training.schedule import ScheduleConfig, rate_factor
-from vlm.training.state import state_groups
-from vlm.training.step import StepResult, train_step
+from vlm.training.state import memory_groups, own_pieces, state_groups
+from vlm.training.step import Learner, StepResult, train_step
+from vlm.training.teacher import Teacher, TeacherConfig
 from vlm.world import World
 
 
@@ -35,9 +39,15 @@ class TrainingConfig(Config):
     seed: int = 0
     duration: PositiveDuration = Duration(10, "epochs")
     global_batch: int = Field(default=256, gt=0, description="pairs a step, over all ranks")
+    micro_batch: int | None = Field(
+        default=None, gt=0, description="pairs that a rank puts through the towers at a time; null: all its pairs"
+    )
     engine: EngineName = "ddp"
     precision: Precision = "fp32"
-    objective: Objective = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
+    objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
+    providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")
+    similarity: SimilarityConfig = SimilarityConfig()
+    teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this; null: never")
@@ -92,6 +102,7 @@ class Trainer:
         self,
         config: TrainingConfig,
         engine: Engine,
+        objective: Objective,
         source: BatchSource,
         evaluations: list[ScheduledEvaluation],
         run: RunDirectory,
@@ -99,11 +110,13 @@ class Trainer:
     ) -> None:
         self.config = config
         self.engine = engine
+        self.objective = objective
         self.source = source
         self.evaluations = evaluations
         self.run_directory = run
         self.manifest = manifest
         self.ema = Ema(config.ema, engine) if config.ema else None
+        self.teacher = Teacher(config.teacher, engine) if objective.needs_teacher else None
         self.num_steps = self._steps(config.duration)
         self._log_every = max(1, self._steps(config.log_every))
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
@@ -126,13 +139,15 @@ class Trainer:
         )
         batches = self.source.batches(start_step, self.num_steps - start_step)
         self.engine.module.train()
+        learner = Learner(self.engine, self.objective, self.ema, self.teacher)
+        cuts = MicroBatches(self.config.global_batch, self.engine.world.size, self.config.micro_batch)
         for host_batch in clock.timed(batches):
             batch = host_batch.to(self.engine.world.device)
             if batch.step == start_step:
                 self.engine.warm_up(batch)
             factor = rate_factor(self.config.schedule, batch.step, self._warmup_steps, self.num_steps)
             lr = self.config.optimizer.lr * factor
-            result = train_step(self.engine, self.config.objective, batch, self.ema, self.config.seed, lr)
+            result = train_step(learner, batch, cuts, self.config.seed, lr)
             step = batch.step + 1
             ledger.add(batch)
             if self.config.record_samples:
@@ -175,7 +190,8 @@ class Trainer:
         )
         folder = self.run_directory.checkpoints
         with torch.no_grad():
-            write_checkpoint(folder, manifest, state_groups(self.engine, self.ema), self.engine.world)
+            groups = state_groups(self.engine, self.ema, self.teacher) | memory_groups(self.objective)
+            write_checkpoint(folder, manifest, groups, self.engine.world, own_pieces(self.objective))
         if self.engine.world.is_main:
             prune(folder, self.config.keep_checkpoints)
             self.source.forget(min(self.run_directory.checkpoint_steps()))

@@ -1,5 +1,7 @@
 """DeepSpeed's ZeRO stages 1 to 3, driven directly: backward, inspect, step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -70,6 +72,11 @@ class ZeroEngine(Engine):
 
     def warm_up(self, batch: Batch) -> None:
         """Nothing to do: ZeRO's sums have the same order from the first step on."""
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:  # noqa: D102
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        yield
 
     def backward(self, loss: Tensor) -> None:  # noqa: D102
         self._engine.backward(loss)

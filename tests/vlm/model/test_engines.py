@@ -16,7 +16,9 @@ from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.clip import Clip
-from vlm.objectives.objective import evaluate_objective
+from vlm.objectives.objective import Objective
+from vlm.similarity.exchange import Exchange
+from vlm.training.accumulation import MicroBatches, accumulate
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.engine import EngineName
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
@@ -56,8 +58,8 @@ def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int)
         keys=tuple(TEXTS[rows]),
     )
     engine.warm_up(batch)
-    loss, _ = evaluate_objective({"clip": Clip()}, engine.encode(batch), batch, engine.world)
-    engine.backward(loss)
+    objective = Objective({"clip": Clip()}, exchange=Exchange(engine.world))
+    accumulate(engine, objective, batch, MicroBatches(ROWS, world_size), seed=0)
     return {name: engine.gradient(name).clone() for name in engine.parameters()}
 
 

@@ -1,73 +1,75 @@
-"""The gathered CLIP loss: values and gradients of one process on the whole batch, in float64, at any world size."""
+"""The gathered CLIP loss: the definition's value and gradients at any world size, however ranks exchange rows."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tests.ranks import run_ranks
-from vlm.objectives.clip import clip_loss
-from vlm.world import World
+from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, defined, on_ranks
 
-N, D = 12, 5
+CLIP = Setting({"clip": 1.0})
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    image, text = (torch.randn(N, D, dtype=torch.float64, generator=generator) for _ in range(2))
-    return image, text, torch.tensor([1 / 0.07], dtype=torch.float64)
-
-
-def brute_force(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """The definition, pair by pair."""
-    image = image / image.norm(dim=1, keepdim=True)
-    text = text / text.norm(dim=1, keepdim=True)
+def cross_entropy(whole: Whole, smoothing: float = 0.0, margin: float = 0.0) -> Tensor:
+    """The definition, pair by pair; a sample's other rows are no negatives of it."""
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(len(image)):
-        to_texts = torch.stack([torch.exp(scale[0] * image[i] @ text[j]) for j in range(len(text))])
-        to_images = torch.stack([torch.exp(scale[0] * text[i] @ image[j]) for j in range(len(text))])
-        total = total - torch.log(to_texts[i] / to_texts.sum()) - torch.log(to_images[i] / to_images.sum())
-    return total / (2 * len(image))
-
-
-def gradients(image: Tensor, text: Tensor, scale: Tensor, loss_of: object) -> tuple[Tensor, ...]:
-    leaves = [tensor.clone().requires_grad_() for tensor in (image, text, scale)]
-    value = loss_of(*leaves)  # type: ignore[operator]
-    value.backward()
-    return value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)
-
-
-def on_this_rank() -> tuple[Tensor, ...]:
-    """The value, and the gradients of a model whose weights are the raw rows: what DDP's averaging would leave."""
-    world = World.current()
-    rows = slice(world.rank * N // world.size, (world.rank + 1) * N // world.size)
-
-    def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        x, y = image[rows], text[rows]
-        return clip_loss(x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), scale, world)
-
-    averaged = []
-    for tensor in gradients(*inputs(), loss):
-        if world.size > 1:
-            dist.all_reduce(tensor)
-        averaged.append(tensor / world.size)
-    return tuple(averaged)
+    count = len(whole.image)
+    for rows, columns in ((whole.image, whole.text), (whole.text, whole.image)):
+        for i in range(count):
+            logits = torch.stack(
+                [whole.scale[0] * (rows[i] @ columns[j] - (margin if i == j else 0)) for j in range(count)]
+            )
+            kept = [j for j in range(count) if j == i or whole.ids[j] != whole.ids[i]]
+            log_sum = torch.logsumexp(logits[kept], 0)
+            plain = torch.stack([whole.scale[0] * rows[i] @ columns[j] for j in range(count)])
+            positive = (1 - smoothing) * logits[i] + smoothing * plain.mean()
+            total = total + log_sum - positive
+    return total / (2 * count)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_value_and_averaged_gradients_equal_one_process_on_the_whole_batch(world_size: int) -> None:
-    expected = gradients(*inputs(), brute_force)
-    results = [on_this_rank()] if world_size == 1 else run_ranks(on_this_rank, world_size)
-    for result in results:
-        for found, wanted in zip(result, expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert_defined_by(CLIP, cross_entropy, (world_size,))
+
+
+@pytest.mark.parametrize("similarity", [{"exchange": "ring"}, {"exchange": "gather"}])
+@pytest.mark.parametrize("scale", [14.3, 100.0])
+def test_each_exchange_is_exact_at_any_scale(similarity: dict[str, Any], scale: float) -> None:
+    assert_defined_by(replace(CLIP, similarity=similarity, scale=scale), cross_entropy, (3,))
+
+
+def test_label_smoothing_spreads_over_the_global_batch() -> None:
+    setting = Setting({"clip": {"label_smoothing": 0.1}})
+    assert_defined_by(setting, lambda whole: cross_entropy(whole, smoothing=0.1), (1, 3))
+
+
+def test_a_sample_that_is_twice_in_the_batch_is_not_its_own_negative() -> None:
+    repeated = replace(CLIP, ids=(7, 3, 11, 5, 20, 2, 31, 8, 7, 40, 3))
+    assert_defined_by(repeated, cross_entropy, (1, 3))
+
+
+def test_groups_of_ranks_give_the_mean_of_the_groups_losses() -> None:
+    """Four ranks of 3, 1, 5 and 2 rows in groups of two: the pairs of a group are negatives of each other only."""
+
+    def grouped(whole: Whole) -> Tensor:
+        parts = []
+        for rows in (slice(0, 4), slice(4, 11)):
+            part = replace(whole, image=whole.image[rows], text=whole.text[rows], ids=whole.ids[rows])
+            parts.append(cross_entropy(part) * (rows.stop - rows.start) / 11)
+        return parts[0] + parts[1]
+
+    assert_same(on_ranks(replace(CLIP, similarity={"group_ranks": 2}), 4), defined(CLIP, grouped))
 
 
 def test_the_loss_of_identical_embeddings_is_the_log_of_the_batch() -> None:
-    rows = torch.zeros(7, 4, dtype=torch.float64)
-    rows[:, 0] = 1
-    assert clip_loss(rows, rows, torch.tensor([20.0], dtype=torch.float64), World()).item() == pytest.approx(
+    def identical(whole: Whole) -> Tensor:
+        return cross_entropy(
+            replace(whole, image=torch.ones(7, 4, dtype=torch.float64) / 2, text=torch.ones(7, 4).double() / 2)
+        )
+
+    assert defined(CLIP, lambda whole: identical(whole) + 0 * whole.image.sum())["value"].item() == pytest.approx(
         math.log(7)
     )

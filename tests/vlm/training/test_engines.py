@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
-from tests.vlm.training.toy import TERMS, Setup, start, toy_batch
+from tests.vlm.training.toy import WHOLE, Setup, learner_of, start, toy_batch
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
-from vlm.objectives.objective import evaluate_objective
+from vlm.training.accumulation import accumulate
 from vlm.training.checkpoint import Checkpoint, Manifest, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import MOMENTS, Engine, EngineName
@@ -39,11 +39,12 @@ def run_steps(engine: Engine, first: int, last: int, ema: Ema | None, lr: float 
     """The losses over the global batch of steps `first` to `last`."""
     losses = []
     world = engine.world
+    learner = learner_of(engine, ema)
     for step in range(first, last):
         batch = toy_batch(step, world.rank, world.size)
         if step == first:
             engine.warm_up(batch)
-        result = train_step(engine, TERMS, batch, ema, seed=0, lr=lr)
+        result = train_step(learner, batch, WHOLE, seed=0, lr=lr)
         losses.append(float(world.sum(result.loss.double()) / world.size))
     return losses
 
@@ -62,9 +63,7 @@ def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:
     ema = Ema(EmaConfig(decay=0.9), engine)
     batch = toy_batch(0, engine.world.rank, world_size)
     engine.warm_up(batch)
-    encoded = engine.encode(batch)
-    loss, _ = evaluate_objective(TERMS, encoded, batch, engine.world)
-    engine.backward(loss)
+    accumulate(engine, learner_of(engine).objective, batch, WHOLE, seed=0)
     gradients = {name: engine.gradient(name) for name in engine.parameters()}
     engine.step(0.0)
     dirty = engine.num_updates()

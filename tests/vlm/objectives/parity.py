@@ -1,0 +1,218 @@
+"""A term on several ranks against a definition written out on the whole batch, in float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from vlm.batch import AllCaptions, Batch
+from vlm.encoded import Encoded
+from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.state import RunFacts
+from vlm.similarity.config import SimilarityConfig
+from vlm.similarity.exchange import Exchange
+from vlm.world import World
+
+N, D = 11, 6
+UNEVEN: dict[int, tuple[int, ...]] = {1: (11,), 2: (7, 4), 3: (2, 5, 4), 4: (3, 1, 5, 2)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One objective on one fixture; plain values, so that it travels to ranks."""
+
+    terms: dict[str, Any]
+    providers: dict[str, Any] = field(default_factory=dict)
+    similarity: dict[str, Any] = field(default_factory=dict)
+    scale: float = 1 / 0.07
+    bias: float = -10.0
+    labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0, 3, 3, 1, 4)
+    ids: tuple[int, ...] = (7, 3, 11, 5, 20, 2, 31, 8, 9, 40, 1)
+    captions: tuple[int, ...] = (0, 1, 2, 3, 0, 5, 6, 7, 1, 9, 10)  # equal numbers: equal captions
+    several_captions: bool = False  # row i has 1 + i % 3 captions, the first of them its text
+    num_steps: int = 1  # steps evaluated and committed; the last one's value and gradients are returned
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole batch as a definition reads it: unit-norm rows that lead back to the leaves."""
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor
+    ids: Tensor
+    labels: Tensor
+    captions: Tensor  # the caption's number of each row
+    teacher_image: Tensor
+    teacher_text: Tensor
+    all_captions: Tensor  # [M, D], the captions of all rows
+    caption_rows: Tensor  # [M], whose each is
+    parameters: dict[str, Tensor]
+
+
+def leaves(setting: Setting, step: int = 0) -> dict[str, Tensor]:
+    """The raw rows and numbers of a step, fresh leaves. Later steps have other rows."""
+    generator = torch.Generator().manual_seed(3 + step)
+    names = ("image", "text", "teacher_image", "teacher_text")
+    drawn = {name: torch.randn(N, D, dtype=torch.float64, generator=generator) for name in names}
+    drawn["text"] = drawn["text"] + drawn["image"]  # pairs are nearer than chance
+    drawn["more_captions"] = torch.randn(
+        int(caption_rows(setting).numel()), D, dtype=torch.float64, generator=generator
+    )
+    drawn["scale"] = torch.tensor([setting.scale], dtype=torch.float64)
+    drawn["bias"] = torch.tensor([setting.bias], dtype=torch.float64)
+    return {name: tensor.requires_grad_(not name.startswith("teacher")) for name, tensor in drawn.items()}
+
+
+def caption_rows(setting: Setting) -> Tensor:
+    """Whose each caption is."""
+    return torch.tensor([row for row in range(N) for _ in range(1 + row % 3 if setting.several_captions else 1)])
+
+
+def whole(setting: Setting, raw: dict[str, Tensor], parameters: dict[str, Tensor] | None = None) -> Whole:
+    """The batch as a definition reads it."""
+    rows = caption_rows(setting)
+    text = unit(raw["text"])
+    first = torch.tensor([m == 0 or rows[m] != rows[m - 1] for m in range(len(rows))])
+    all_captions = torch.where(first[:, None], text[rows], unit(raw["more_captions"]))
+    return Whole(
+        image=unit(raw["image"]),
+        text=text,
+        scale=raw["scale"],
+        bias=raw["bias"],
+        ids=torch.tensor(setting.ids),
+        labels=torch.tensor(setting.labels),
+        captions=torch.tensor(setting.captions),
+        teacher_image=unit(raw["teacher_image"]),
+        teacher_text=unit(raw["teacher_text"]),
+        all_captions=all_captions,
+        caption_rows=rows,
+        parameters=parameters or {},
+    )
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1."""
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def on_this_rank(setting: Setting) -> dict[str, Tensor]:
+    """The value, and the gradient that the engine's mean over ranks leaves at each leaf, as one dictionary."""
+    world = World.current()
+    counts = UNEVEN[world.size]
+    first = sum(counts[: world.rank])
+    rows = slice(first, first + counts[world.rank])
+    exchange = Exchange(world, SimilarityConfig(**setting.similarity))
+    facts = RunFacts(dim=D, num_samples=40, num_steps=10, steps_per_epoch=5, seed=0, world=world)
+    objective = Objective(
+        TypeAdapter(Terms).validate_python(setting.terms),
+        TypeAdapter(Providers).validate_python(setting.providers),
+        exchange,
+        facts,
+    )
+    parameters = {name: value.double().requires_grad_() for name, value in objective.parameters().items()}
+    for step in range(setting.num_steps):
+        raw = leaves(setting, step)
+        for value in parameters.values():
+            value.grad = None
+        share = _evaluate(objective, setting, raw, parameters, rows, step)
+        share.backward()  # type: ignore[no-untyped-call]
+        objective.commit()
+    result = {"value": share.detach()}
+    for name, leaf in {**raw, **parameters}.items():
+        if leaf.requires_grad:
+            result[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    for tensor in result.values():
+        if world.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= world.size
+    return result
+
+
+def _evaluate(
+    objective: Objective,
+    setting: Setting,
+    raw: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    rows: slice,
+    step: int,
+) -> Tensor:
+    batch_of_all = whole(setting, raw)
+    of_rank = (batch_of_all.caption_rows >= rows.start) & (batch_of_all.caption_rows < rows.stop)
+    tokens = batch_of_all.captions[rows, None].expand(-1, 3).contiguous()
+    own_caption_rows = batch_of_all.caption_rows[of_rank] - rows.start
+    num_captions = len(own_caption_rows)
+    several = AllCaptions(
+        torch.zeros(num_captions, 3, dtype=torch.int64), torch.full((num_captions,), 3), own_caption_rows
+    )
+    count = rows.stop - rows.start
+    batch = Batch(
+        step=step,
+        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
+        tokens=tokens,
+        lengths=torch.full((count,), 3),
+        sample_ids=batch_of_all.ids[rows],
+        keys=tuple(map(str, range(rows.start, rows.stop))),
+        labels=batch_of_all.labels[rows],
+        captions=several if setting.several_captions else None,
+    )
+    encoded = Encoded(
+        batch_of_all.image[rows],
+        batch_of_all.text[rows],
+        batch_of_all.scale,
+        batch_of_all.bias,
+        captions=batch_of_all.all_captions[of_rank] if setting.several_captions else None,
+        parameters=parameters,
+    )
+    teacher = Encoded(
+        batch_of_all.teacher_image[rows].detach(), batch_of_all.teacher_text[rows].detach(), batch_of_all.scale.detach()
+    )
+    share, _ = objective.evaluate(encoded, batch, teacher=teacher)
+    return share
+
+
+def on_ranks(setting: Setting, world_size: int) -> dict[str, Tensor]:
+    """`on_this_rank` under `world_size` ranks with uneven rows; each rank must end with the same."""
+    results = [on_this_rank(setting)] if world_size == 1 else run_ranks(on_this_rank, world_size, setting)
+    for other in results[1:]:
+        for name, tensor in other.items():
+            torch.testing.assert_close(tensor, results[0][name], rtol=0, atol=0)
+    first: dict[str, Tensor] = results[0]
+    return first
+
+
+def defined(setting: Setting, definition: Callable[[Whole], Tensor], step: int = 0) -> dict[str, Tensor]:
+    """Value and gradients of a definition on the whole batch, by autograd."""
+    raw = leaves(setting, step)
+    value = definition(whole(setting, raw))
+    value.backward()  # type: ignore[no-untyped-call]
+    gradients = {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in raw.items()
+        if leaf.requires_grad
+    }
+    return {"value": value.detach(), **gradients}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+    """Value and all gradients of `expected` are found."""
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_defined_by(
+    setting: Setting, definition: Callable[[Whole], Tensor], world_sizes: tuple[int, ...] = (1, 3)
+) -> None:
+    """The objective equals its definition on the whole batch, value and gradients, at each world size."""
+    expected = defined(setting, definition)
+    for world_size in world_sizes:
+        assert_same(on_ranks(setting, world_size), expected)

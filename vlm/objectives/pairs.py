@@ -1,0 +1,231 @@
+"""What a term reads: this rank's pairs, the columns of the whole batch, and the negatives that providers add."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vlm.batch import Batch
+from vlm.encoded import Encoded
+from vlm.errors import UserError
+from vlm.objectives.state import TermState
+from vlm.similarity.collectives import RowGroup
+from vlm.similarity.entries import EntryWeights, EqualKeys
+from vlm.similarity.exchange import Exchange
+from vlm.similarity.log_sum_exp import log_sum_exp
+from vlm.similarity.tiles import Columns
+
+Modality = Literal["image", "text"]
+
+
+class ExtraNegatives(ABC):
+    """Negatives beside those of the batch: a queue, mixtures, counterfactual texts. They carry no gradient.
+
+    `others` says which modality the negatives are of: images are compared with extra texts, texts with extra images.
+    Queries are this rank's rows; entries of the query's own sample do not count.
+    """
+
+    @abstractmethod
+    def num_columns(self, others: Modality) -> Int64[Tensor, " rows"]:
+        """How many extra negatives each row has."""
+
+    @abstractmethod
+    def log_sum_exp(
+        self, queries: Float[Tensor, "rows dim"], others: Modality, scale: Float[Tensor, " rows_or_1"]
+    ) -> Float[Tensor, " rows"]:
+        """log sum_j exp(scale_i <q_i, e_ij>) over a row's extra negatives; -inf where it has none."""
+
+    @abstractmethod
+    def softplus_sum(
+        self,
+        queries: Float[Tensor, "rows dim"],
+        others: Modality,
+        scale: Float[Tensor, "1"],
+        bias: Float[Tensor, "1"],
+    ) -> Float[Tensor, " rows"]:
+        """sum_j softplus(scale <q_i, e_ij> + bias) over a row's extra negatives."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One step's pairs as a term sees them: n of N on this rank, `ranks` those among which they are compared.
+
+    Whatever is gathered is gathered once and shared by all terms; a gathered tensor's gradient returns to its owner
+    summed over ranks. `extra` and `positive_spread` come from the providers attached to the term; `state` and
+    `parameters` are the term's own (or, for a provider, its own).
+    """
+
+    encoded: Encoded
+    batch: Batch
+    exchange: Exchange
+    ranks: RowGroup
+    num_pairs: int  # of all ranks, those of other groups too
+    seed: int = 0
+    teacher: Encoded | None = None
+    extra: tuple[ExtraNegatives, ...] = ()
+    positive_spread: Float[Tensor, " rows"] | None = None
+    state: TermState | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    _gathered: "Gathered | None" = None
+
+    @property
+    def image(self) -> Float[Tensor, "rows dim"]:
+        """This rank's image embeddings."""
+        return self.encoded.image
+
+    @property
+    def text(self) -> Float[Tensor, "rows dim"]:
+        """This rank's text embeddings."""
+        return self.encoded.text
+
+    @property
+    def logit_scale(self) -> Float[Tensor, "1"]:
+        """1 / temperature."""
+        return self.encoded.logit_scale
+
+    @property
+    def ids(self) -> Int64[Tensor, " rows"]:
+        """This rank's sample ids."""
+        return self.batch.sample_ids
+
+    @property
+    def gathered(self) -> "Gathered":
+        """What this step has gathered so far."""
+        assert self._gathered is not None
+        return self._gathered
+
+    def share(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """This rank's share of the mean over the global batch of one number a pair."""
+        return losses.sum() * (self.exchange.world.size / self.num_pairs)
+
+    def positive_similarity(self) -> Float[Tensor, " rows"]:
+        """<x_i, y_i>, made harder by the providers: (2 l^2 - 2 l + 1) s + 2 l (1 - l) at a spread of l."""
+        similarity = (self.image * self.text).sum(1)
+        if self.positive_spread is None:
+            return similarity
+        spread = self.positive_spread
+        return (2 * spread**2 - 2 * spread + 1) * similarity + 2 * spread * (1 - spread)
+
+    def negative_log_sum_exp(
+        self,
+        scale: Float[Tensor, "1"],
+        negatives: tuple[EntryWeights, ...] | None = None,
+        of_text_negatives: tuple[EntryWeights, ...] | None = None,
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Of each own image log sum_j exp(a <x_i, y_j>) over its negatives, of each own text the same over images.
+
+        Negatives are all entries of other samples, or those that `negatives` leaves, and what providers add; texts
+        (columns) may have their own.
+        """
+        weights = self.gathered.other_samples if negatives is None else negatives
+        of_images, parts = log_sum_exp(
+            self.image, self.gathered.text_columns, scale, weights, of_text_negatives, product=self.exchange.product
+        )
+        of_texts = self.ranks.merge_log_sum_exp(parts)
+        for extra in self.extra:
+            of_images = torch.logaddexp(of_images, extra.log_sum_exp(self.image, "text", scale))
+            of_texts = torch.logaddexp(of_texts, extra.log_sum_exp(self.text, "image", scale))
+        return of_images, of_texts
+
+
+class Gathered:
+    """What all terms of a step share of other ranks' rows, fetched when first asked for.
+
+    `needed` names the embeddings that are fetched in one collective (those the enabled terms declare).
+    """
+
+    def __init__(
+        self, encoded: Encoded, batch: Batch, exchange: Exchange, ranks: RowGroup, needed: frozenset[Modality]
+    ) -> None:
+        self._encoded, self._batch, self._exchange, self._ranks = encoded, batch, exchange, ranks
+        self._needed = needed
+        self._embeddings: dict[Modality, Tensor] = {}
+
+    @cached_property
+    def ids(self) -> Int64[Tensor, " all"]:
+        """All ranks' sample ids."""
+        return self._ranks.gather_constant(self._batch.sample_ids)
+
+    @cached_property
+    def other_samples(self) -> tuple[EntryWeights, ...]:
+        """Leaves all entries but those of the same sample."""
+        return (EqualKeys(self._batch.sample_ids, self.ids),)
+
+    @cached_property
+    def text_columns(self) -> Columns:
+        """All texts as columns, as the exchange delivers them."""
+        if self._exchange.config.exchange == "ring":
+            return self._exchange.columns(self._encoded.text, self._ranks)
+        return Columns(self.text)
+
+    @cached_property
+    def image_columns(self) -> Columns:
+        """All images as columns, as the exchange delivers them."""
+        if self._exchange.config.exchange == "ring":
+            return self._exchange.columns(self._encoded.image, self._ranks)
+        return Columns(self.image)
+
+    @property
+    def image(self) -> Float[Tensor, "all dim"]:
+        """All ranks' image embeddings."""
+        return self._embedding("image")
+
+    @property
+    def text(self) -> Float[Tensor, "all dim"]:
+        """All ranks' text embeddings."""
+        return self._embedding("text")
+
+    def _embedding(self, name: Modality) -> Tensor:
+        if name not in self._embeddings:
+            missing = sorted((self._needed | {name}) - self._embeddings.keys())
+            rows = torch.cat([getattr(self._encoded, part) for part in missing], dim=1)
+            parts = self._ranks.gather(rows, self._exchange.wire).chunk(len(missing), dim=1)
+            self._embeddings.update(zip(missing, parts, strict=True))
+        return self._embeddings[name]
+
+
+def gather_pairs(
+    encoded: Encoded,
+    batch: Batch,
+    exchange: Exchange,
+    *,
+    needed: frozenset[Modality] = frozenset(),
+    seed: int = 0,
+    teacher: Encoded | None = None,
+    num_pairs: int | None = None,
+) -> Pairs:
+    """The pairs of one step, or of a part of one that has `num_pairs` in all. Collective."""
+    ranks, counted = exchange.count(len(encoded.image))
+    num_pairs = counted if num_pairs is None else num_pairs
+    gathered = Gathered(encoded, batch, exchange, ranks, needed)
+    return Pairs(encoded, batch, exchange, ranks, num_pairs, seed=seed, teacher=teacher, _gathered=gathered)
+
+
+GroupKey = Literal["sample", "caption", "label"]
+
+
+def group_keys(pairs: Pairs, by: GroupKey) -> Int64[Tensor, " rows"]:
+    """A key for each own pair; pairs with the same key belong together. Raises UserError where data has no labels."""
+    if by == "sample":
+        return pairs.ids
+    if by == "caption":
+        return caption_keys(pairs.batch.tokens, pairs.batch.lengths)
+    if pairs.batch.labels is None:
+        raise UserError(
+            "objective: a term groups pairs by label, and the data has none (a `cls` file beside the image)"
+        )
+    return pairs.batch.labels
+
+
+def caption_keys(tokens: Int64[Tensor, "rows length"], lengths: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """A hash of each caption's token ids, whatever it is padded to."""
+    keys = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+    for place in range(tokens.shape[1]):
+        mixed = (keys ^ (tokens[:, place] + 1)) * 0x5851F42D4C957F2D + place
+        keys = torch.where(place < lengths, mixed ^ (mixed >> 29), keys)
+    return keys

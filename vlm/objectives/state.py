@@ -1,0 +1,43 @@
+"""What terms and providers remember from step to step."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlm.world import World
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What state may depend on: the embedding's width, the data's size, the run's length, and the ranks."""
+
+    dim: int
+    num_samples: int
+    num_steps: int
+    steps_per_epoch: int
+    seed: int
+    world: World
+
+
+class TermState(ABC):
+    """What a term or provider remembers from step to step; it is in the checkpoint, whatever the world size.
+
+    A step proposes a change while the term is evaluated; `commit` makes it last, once a step, after the update.
+    """
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make the last evaluation's proposal last. Collective."""
+
+    def replicated(self) -> dict[str, Tensor]:
+        """Tensors that are the same on all ranks."""
+        return {}
+
+    def own(self) -> dict[str, Tensor]:
+        """Tensors of which each rank holds other rows (the first dimension may differ from rank to rank)."""
+        return {}
+
+    @abstractmethod
+    def restore(self, replicated: dict[str, Tensor], pieces: list[dict[str, Tensor]]) -> None:
+        """Go back to a saved state: the replicated tensors, and what each rank of that time held, in rank order."""

@@ -1,0 +1,177 @@
+"""Collectives over rows that the ranks hold in unequal numbers, with and without gradient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The ranks of one process group and how many rows each of them holds, in rank order.
+
+    With B bytes a rank and W ranks, `gather` and `sum_to_owners` send (W - 1) B from each rank; rows are padded to the
+    fullest rank's for the wire.
+    """
+
+    group: dist.ProcessGroup | None
+    rank: int
+    counts: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        return len(self.counts)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all ranks together."""
+        return sum(self.counts)
+
+    @property
+    def own(self) -> slice:
+        """Where this rank's rows lie among all rows."""
+        start = sum(self.counts[: self.rank])
+        return slice(start, start + self.counts[self.rank])
+
+    def gather(self, rows: Shaped[Tensor, "rows ..."], wire: torch.dtype | None = None) -> Shaped[Tensor, "all ..."]:
+        """Every rank's rows, in rank order; the backward sums over ranks what each says about a row."""
+        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows, self, wire)
+        return gathered
+
+    def gather_constant(self, rows: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all ..."]:
+        """Every rank's rows of any type, in rank order, without gradient."""
+        return rows.detach() if self.size == 1 else all_gather_rows(rows.detach(), self)
+
+    def sum_to_owners(self, parts: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "rows ..."]:
+        """The sum over ranks of `parts`, of which each rank gets its own rows. Differentiable."""
+        summed: Tensor = parts if self.size == 1 else _SumToOwners.apply(parts, self)
+        return summed
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, the same on each; the gradient is that of the sum of all ranks' losses."""
+        total: Tensor = value if self.size == 1 else _Sum.apply(value, self)
+        return total
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The element-wise maximum over ranks, without gradient."""
+        most = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
+        return most
+
+    def merge_log_sum_exp(self, parts: Shaped[Tensor, " all"]) -> Shaped[Tensor, " rows"]:
+        """log(sum over ranks of exp(parts)), of which each rank gets its own rows. Differentiable.
+
+        Two all-reduces of N numbers each: the largest part, then the sum beside it.
+        """
+        merged: Tensor = parts if self.size == 1 else _MergeLogSumExp.apply(parts, self)
+        return merged
+
+
+def all_gather_rows(rows: Tensor, ranks: RowGroup, wire: torch.dtype | None = None) -> Tensor:
+    """Every rank's rows, in rank order, without gradient."""
+    longest = max(ranks.counts)
+    sent = _padded(rows if wire is None else rows.to(wire), longest)
+    received = sent.new_empty(ranks.size * longest, *rows.shape[1:])
+    dist.all_gather_into_tensor(as_bits(received), as_bits(sent), group=ranks.group)
+    return _unpadded(received, ranks.counts).to(rows.dtype)
+
+
+def reduce_scatter_rows(parts: Tensor, ranks: RowGroup, wire: torch.dtype | None = None) -> Tensor:
+    """This rank's rows of the sum of `parts` over ranks, without gradient. A low-precision wire still sums in full."""
+    longest = max(ranks.counts)
+    pieces = [_padded(piece, longest) for piece in parts.split(list(ranks.counts))]
+    sent = torch.cat(pieces)
+    if wire is None:
+        own = sent.new_empty(longest, *parts.shape[1:])
+        dist.reduce_scatter_tensor(own, sent, group=ranks.group)
+    else:
+        low = sent.to(wire)
+        received = torch.empty_like(low)
+        dist.all_to_all_single(as_bits(received), as_bits(low), group=ranks.group)
+        own = received.view(ranks.size, longest, *parts.shape[1:]).to(parts.dtype).sum(0)
+    return own[: ranks.counts[ranks.rank]]
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """bf16 as int16: not every backend moves bf16."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])
+
+
+def _unpadded(padded: Tensor, counts: Sequence[int]) -> Tensor:
+    if len(set(counts)) == 1:
+        return padded
+    blocks = padded.view(len(counts), -1, *padded.shape[1:])
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: RowGroup, wire: torch.dtype | None) -> Tensor:
+        ctx.ranks, ctx.wire = ranks, wire
+        return all_gather_rows(rows, ranks, wire)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return reduce_scatter_rows(gradient, ctx.ranks, ctx.wire), None, None
+
+
+class _SumToOwners(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, ranks: RowGroup) -> Tensor:
+        ctx.ranks = ranks
+        return reduce_scatter_rows(parts, ranks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return all_gather_rows(gradient, ctx.ranks), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ranks: RowGroup) -> Tensor:
+        ctx.ranks = ranks
+        total = value.clone()
+        dist.all_reduce(total, group=ranks.group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.ranks.group)
+        return total, None
+
+
+class _MergeLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, ranks: RowGroup) -> Tensor:
+        largest = parts.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
+        reference = largest.clamp(min=torch.finfo(parts.dtype).min)  # a column without any entry stays -inf
+        total = (parts - reference).exp()
+        dist.all_reduce(total, group=ranks.group)
+        merged = reference + total.log()
+        ctx.ranks = ranks
+        ctx.save_for_backward((parts - merged).exp().nan_to_num(0.0))
+        return merged[ranks.own].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (shares,) = ctx.saved_tensors
+        return shares * all_gather_rows(gradient, ctx.ranks), None

@@ -1,0 +1,67 @@
+"""Blocks of columns that travel from rank to rank while the tiles of the last one are computed."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from vlm.similarity.collectives import RowGroup, as_bits
+
+Visit = Callable[[int, Tensor], Tensor]
+
+
+class Ring:
+    """A circle of ranks: each passes the block it holds to the next one, and computes with it meanwhile.
+
+    With B bytes a block and W ranks, a forward sends (W - 1) B from each rank; a backward sends (W - 1) B of columns
+    again and W B of their gradients (always in full precision). That is W B more than a gather and its reduce-scatter,
+    for one block to spare in memory instead of W of them. Blocks are padded to the fullest rank's rows.
+    """
+
+    def __init__(self, ranks: RowGroup, wire: torch.dtype | None = None) -> None:
+        self.ranks = ranks
+        self._wire = wire
+        group = ranks.group or dist.group.WORLD
+        assert group is not None
+        self._next = dist.get_global_rank(group, (ranks.rank + 1) % ranks.size)
+        self._last = dist.get_global_rank(group, (ranks.rank - 1) % ranks.size)
+
+    def blocks(self, own: Float[Tensor, "rows dim"]) -> Iterator[tuple[int, Float[Tensor, "block dim"]]]:
+        """Every rank's block with the rank it is of, this rank's first; the next one is on its way meanwhile."""
+        ranks = self.ranks
+        block = self._padded(own).to(self._wire or own.dtype)
+        for turn in range(ranks.size):
+            owner = (ranks.rank - turn) % ranks.size
+            coming, pending = block, list[dist.Work]()
+            if turn + 1 < ranks.size:
+                coming, pending = self._pass_on(block)
+            yield owner, block[: ranks.counts[owner]].to(own.dtype)
+            for request in pending:
+                request.wait()
+            block = coming
+
+    def visit(self, own: Float[Tensor, "rows dim"], visit: Visit) -> Float[Tensor, "rows dim"]:
+        """The sum over ranks of `visit(owner, block)` for this rank's own block: each adds to it as it passes."""
+        arriving, pending = self._padded(torch.zeros_like(own)), list[dist.Work]()
+        for owner, block in self.blocks(own):
+            said = visit(owner, block)
+            for request in pending:
+                request.wait()
+            arriving, pending = self._pass_on(self._padded(said + arriving[: len(said)]))
+        for request in pending:
+            request.wait()
+        return arriving[: len(own)]
+
+    def _pass_on(self, block: Tensor) -> tuple[Tensor, list[dist.Work]]:
+        coming = torch.empty_like(block)
+        group = self.ranks.group
+        send = dist.P2POp(dist.isend, as_bits(block), self._next, group)
+        receive = dist.P2POp(dist.irecv, as_bits(coming), self._last, group)
+        return coming, dist.batch_isend_irecv([send, receive])
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(max(self.ranks.counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return padded

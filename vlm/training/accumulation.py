@@ -1,0 +1,174 @@
+"""Accumulation with all negatives: micro-batches through the towers, one evaluation of the objective on all of them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlm.batch import Batch
+from vlm.encoded import Encoded
+from vlm.objectives.objective import Objective
+from vlm.training.engine import Engine, first_captions, touched
+from vlm.training.randomness import seed_step
+from vlm.training.teacher import Teacher, micro_batches
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """This rank's shares of the objective and of its terms, and the scale that they were evaluated at; no graph."""
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    logit_scale: Float[Tensor, "1"]
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How a rank's rows of a global batch are cut: every rank runs the same number of forwards."""
+
+    global_batch: int
+    world_size: int
+    rows: int | None = None  # of one rank that go through the towers together; None: all of them
+
+    @property
+    def count(self) -> int:
+        """Forwards a step and rank."""
+        fullest = math.ceil(self.global_batch / self.world_size)
+        return 1 if self.rows is None else math.ceil(fullest / self.rows)
+
+    def cut(self, num_rows: int) -> list[tuple[int, int]]:
+        """Where each micro-batch of `num_rows` starts and stops; where rows are fewer than cuts, some are empty."""
+        return [(num_rows * part // self.count, num_rows * (part + 1) // self.count) for part in range(self.count)]
+
+
+def accumulate(
+    engine: Engine, objective: Objective, batch: Batch, cuts: MicroBatches, seed: int, teacher: Teacher | None = None
+) -> Evaluated:
+    """Add the gradient of the objective over the global batch to the weights' gradients. Collective.
+
+    With one micro-batch: forward, objective, backward. With several, two passes (GradCache: Gao et al., 2021): all are
+    embedded without a graph, the objective is evaluated once on all of the rank's embeddings and differentiated there,
+    then each is embedded again under the same random numbers and takes its embeddings' gradient back through the
+    towers. Terms that compare no pairs join the second pass. Memory: one micro-batch's graph and O(rows dim).
+    """
+    parts = cuts.cut(len(batch.images))
+    captions = objective.needs_captions and batch.captions is not None
+    taught = teacher.embed(batch, parts, captions=captions) if teacher else None
+    if len(parts) == 1:
+        seed_step(seed, batch.step, engine.world.rank)
+        encoded = engine.encode(batch, captions=captions)
+        total, shares = objective.evaluate(encoded, batch, teacher=taught)
+        engine.backward(total)
+        return Evaluated(total.detach(), shares, encoded.logit_scale.detach())
+    passes = _TwoPasses(engine, objective, batch, parts, seed)
+    leaves = passes.embed()
+    seed_step(seed, batch.step, engine.world.rank)
+    total, shares = objective.evaluate(_with_text(leaves, batch), batch, teacher=taught, pairwise=True)
+    more, other_shares = passes.backward(_gradients(total, leaves), cuts.global_batch)
+    return Evaluated(total.detach() + more, {**shares, **other_shares}, leaves.logit_scale.detach())
+
+
+class _TwoPasses:
+    """The micro-batches of one step on one rank, embedded twice with the same random numbers."""
+
+    def __init__(
+        self, engine: Engine, objective: Objective, batch: Batch, parts: list[tuple[int, int]], seed: int
+    ) -> None:
+        self._engine, self._objective = engine, objective
+        self._batch, self._parts, self._seed = batch, parts, seed
+        self._captions = objective.needs_captions and batch.captions is not None
+
+    @torch.no_grad()
+    def embed(self) -> Encoded:
+        """All embeddings, the scale, the bias and the terms' parameters, as leaves of a new graph."""
+        encodings = [(encoded, filled) for _, encoded, filled in self._forwards()]
+        kept = [encoded for encoded, filled in encodings if filled]
+        texts = torch.cat([_texts(encoded) for encoded in kept])
+        first = kept[0]
+        return Encoded(
+            _leaf(torch.cat([encoded.image for encoded in kept])),
+            _leaf(texts),
+            _leaf(first.logit_scale),
+            None if first.logit_bias is None else _leaf(first.logit_bias),
+            captions=first.captions,
+            parameters={name: _leaf(value) for name, value in first.parameters.items()},
+        )
+
+    def backward(self, gradients: Encoded, num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embed again and go back through the towers; the shares of the terms that compare no pairs."""
+        total, shares = gradients.image.new_zeros(()), dict[str, Tensor]()
+        for number, (part, encoded, filled) in enumerate(self._forwards(accumulating=True)):
+            loss = 0.0 * touched(encoded)
+            if filled:
+                loss = loss + self._of_rows(encoded, gradients, number)
+            if number == len(self._parts) - 1:
+                loss = loss + _of_parameters(encoded, gradients)
+            more, of_terms = self._objective.evaluate(encoded, part, pairwise=False, num_pairs=num_pairs)
+            self._engine.backward(loss + more * filled)
+            total = total + more.detach() * filled
+            for name, share in of_terms.items():
+                shares[name] = shares.get(name, 0.0) + share * filled
+        return total, shares
+
+    def _forwards(self, *, accumulating: bool = False) -> Iterator[tuple[Batch, Encoded, bool]]:
+        for number, (part, filled) in enumerate(micro_batches(self._batch, self._parts)):
+            seed_step(self._seed, self._batch.step, self._engine.world.rank, number)
+            last = not accumulating or number == len(self._parts) - 1
+            with self._engine.accumulating(last=last):
+                yield part, self._engine.encode(part, captions=self._captions), filled
+
+    def _of_rows(self, encoded: Encoded, gradients: Encoded, number: int) -> Tensor:
+        start, stop = self._parts[number]
+        image = (encoded.image * gradients.image[start:stop]).sum()
+        if self._captions:
+            assert self._batch.captions is not None
+            owners = self._batch.captions.rows
+            start, stop = torch.searchsorted(owners, torch.tensor([start, stop], device=owners.device)).tolist()
+        return image + (_texts(encoded) * gradients.text[start:stop]).sum()
+
+
+def _texts(encoded: Encoded) -> Tensor:
+    """What the text tower made: of each row one text, or all captions."""
+    return encoded.text if encoded.captions is None else encoded.captions
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
+
+
+def _with_text(leaves: Encoded, batch: Batch) -> Encoded:
+    """Leaves whose `text` is all that the text tower made, as the terms read them."""
+    if leaves.captions is None:
+        return leaves
+    assert batch.captions is not None
+    return replace(
+        leaves, text=leaves.text[first_captions(batch.captions.rows, len(leaves.image))], captions=leaves.text
+    )
+
+
+def _gradients(total: Tensor, leaves: Encoded) -> Encoded:
+    """d total / d leaf, in the leaf's place."""
+    own = list(leaves.parameters)
+    bias = [] if leaves.logit_bias is None else [leaves.logit_bias]
+    tensors = [leaves.image, leaves.text, leaves.logit_scale, *bias, *leaves.parameters.values()]
+    found = [torch.zeros_like(tensor) for tensor in tensors]
+    if total.requires_grad:
+        grads = torch.autograd.grad(total, tensors, allow_unused=True)
+        found = [zeros if grad is None else grad for zeros, grad in zip(found, grads, strict=True)]
+    rest = found[3 + len(bias) :]
+    return Encoded(
+        found[0], found[1], found[2], found[3] if bias else None, parameters=dict(zip(own, rest, strict=True))
+    )
+
+
+def _of_parameters(encoded: Encoded, gradients: Encoded) -> Tensor:
+    """The objective's own dependence on scale, bias and parameters: added once, with the last micro-batch."""
+    loss = (encoded.logit_scale * gradients.logit_scale).sum()
+    if encoded.logit_bias is not None and gradients.logit_bias is not None:
+        loss = loss + (encoded.logit_bias * gradients.logit_bias).sum()
+    for name, parameter in encoded.parameters.items():
+        loss = loss + (parameter * gradients.parameters[name]).sum()
+    return loss
