@@ -69,6 +69,20 @@ def train(
 
 
 @app.command()
+def verify_gradients(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Take these weights and this memory, not the first.")] = None,
+) -> None:
+    """Compare one step's gradient, as this launch computes it, with one process in fp32; exit code 1 if it is off."""
+    from launch.recipe import load_recipe
+    from launch.verify_gradients import verify
+
+    if not verify(load_recipe(recipe, overrides or ()), checkpoint):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where data and run go.", metavar="[DIR]")] = Path("runs/demo"),
 ) -> None:

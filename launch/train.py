@@ -60,7 +60,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     recipe = resolve_order(recipe)
     accelerator = start_accelerator(
         recipe.engine,
-        rows_per_rank=_rows_per_rank(recipe.global_batch),
+        rows_per_rank=rows_per_rank(recipe.global_batch),
         precision=recipe.precision,
         max_grad_norm=recipe.max_grad_norm,
         trackers=recipe.trackers,
@@ -95,8 +95,10 @@ def _build_parts(recipe: Recipe, world: World) -> _Parts:
     return _Parts(model, source, evaluations)
 
 
-def open_stream(recipe: Recipe, model: DualEncoder, world: World) -> TrainStream | SequentialStream:
-    """The training data of a recipe as a model reads it."""
+def open_stream(
+    recipe: Recipe, model: DualEncoder, world: World, *, record: bool = True
+) -> TrainStream | SequentialStream:
+    """The training data of a recipe as a model reads it; without `record`, nothing is written below the run."""
     if recipe.data.mode == "sequential":
         return SequentialStream(
             recipe.data,
@@ -113,7 +115,7 @@ def open_stream(recipe: Recipe, model: DualEncoder, world: World) -> TrainStream
         global_batch=recipe.global_batch,
         seed=recipe.seed,
         world=world,
-        record=Path(recipe.run),
+        record=Path(recipe.run) if record else None,
     )
 
 
@@ -196,7 +198,8 @@ def _told(problems: Sequence[Skip]) -> list[str]:
     return [*lines, f"skipped: {more:,} more, named in ledger.jsonl"] if more else lines
 
 
-def _rows_per_rank(global_batch: int) -> int:
+def rows_per_rank(global_batch: int) -> int:
+    """The rows of the fullest of the launched ranks. Raises UserError when some rank would have none."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if global_batch < ranks:
         raise UserError(f"global_batch: {global_batch} pairs leave some of {ranks} ranks without any")

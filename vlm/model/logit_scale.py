@@ -1,6 +1,8 @@
 """The limit on the logit scale: in the forward, with a gradient that passes only when it lowers the value."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,20 @@ from torch import Tensor
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
+
+
+_alone = False
+
+
+@contextmanager
+def whole_gradients() -> Iterator[None]:
+    """Within the block a backward of this process has the whole gradient: the limit asks no other rank."""
+    global _alone  # the backward may run in a thread of autograd's own
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 class _Limit(torch.autograd.Function):
@@ -24,7 +40,7 @@ class _Limit(torch.autograd.Function):
         # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole
         # gradient; asking it always costs less than asking the device first whether the limit is reached.
         whole = gradient.clone()
-        if dist.is_initialized():
+        if dist.is_initialized() and not _alone:
             dist.all_reduce(whole)
         passes: Tensor = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (whole > 0)
         return gradient * passes

@@ -1,7 +1,7 @@
 """Engines: what runs forward, backward and step on one or many ranks, behind one small interface."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -47,20 +47,8 @@ class Engine(ABC):
 
         With `captions`, all captions of each image are embedded where the batch brings several.
         """
-        several = batch.captions if captions else None
-        tokens, lengths = (batch.tokens, batch.lengths) if several is None else (several.tokens, several.lengths)
         with self.autocast():
-            image, texts, scale, bias, *own = self.wrapped(batch.images, tokens, lengths)
-        parameters = dict(zip(self.term_parameter_names(), own, strict=True))
-        if several is None:
-            return Encoded(image, texts, scale, bias, parameters=parameters)
-        first = first_captions(several.rows, len(image))
-        return Encoded(image, texts[first], scale, bias, captions=texts, parameters=parameters)
-
-    def term_parameter_names(self) -> list[str]:
-        """The names (`term/name`) of what terms learn beside the model, in the order in which a forward returns it."""
-        own = getattr(self.module, "term_parameters", None)
-        return [] if own is None else [name.replace(_SLASH, "/") for name in own]
+            return encoding(self.wrapped, batch, captions=captions, names=term_parameter_names(self.module))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
@@ -222,6 +210,24 @@ class ReplicatedEngine(Engine):
 
     def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102, ARG002
         return whole.to(self.world.device)
+
+
+def encoding(model: nn.Module, batch: Batch, *, captions: bool = False, names: Sequence[str] | None = None) -> Encoded:
+    """What `model` (or its wrapper; then with the `names` of the term parameters) makes of a batch."""
+    several = batch.captions if captions else None
+    tokens, lengths = (batch.tokens, batch.lengths) if several is None else (several.tokens, several.lengths)
+    image, texts, scale, bias, *own = model(batch.images, tokens, lengths)
+    parameters = dict(zip(term_parameter_names(model) if names is None else names, own, strict=True))
+    if several is None:
+        return Encoded(image, texts, scale, bias, parameters=parameters)
+    first = first_captions(several.rows, len(image))
+    return Encoded(image, texts[first], scale, bias, captions=texts, parameters=parameters)
+
+
+def term_parameter_names(module: nn.Module) -> list[str]:
+    """The names (`term/name`) of what terms learn beside the model, in the order in which a forward returns it."""
+    own = getattr(module, "term_parameters", None)
+    return [] if own is None else [name.replace(_SLASH, "/") for name in own]
 
 
 def touched(encoded: Encoded) -> Tensor:

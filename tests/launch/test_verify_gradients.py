@@ -1,0 +1,109 @@
+"""`vlm verify-gradients` says right of a right launch, and finds each planted fault."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vlm.training.accumulation as accumulation
+from launch.recipe import load_recipe
+from launch.verify_gradients import verify
+from tests.launch.tiny import MODEL, write_tiny, write_tiny_recipe
+from tests.ranks import run_ranks
+from vlm.objectives.pairs import Pairs
+from vlm.similarity import collectives
+from vlm.training.engine import EngineName
+
+DROPPED = {
+    "architecture": {
+        **MODEL["architecture"],
+        "vision_cfg": {**MODEL["architecture"]["vision_cfg"], "image_size": 32, "patch_dropout": 0.5},
+    }
+}
+OBJECTIVE = {"objective": {"clip": {"weight": 1.0, "label_smoothing": 0.1}}}
+
+
+def nothing() -> None:
+    """No fault."""
+
+
+def gather_without_gradient() -> None:
+    """Each rank keeps what itself says of its rows, and loses what the others say."""
+
+    def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:  # noqa: ARG001
+        return parts[ranks.own]
+
+    collectives.reduce_scatter_rows = own_only  # type: ignore[assignment]
+
+
+def missing_world_size_factor() -> None:
+    """A share without the factor that turns the engine's mean into a sum."""
+    Pairs.share = lambda self, losses: losses.sum() / self.num_pairs  # type: ignore[method-assign]
+
+
+def scale_gradient_doubled() -> None:
+    """The objective's own gradient of the scale is added twice."""
+    once = accumulation._of_parameters
+    accumulation._of_parameters = lambda encoded, gradients: 2 * once(encoded, gradients)
+
+
+def dropout_not_replayed() -> None:
+    """The second pass draws new masks."""
+    seeded: set[tuple[int, ...]] = set()
+
+    def first_time_only(*place: int) -> None:
+        if place not in seeded:
+            seeded.add(place)
+            torch.manual_seed(hash(place) % 2**31)
+
+    accumulation.seed_step = first_time_only
+
+
+def verdict(recipe: str, fault: Callable[[], None]) -> bool:
+    fault()
+    return verify(load_recipe(recipe))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """A recipe over tiny shards."""
+    write_tiny(tmp_path)
+    return lambda **changes: write_tiny_recipe(tmp_path, tmp_path / "run", **{**OBJECTIVE, **changes})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "world_size", "changes"),
+    [
+        ("ddp", 1, {"micro_batch": 5, "model": DROPPED}),
+        ("ddp", 3, {"global_batch": 11, "similarity": {"exchange": "ring"}}),
+        ("ddp", 2, {"precision": "bf16"}),
+        ("zero2", 2, {"micro_batch": 3}),
+        ("zero3", 2, {"micro_batch": 2}),
+    ],
+)
+def test_a_right_launch_is_right(
+    write: Callable[..., str], engine: EngineName, world_size: int, changes: dict[str, Any]
+) -> None:
+    recipe = write(engine=engine, **changes)
+    assert run_ranks(verdict, world_size, recipe, nothing, group=False, timeout=60) == [True] * world_size
+    assert not Path(recipe).with_suffix("").exists()  # nothing is written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "world_size", "changes"),
+    [
+        (gather_without_gradient, 2, {}),
+        (missing_world_size_factor, 2, {}),
+        (scale_gradient_doubled, 1, {"micro_batch": 4}),
+        (dropout_not_replayed, 1, {"micro_batch": 4, "model": DROPPED}),
+    ],
+)
+def test_a_planted_fault_is_found(
+    write: Callable[..., str], fault: Callable[[], None], world_size: int, changes: dict[str, Any]
+) -> None:
+    assert run_ranks(verdict, world_size, write(**changes), fault, group=False, timeout=60) == [False] * world_size
