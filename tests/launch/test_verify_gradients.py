@@ -33,7 +33,7 @@ def nothing() -> None:
 def gather_without_gradient() -> None:
     """Each rank keeps what itself says of its rows, and loses what the others say."""
 
-    def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:  # noqa: ARG001
+    def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:
         return parts[ranks.own]
 
     collectives.reduce_scatter_rows = own_only  # type: ignore[assignment]

@@ -107,7 +107,10 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert metrics_of(run) == metrics_of(whole)
     ends = [Checkpoint(sorted((path / "checkpoints").glob("step-*"))[-1]) for path in (run, whole)]
     assert ends[0].folder.name == ends[1].folder.name
-    for group in ("weights", "exp_avg", "exp_avg_sq", "ema"):
+    for group in ("weights", "exp_avg", "exp_avg_sq", "ema", "teacher", "memory"):
         assert ends[0].names(group) == ends[1].names(group)
         for name in ends[0].names(group):
             assert torch.equal(ends[0].tensor(group, name), ends[1].tensor(group, name)), (group, name)
+    for piece, other in zip(ends[0].pieces("own"), ends[1].pieces("own"), strict=True):
+        assert piece.keys() == other.keys()
+        assert all(torch.equal(piece[name], other[name]) for name in piece)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.batch import Batch
+from vlm.batch import AllCaptions, Batch
 from vlm.encoded import Encoded
 from vlm.objectives.objective import Objective
 from vlm.training.engine import Engine, first_captions, touched
@@ -66,9 +66,42 @@ def accumulate(
     passes = _TwoPasses(engine, objective, batch, parts, seed)
     leaves = passes.embed()
     seed_step(seed, batch.step, engine.world.rank)
-    total, shares = objective.evaluate(_with_text(leaves, batch), batch, teacher=taught, pairwise=True)
-    more, other_shares = passes.backward(_gradients(total, leaves), cuts.global_batch)
+    total, shares = objective.evaluate(
+        leaves.encoded(batch.captions if captions else None), batch, teacher=taught, pairwise=True
+    )
+    more, other_shares = passes.backward(leaves.gradients(total), cuts.global_batch)
     return Evaluated(total.detach() + more, {**shares, **other_shares}, leaves.logit_scale.detach())
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """What the objective is differentiated at, or its gradients there; `texts` is all that the text tower made."""
+
+    image: Float[Tensor, "rows dim"]
+    texts: Float[Tensor, "texts dim"]
+    logit_scale: Float[Tensor, "1"]
+    logit_bias: Float[Tensor, "1"] | None
+    parameters: dict[str, Tensor]
+
+    def encoded(self, captions: AllCaptions | None) -> Encoded:
+        """As the terms read it; with several captions of an image, its text is the first."""
+        parts = (self.logit_scale, self.logit_bias)
+        if captions is None:
+            return Encoded(self.image, self.texts, *parts, parameters=self.parameters)
+        text = self.texts[first_captions(captions.rows, len(self.image))]
+        return Encoded(self.image, text, *parts, captions=self.texts, parameters=self.parameters)
+
+    def gradients(self, total: Tensor) -> "_Leaves":
+        """d total / d leaf, in the leaf's place."""
+        bias = [] if self.logit_bias is None else [self.logit_bias]
+        tensors = [self.image, self.texts, self.logit_scale, *bias, *self.parameters.values()]
+        found = [torch.zeros_like(tensor) for tensor in tensors]
+        if total.requires_grad:
+            grads = torch.autograd.grad(total, tensors, allow_unused=True)
+            found = [zeros if grad is None else grad for zeros, grad in zip(found, grads, strict=True)]
+        image, texts, scale, *rest = found
+        own = dict(zip(self.parameters, rest[len(bias) :], strict=True))
+        return _Leaves(image, texts, scale, rest[0] if bias else None, own)
 
 
 class _TwoPasses:
@@ -82,22 +115,20 @@ class _TwoPasses:
         self._captions = objective.needs_captions and batch.captions is not None
 
     @torch.no_grad()
-    def embed(self) -> Encoded:
+    def embed(self) -> "_Leaves":
         """All embeddings, the scale, the bias and the terms' parameters, as leaves of a new graph."""
         encodings = [(encoded, filled) for _, encoded, filled in self._forwards()]
         kept = [encoded for encoded, filled in encodings if filled]
-        texts = torch.cat([_texts(encoded) for encoded in kept])
         first = kept[0]
-        return Encoded(
+        return _Leaves(
             _leaf(torch.cat([encoded.image for encoded in kept])),
-            _leaf(texts),
+            _leaf(torch.cat([_texts(encoded) for encoded in kept])),
             _leaf(first.logit_scale),
             None if first.logit_bias is None else _leaf(first.logit_bias),
-            captions=first.captions,
-            parameters={name: _leaf(value) for name, value in first.parameters.items()},
+            {name: _leaf(value) for name, value in first.parameters.items()},
         )
 
-    def backward(self, gradients: Encoded, num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def backward(self, gradients: "_Leaves", num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Embed again and go back through the towers; the shares of the terms that compare no pairs."""
         total, shares = gradients.image.new_zeros(()), dict[str, Tensor]()
         for number, (part, encoded, filled) in enumerate(self._forwards(accumulating=True)):
@@ -120,14 +151,14 @@ class _TwoPasses:
             with self._engine.accumulating(last=last):
                 yield part, self._engine.encode(part, captions=self._captions), filled
 
-    def _of_rows(self, encoded: Encoded, gradients: Encoded, number: int) -> Tensor:
+    def _of_rows(self, encoded: Encoded, gradients: "_Leaves", number: int) -> Tensor:
         start, stop = self._parts[number]
         image = (encoded.image * gradients.image[start:stop]).sum()
         if self._captions:
             assert self._batch.captions is not None
             owners = self._batch.captions.rows
             start, stop = torch.searchsorted(owners, torch.tensor([start, stop], device=owners.device)).tolist()
-        return image + (_texts(encoded) * gradients.text[start:stop]).sum()
+        return image + (_texts(encoded) * gradients.texts[start:stop]).sum()
 
 
 def _texts(encoded: Encoded) -> Tensor:
@@ -139,32 +170,7 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_()
 
 
-def _with_text(leaves: Encoded, batch: Batch) -> Encoded:
-    """Leaves whose `text` is all that the text tower made, as the terms read them."""
-    if leaves.captions is None:
-        return leaves
-    assert batch.captions is not None
-    return replace(
-        leaves, text=leaves.text[first_captions(batch.captions.rows, len(leaves.image))], captions=leaves.text
-    )
-
-
-def _gradients(total: Tensor, leaves: Encoded) -> Encoded:
-    """d total / d leaf, in the leaf's place."""
-    own = list(leaves.parameters)
-    bias = [] if leaves.logit_bias is None else [leaves.logit_bias]
-    tensors = [leaves.image, leaves.text, leaves.logit_scale, *bias, *leaves.parameters.values()]
-    found = [torch.zeros_like(tensor) for tensor in tensors]
-    if total.requires_grad:
-        grads = torch.autograd.grad(total, tensors, allow_unused=True)
-        found = [zeros if grad is None else grad for zeros, grad in zip(found, grads, strict=True)]
-    rest = found[3 + len(bias) :]
-    return Encoded(
-        found[0], found[1], found[2], found[3] if bias else None, parameters=dict(zip(own, rest, strict=True))
-    )
-
-
-def _of_parameters(encoded: Encoded, gradients: Encoded) -> Tensor:
+def _of_parameters(encoded: Encoded, gradients: _Leaves) -> Tensor:
     """The objective's own dependence on scale, bias and parameters: added once, with the last micro-batch."""
     loss = (encoded.logit_scale * gradients.logit_scale).sum()
     if encoded.logit_bias is not None and gradients.logit_bias is not None:

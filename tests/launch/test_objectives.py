@@ -1,0 +1,67 @@
+"""Runs whose objective remembers: queues, teachers, per-sample tables through ranks, micro-batches and resumption."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.small import losses_of, metrics_of
+from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
+from vlm.model.config import ModelConfig
+from vlm.training.checkpoint import Checkpoint
+
+REMEMBERING: dict[str, Any] = {
+    "objective": {
+        "clip": 1.0,
+        "individual_temperature": {"weight": 0.5, "temperature_init": 0.1},
+        "momentum_distillation": {"weight": 0.5, "queue_size": 20},
+        "clustered_negatives": {"weight": 0.2, "form": "learned_weights", "hidden": 4},
+    },
+    "providers": {"queue": {"size": 25, "attach_to": ["clip"]}},
+    "global_batch": 11,
+    "micro_batch": 2,
+    "ema": {"decay": 0.9},
+}
+
+
+@pytest.mark.slow
+def test_ranks_micro_batches_and_a_change_of_world_size_leave_the_run_what_it_is(tmp_path: Path) -> None:
+    """Eleven pairs on one rank at once; on three ranks in twos; and by three ranks up to step 6, then by two."""
+    write_tiny(tmp_path)
+    alone = write_tiny_recipe(tmp_path, tmp_path / "alone", **{**REMEMBERING, "micro_batch": None})
+    train_here(alone)
+    three = write_tiny_recipe(tmp_path, tmp_path / "three", **REMEMBERING)
+    train_ranks(3, three)
+    moved = write_tiny_recipe(tmp_path, tmp_path / "moved", **REMEMBERING)
+    stopped_at(tmp_path / "three", 6, tmp_path / "moved")
+    train_ranks(2, moved, resume="auto")
+    expected = losses_of(tmp_path / "alone")
+    assert len(expected) == 12
+    assert losses_of(tmp_path / "three") == pytest.approx(expected, rel=1e-4)
+    assert losses_of(tmp_path / "moved") == pytest.approx(expected, rel=1e-4)
+    names = ("clip", "individual_temperature", "momentum_distillation", "clustered_negatives")
+    for line, other in zip(metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "moved"), strict=True):
+        assert [other[name] for name in names] == pytest.approx([line[name] for name in names], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_memory_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    whole = write_tiny_recipe(tmp_path, tmp_path / "whole", **REMEMBERING)
+    train_here(whole)
+    stopped = write_tiny_recipe(tmp_path, tmp_path / "stopped", **REMEMBERING)
+    stopped_at(tmp_path / "whole", 6, tmp_path / "stopped")
+    train_here(stopped, resume="auto")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_a_term_learns_is_not_part_of_the_model_that_leaves_the_run(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    recipe = write_tiny_recipe(tmp_path, tmp_path / "run", **{**REMEMBERING, "duration": "2 steps"})
+    train_here(recipe)
+    checkpoint = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000002")
+    learned = [name for name in checkpoint.names("weights") if name.startswith("term_parameters.")]
+    assert learned
+    assert not set(learned) & checkpoint.inference_weights().keys()
+    ModelConfig.model_validate(checkpoint.manifest.model)

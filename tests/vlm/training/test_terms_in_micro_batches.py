@@ -1,0 +1,107 @@
+"""Every term and provider sees the same step whether its rows were embedded at once or in micro-batches."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from tests.vlm.training.toy import GLOBAL_BATCH, Setup, ToyEncoder, start, toy_batch
+from vlm.batch import AllCaptions, Batch
+from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.registry import PROVIDERS, TERMS
+from vlm.objectives.state import RunFacts
+from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.engine import name_in_module
+from vlm.training.teacher import Teacher, TeacherConfig
+from vlm.world import World
+
+NUM_STEPS = 3
+# Options with which a term has something to do at twelve rows.
+SMALL: dict[str, dict[str, Any]] = {
+    "clustered_negatives": {"form": "learned_weights", "hidden": 4},
+    "hard": {"hardest": 0.4},
+    "individual_temperature": {"temperature_init": 0.1, "rate": 0.001},
+    "momentum_distillation": {"queue_size": 17, "ramp_epochs": 0.5},
+    "ordering": {"num_negatives": 4},
+    "multi_positive": {"by": "label"},
+}
+SMALL_PROVIDERS: dict[str, dict[str, Any]] = {
+    "queue": {"size": 17},
+    "mixed_negatives": {"hardest": 6, "mixed": 5, "mixed_with_query": 4},
+    "feature_transform": {},
+}
+
+
+class Learning(ToyEncoder):
+    """The toy with what a term learns beside it."""
+
+    def __init__(self, parameters: dict[str, Tensor], *, bias: bool) -> None:
+        super().__init__()
+        self.term_parameters = nn.ParameterDict({name_in_module(name): value for name, value in parameters.items()})
+        self.logit_bias = nn.Parameter(torch.tensor([-4.0])) if bias else None
+
+    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        image, text, scale, _ = super().forward(images, tokens, lengths)
+        bias = None if self.logit_bias is None else self.logit_bias * 1
+        return image, text, scale, bias, *(parameter * 1 for parameter in self.term_parameters.values())
+
+
+def batch_of(step: int) -> Batch:
+    """A toy batch with labels and several captions an image."""
+    batch = toy_batch(step, 0, 1)
+    rows = torch.tensor([row for row in range(GLOBAL_BATCH) for _ in range(1 + row % 3)])
+    tokens = torch.randint(0, 50, (len(rows), 5), generator=torch.Generator().manual_seed(step))
+    first = torch.tensor([index == 0 or rows[index] != rows[index - 1] for index in range(len(rows))])
+    tokens[first] = batch.tokens
+    several = AllCaptions(tokens, torch.full((len(rows),), 5), rows)
+    return replace(batch, labels=torch.arange(GLOBAL_BATCH) % 5, captions=several)
+
+
+def steps(
+    terms: dict[str, Any], providers: dict[str, Any], rows: int | None, monkeypatch: Any
+) -> list[dict[str, Tensor]]:
+    """Loss and gradients of three steps; weights move by plain descent between them."""
+    facts = RunFacts(dim=16, num_samples=40, num_steps=10, steps_per_epoch=4, seed=0, world=World())
+    objective = Objective(
+        TypeAdapter(Terms).validate_python(terms), TypeAdapter(Providers).validate_python(providers), facts=facts
+    )
+    learned = {name: nn.Parameter(value.double()) for name, value in objective.parameters().items()}
+    monkeypatch.setattr("tests.vlm.training.toy.ToyEncoder", lambda *_: Learning(learned, bias="sigmoid" in terms))
+    engine = start(Setup(double=True), 1)
+    teacher = Teacher(TeacherConfig(decay=0.9), engine) if objective.needs_teacher else None
+    told = []
+    for step in range(NUM_STEPS):
+        cuts = MicroBatches(GLOBAL_BATCH, 1, rows)
+        found = accumulate(engine, objective, batch_of(step), cuts, seed=0, teacher=teacher)
+        told.append({"loss": found.loss, **{name: engine.gradient(name).clone() for name in engine.parameters()}})
+        engine.step(1e-3)
+        objective.commit()
+        if teacher:
+            teacher.update(step)
+    return told
+
+
+def assert_same_steps(terms: dict[str, Any], providers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = steps(terms, providers, None, monkeypatch)
+    in_parts = steps(terms, providers, 5, monkeypatch)
+    for expected, found in zip(at_once, in_parts, strict=True):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", sorted(TERMS.all()))
+def test_a_term_of_micro_batches_is_that_of_the_whole_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same_steps({name: SMALL.get(name, {})}, {}, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted(PROVIDERS.all()))
+def test_a_provider_of_micro_batches_is_that_of_the_whole_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same_steps({"clip": 1.0, "decoupled": 0.5}, {name: SMALL_PROVIDERS.get(name, {})}, monkeypatch)
+
+
+def test_all_captions_of_an_image_go_through_micro_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same_steps({"multi_positive": {"captions": "all", "by": "sample"}}, {}, monkeypatch)
