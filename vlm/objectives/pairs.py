@@ -128,9 +128,15 @@ class Pairs:
         )
         of_texts = self.ranks.merge_log_sum_exp(parts)
         for extra in self.extra:
-            of_images = torch.logaddexp(of_images, extra.log_sum_exp(self.image, "text", scale))
-            of_texts = torch.logaddexp(of_texts, extra.log_sum_exp(self.text, "image", scale))
+            of_images = _log_add_exp(of_images, extra.log_sum_exp(self.image, "text", scale))
+            of_texts = _log_add_exp(of_texts, extra.log_sum_exp(self.text, "image", scale))
         return of_images, of_texts
+
+
+def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)), whose gradient is 0, not NaN, where neither has an entry."""
+    some = torch.maximum(a, b) > float("-inf")
+    return torch.where(some, torch.logaddexp(torch.where(some, a, 0.0), torch.where(some, b, 0.0)), float("-inf"))
 
 
 class Gathered:
