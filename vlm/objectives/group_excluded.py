@@ -1,0 +1,43 @@
+"""CLIP's loss with pairs of the same group left out of each other's denominators."""
+
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from vlm.objectives.pairs import Modality, Pairs, group_keys
+from vlm.objectives.registry import TERMS
+from vlm.objectives.term import Term
+from vlm.similarity.entries import EqualKeys
+
+
+@TERMS.register("group_excluded")
+class GroupExcluded(Term):
+    """The symmetric InfoNCE loss whose negatives are the pairs of other groups only.
+
+    value = -1/(2N) sum_i [ log(e_ii / (e_ii + sum_j e_ij)) + log(e_ii / (e_ii + sum_j e_ji)) ],  j: g_j != g_i
+
+    with e_ij = exp(a <x_i, y_j>), a the logit scale and g the group: what is alike by construction is not pushed apart
+    (Chaitanya et al., 2020, their variant without extra positives; there, slices of the same part of other volumes).
+    With all groups distinct this is `clip`; with one group for all it is 0. Providers' negatives count for every group.
+
+    Raises UserError when it is evaluated by label on data without labels.
+    """
+
+    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    takes_providers: ClassVar[bool] = True
+
+    by: Literal["label", "caption"] = Field(
+        default="label", description="what makes a group: the same class label, or the same caption text"
+    )
+
+    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+        keys = group_keys(pairs, self.by)
+        other_groups = EqualKeys(keys, pairs.ranks.gather_constant(keys))
+        # A sample that is in the batch twice may come with two captions.
+        negatives = (*pairs.gathered.other_samples, other_groups)
+        of_images, of_texts = pairs.negative_log_sum_exp(pairs.logit_scale, negatives)
+        positive = pairs.logit_scale * pairs.positive_similarity()
+        return pairs.share(-(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2)

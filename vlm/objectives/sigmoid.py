@@ -1,0 +1,47 @@
+"""The pairwise sigmoid loss of SigLIP over the pairs of all ranks."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from vlm.errors import EveryRankError
+from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.registry import TERMS
+from vlm.objectives.term import Term
+from vlm.similarity.softplus_sum import softplus_sum
+
+
+@TERMS.register("sigmoid")
+class Sigmoid(Term):
+    """Each image and each text of the global batch is one binary question: are they a pair?
+
+    value = 1/N sum_i [ -log sigmoid(a <x_i, y_i> + b) + sum_{j != i} log(1 + exp(a <x_i, y_j> + b)) ]
+
+    with a the logit scale, b the logit bias, N pairs (SigLIP: Zhai et al., 2023, algorithm 1). The paper
+    starts at a scale of 10 and a bias of -10, so that the many negatives weigh little at first. A sample that is in the
+    batch twice is not a negative of itself; providers' negatives count in both directions, images against extra texts
+    and texts against extra images.
+
+    Raises UserError when it is evaluated with a model that has no bias.
+    """
+
+    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    takes_providers: ClassVar[bool] = True
+
+    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+        scale, bias = pairs.logit_scale, pairs.encoded.logit_bias
+        if bias is None:
+            raise EveryRankError(
+                "objective.sigmoid: the model has no logit bias; set model.init_logit_bias"
+                " (-10 in the paper, beside model.init_logit_scale: 10)"
+            )
+        gathered = pairs.gathered
+        negatives = softplus_sum(
+            pairs.image, gathered.text_columns, scale, bias, gathered.other_samples, product=pairs.exchange.product
+        )
+        for extra in pairs.extra:
+            negatives = negatives + extra.softplus_sum(pairs.image, "text", scale, bias)
+            negatives = negatives + extra.softplus_sum(pairs.text, "image", scale, bias)
+        return pairs.share(negatives - logsigmoid(scale * pairs.positive_similarity() + bias))

@@ -1,0 +1,62 @@
+"""The similarity from which on an entry is among the largest of its row, found in blocks of rows."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vlm.similarity.entries import EntryWeights
+from vlm.similarity.tiles import slices
+
+_BLOCK_ENTRIES = 2**22  # of rows x all columns at a time
+
+
+@torch.no_grad()
+def upper_thresholds(
+    rows: Float[Tensor, "rows dim"],
+    columns: Float[Tensor, "columns dim"],
+    share: float,
+    weights: tuple[EntryWeights, ...] = (),
+    *,
+    product: torch.dtype | None = None,
+) -> Float[Tensor, " rows"]:
+    """What the largest `share` of each row's entries reach, and no other, without gradient.
+
+    Of a row's m entries of a weight other than 0 these are the ceil(share m) largest and all that equal the last of
+    them: s_ij >= s_alpha with s_alpha the upper quantile. The threshold lies midway between the last that counts and
+    the next lower one, so that another product's rounding moves no entry across; -inf where all count, or none exist.
+    Products are of the precision of `product` (None: that of the rows), as the tiles'.
+    """
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    columns = columns.to(product or rows.dtype)
+    largest_norm = columns.norm(dim=1).max() if len(columns) else columns.new_zeros(())
+    thresholds = rows.new_empty(len(rows), dtype=precise)
+    everything = slice(0, len(columns))
+    for block in slices(len(rows), max(1, _BLOCK_ENTRIES // max(1, len(columns)))):
+        factors = rows[block].to(columns.dtype)
+        similarities = (factors @ columns.T).to(precise)
+        for some in weights:
+            some.add_logs(similarities, similarities, block, everything)
+        last = _last_that_counts(similarities, share)
+        # Sums of products err in proportion to the factors' lengths, a low-precision result in proportion to itself.
+        length = (factors.norm(dim=1) * largest_norm).to(precise)
+        rounding = 8 * torch.finfo(precise).eps * length + torch.finfo(columns.dtype).eps * last.abs()
+        thresholds[block] = _midway_below(similarities, last, rounding)
+    return thresholds
+
+
+def _last_that_counts(similarities: Tensor, share: float) -> Float[Tensor, " rows"]:
+    """The ceil(share m)-th largest of the m finite entries of each row; -inf where there are none."""
+    present = similarities.isfinite().sum(1)
+    counts: Int64[Tensor, " rows"] = (share * present.double() - 1e-9).ceil().long()  # 0.07 x 100 are 7, not 8
+    most = int(counts.max()) if len(counts) else 0
+    if most == 0:
+        return similarities.new_full((len(similarities),), -math.inf)
+    largest = similarities.topk(most, dim=1).values
+    return torch.where(counts > 0, largest.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0], -math.inf)
+
+
+def _midway_below(similarities: Tensor, last: Tensor, rounding: Tensor) -> Float[Tensor, " rows"]:
+    lower = similarities.masked_fill_(similarities >= (last - rounding)[:, None], -math.inf).amax(1)
+    return (last + lower) / 2
