@@ -61,7 +61,7 @@ def accumulate(
         seed_step(seed, batch.step, engine.world.rank)
         encoded = engine.encode(batch, captions=captions)
         total, shares = objective.evaluate(encoded, batch, teacher=taught)
-        engine.backward(total)
+        engine.backward(total + 0.0 * touched(encoded))  # DDP waits for parameters that no term reads
         return Evaluated(total.detach(), shares, encoded.logit_scale.detach())
     passes = _TwoPasses(engine, objective, batch, parts, seed)
     leaves = passes.embed()
