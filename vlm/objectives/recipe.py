@@ -6,7 +6,25 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, PlainSerializer, ValidationError, WithJsonSchema
 
 from vlm.config import first_problem
-from vlm.objectives import clip  # noqa: F401 (registers its terms)
+from vlm.objectives import (  # noqa: F401 (each registers its terms or providers)
+    attract_repel,
+    clip,
+    clustered_negatives,
+    continuous,
+    decoupled,
+    fast_clip,
+    feature_transform,
+    group_excluded,
+    hard,
+    individual_temperature,
+    mixed_negatives,
+    momentum_distillation,
+    multi_positive,
+    ordering,
+    queue,
+    sigmoid,
+    supervised,
+)
 from vlm.objectives.registry import PROVIDERS, TERMS, Registry
 from vlm.objectives.term import Provider, Term
 

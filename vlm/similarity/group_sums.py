@@ -1,0 +1,24 @@
+"""The rows of all ranks summed by key: what a mean over many positives is a product with, without any pair matrix."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vlm.similarity.collectives import RowGroup
+
+
+def group_sums(
+    rows: Float[Tensor, "rows dim"],
+    keys: Int64[Tensor, " rows"],
+    asked: Int64[Tensor, " asked"],
+    ranks: RowGroup,
+) -> tuple[Float[Tensor, "asked dim"], Int64[Tensor, " asked"]]:
+    """For each key in `asked` the sum and the number of all ranks' rows with that key.
+
+    Every asked key is that of some row. Differentiable in rows. O(N D) operations; a collective that sums [K, D]
+    numbers over ranks for K keys, in both passes.
+    """
+    known, places, counts = ranks.gather_constant(keys).unique(return_inverse=True, return_counts=True)
+    sums = rows.new_zeros(len(known), rows.shape[1]).index_add(0, places[ranks.own], rows)
+    at = torch.searchsorted(known, asked)
+    return ranks.sum(sums)[at], counts[at]
