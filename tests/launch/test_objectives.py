@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.data.small_shards import with_json, write_shard
 from tests.launch.small import losses_of, metrics_of
 from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.model.config import ModelConfig
@@ -53,6 +54,21 @@ def test_a_resumed_run_with_memory_is_bit_for_bit_the_run_that_never_stopped(tmp
     stopped_at(tmp_path / "whole", 6, tmp_path / "stopped")
     train_here(stopped, resume="auto")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_all_captions_of_an_image_are_its_positives_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """Images with one to three captions, on one rank at once and on two ranks in micro-batches."""
+    captioned = [with_json(n, captions=[f"view {view} of {n}" for view in range(1 + n % 3)]) for n in range(30)]
+    write_shard(tmp_path / "train-00.tar", captioned)
+    changes: dict[str, Any] = {
+        "objective": {"multi_positive": {"captions": "all", "by": "sample"}, "ordering": 0.5},
+        "data": {"caption": "all"},
+        "global_batch": 7,
+    }
+    train_here(write_tiny_recipe(tmp_path, tmp_path / "alone", **changes))
+    train_ranks(2, write_tiny_recipe(tmp_path, tmp_path / "two", **changes, micro_batch=2))
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-4)
 
 
 @pytest.mark.slow

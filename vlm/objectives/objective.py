@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm.batch import Batch
 from vlm.encoded import Encoded
-from vlm.errors import UserError, nearest
+from vlm.errors import EveryRankError, nearest
 from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs, gather_pairs
 from vlm.objectives.state import RunFacts, TermState
 from vlm.objectives.term import Provider, Term
@@ -116,16 +116,16 @@ class Objective:
         )
 
     def _providers_of(self, name: str) -> tuple[str, ...]:
-        """The providers attached to a term. Raises UserError where one is attached to what cannot use it."""
+        """The providers attached to a term. Raises EveryRankError where one is attached to what cannot use it."""
         attached = []
         for provider_name, provider in self.providers.items():
             for target in provider.attach_to or ():
                 if target not in self.terms:
-                    raise UserError(
+                    raise EveryRankError(
                         f"providers.{provider_name}.attach_to: no term {target!r}; {nearest(target, self.terms)}"
                     )
                 if not self.terms[target].takes_providers:
-                    raise UserError(f"providers.{provider_name}.attach_to: {target} takes no providers")
+                    raise EveryRankError(f"providers.{provider_name}.attach_to: {target} takes no providers")
             everywhere = provider.attach_to is None and self.terms[name].takes_providers
             if everywhere or name in (provider.attach_to or ()):
                 attached.append(provider_name)

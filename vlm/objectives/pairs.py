@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm.batch import Batch
 from vlm.encoded import Encoded
-from vlm.errors import UserError
+from vlm.errors import EveryRankError
 from vlm.objectives.state import TermState
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights, EqualKeys
@@ -189,8 +189,9 @@ class Gathered:
     def _embedding(self, name: Modality) -> Tensor:
         if name not in self._embeddings:
             missing = sorted((self._needed | {name}) - self._embeddings.keys())
-            rows = torch.cat([getattr(self._encoded, part) for part in missing], dim=1)
-            parts = self._ranks.gather(rows, self._exchange.wire).chunk(len(missing), dim=1)
+            parts = [getattr(self._encoded, part) for part in missing]
+            if self._ranks.size > 1:
+                parts = self._ranks.gather(torch.cat(parts, dim=1), self._exchange.wire).chunk(len(missing), dim=1)
             self._embeddings.update(zip(missing, parts, strict=True))
         return self._embeddings[name]
 
@@ -216,13 +217,13 @@ GroupKey = Literal["sample", "caption", "label"]
 
 
 def group_keys(pairs: Pairs, by: GroupKey) -> Int64[Tensor, " rows"]:
-    """A key for each own pair; pairs with the same key belong together. Raises UserError where data has no labels."""
+    """A key for each own pair; pairs with the same key belong together. Raises EveryRankError without labels."""
     if by == "sample":
         return pairs.ids
     if by == "caption":
         return caption_keys(pairs.batch.tokens, pairs.batch.lengths)
     if pairs.batch.labels is None:
-        raise UserError(
+        raise EveryRankError(
             "objective: a term groups pairs by label, and the data has none (a `cls` file beside the image)"
         )
     return pairs.batch.labels

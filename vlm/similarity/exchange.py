@@ -5,7 +5,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.errors import UserError
+from vlm.errors import EveryRankError
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.ring import Ring
@@ -28,7 +28,7 @@ class Exchange:
         self.product = _PRECISIONS[self.config.product]
         size = self.config.group_ranks or world.size
         if world.size % size:
-            raise UserError(f"similarity.group_ranks: {world.size} ranks do not make groups of {size}")
+            raise EveryRankError(f"similarity.group_ranks: {world.size} ranks do not make groups of {size}")
         self._first = world.rank - world.rank % size
         self._size = size
         self._group: dist.ProcessGroup | None = None

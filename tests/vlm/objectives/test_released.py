@@ -1,0 +1,66 @@
+"""A step's graph is gone after its backward: neither terms nor providers hold on to what they compared."""
+
+import gc
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch.nn.functional import normalize
+
+from vlm.batch import AllCaptions, Batch
+from vlm.encoded import Encoded
+from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.registry import PROVIDERS, TERMS
+from vlm.objectives.state import RunFacts
+from vlm.world import World
+
+ROWS, DIM = 6, 4
+
+
+def take_step(objective: Objective, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+
+    def rows() -> torch.Tensor:
+        return normalize(torch.randn(ROWS, DIM, generator=generator).requires_grad_(), dim=1)
+
+    tokens = torch.randint(1, 9, (ROWS, 3), generator=generator)
+    batch = Batch(
+        step=step,
+        images=torch.zeros(ROWS, 3, 1, 1, dtype=torch.uint8),
+        tokens=tokens,
+        lengths=torch.full((ROWS,), 3),
+        sample_ids=torch.arange(ROWS),
+        keys=tuple("abcdef"),
+        labels=torch.arange(ROWS) // 2,
+        captions=AllCaptions(tokens, torch.full((ROWS,), 3), torch.arange(ROWS)),
+    )
+    scale, bias = torch.full((1,), 10.0, requires_grad=True), torch.full((1,), -10.0, requires_grad=True)
+    own = {name: value.clone().requires_grad_() * 1 for name, value in objective.parameters().items()}
+    text = rows()
+    encoded = Encoded(rows(), text, scale * 1, bias * 1, captions=text, parameters=own)
+    teacher = Encoded(rows().detach(), text.detach(), scale.detach(), bias.detach(), captions=text.detach())
+    total, _ = objective.evaluate(encoded, batch, teacher=teacher)
+    total.backward()
+    objective.commit()
+
+
+def living() -> int:
+    gc.collect()
+    return sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", [*TERMS.all(), *PROVIDERS.all()])
+def test_later_steps_keep_no_more_tensors_than_earlier_ones(name: str) -> None:
+    attached = name in PROVIDERS.all()
+    objective = Objective(
+        TypeAdapter(Terms).validate_python({"clip" if attached else name: 1.0}),
+        TypeAdapter(Providers).validate_python({name: {}} if attached else {}),
+        facts=RunFacts(DIM, ROWS, 10, 1, 0, World()),
+    )
+    take_step(objective, 0)
+    take_step(objective, 1)
+    before = living()
+    for step in range(2, 5):
+        take_step(objective, step)
+    assert living() <= before
