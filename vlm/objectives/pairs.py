@@ -1,7 +1,7 @@
 """What a term reads: this rank's pairs, the columns of the whole batch, and the negatives that providers add."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -189,9 +189,11 @@ class Gathered:
     def _embedding(self, name: Modality) -> Tensor:
         if name not in self._embeddings:
             missing = sorted((self._needed | {name}) - self._embeddings.keys())
-            parts = [getattr(self._encoded, part) for part in missing]
+            parts: Sequence[Tensor] = [getattr(self._encoded, part) for part in missing]
             if self._ranks.size > 1:
-                parts = self._ranks.gather(torch.cat(parts, dim=1), self._exchange.wire).chunk(len(missing), dim=1)
+                parts = self._ranks.gather(torch.cat(list(parts), dim=1), self._exchange.wire).chunk(
+                    len(missing), dim=1
+                )
             self._embeddings.update(zip(missing, parts, strict=True))
         return self._embeddings[name]
 

@@ -1,11 +1,13 @@
 """Log-sum-exp over the rows and the columns of the pair matrix, from one product and in one pass."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vlm.similarity.entries import EntryWeights
-from vlm.similarity.tiles import Columns, TileKernel, reduce_tiles
+from vlm.similarity.tiles import Columns, Scratch, TileKernel, reduce_tiles
 
 Weights = tuple[EntryWeights, ...]
 
@@ -22,9 +24,8 @@ def row_log_sum_exp(
 
     `scale` is one number, or one a row. Differentiable in rows, columns and scale. Weights see logits as similarities.
     """
-    scaled = rows * scale[:, None]
-    kernel = _LogSumExp((weights, ()), (len(rows), 0), in_range=_in_range(scaled, columns))
-    return reduce_tiles(kernel, scaled, columns, product=product)[0]
+    kernel = _LogSumExp((weights, ()), (len(rows), None), in_range=_in_range(rows, scale, columns))
+    return reduce_tiles(kernel, rows, columns, scale=scale, product=product)[0]
 
 
 def log_sum_exp(
@@ -42,11 +43,10 @@ def log_sum_exp(
     where it is not given; -inf where no entry counts. Differentiable in rows, columns and scale. Weights see logits as
     similarities.
     """
-    scaled = rows * scale
     weights = (row_weights, row_weights if column_weights is None else column_weights)
-    in_range = _in_range(scaled, columns)
+    in_range = _in_range(rows, scale, columns)
     kernel = _LogSumExp(weights, (len(rows), columns.num_columns), in_range=in_range)
-    row, column = reduce_tiles(kernel, scaled, columns, product=product)
+    row, column = reduce_tiles(kernel, rows, columns, scale=scale, product=product)
     return row, column
 
 
@@ -72,13 +72,14 @@ def log_sum_exp_of_scales(
 
 # exp(+-40) leaves room in fp32 for a sum of 2^60 of the largest, and for 2^60 between the smallest and zero.
 _LARGEST_IN_RANGE = 40.0
+_LOG2E = math.log2(math.e)  # powers of 2 take a third of exp's time on CPUs
 
 
-def _in_range(rows: Tensor, columns: Columns) -> bool:
-    """Whether no logit can be so large that exp needs a reference."""
-    if not len(rows):
-        return True
-    return bool(rows.detach().norm(dim=1).max() * columns.largest_norm() < _LARGEST_IN_RANGE)
+@torch.no_grad()
+def _in_range(rows: Tensor, scale: Tensor, columns: Columns) -> bool:
+    """Whether no logit can be so large that exp needs a reference. Collective with a ring."""
+    largest = columns.largest_norm()
+    return not len(rows) or bool((rows.norm(dim=1) * scale).abs().max() * largest < _LARGEST_IN_RANGE)
 
 
 class _LogSumExp(TileKernel):
@@ -87,16 +88,18 @@ class _LogSumExp(TileKernel):
     In range, one exponential serves both directions; else each has its own running maximum.
     """
 
-    def __init__(self, weights: tuple[Weights, Weights], sizes: tuple[int, int], *, in_range: bool) -> None:
+    def __init__(self, weights: tuple[Weights, Weights], sizes: tuple[int, int | None], *, in_range: bool) -> None:
         self._row_weights, self._column_weights = weights
         self._sizes = sizes
-        self._with_columns = sizes[1] > 0
+        self._with_columns = sizes[1] is not None
         self._same_weights = weights[0] is weights[1] or not self._with_columns
         self._in_range = in_range and self._same_weights
-        self._results: tuple[Tensor, ...] = ()
+        self._spare = Scratch()
 
     def begin(self, like: Tensor) -> None:
-        self._row, self._column = (_Running(size, like, fixed=self._in_range) for size in self._sizes)
+        self._row, self._column = (
+            _Running(size or 0, like, dim, fixed=self._in_range) for size, dim in zip(self._sizes, (1, 0), strict=True)
+        )
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
         if self._in_range:
@@ -105,44 +108,44 @@ class _LogSumExp(TileKernel):
             if self._with_columns:
                 self._column.total[columns] += values.sum(0)
             return
+        of_rows, of_columns = self._logits(tile, rows, columns)
         if self._with_columns:
-            self._column.add(_weighed(tile.clone(), tile, self._column_weights, rows, columns), columns, dim=0)
-        self._row.add(_weighed(tile, tile, self._row_weights, rows, columns), rows, dim=1)
+            self._column.add(of_columns, columns, self._spare.like(tile))
+        self._row.add(of_rows, rows, of_rows)
 
     def finish(self) -> tuple[Tensor, ...]:
         results = (self._row.log_sum_exp(), self._column.log_sum_exp())
-        self._results = results if self._with_columns else results[:1]
-        return self._results
+        return results if self._with_columns else results[:1]
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
-        # No entry: weight exp(-inf) = 0.
-        self._references = tuple(result.nan_to_num(neginf=float("inf")) for result in self._results)
-        self._gradients = gradients
-        self._factors = tuple(
-            gradient * (-reference).exp() for gradient, reference in zip(gradients, self._references, strict=True)
-        )
+        self._row.begin_backward(gradients[0])
+        if self._with_columns:
+            self._column.begin_backward(gradients[1])
 
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         if self._in_range:
-            values = self._exponentials(tile, rows, columns)
-            if self._with_columns:
-                return values.mul_(self._factors[0][rows, None] + self._factors[1][None, columns])
-            return values.mul_(self._factors[0][rows, None])
-        of_columns = tile.clone() if self._with_columns else None
-        logits = _weighed(tile, tile, self._row_weights, rows, columns)
-        share = logits.sub_(self._references[0][rows, None]).exp_().mul_(self._gradients[0][rows, None])
-        if of_columns is None:
-            return share
-        logits = _weighed(of_columns, of_columns, self._column_weights, rows, columns)
-        return share.addcmul_(logits.sub_(self._references[1][None, columns]).exp_(), self._gradients[1][None, columns])
+            values, factors = self._exponentials(tile, rows, columns), self._row.factors(rows)
+            return values.mul_(factors + self._column.factors(columns) if self._with_columns else factors)
+        of_rows, of_columns = self._logits(tile, rows, columns)
+        if not self._with_columns:
+            return self._row.softmax(of_rows, rows, of_rows).mul_(self._row.factors(rows))
+        share = self._column.softmax(of_columns, columns, self._spare.like(tile)).mul_(self._column.factors(columns))
+        return share.addcmul_(self._row.softmax(of_rows, rows, of_rows), self._row.factors(rows))
 
     def _exponentials(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         if all(type(weights).multiply is not EntryWeights.multiply for weights in self._row_weights):
-            values = tile.exp_()
+            values = tile.mul_(_LOG2E).exp2_()
             for weights in self._row_weights:
                 weights.multiply(values, values, rows, columns)
             return values
-        return _weighed(tile, tile, self._row_weights, rows, columns).exp_()
+        return _weighed(tile, tile, self._row_weights, rows, columns).mul_(_LOG2E).exp2_()
+
+    def _logits(self, tile: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """What rows and columns sum up: the tile itself; columns the spare one where their weights differ."""
+        of_columns = tile
+        if not self._same_weights:
+            of_columns = _weighed(self._spare.like(tile).copy_(tile), tile, self._column_weights, rows, columns)
+        return _weighed(tile, tile, self._row_weights, rows, columns), of_columns
 
 
 class _ScaledLogSumExp(TileKernel):
@@ -151,33 +154,34 @@ class _ScaledLogSumExp(TileKernel):
     def __init__(self, weights: tuple[Weights, Weights], row_scale: Tensor, column_scale: Tensor) -> None:
         self._row_weights, self._column_weights = weights
         self._row_scale, self._column_scale = row_scale, column_scale
-        self._results: tuple[Tensor, ...] = ()
+        self._spare = Scratch(), Scratch(), Scratch()
 
     def begin(self, like: Tensor) -> None:
         self._row, self._column = (
-            _Running(len(scale), like, fixed=False) for scale in (self._row_scale, self._column_scale)
+            _Running(len(scale), like, dim, fixed=False)
+            for scale, dim in ((self._row_scale, 1), (self._column_scale, 0))
         )
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
         of_rows, of_columns = self._logits(tile, rows, columns)
-        self._row.add(of_rows, rows, dim=1)
-        self._column.add(of_columns, columns, dim=0)
+        self._row.add(of_rows, rows, of_rows)
+        self._column.add(of_columns, columns, of_columns)
 
     def finish(self) -> tuple[Tensor, ...]:
-        self._results = (self._row.log_sum_exp(), self._column.log_sum_exp())
-        return self._results
+        return self._row.log_sum_exp(), self._column.log_sum_exp()
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
-        self._gradients = gradients
-        self._references = tuple(result.nan_to_num(neginf=float("inf")) for result in self._results)
-        self._d_scales = tuple(torch.zeros_like(result) for result in self._results)
+        self._row.begin_backward(gradients[0])
+        self._column.begin_backward(gradients[1])
+        self._d_scales = tuple(torch.zeros_like(gradient) for gradient in gradients)
 
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         of_rows, of_columns = self._logits(tile, rows, columns)
-        of_rows.sub_(self._references[0][rows, None]).exp_().mul_(self._gradients[0][rows, None])
-        of_columns.sub_(self._references[1][None, columns]).exp_().mul_(self._gradients[1][None, columns])
-        self._d_scales[0][rows] += torch.linalg.vecdot(of_rows, tile)
-        self._d_scales[1][columns] += torch.linalg.vecdot(of_columns, tile, dim=0)
+        self._row.softmax(of_rows, rows, of_rows).mul_(self._row.factors(rows))
+        self._column.softmax(of_columns, columns, of_columns).mul_(self._column.factors(columns))
+        spare = self._spare[2].like(tile)
+        self._d_scales[0][rows] += torch.mul(of_rows, tile, out=spare).sum(1)
+        self._d_scales[1][columns] += torch.mul(of_columns, tile, out=spare).sum(0)
         of_rows.mul_(self._row_scale[rows, None])
         return of_rows.addcmul_(of_columns, self._column_scale[None, columns])
 
@@ -185,8 +189,8 @@ class _ScaledLogSumExp(TileKernel):
         return self._d_scales
 
     def _logits(self, tile: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        of_rows = tile * self._row_scale[rows, None]
-        of_columns = tile * self._column_scale[None, columns]
+        of_rows = torch.mul(tile, self._row_scale[rows, None], out=self._spare[0].like(tile))
+        of_columns = torch.mul(tile, self._column_scale[None, columns], out=self._spare[1].like(tile))
         return (
             _weighed(of_rows, tile, self._row_weights, rows, columns),
             _weighed(of_columns, tile, self._column_weights, rows, columns),
@@ -200,20 +204,38 @@ def _weighed(logits: Tensor, tile: Tensor, weights: Weights, rows: slice, column
 
 
 class _Running:
-    """Sums of exponentials against a reference that follows the largest logit so far, or stays at 0."""
+    """Sums of exponentials over a dimension, against a reference that follows the largest logit, or stays at 0.
 
-    def __init__(self, size: int, like: Tensor, *, fixed: bool) -> None:
-        self.reference = like.new_full((size,), 0.0 if fixed else torch.finfo(like.dtype).min)
+    Reference and sum stay apart: their logarithm is large where logits are, and its rounding would be in each softmax.
+    """
+
+    def __init__(self, size: int, like: Tensor, dim: int, *, fixed: bool) -> None:
+        lowest = torch.finfo(like.dtype).min / 2  # finite to base 2 as well
+        self._reference = like.new_full((size,), 0.0 if fixed else lowest)
+        self._dim = dim
         self.total = like.new_zeros(size)
 
-    def add(self, logits: Tensor, lines: slice, dim: int) -> None:
-        """Add a tile's logits to its lines; they are overwritten."""
-        old = self.reference[lines]
-        new = torch.maximum(old, logits.amax(dim))
-        values = logits.sub_(new.unsqueeze(dim)).exp_().sum(dim)
-        self.total[lines] = self.total[lines] * (old - new).exp() + values
-        self.reference[lines] = new
+    def add(self, logits: Tensor, lines: slice, out: Tensor) -> None:
+        """Add a tile's logits to its lines; `out`, which may be the logits, is overwritten."""
+        reference, total = self._reference[lines], self.total[lines]
+        new = torch.maximum(reference, logits.amax(self._dim))
+        total *= (reference - new).exp()
+        reference.copy_(new)
+        total += self.softmax(logits, lines, out).sum(self._dim)
 
     def log_sum_exp(self) -> Tensor:
         """The result; -inf where nothing was added."""
-        return self.reference + self.total.log()
+        return self._reference + self.total.log()
+
+    def softmax(self, logits: Tensor, lines: slice, out: Tensor) -> Tensor:
+        """exp(logits - reference) of a tile in `out`, in one pass and the power of 2; a softmax but for the sum."""
+        reference = (self._reference[lines] * -_LOG2E).unsqueeze(self._dim)
+        return torch.add(reference, logits, alpha=_LOG2E, out=out).exp2_()
+
+    def begin_backward(self, gradient: Tensor) -> None:
+        """Take the gradient of the result; what nothing was added to has none."""
+        self._factors = torch.where(self.total > 0, gradient / self.total, 0.0)
+
+    def factors(self, lines: slice) -> Tensor:
+        """Gradient over sum of each line, as a column or as a row."""
+        return self._factors[lines].unsqueeze(self._dim)

@@ -15,9 +15,10 @@ Visit = Callable[[int, Tensor], Tensor]
 class Ring:
     """A circle of ranks: each passes the block it holds to the next one, and computes with it meanwhile.
 
-    With B bytes a block and W ranks, a forward sends (W - 1) B from each rank; a backward sends (W - 1) B of columns
-    again and W B of their gradients (always in full precision). That is W B more than a gather and its reduce-scatter,
-    for one block to spare in memory instead of W of them. Blocks are padded to the fullest rank's rows.
+    With B bytes a block on the wire, F bytes a block of gradients (always in full precision) and W ranks, each rank
+    sends (W - 1) B forward, and (W - 1) B of columns again and W F of their gradients backward. That is W F more than a
+    gather and its reduce-scatter, for one block to spare in memory instead of W of them. Blocks are padded to the
+    fullest rank's rows. `RowGroup` has the sum over a step.
     """
 
     def __init__(self, ranks: RowGroup, wire: torch.dtype | None = None) -> None:

@@ -25,7 +25,7 @@ def softplus_sum(
     Differentiable in rows, columns, scale and bias. Weights see logits as similarities. Collective with a ring.
     """
     kernel = _SoftplusSum(len(rows), bias.detach(), weights)
-    return reduce_tiles(kernel, rows * scale, columns, bias, product=product)[0]
+    return reduce_tiles(kernel, rows, columns, bias, scale=scale, product=product)[0]
 
 
 class _SoftplusSum(TileKernel):

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights
 from vlm.similarity.log_sum_exp import log_sum_exp
-from vlm.similarity.tiles import Columns, TileKernel, reduce_tiles
+from vlm.similarity.tiles import Columns, Scratch, TileKernel, centred_product, product_level, reduce_tiles
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class _TargetSums(TileKernel):
         self._targets, self._weights, self._num_columns = targets, weights, num_columns
         self._with_columns = num_columns > 0
         self._rows, self._columns = targets.rows.detach().to(product), targets.columns.detach().to(product)
+        self._level = product_level(targets.rows.detach(), targets.columns.detach(), product)
+        self._products, self._precise_products = Scratch(), Scratch()
 
     def begin(self, like: Tensor) -> None:
         self._row_sums, self._row_totals = (like.new_zeros(len(self._rows)) for _ in range(2))
@@ -153,7 +155,12 @@ class _TargetSums(TileKernel):
         return self._weighed(d_tile, products, rows, columns)
 
     def _product(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        return (self._rows[rows] @ self._columns[columns].T).to(tile.dtype)
+        """As the tiles of a log-sum-exp have them, to the last bit: softmaxes have to sum to 1."""
+        own, others = self._rows[rows], self._columns[columns]
+        products = self._products.of(own, tile.shape)
+        if products.dtype == tile.dtype:
+            return torch.mm(own, others.T, out=products)
+        return centred_product(own, others, self._level, products, self._precise_products.like(tile))
 
     def _weighed(self, values: Tensor, products: Tensor, rows: slice, columns: slice) -> Tensor:
         for some in self._weights:

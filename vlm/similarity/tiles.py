@@ -5,8 +5,9 @@ forgotten; the backward pass computes it again, asks the kernel for d loss / d Z
 Memory is O((rows + columns) dim), operations are 2 N M D forward and 6 N M D backward.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from vlm.similarity.ring import Ring
 
-_TILE_ROWS, _TILE_COLUMNS = 512, 1024
+_TILE_ROWS, _TILE_COLUMNS = 1024, 1024
 _CUDA_TILE_ROWS, _CUDA_TILE_COLUMNS = 4096, 8192
+_SAMPLED_ROWS, _SAMPLED_COLUMNS = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,16 @@ def reduce_tiles(
     rows: Float[Tensor, "rows dim"],
     columns: Columns,
     *parameters: Tensor,
+    scale: Float[Tensor, " rows_or_1"] | None = None,
     product: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """The results of `kernel` over all tiles of rows x columns, differentiable in rows, columns and parameters.
 
+    Rows are multiplied by `scale` first, one number or one a row, which gets its gradient too; no copy is kept for it.
     `product` is the precision of the factors of matrix products (None: that of the rows); sums are in at least fp32.
     Results over columns are this rank's part alone. With a ring, a collective of its ranks in both passes.
     """
-    results: tuple[Tensor, ...] = _Reduce.apply(kernel, columns.ring, product, rows, columns.rows, *parameters)
+    results: tuple[Tensor, ...] = _Reduce.apply(kernel, columns.ring, product, scale, rows, columns.rows, *parameters)
     return results
 
 
@@ -94,26 +98,28 @@ class _Reduce(torch.autograd.Function):
         kernel: TileKernel,
         ring: Ring | None,
         product: torch.dtype | None,
+        scale: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         *parameters: Tensor,  # noqa: ARG004 (the kernel holds their values; here they are the graph's)
     ) -> tuple[Tensor, ...]:
         ctx.kernel, ctx.ring, ctx.product = kernel, ring, product
-        ctx.save_for_backward(rows, columns)
-        product = product or rows.dtype
-        loop = _Loop(rows, product)
+        ctx.save_for_backward(scale, rows, columns)
+        ctx.level = product_level(rows, columns, product, scale)
+        loop = _Loop(rows, scale, product, ctx.level)
         kernel.begin(rows.new_empty((), dtype=loop.precise))
         with torch.autocast(rows.device.type, enabled=False):
             for start, block in _blocks(columns, ring):
                 loop.forward(kernel, block, start)
-        return kernel.finish()
+        # Detached: what the kernel keeps is not what gets the graph, which would hold itself for ever.
+        return tuple(result.detach() for result in kernel.finish())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns = ctx.saved_tensors
+        scale, rows, columns = ctx.saved_tensors
         kernel: TileKernel = ctx.kernel
-        loop = _Loop(rows, ctx.product or rows.dtype)
+        loop = _Loop(rows, scale, ctx.product, ctx.level)
         d_rows = torch.zeros_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
             kernel.begin_backward(gradients)
@@ -125,64 +131,116 @@ class _Reduce(torch.autograd.Function):
                     columns, lambda owner, block: loop.backward(kernel, block, starts[owner], d_rows)
                 )
             parameters = kernel.parameter_gradients()
-        return None, None, None, d_rows, d_columns, *parameters
+        d_scale = None
+        if scale is not None:
+            of_rows = [(d_rows[some] * rows[some]).sum(1) for some in slices(len(rows), _TILE_ROWS)]
+            d_scale = torch.cat([*of_rows, d_rows.new_zeros(0)]).sum_to_size(scale.shape).to(scale.dtype)
+            d_rows.mul_(scale[:, None])
+        return None, None, None, d_scale, d_rows, d_columns, *parameters
+
+
+class Scratch:
+    """Memory for one tile after another: fresh pages cost a CPU as much as the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def of(self, like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous tensor of unknown content, which shares its memory with all that came before."""
+        size = math.prod(shape)
+        if self._memory is None or len(self._memory) < size:
+            self._memory = like.new_empty(size, dtype=dtype or like.dtype)
+        return self._memory[:size].view(shape)
+
+    def like(self, tile: Tensor) -> Tensor:
+        """The same in the shape and type of a tile."""
+        return self.of(tile, tile.shape)
 
 
 class _Loop:
-    """The tiles of one rank's rows against one block of columns after another, in buffers that are used again."""
+    """The tiles of one rank's rows against one block of columns after another, in buffers that are used again.
 
-    def __init__(self, rows: Tensor, product: torch.dtype) -> None:
-        self._rows = rows.to(product)
+    Rows are scaled, and factors cast, as their tiles come: no whole copy of either side exists. A low-precision product
+    is rounded as its difference from `level`: what it is near to keeps most digits.
+    """
+
+    def __init__(self, rows: Tensor, scale: Tensor | None, product: torch.dtype | None, level: float) -> None:
+        self._rows, self._scale, self._level = rows, scale, level
+        self._product = product or rows.dtype
         self.precise = torch.promote_types(rows.dtype, torch.float32)
         on_cpu = rows.device.type == "cpu"
         self._tile_rows, self._tile_columns = (
             (_TILE_ROWS, _TILE_COLUMNS) if on_cpu else (_CUDA_TILE_ROWS, _CUDA_TILE_COLUMNS)
         )
-        self._products: Tensor | None = None
-        self._tile: Tensor | None = None
+        self._products, self._precise_products, self._sums, self._cast = (Scratch() for _ in range(4))
 
     def forward(self, kernel: TileKernel, block: Tensor, start: int) -> None:
-        block = block.to(self._rows.dtype)
-        for rows, columns in self._places(block):
-            tile = self._product(self._rows[rows], block[columns])
+        for rows, columns, own, others in self._places(block):
+            tile = self._tile(own, others)
             kernel.accumulate(tile, rows, slice(columns.start + start, columns.stop + start))
 
     def backward(self, kernel: TileKernel, block: Tensor, start: int, d_rows: Tensor) -> Tensor:
-        """d loss / d block; what the block says about the rows is added to `d_rows`."""
+        """d loss / d block; what the block says about the scaled rows is added to `d_rows`."""
         d_block = torch.zeros_like(block)
-        block = block.to(self._rows.dtype)
-        for rows, columns in self._places(block):
-            tile = self._product(self._rows[rows], block[columns])
+        for rows, columns, own, others in self._places(block):
+            tile = self._tile(own, others)
             there = slice(columns.start + start, columns.stop + start)
-            d_tile = kernel.derivative(tile, rows, there).to(self._rows.dtype)
-            _add_product(d_rows[rows], d_tile, block[columns])
-            _add_product(d_block[columns], d_tile.T, self._rows[rows])
+            d_tile = kernel.derivative(tile, rows, there)
+            if d_tile.dtype != self._product:
+                d_tile = self._products.of(own, d_tile.shape).copy_(d_tile)
+            self._add_product(d_rows[rows], d_tile, others)
+            self._add_product(d_block[columns], d_tile.T, own)
         return d_block
 
-    def _places(self, block: Tensor) -> Iterator[tuple[slice, slice]]:
+    def _places(self, block: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Where each tile lies, and its factors."""
         for rows in slices(len(self._rows), self._tile_rows):
+            own = _scaled(self._rows, self._scale, rows).to(self._product)
             for columns in slices(len(block), self._tile_columns):
-                yield rows, columns
+                others = block[columns]
+                if others.dtype != self._product:
+                    others = self._cast.of(others, others.shape, self._product).copy_(others)
+                yield rows, columns, own, others
 
-    def _product(self, x: Tensor, y: Tensor) -> Tensor:
-        shape = (len(x), len(y))
-        if self._products is None:
-            self._products = x.new_empty(self._tile_rows * self._tile_columns)
-            low = self._products.dtype != self.precise
-            self._tile = x.new_empty(len(self._products), dtype=self.precise) if low else self._products
-        assert self._tile is not None
-        products = self._products[: shape[0] * shape[1]].view(shape)
-        torch.mm(x, y.T, out=products)
-        if self._tile is self._products:
-            return products
-        return self._tile[: shape[0] * shape[1]].view(shape).copy_(products)
+    def _tile(self, own: Tensor, others: Tensor) -> Tensor:
+        products = self._products.of(own, (len(own), len(others)))
+        if products.dtype == self.precise:
+            return torch.mm(own, others.T, out=products)
+        return centred_product(
+            own, others, self._level, products, self._precise_products.of(own, products.shape, self.precise)
+        )
+
+    def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        if a.dtype == total.dtype:
+            total.addmm_(a, b)
+        else:
+            total += torch.mm(a, b, out=self._sums.of(a, total.shape))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _scaled(rows: Tensor, scale: Tensor | None, some: slice) -> Tensor:
+    if scale is None:
+        return rows[some]
+    return rows[some] * (scale if len(scale) == 1 else scale[some])[:, None]
+
+
+def centred_product(x: Tensor, y: Tensor, level: float, spare: Tensor, out: Tensor) -> Tensor:
+    """x y^T in `out`, rounded to the precision of x, y and `spare` as its difference from `level`."""
+    spare.fill_(-level).addmm_(x, y.T)  # added before the sum is rounded
+    return out.copy_(spare).add_(level)
+
+
+def product_level(rows: Tensor, columns: Tensor, product: torch.dtype | None, scale: Tensor | None = None) -> float:
+    """About the entries that weigh most in a softmax of a row, from a few rows and columns; 0 at full precision.
+
+    Rows are of the second half and columns of the first, for few of them to be pairs; a median passes over those.
+    """
+    if product is None or product == torch.promote_types(rows.dtype, torch.float32) or not len(rows):
+        return 0.0
+    own = _scaled(rows, scale, slice(len(rows) // 2, len(rows), max(1, len(rows) // 2 // _SAMPLED_ROWS)))
+    others = columns[: (len(columns) + 1) // 2 : max(1, len(columns) // 2 // _SAMPLED_COLUMNS)]
+    entries = own @ others.T
+    level = torch.linalg.vecdot(entries.softmax(1), entries).median()
+    return float(level.to(product)) if len(others) else 0.0
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
