@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.kept import Kept, machine
+from benchmarks.processes import peak_above
 from vlm.batch import Batch
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
@@ -84,11 +84,7 @@ def measure_peak(name: str) -> float:
     """By how many MB one gradient raises this process's peak, weights' gradients included."""
     engine, objective, batch = start()
     seconds(None, engine, objective, batch.part(0, 2))
-    before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")
-    seconds(WAYS[name], engine, objective, batch)
-    status = Path("/proc/self/status").read_text()
-    return (int(status.split("VmHWM:")[1].split()[0]) * 1024 - before) / 1e6
+    return peak_above(lambda: seconds(WAYS[name], engine, objective, batch))
 
 
 def apart(what: str, argument: Any) -> Any:

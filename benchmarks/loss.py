@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch.nn.functional import logsigmoid
@@ -26,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.kept import Kept, machine
 from benchmarks.loss_tables import memory_table, precision_table, time_table, variants_table
 from benchmarks.loss_ways import Leaves, Way, leaves, ways
+from benchmarks.processes import peak_above
 from vlm.world import World
 
 ROWS = 16_384
 SCALES = (14.3, 100.0)
 PRODUCTS = ("fp32", "bf16")
 SIZES = (4_096, 8_192, 16_384, 32_768, 65_536)
-MEGABYTE = 1e6
 
 
 def seconds(way: Way, rows: Leaves, world: World) -> float:
@@ -64,12 +63,7 @@ def peak(name: str, num_rows: int, scale: float, world: World) -> float:
     way = ways(world)[name]
     rows = leaves(num_rows, scale, -10.0, world)
     seconds(way, leaves(256, scale, -10.0, world), world)  # libraries, threads and their buffers
-    before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    seconds(way, rows, world)
-    status = Path("/proc/self/status").read_text()
-    highest = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return (highest - before) / MEGABYTE
+    return peak_above(lambda: seconds(way, rows, world))
 
 
 def errors(name: str, scale: float, kind: str) -> dict[str, float]:
