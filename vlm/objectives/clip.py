@@ -30,9 +30,8 @@ class Clip(Term):
     margin: float = Field(default=0.0, ge=0, description="subtracted from the positives' similarity")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale = pairs.logit_scale
-        positive = scale * (pairs.positive_similarity() - self.margin)
-        of_images, of_texts = pairs.negative_log_sum_exp(scale)
+        own, of_images, of_texts = pairs.logits(pairs.logit_scale)
+        positive = own - pairs.logit_scale * self.margin
         # log(1 + exp(negatives - positive)): with an aligned pair nothing is lost to 1 - 1. (softplus gives up at 20.)
         losses = -(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2
         if self.label_smoothing:

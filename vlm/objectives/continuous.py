@@ -46,9 +46,7 @@ class Continuous(Term):
         return self.weights_from.startswith("teacher")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale = pairs.logit_scale
-        positive = scale * pairs.positive_similarity()
-        of_images, of_texts = pairs.negative_log_sum_exp(scale)
+        positive, of_images, of_texts = pairs.logits(pairs.logit_scale)
         losses = -(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts))
         for mean in self._mean_logits(pairs, positive):
             losses = losses + (positive - mean)  # all columns have the pair's own denominator

@@ -37,11 +37,10 @@ class Decoupled(Term):
     detach_weights: bool = Field(default=False, description="take the weights as constants in the gradient")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale, similarity = pairs.logit_scale, pairs.positive_similarity()
-        of_images, of_texts = (_or_zero(negatives) for negatives in pairs.negative_log_sum_exp(scale))
-        attraction = scale * similarity
+        attraction, *of_both = pairs.logits(pairs.logit_scale)
+        of_images, of_texts = (_or_zero(negatives) for negatives in of_both)
         if self.weighting is not None:
-            weights = self._weights(similarity, pairs)
+            weights = self._weights(pairs.positive_similarity(), pairs)
             attraction = attraction * (weights.detach() if self.detach_weights else weights)
         return pairs.share((of_images + of_texts) / 2 - attraction)
 

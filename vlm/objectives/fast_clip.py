@@ -63,10 +63,11 @@ class FastClip(IndividualTemperature):
         table = table_of(pairs)
         gamma = self.gamma_at(pairs.batch.step, table.facts)
         old = table.read(pairs.ids)
-        count, positive = num_negatives(pairs), scale * pairs.positive_similarity()
+        positive, *of_both = pairs.logits(scale)
+        count = num_negatives(pairs)
         total = torch.zeros_like(positive)
         new: dict[str, Tensor] = {}
-        for side, log_sum_exp in zip(SIDES, pairs.negative_log_sum_exp(scale), strict=True):
+        for side, log_sum_exp in zip(SIDES, of_both, strict=True):
             log_mean = log_mean_contrast(log_sum_exp, positive, count)
             new[side] = self.averaged(old[side].to(log_mean), log_mean, gamma)
             log_average, _ = self.log_average(new[side], log_mean)

@@ -38,6 +38,5 @@ class GroupExcluded(Term):
         other_groups = EqualKeys(keys, pairs.ranks.gather_constant(keys))
         # A sample that is in the batch twice may come with two captions.
         negatives = (*pairs.gathered.other_samples, other_groups)
-        of_images, of_texts = pairs.negative_log_sum_exp(pairs.logit_scale, negatives)
-        positive = pairs.logit_scale * pairs.positive_similarity()
+        positive, of_images, of_texts = pairs.logits(pairs.logit_scale, negatives)
         return pairs.share(-(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2)

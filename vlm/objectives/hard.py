@@ -37,8 +37,7 @@ class Hard(Term):
     hardest: float = Field(default=0.1, gt=0, le=1, description="share of a row's negatives that count")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        positive = pairs.logit_scale * pairs.positive_similarity()
-        of_images, of_texts = pairs.negative_log_sum_exp(pairs.logit_scale, *self._hardest(pairs))
+        positive, of_images, of_texts = pairs.logits(pairs.logit_scale, *self._hardest(pairs))
         return pairs.share(-(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2)
 
     def _hardest(self, pairs: Pairs) -> tuple[_Weights, _Weights]:

@@ -67,10 +67,9 @@ class MultiPositive(Term):
         keys, ranks, scale = group_keys(pairs, self.by), pairs.ranks, pairs.logit_scale
         all_keys = ranks.gather_constant(keys)
         places = torch.arange(ranks.num_rows, device=keys.device)
-        own = scale * pairs.positive_similarity()
         # A sample that is in the batch twice may come with two captions.
         negatives = (*pairs.gathered.other_samples, EqualKeys(keys, all_keys))
-        of_images, of_texts = pairs.negative_log_sum_exp(scale, negatives)
+        own, of_images, of_texts = pairs.logits(scale, negatives)
         matrix = _Matrix(pairs, pairs.gathered.text_columns, ranks)
         others = matrix.positives(EqualKeys(keys, all_keys, keep=True), EqualKeys(places[ranks.own], places))
         positives = tuple(torch.logaddexp(own, log_sum) for log_sum in others)

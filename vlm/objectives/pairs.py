@@ -17,7 +17,8 @@ from vlm.objectives.state import TermState
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights, EqualKeys
 from vlm.similarity.exchange import Exchange
-from vlm.similarity.log_sum_exp import log_sum_exp
+from vlm.similarity.log_sum_exp import log_sum_exp, paired_log_sum_exp
+from vlm.similarity.softplus_sum import paired_softplus_sum, softplus_sum
 from vlm.similarity.tiles import Columns
 
 Modality = Literal["image", "text"]
@@ -103,34 +104,66 @@ class Pairs:
         """This rank's share of the mean over the global batch of one number a pair."""
         return losses.sum() * (self.exchange.world.size / self.num_pairs)
 
+    def share_of_group(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """This rank's share of a value that `ranks` have found together: its mean over groups, weighted by pairs."""
+        own = self.ranks.counts[self.ranks.rank]
+        return value * (own * self.exchange.world.size / self.num_pairs)
+
     def positive_similarity(self) -> Float[Tensor, " rows"]:
         """<x_i, y_i>, made harder by the providers: (2 l^2 - 2 l + 1) s + 2 l (1 - l) at a spread of l."""
-        similarity = (self.image * self.text).sum(1)
-        if self.positive_spread is None:
-            return similarity
-        spread = self.positive_spread
-        return (2 * spread**2 - 2 * spread + 1) * similarity + 2 * spread * (1 - spread)
+        return self._spread_apart((self.image * self.text).sum(1), 1.0)
 
-    def negative_log_sum_exp(
+    def logits(
         self,
         scale: Float[Tensor, "1"],
         negatives: tuple[EntryWeights, ...] | None = None,
         of_text_negatives: tuple[EntryWeights, ...] | None = None,
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Of each own image log sum_j exp(a <x_i, y_j>) over its negatives, of each own text the same over images.
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Of each own pair the logit of `positive_similarity`, and the log-sum-exps over both sides' negatives.
 
-        Negatives are all entries of other samples, or those that `negatives` leaves, and what providers add; texts
-        (columns) may have their own.
+        Those are log sum_j exp(a <x_i, y_j>) of the image over texts, and of the text over images. Negatives are all
+        entries of other samples, or those that `negatives` leaves, and what providers add; texts (columns) may have
+        their own.
         """
         weights = self.gathered.other_samples if negatives is None else negatives
-        of_images, parts = log_sum_exp(
-            self.image, self.gathered.text_columns, scale, weights, of_text_negatives, product=self.exchange.product
-        )
+        columns, product = self.gathered.text_columns, self.exchange.product
+        if columns.pairs_at is None:
+            own = scale * (self.image * self.text).sum(1)
+            of_images, parts = log_sum_exp(self.image, columns, scale, weights, of_text_negatives, product=product)
+        else:
+            own, of_images, parts = paired_log_sum_exp(
+                self.image, columns, scale, weights, of_text_negatives, product=product
+            )
         of_texts = self.ranks.merge_log_sum_exp(parts)
         for extra in self.extra:
             of_images = _log_add_exp(of_images, extra.log_sum_exp(self.image, "text", scale))
             of_texts = _log_add_exp(of_texts, extra.log_sum_exp(self.text, "image", scale))
-        return of_images, of_texts
+        return self._spread_apart(own, scale), of_images, of_texts
+
+    def softplus_logits(
+        self, scale: Float[Tensor, "1"], bias: Float[Tensor, "1"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Of each own pair the logit of `positive_similarity` without the bias, and the sum over its negatives.
+
+        That is sum_j log(1 + exp(a <x_i, y_j> + b)) over the texts of other samples, and what providers add both ways.
+        """
+        arguments = (self.image, self.gathered.text_columns, scale, bias, self.gathered.other_samples)
+        if self.gathered.text_columns.pairs_at is None:
+            own = scale * (self.image * self.text).sum(1)
+            negatives = softplus_sum(*arguments, product=self.exchange.product)
+        else:
+            own, negatives = paired_softplus_sum(*arguments, product=self.exchange.product)
+        for extra in self.extra:
+            negatives = negatives + extra.softplus_sum(self.image, "text", scale, bias)
+            negatives = negatives + extra.softplus_sum(self.text, "image", scale, bias)
+        return self._spread_apart(own, scale), negatives
+
+    def _spread_apart(self, positive: Tensor, largest: Tensor | float) -> Tensor:
+        """Similarities (`largest` 1) or logits (`largest` the scale) of pairs that are extrapolated apart."""
+        if self.positive_spread is None:
+            return positive
+        spread = self.positive_spread
+        return (2 * spread**2 - 2 * spread + 1) * positive + 2 * spread * (1 - spread) * largest
 
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
@@ -167,14 +200,20 @@ class Gathered:
         """All texts as columns, as the exchange delivers them."""
         if self._exchange.config.exchange == "ring":
             return self._exchange.columns(self._encoded.text, self._ranks)
-        return Columns(self.text)
+        return Columns(self.text, pairs_at=self._pairs_at)
 
     @cached_property
     def image_columns(self) -> Columns:
         """All images as columns, as the exchange delivers them."""
         if self._exchange.config.exchange == "ring":
             return self._exchange.columns(self._encoded.image, self._ranks)
-        return Columns(self.image)
+        return Columns(self.image, pairs_at=self._pairs_at)
+
+    @property
+    def _pairs_at(self) -> int | None:
+        """Own rows among the gathered; None where a low-precision wire has rounded them on their way."""
+        rounded = self._exchange.wire is not None and self._ranks.size > 1
+        return None if rounded else self._ranks.own.start
 
     @property
     def image(self) -> Float[Tensor, "all dim"]:

@@ -10,7 +10,6 @@ from vlm.errors import EveryRankError
 from vlm.objectives.pairs import Modality, Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.term import Term
-from vlm.similarity.softplus_sum import softplus_sum
 
 
 @TERMS.register("sigmoid")
@@ -37,11 +36,5 @@ class Sigmoid(Term):
                 "objective.sigmoid: the model has no logit bias; set model.init_logit_bias"
                 " (-10 in the paper, beside model.init_logit_scale: 10)"
             )
-        gathered = pairs.gathered
-        negatives = softplus_sum(
-            pairs.image, gathered.text_columns, scale, bias, gathered.other_samples, product=pairs.exchange.product
-        )
-        for extra in pairs.extra:
-            negatives = negatives + extra.softplus_sum(pairs.image, "text", scale, bias)
-            negatives = negatives + extra.softplus_sum(pairs.text, "image", scale, bias)
-        return pairs.share(negatives - logsigmoid(scale * pairs.positive_similarity() + bias))
+        positive, negatives = pairs.softplus_logits(scale, bias)
+        return pairs.share(negatives - logsigmoid(positive + bias))

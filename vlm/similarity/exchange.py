@@ -51,5 +51,5 @@ class Exchange:
     def columns(self, rows: Float[Tensor, "rows dim"], ranks: RowGroup) -> Columns:
         """The rows of all ranks of the group as columns: gathered, or passing by in a ring."""
         if self.config.exchange == "ring" and ranks.size > 1:
-            return Columns(rows, Ring(ranks, self.wire))
+            return Columns(rows, Ring(ranks, self.wire), pairs_at=0)
         return Columns(ranks.gather(rows, self.wire))

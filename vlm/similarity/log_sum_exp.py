@@ -1,12 +1,14 @@
 """Log-sum-exp over the rows and the columns of the pair matrix, from one product and in one pass."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.similarity.entries import EntryWeights
+from vlm.similarity.choose import common_keys, fused_reduction
+from vlm.similarity.entries import EntryWeights, EqualKeys
 from vlm.similarity.tiles import Columns, Scratch, TileKernel, reduce_tiles
 
 Weights = tuple[EntryWeights, ...]
@@ -41,13 +43,77 @@ def log_sum_exp(
 
     Columns are summed over this rank's rows only: `RowGroup.merge_log_sum_exp` puts the ranks' parts together. w' is w
     where it is not given; -inf where no entry counts. Differentiable in rows, columns and scale. Weights see logits as
-    similarities.
+    similarities. Fused kernels run where they are right and faster (`vlm.similarity.choose`).
     """
-    weights = (row_weights, row_weights if column_weights is None else column_weights)
-    in_range = _in_range(rows, scale, columns)
-    kernel = _LogSumExp(weights, (len(rows), columns.num_columns), in_range=in_range)
-    row, column = reduce_tiles(kernel, rows, columns, scale=scale, product=product)
+    fused = _fused(rows, columns, row_weights, column_weights, product)
+    if fused is not None:
+        return fused(rows * scale)
+    row, column = _tiled(rows, columns, scale, row_weights, column_weights, product)
     return row, column
+
+
+def _fused(
+    rows: Tensor,
+    columns: Columns,
+    row_weights: Weights,
+    column_weights: Weights | None,
+    product: torch.dtype | None,
+) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """Fused kernels as a function of the scaled rows, where they are to run."""
+    keys = None if columns.ring else common_keys(row_weights, column_weights)
+    fused = None if keys is None else fused_reduction(rows, columns.num_columns, product, _of_keys)
+    if fused is None or keys is None:
+        return None
+    row_keys, column_keys = keys
+    return lambda scaled: fused(scaled, columns.rows, row_keys, column_keys, product)
+
+
+def _tiled(
+    rows: Tensor,
+    columns: Columns,
+    scale: Tensor | None,
+    row_weights: Weights,
+    column_weights: Weights | None,
+    product: torch.dtype | None,
+    *,
+    paired: bool = False,
+) -> tuple[Tensor, ...]:
+    weights = (row_weights, row_weights if column_weights is None else column_weights)
+    in_range = _in_range(rows, rows.new_ones(1) if scale is None else scale, columns)
+    kernel = _LogSumExp(weights, (len(rows), columns.num_columns), in_range=in_range)
+    return reduce_tiles(kernel, rows, columns, scale=scale, product=product, paired=paired)
+
+
+def _of_keys(
+    rows: Tensor, columns: Tensor, row_keys: Tensor | None, column_keys: Tensor | None, product: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """What fused kernels compute, in plain torch."""
+    weights = () if row_keys is None or column_keys is None else (EqualKeys(row_keys, column_keys),)
+    row, column = _tiled(rows, Columns(columns), None, weights, None, product)
+    return row, column
+
+
+def paired_log_sum_exp(
+    rows: Float[Tensor, "rows dim"],
+    columns: Columns,
+    scale: Float[Tensor, "1"],
+    row_weights: Weights = (),
+    column_weights: Weights | None = None,
+    *,
+    product: torch.dtype | None = None,
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Float[Tensor, " columns"]]:
+    """The logit a <x_i, y_i> of each row and its partner in full precision, then what `log_sum_exp` gives.
+
+    One backward pass for all three: a product of its own would hold the gradients of rows and columns a second time.
+    Columns have to say where the partners are (`Columns.pairs_at`).
+    """
+    assert columns.pairs_at is not None
+    if _fused(rows, columns, row_weights, column_weights, product) is not None:
+        partners = columns.rows[columns.pairs_at : columns.pairs_at + len(rows)]
+        own = scale * (rows * partners).sum(1)
+        return own, *log_sum_exp(rows, columns, scale, row_weights, column_weights, product=product)
+    row, column, own = _tiled(rows, columns, scale, row_weights, column_weights, product, paired=True)
+    return own, row, column
 
 
 def log_sum_exp_of_scales(
@@ -65,7 +131,11 @@ def log_sum_exp_of_scales(
     Differentiable in rows, columns and scales. Weights see plain similarities.
     """
     weights = (row_weights, row_weights if column_weights is None else column_weights)
-    kernel = _ScaledLogSumExp(weights, row_scale.detach(), column_scale.detach())
+    scales = row_scale.detach(), column_scale.detach()
+    largest = max((float(scale.abs().max()) for scale in scales if len(scale)), default=0.0)
+    # Asked of every rank: it is a collective with a ring.
+    in_range = _in_range(rows, rows.new_full((1,), largest), columns)
+    kernel = _ScaledLogSumExp(weights, *scales, in_range=in_range)
     row, column = reduce_tiles(kernel, rows, columns, row_scale, column_scale, product=product)
     return row, column
 
@@ -133,7 +203,7 @@ class _LogSumExp(TileKernel):
         return share.addcmul_(self._row.softmax(of_rows, rows, of_rows), self._row.factors(rows))
 
     def _exponentials(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        if all(type(weights).multiply is not EntryWeights.multiply for weights in self._row_weights):
+        if _are_factors(self._row_weights):
             values = tile.mul_(_LOG2E).exp2_()
             for weights in self._row_weights:
                 weights.multiply(values, values, rows, columns)
@@ -149,52 +219,82 @@ class _LogSumExp(TileKernel):
 
 
 class _ScaledLogSumExp(TileKernel):
-    """Row and column statistics with a scale a line: two logits an entry, from one product."""
+    """Row and column statistics with a scale a line: two logits an entry, from one product.
 
-    def __init__(self, weights: tuple[Weights, Weights], row_scale: Tensor, column_scale: Tensor) -> None:
-        self._row_weights, self._column_weights = weights
-        self._row_scale, self._column_scale = row_scale, column_scale
+    In range, exponentials need no reference, and most weights are factors of them.
+    """
+
+    def __init__(
+        self, weights: tuple[Weights, Weights], row_scale: Tensor, column_scale: Tensor, *, in_range: bool
+    ) -> None:
+        self._weights = weights
+        self._scales = row_scale, column_scale
+        self._in_range = in_range and all(map(_are_factors, weights))
         self._spare = Scratch(), Scratch(), Scratch()
 
     def begin(self, like: Tensor) -> None:
-        self._row, self._column = (
-            _Running(len(scale), like, dim, fixed=False)
-            for scale, dim in ((self._row_scale, 1), (self._column_scale, 0))
+        self._sums = tuple(
+            _Running(len(scale), like, dim, fixed=self._in_range)
+            for scale, dim in zip(self._scales, (1, 0), strict=True)
         )
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
-        of_rows, of_columns = self._logits(tile, rows, columns)
-        self._row.add(of_rows, rows, of_rows)
-        self._column.add(of_columns, columns, of_columns)
+        for side, lines in enumerate((rows, columns)):
+            sums = self._sums[side]
+            if self._in_range:
+                values = self._exponentials(side, tile, rows, columns)
+                sums.total[lines] += values.sum(1 - side)
+            else:
+                logits = self._logits(side, tile, rows, columns)
+                sums.add(logits, lines, logits)
 
     def finish(self) -> tuple[Tensor, ...]:
-        return self._row.log_sum_exp(), self._column.log_sum_exp()
+        return tuple(sums.log_sum_exp() for sums in self._sums)
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
-        self._row.begin_backward(gradients[0])
-        self._column.begin_backward(gradients[1])
+        for sums, gradient in zip(self._sums, gradients, strict=True):
+            sums.begin_backward(gradient)
         self._d_scales = tuple(torch.zeros_like(gradient) for gradient in gradients)
 
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        of_rows, of_columns = self._logits(tile, rows, columns)
-        self._row.softmax(of_rows, rows, of_rows).mul_(self._row.factors(rows))
-        self._column.softmax(of_columns, columns, of_columns).mul_(self._column.factors(columns))
-        spare = self._spare[2].like(tile)
-        self._d_scales[0][rows] += torch.mul(of_rows, tile, out=spare).sum(1)
-        self._d_scales[1][columns] += torch.mul(of_columns, tile, out=spare).sum(0)
-        of_rows.mul_(self._row_scale[rows, None])
-        return of_rows.addcmul_(of_columns, self._column_scale[None, columns])
+        parts = []
+        for side, lines in enumerate((rows, columns)):
+            sums = self._sums[side]
+            if self._in_range:
+                values = self._exponentials(side, tile, rows, columns)
+            else:
+                logits = self._logits(side, tile, rows, columns)
+                values = sums.softmax(logits, lines, logits)
+            factors = sums.factors(lines)
+            weighted = torch.mul(values, tile, out=self._spare[2].like(tile)).sum(1 - side)
+            self._d_scales[side][lines] += weighted * factors.squeeze(1 - side)
+            parts.append((values, factors * self._of_lines(side, lines)))
+        (of_rows, row_factors), (of_columns, column_factors) = parts
+        return of_rows.mul_(row_factors).addcmul_(of_columns, column_factors)
 
     def parameter_gradients(self) -> tuple[Tensor, ...]:
         return self._d_scales
 
-    def _logits(self, tile: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        of_rows = torch.mul(tile, self._row_scale[rows, None], out=self._spare[0].like(tile))
-        of_columns = torch.mul(tile, self._column_scale[None, columns], out=self._spare[1].like(tile))
-        return (
-            _weighed(of_rows, tile, self._row_weights, rows, columns),
-            _weighed(of_columns, tile, self._column_weights, rows, columns),
-        )
+    def _of_lines(self, side: int, lines: slice) -> Tensor:
+        """The scales as a column (side 0) or as a row."""
+        return self._scales[side][lines].unsqueeze(1 - side)
+
+    def _logits(self, side: int, tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        scale = self._of_lines(side, columns if side else rows)
+        logits = torch.mul(tile, scale, out=self._spare[side].like(tile))
+        return _weighed(logits, tile, self._weights[side], rows, columns)
+
+    def _exponentials(self, side: int, tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        scale = self._of_lines(side, columns if side else rows) * _LOG2E
+        values = torch.mul(tile, scale, out=self._spare[side].like(tile)).exp2_()
+        for weights in self._weights[side]:
+            weights.multiply(values, tile, rows, columns)
+        return values
+
+
+def _are_factors(weights: Weights) -> bool:
+    """Whether all of them multiply values without going through logarithms."""
+    return all(type(some).multiply is not EntryWeights.multiply for some in weights)
 
 
 def _weighed(logits: Tensor, tile: Tensor, weights: Weights, rows: slice, columns: slice) -> Tensor:

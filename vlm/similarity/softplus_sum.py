@@ -28,6 +28,25 @@ def softplus_sum(
     return reduce_tiles(kernel, rows, columns, bias, scale=scale, product=product)[0]
 
 
+def paired_softplus_sum(
+    rows: Float[Tensor, "rows dim"],
+    columns: Columns,
+    scale: Float[Tensor, "1"],
+    bias: Float[Tensor, "1"],
+    weights: tuple[EntryWeights, ...] = (),
+    *,
+    product: torch.dtype | None = None,
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """The logit a <x_i, y_i> (without b) of each row and its partner in full precision, then `softplus_sum`.
+
+    See `paired_log_sum_exp`.
+    """
+    assert columns.pairs_at is not None
+    kernel = _SoftplusSum(len(rows), bias.detach(), weights)
+    sums, own = reduce_tiles(kernel, rows, columns, bias, scale=scale, product=product, paired=True)
+    return own, sums
+
+
 class _SoftplusSum(TileKernel):
     """Row sums of softplus(tile + bias), and their derivative, the sigmoid."""
 

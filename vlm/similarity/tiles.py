@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,10 +25,14 @@ _SAMPLED_ROWS, _SAMPLED_COLUMNS = 128, 1024
 
 @dataclass(frozen=True)
 class Columns:
-    """The other side of the pair matrix: all its rows here, or this rank's own block of a ring."""
+    """The other side of the pair matrix: all its rows here, or this rank's own block of a ring.
+
+    `pairs_at` is where in `rows` the partners of this rank's own rows begin.
+    """
 
     rows: Float[Tensor, "columns dim"]
     ring: Ring | None = None
+    pairs_at: int | None = None
 
     @property
     def num_columns(self) -> int:
@@ -80,30 +84,39 @@ def reduce_tiles(
     *parameters: Tensor,
     scale: Float[Tensor, " rows_or_1"] | None = None,
     product: torch.dtype | None = None,
+    paired: bool = False,
 ) -> tuple[Tensor, ...]:
     """The results of `kernel` over all tiles of rows x columns, differentiable in rows, columns and parameters.
 
     Rows are multiplied by `scale` first, one number or one a row, which gets its gradient too; no copy is kept for it.
     `product` is the precision of the factors of matrix products (None: that of the rows); sums are in at least fp32.
-    Results over columns are this rank's part alone. With a ring, a collective of its ranks in both passes.
+    Results over columns are this rank's part alone. With a ring, a collective of its ranks in both passes. `paired`
+    adds one more result, each row's product with its own partner in full precision: a term of its own for it would hold
+    the gradients of both sides twice.
     """
-    results: tuple[Tensor, ...] = _Reduce.apply(kernel, columns.ring, product, scale, rows, columns.rows, *parameters)
+    how = _How(kernel, columns.ring, product, columns.pairs_at if paired else None)
+    results: tuple[Tensor, ...] = _Reduce.apply(how, scale, rows, columns.rows, *parameters)
     return results
+
+
+class _How(NamedTuple):
+    kernel: TileKernel
+    ring: Ring | None
+    product: torch.dtype | None
+    pairs_at: int | None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: TileKernel,
-        ring: Ring | None,
-        product: torch.dtype | None,
+        how: _How,
         scale: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         *parameters: Tensor,  # noqa: ARG004 (the kernel holds their values; here they are the graph's)
     ) -> tuple[Tensor, ...]:
-        ctx.kernel, ctx.ring, ctx.product = kernel, ring, product
+        kernel, ring, product, pairs_at = ctx.how = how
         ctx.save_for_backward(scale, rows, columns)
         ctx.level = product_level(rows, columns, product, scale)
         loop = _Loop(rows, scale, product, ctx.level)
@@ -111,32 +124,37 @@ class _Reduce(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for start, block in _blocks(columns, ring):
                 loop.forward(kernel, block, start)
+        partners = () if pairs_at is None else (_partner_products(rows, scale, columns[pairs_at:]),)
         # Detached: what the kernel keeps is not what gets the graph, which would hold itself for ever.
-        return tuple(result.detach() for result in kernel.finish())
+        return *(result.detach() for result in kernel.finish()), *partners
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale, rows, columns = ctx.saved_tensors
-        kernel: TileKernel = ctx.kernel
-        loop = _Loop(rows, scale, ctx.product, ctx.level)
+        kernel, ring, product, pairs_at = ctx.how
+        of_results = gradients if pairs_at is None else gradients[:-1]
+        loop = _Loop(rows, scale, product, ctx.level)
         d_rows = torch.zeros_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
-            kernel.begin_backward(gradients)
-            if ctx.ring is None:
+            kernel.begin_backward(of_results)
+            if ring is None:
                 d_columns = loop.backward(kernel, columns, 0, d_rows)
             else:
-                starts = _starts(ctx.ring)
-                d_columns = ctx.ring.visit(
+                starts = _starts(ring)
+                d_columns = ring.visit(
                     columns, lambda owner, block: loop.backward(kernel, block, starts[owner], d_rows)
                 )
             parameters = kernel.parameter_gradients()
+            if pairs_at is not None:
+                at = slice(pairs_at, pairs_at + len(rows))
+                _add_partners(gradients[-1], rows, scale, columns[at], d_rows, d_columns[at])
         d_scale = None
         if scale is not None:
             of_rows = [(d_rows[some] * rows[some]).sum(1) for some in slices(len(rows), _TILE_ROWS)]
             d_scale = torch.cat([*of_rows, d_rows.new_zeros(0)]).sum_to_size(scale.shape).to(scale.dtype)
             d_rows.mul_(scale[:, None])
-        return None, None, None, d_scale, d_rows, d_columns, *parameters
+        return None, d_scale, d_rows, d_columns, *parameters
 
 
 class Scratch:
@@ -221,6 +239,21 @@ def _scaled(rows: Tensor, scale: Tensor | None, some: slice) -> Tensor:
     if scale is None:
         return rows[some]
     return rows[some] * (scale if len(scale) == 1 else scale[some])[:, None]
+
+
+def _partner_products(rows: Tensor, scale: Tensor | None, partners: Tensor) -> Float[Tensor, " rows"]:
+    """<x_i, y_i> of the scaled rows and their partners."""
+    products = [(_scaled(rows, scale, some) * partners[some]).sum(1) for some in slices(len(rows), _TILE_ROWS)]
+    return torch.cat([*products, rows.new_zeros(0)])
+
+
+def _add_partners(
+    gradient: Tensor, rows: Tensor, scale: Tensor | None, partners: Tensor, d_rows: Tensor, d_partners: Tensor
+) -> None:
+    """The gradient of `_partner_products`, added to that of the scaled rows and of the partners."""
+    for some in slices(len(rows), _TILE_ROWS):
+        d_rows[some].addcmul_(partners[some], gradient[some, None])
+        d_partners[some].addcmul_(_scaled(rows, scale, some), gradient[some, None])
 
 
 def centred_product(x: Tensor, y: Tensor, level: float, spare: Tensor, out: Tensor) -> Tensor:

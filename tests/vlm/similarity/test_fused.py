@@ -22,6 +22,7 @@ from torch import Tensor
 from tests.runtime_types import activate
 from vlm.similarity import choose
 from vlm.similarity.entries import AtLeast, EqualKeys
+from vlm.similarity.tiles import Columns
 
 pytest.importorskip("triton")
 Run = Callable[..., Any]
@@ -234,6 +235,41 @@ def test_only_equal_keys_alone_and_the_same_for_both_directions_are_taken() -> N
     kept = EqualKeys(torch.arange(3), torch.arange(4), keep=True)
     for weights in (((keys, keys),), ((kept,),), ((AtLeast(torch.zeros(3)),),), ((keys,), ()), ((), (keys,))):
         assert choose.common_keys(*weights) is None
+
+
+def through_log_sum_exp(num_rows: int, with_keys: bool) -> tuple[list[Tensor], list[Tensor], int]:
+    """Results and gradients of `log_sum_exp`, fused and plain, and how often the fused path ran."""
+    from vlm.similarity import fused, log_sum_exp
+
+    calls = 0
+
+    def counted(*args: Any) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        return fused.fused_log_sum_exp(*args)
+
+    def run() -> list[Tensor]:
+        x, y = (unit_rows(count, 21, count).float().requires_grad_() for count in (num_rows, 53))
+        scale = torch.tensor([14.0], requires_grad=True)
+        weights = (EqualKeys(torch.arange(num_rows) % 7, torch.arange(53) % 11),) if with_keys else ()
+        row, column = log_sum_exp.log_sum_exp(x, Columns(y), scale, weights)
+        loss = row.sum() + (column * torch.linspace(-1, 2, 53)).sum()
+        return [row.detach(), column.detach(), *torch.autograd.grad(loss, (x, y, scale))]
+
+    expected = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "_LEAST_ENTRIES", 37 * 53)
+        patch.setattr(choose, "_chosen", {(torch.device("cpu"), torch.float32, torch.float32, 21): counted})
+        return run(), expected, calls
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_log_sum_exp_takes_the_fused_path_where_it_was_chosen(interpreter: Run, with_keys: bool) -> None:
+    results, expected, calls = interpreter(through_log_sum_exp, 37, with_keys)
+    assert calls == 1
+    for one, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5)
+    assert interpreter(through_log_sum_exp, 36, with_keys)[2] == 0  # too few entries
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled in the interpreter")

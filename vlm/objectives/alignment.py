@@ -1,0 +1,28 @@
+"""Alignment: the distance between an image and its text."""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from vlm.objectives.pairs import Pairs
+from vlm.objectives.registry import TERMS
+from vlm.objectives.term import Term
+
+
+@TERMS.register("alignment")
+class Alignment(Term):
+    """The mean distance of pairs to the power of alpha (Wang & Isola, 2020, L_align; Fahim et al., 2024).
+
+    value = 1/N sum_i |x_i - y_i|^alpha, which is 2 - 2 mean <x_i, y_i> at alpha = 2
+    """
+
+    alpha: float = Field(default=2.0, ge=1, description="power of the distance")
+
+    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+        squared = (pairs.image - pairs.text).square().sum(1)
+        if self.alpha != 2:
+            # A power below 2 has no gradient at a distance of 0; there it gets 0.
+            some = squared > 0
+            squared = torch.where(some, torch.where(some, squared, 1.0) ** (self.alpha / 2), 0.0)
+        return pairs.share(squared)

@@ -1,0 +1,36 @@
+"""Cyclic consistency: the same similarities whichever modality is on which side."""
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from vlm.objectives.pairs import Pairs
+from vlm.objectives.registry import TERMS
+from vlm.objectives.term import Term
+from vlm.similarity.gram import gram
+
+
+@TERMS.register("cyclic")
+class Cyclic(Term):
+    """The two consistency terms of CyCLIP (Goel et al., 2022, equations 3 and 4), over all pairs of the global batch.
+
+    value = b/N sum_ij (<x_i, y_j> - <x_j, y_i>)^2 + c/N sum_ij (<x_i, x_j> - <y_i, y_j>)^2
+
+    with b, c the fields `cross_modal`, `in_modal`. Divided by N, not N^2, as in the paper: the value grows with the
+    batch. No pair matrix is made: squared Frobenius norms of N x N products are traces of D x D ones (X^T X, Y^T Y and
+    X^T Y, summed over ranks), at 6 N D^2 operations. They are float64 inside, for the differences of near traces.
+    """
+
+    cross_modal: float = Field(default=0.25, ge=0, description="factor of the cross-modal consistency")
+    in_modal: float = Field(default=0.25, ge=0, description="factor of the in-modal consistency")
+
+    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+        of_images, of_texts, of_both = (
+            pairs.ranks.sum(gram(x, y))
+            for x, y in ((pairs.image, pairs.image), (pairs.text, pairs.text), (pairs.image, pairs.text))
+        )
+        # |XY'|^2 = <X'X, Y'Y>, <XY', YX'> = <X'Y, Y'X>, |XX'|^2 = |X'X|^2, <XX', YY'> = |X'Y|^2
+        cross_modal = 2 * ((of_images * of_texts).sum() - (of_both * of_both.T).sum())
+        in_modal = of_images.square().sum() + of_texts.square().sum() - 2 * of_both.square().sum()
+        total = self.cross_modal * cross_modal + self.in_modal * in_modal
+        return pairs.share_of_group((total / pairs.ranks.num_rows).to(pairs.image.dtype))
