@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.small_shards import with_json, write_shard
 from tests.launch.small import losses_of, metrics_of
-from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
+from tests.launch.tiny import MODEL, assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.model.config import ModelConfig
 from vlm.training.checkpoint import Checkpoint
 
@@ -81,3 +81,25 @@ def test_what_a_term_learns_is_not_part_of_the_model_that_leaves_the_run(tmp_pat
     assert learned
     assert not set(learned) & checkpoint.inference_weights().keys()
     ModelConfig.model_validate(checkpoint.manifest.model)
+
+
+@pytest.mark.slow
+def test_a_fixed_temperature_stays_where_it_starts_through_ranks_micro_batches_and_a_resume(tmp_path: Path) -> None:
+    """The geometry terms under their preset, with the scale out of the optimizer."""
+    write_tiny(tmp_path)
+    fixed: dict[str, Any] = {
+        "objective": "gap-cuaxu",
+        "global_batch": 11,
+        "model": {**MODEL, "learn_logit_scale": False},
+    }
+    alone = write_tiny_recipe(tmp_path, tmp_path / "alone", **fixed)
+    train_here(alone)
+    resumed = write_tiny_recipe(tmp_path, tmp_path / "resumed", **fixed)
+    stopped_at(tmp_path / "alone", 6, tmp_path / "resumed")
+    train_here(resumed, resume="auto")
+    assert_same_run(tmp_path / "resumed", tmp_path / "alone")
+    train_ranks(2, write_tiny_recipe(tmp_path, tmp_path / "two", **fixed, micro_batch=2))
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-4)
+    scales = {line["logit_scale"] for run in ("alone", "two") for line in metrics_of(tmp_path / run)}
+    assert [*scales] == pytest.approx([1 / 0.07], rel=1e-6)
+    assert set(metrics_of(tmp_path / "two")[0]) >= {"clip", "uniformity", "alignment"}

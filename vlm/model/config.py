@@ -110,6 +110,7 @@ class ModelConfig(Config):
     resize_mode: Literal["shortest", "squash", "longest"] | None = None
     init_logit_scale: float | None = Field(default=None, gt=0, le=MAX_LOGIT_SCALE)  # None: 1/0.07
     init_logit_bias: float | None = None
+    learn_logit_scale: bool = True  # false: the scale stays where it starts, or where the pretrained weights have it
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ModelConfig":

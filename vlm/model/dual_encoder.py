@@ -28,7 +28,8 @@ class DualEncoder(nn.Module):
         self.tokenizer = tokenizer
         # One element, not none: DeepSpeed and FSDP2 refuse 0-dim parameters.
         scale = INITIAL_LOGIT_SCALE if config.init_logit_scale is None else config.init_logit_scale
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale), dtype=torch.float32))
+        start = torch.full((1,), math.log(scale), dtype=torch.float32)
+        self.logit_scale = nn.Parameter(start, requires_grad=config.learn_logit_scale)
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias, dtype=torch.float32))
         # What an objective's terms learn beside the model: it trains, and is saved, with it.

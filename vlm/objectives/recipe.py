@@ -1,4 +1,4 @@
-"""How a recipe writes an objective: `{name: weight}` or `{name: {weight: ..., option: ...}}`, and its providers."""
+"""How a recipe writes an objective (`{name: weight}`, `{name: {option: ...}}` or a preset) and its providers."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -7,10 +7,13 @@ from pydantic import BaseModel, BeforeValidator, PlainSerializer, ValidationErro
 
 from vlm.config import first_problem
 from vlm.objectives import (  # noqa: F401 (each registers its terms or providers)
+    alignment,
     attract_repel,
     clip,
     clustered_negatives,
     continuous,
+    cross_correlation,
+    cyclic,
     decoupled,
     fast_clip,
     feature_transform,
@@ -24,7 +27,9 @@ from vlm.objectives import (  # noqa: F401 (each registers its terms or provider
     queue,
     sigmoid,
     supervised,
+    uniformity,
 )
+from vlm.objectives.presets import PRESETS, preset
 from vlm.objectives.registry import PROVIDERS, TERMS, Registry
 from vlm.objectives.term import Provider, Term
 
@@ -49,7 +54,8 @@ def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> 
 
 
 def _read_terms(value: Any) -> Any:
-    terms = _reader(TERMS, lambda weight: {"weight": weight})(value)
+    written = preset(value) if isinstance(value, str) else value
+    terms = _reader(TERMS, lambda weight: {"weight": weight})(written)
     if isinstance(terms, dict) and not any(isinstance(term, Term) and term.weight for term in terms.values()):
         raise ValueError("an objective needs at least one term with a weight other than 0")
     return terms
@@ -68,7 +74,7 @@ Terms = Annotated[
     dict[str, Term],
     BeforeValidator(_read_terms),
     PlainSerializer(_write),
-    WithJsonSchema(_schema(TERMS, {"type": "number", "description": "weight"})),
+    WithJsonSchema({"anyOf": [{"enum": list(PRESETS)}, _schema(TERMS, {"type": "number", "description": "weight"})]}),
 ]
 
 Providers = Annotated[

@@ -22,6 +22,7 @@ def value_of(
     image: Tensor,
     text: Tensor,
     scale: float,
+    /,
     *,
     bias: float | None = None,
     labels: Tensor | None = None,

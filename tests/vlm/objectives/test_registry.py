@@ -4,9 +4,11 @@ import sys
 from types import ModuleType
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from vlm.errors import UserError
 from vlm.objectives.clip import Clip
+from vlm.objectives.recipe import Terms
 from vlm.objectives.registry import TERMS
 
 
@@ -30,3 +32,16 @@ def test_a_users_own_class_needs_no_change_here(monkeypatch: pytest.MonkeyPatch)
         TERMS.find("my_terms:other")
     with pytest.raises(UserError, match="my_missing_terms"):
         TERMS.find("my_missing_terms:Mine")
+
+
+@pytest.mark.parametrize(("name", "cross"), [("gap-cua", 0.0), ("gap-cuaxu", 1.0)])
+def test_a_preset_is_a_sum_by_one_name(name: str, cross: float) -> None:
+    terms = TypeAdapter(Terms).validate_python(name)
+    assert {term: options.weight for term, options in terms.items()} == {"clip": 1, "uniformity": 1, "alignment": 1}
+    of_potentials = terms["uniformity"].model_dump()
+    assert (of_potentials["image"], of_potentials["text"], of_potentials["cross"]) == (0.5, 0.5, cross)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ValidationError, match="no objective preset 'gap-cau'; nearest: gap-cua"):
+        TypeAdapter(Terms).validate_python("gap-cau")
