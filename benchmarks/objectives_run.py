@@ -86,7 +86,7 @@ def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
     model.train()
     for batch in training_batches(train, run.batch, run.num_steps, run.seed):
         lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
-        losses.append(float(train_step(learner, batch, cuts, run.seed, lr).loss))
+        losses.append(float(train_step(learner, batch, cuts, run.seed, lr).evaluated.loss))
     took, used = time.perf_counter() - began, time.process_time() - used
     return {
         **ranks(model, photos[run.split]),

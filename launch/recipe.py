@@ -28,6 +28,7 @@ FREE_ON_RESUME = (
     "data.patience",
     "data.max_bad_share",
     "log_every",
+    "geometry",
     "checkpoint_every",
     "keep_checkpoints",
     "record_samples",

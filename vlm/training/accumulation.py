@@ -18,10 +18,12 @@ from vlm.training.teacher import Teacher, micro_batches
 
 @dataclass(frozen=True)
 class Evaluated:
-    """This rank's shares of the objective and of its terms, and the scale that they were evaluated at; no graph."""
+    """This rank's shares of the objective and of its terms, and what they were evaluated at; no graph."""
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
+    image: Float[Tensor, "rows dim"]
+    text: Float[Tensor, "rows dim"]
     logit_scale: Float[Tensor, "1"]
 
 
@@ -62,15 +64,18 @@ def accumulate(
         encoded = engine.encode(batch, captions=captions)
         total, shares = objective.evaluate(encoded, batch, teacher=taught)
         engine.backward(total + 0.0 * touched(encoded))  # DDP waits for parameters that no term reads
-        return Evaluated(total.detach(), shares, encoded.logit_scale.detach())
+        return _evaluated(total.detach(), shares, encoded)
     passes = _TwoPasses(engine, objective, batch, parts, seed)
     leaves = passes.embed()
     seed_step(seed, batch.step, engine.world.rank)
-    total, shares = objective.evaluate(
-        leaves.encoded(batch.captions if captions else None), batch, teacher=taught, pairwise=True
-    )
+    encoded = leaves.encoded(batch.captions if captions else None)
+    total, shares = objective.evaluate(encoded, batch, teacher=taught, pairwise=True)
     more, other_shares = passes.backward(leaves.gradients(total), cuts.global_batch)
-    return Evaluated(total.detach() + more, {**shares, **other_shares}, leaves.logit_scale.detach())
+    return _evaluated(total.detach() + more, {**shares, **other_shares}, encoded)
+
+
+def _evaluated(loss: Tensor, terms: dict[str, Tensor], encoded: Encoded) -> Evaluated:
+    return Evaluated(loss, terms, encoded.image.detach(), encoded.text.detach(), encoded.logit_scale.detach())
 
 
 @dataclass(frozen=True)

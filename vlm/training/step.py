@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
-from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.accumulation import Evaluated, MicroBatches, accumulate
 from vlm.training.ema import Ema
 from vlm.training.engine import Engine
 from vlm.training.teacher import Teacher
@@ -24,11 +22,9 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves to be logged: this rank's shares of the loss and its terms, the scale, the gradient norm."""
+    """What a step leaves to be logged: this rank's shares and embeddings, the scale, and the gradient norm."""
 
-    loss: Tensor
-    terms: dict[str, Tensor]
-    logit_scale: Tensor
+    evaluated: Evaluated
     grad_norm: float
 
 
@@ -40,4 +36,4 @@ def train_step(learner: Learner, batch: Batch, cuts: MicroBatches, seed: int, lr
     for average in (learner.ema, learner.teacher):
         if average is not None:
             average.update(batch.step)
-    return StepResult(found.loss, found.terms, found.logit_scale, grad_norm)
+    return StepResult(found, grad_norm)

@@ -14,11 +14,13 @@ from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.errors import UserError
+from vlm.geometry.telemetry import GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
-from vlm.training.accumulation import MicroBatches
+from vlm.similarity.exchange import Exchange
+from vlm.training.accumulation import Evaluated, MicroBatches
 from vlm.training.checkpoint import Manifest, prune, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
@@ -30,6 +32,7 @@ from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import Learner, StepResult, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
+from vlm.training.trackers import log_cosine_histogram
 from vlm.world import World
 
 
@@ -53,6 +56,7 @@ class TrainingConfig(Config):
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this; null: never")
     ema: EmaConfig | None = None
     log_every: PositiveDuration = Duration(10, "steps")
+    geometry: GeometryConfig = GeometryConfig()
     checkpoint_every: PositiveDuration = Duration(500, "steps")
     keep_checkpoints: int | None = Field(default=2, gt=0, description="the newest so many are kept; null: all")
     record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
@@ -119,6 +123,8 @@ class Trainer:
         self.teacher = Teacher(config.teacher, engine) if objective.needs_teacher else None
         self.num_steps = self._steps(config.duration)
         self._log_every = max(1, self._steps(config.log_every))
+        every = config.geometry.every
+        self._observe_every = None if every is None else max(1, self._steps(every))
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._counts: Mapping[str, int] = {}
         self._warmup_steps = self._steps(config.schedule.warmup)
@@ -154,6 +160,8 @@ class Trainer:
                 self.run_directory.record_samples(step, batch)
             if step == 1 or step % self._log_every == 0 or step == self.num_steps:
                 self._log(step, lr, result, ledger, clock, progress)
+            if self._observe_every is not None and step % self._observe_every == 0:
+                self._observe(step, result.evaluated, batch)
             with clock.paused():
                 self._evaluate_and_save(step, ledger, progress)
 
@@ -200,8 +208,9 @@ class Trainer:
         self, step: int, lr: float, result: StepResult, ledger: Ledger, clock: "_Clock", progress: ProgressDisplay
     ) -> None:
         world = self.engine.world
-        names = list(result.terms)
-        means = world.sum(torch.stack([result.loss, *(result.terms[name] for name in names)]).double()) / world.size
+        found = result.evaluated
+        names = list(found.terms)
+        means = world.sum(torch.stack([found.loss, *(found.terms[name] for name in names)]).double()) / world.size
         loss, *values = means.tolist()
         ledger.flush(step)
         rate, wait = clock.lap(step)
@@ -210,7 +219,7 @@ class Trainer:
             "samples": step * self.config.global_batch,
             "loss": loss,
             **dict(zip(names, values, strict=True)),
-            "logit_scale": result.logit_scale.item(),
+            "logit_scale": found.logit_scale.item(),
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_second": rate,
@@ -225,10 +234,25 @@ class Trainer:
         skipped = f"  skipped {ledger.num_skipped}" if ledger.num_skipped else ""
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
 
+    def _observe(self, step: int, found: Evaluated, batch: Batch) -> None:
+        """Write the geometry of some of the step's pairs. Collective."""
+        ranks, _ = Exchange(self.engine.world).count(len(found.image))
+        pairs = sample_pairs(
+            PairSample(found.image, found.text, batch.labels), ranks, self.config.geometry.sample, step
+        )
+        if self.engine.world.is_main:
+            seen = observe(pairs, found.logit_scale.item())
+            named = {f"geometry/{key}": value for key, value in seen.items()}
+            self._write({"step": step, "samples": step * self.config.global_batch, **named})
+
     def _write(self, metrics: dict[str, Any]) -> None:
         self.run_directory.log_metrics(metrics)
         figures = {key: value for key, value in metrics.items() if key not in ("step", "samples")}
-        self.engine.accelerator.log(figures, step=metrics["step"])
+        numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
+        self.engine.accelerator.log(numbers, step=metrics["step"])
+        for key, counts in figures.items():
+            if isinstance(counts, list):
+                log_cosine_histogram(self.engine.accelerator, key, counts, metrics["step"])
 
     def _steps(self, duration: Duration) -> int:
         return duration.steps(self.config.global_batch, self.source.num_samples)

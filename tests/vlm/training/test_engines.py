@@ -45,7 +45,7 @@ def run_steps(engine: Engine, first: int, last: int, ema: Ema | None, lr: float 
         if step == first:
             engine.warm_up(batch)
         result = train_step(learner, batch, WHOLE, seed=0, lr=lr)
-        losses.append(float(world.sum(result.loss.double()) / world.size))
+        losses.append(float(world.sum(result.evaluated.loss.double()) / world.size))
     return losses
 
 

@@ -1,0 +1,98 @@
+"""Geometry while training: a few rows of the global batch, other places each time, measured on rank 0."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+
+from vlm.config import Config
+from vlm.duration import Duration, PositiveDuration
+from vlm.geometry.clouds import (
+    alignment,
+    centroid_gap,
+    distribution_gap,
+    effective_rank,
+    participation_ratio,
+    separability,
+    spectrum,
+    tolerance,
+    uniformity,
+)
+from vlm.geometry.negatives import hardness, score_histograms
+from vlm.similarity.collectives import RowGroup
+
+_STRIDE = 7919  # a prime: places of one observation are not those of the next, whatever the batch
+
+POSITIVE_SCORES, HARDEST_SCORES = "positive_scores", "hardest_negative_scores"
+
+
+class GeometryConfig(Config):
+    """What is written about the two clouds of embeddings on the way."""
+
+    every: PositiveDuration | None = Field(default=Duration(100, "steps"), description="null: never")
+    sample: int = Field(default=256, ge=2, description="pairs of the global batch that are looked at")
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """Some pairs of a step: unit rows and, where the data has them, labels."""
+
+    image: Float[Tensor, "pairs dim"]
+    text: Float[Tensor, "pairs dim"]
+    labels: Int64[Tensor, " pairs"] | None = None
+
+
+def sample_pairs(own: PairSample, ranks: RowGroup, size: int, step: int) -> PairSample:
+    """`size` pairs of the global batch, evenly spaced from a place that turns with `step`; all where there are fewer.
+
+    The same pairs at any number of ranks. Collective: (W - 1) size 2 D numbers a rank at most.
+    """
+    count = min(size, ranks.num_rows)
+    places = ((torch.arange(count) * ranks.num_rows // count + step * _STRIDE) % ranks.num_rows).sort().values
+    starts = [sum(ranks.counts[:rank]) for rank in range(ranks.size + 1)]
+    inside = [(places >= start) & (places < stop) for start, stop in pairwise(starts)]
+    chosen = RowGroup(ranks.group, ranks.rank, tuple(int(mask.sum()) for mask in inside))
+    rows = (places[inside[ranks.rank]] - ranks.own.start).to(own.image.device)
+    both = chosen.gather_constant(torch.cat([own.image[rows], own.text[rows]], dim=1))
+    image, text = both.chunk(2, dim=1)
+    labels = None if own.labels is None else chosen.gather_constant(own.labels[rows])
+    return PairSample(image, text, labels)
+
+
+@torch.no_grad()
+def observe(pairs: PairSample, logit_scale: float) -> dict[str, float | list[int]]:
+    """The geometry of some pairs by name: numbers, and two histograms of cosines in 40 bins from -1 to 1.
+
+    What needs more pairs than there are is left out.
+    """
+    image, text = pairs.image, pairs.text
+    distance, cosine = centroid_gap(image, text)
+    similarities = image @ text.T
+    hard = hardness(similarities, logit_scale)
+    found = {
+        "alignment": alignment(image, text),
+        "uniformity_image": uniformity(image, image),
+        "uniformity_text": uniformity(text, text),
+        "uniformity_cross": uniformity(image, text),
+        "centroid_gap": distance,
+        "centroid_cosine": cosine,
+        "distribution_gap": distribution_gap(image, text),
+        "separability": separability(image, text),
+        "hardness_entropy": hard.entropy,
+        "hardest_negative_weight": hard.hardest,
+    }
+    for name, rows in (("image", image), ("text", text)):
+        shares = spectrum(rows)
+        found[f"effective_rank_{name}"] = effective_rank(shares)
+        found[f"participation_ratio_{name}"] = participation_ratio(shares)
+        found[f"first_component_{name}"] = float(shares[0])
+    if pairs.labels is not None:
+        found["tolerance_image"] = tolerance(image, pairs.labels)
+        found["tolerance_text"] = tolerance(text, pairs.labels)
+    positives, hardest = score_histograms(similarities)
+    numbers: dict[str, float | list[int]] = {name: value for name, value in found.items() if math.isfinite(value)}
+    return numbers | {POSITIVE_SCORES: positives.tolist(), HARDEST_SCORES: hardest.tolist()}
