@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
     "data.max_bad_share",
     "log_every",
     "geometry",
+    "alarm",
     "checkpoint_every",
     "keep_checkpoints",
     "record_samples",

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +240,15 @@ def first_differences(
     return "; ".join(words) or None
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints until `keep` are left; None keeps them all."""
+def prune(folder: Path, keep: int | None, good_steps: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints (None: keep all) and the newest up to each of `good_steps`."""
     if keep is None:
         return
-    for path in complete_checkpoints(folder)[:-keep]:
+    complete = complete_checkpoints(folder)
+    good = {max((path for path in complete if step_of(path) <= step), key=step_of, default=None) for step in good_steps}
+    for path in complete[:-keep]:
+        if path in good:
+            continue
         doomed = path.with_name(path.name + _PARTIAL)
         os.rename(path, doomed)
         shutil.rmtree(doomed)

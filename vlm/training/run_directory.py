@@ -89,6 +89,11 @@ class RunDirectory:
         if self.world.is_main:
             _append(self.path / METRICS, [metrics])
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics so far, without a torn last one."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+
     def num_skips(self) -> int:
         """How many skips the ledger holds."""
         path = self.path / LEDGER

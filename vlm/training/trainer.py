@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from pydantic import Field
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.errors import UserError
+from vlm.errors import EveryRankError, UserError
 from vlm.geometry.telemetry import GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
@@ -21,6 +21,7 @@ from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
+from vlm.training.alarm import Alarm, AlarmConfig, Alarms
 from vlm.training.checkpoint import Manifest, prune, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
@@ -57,6 +58,7 @@ class TrainingConfig(Config):
     ema: EmaConfig | None = None
     log_every: PositiveDuration = Duration(10, "steps")
     geometry: GeometryConfig = GeometryConfig()
+    alarm: tuple[AlarmConfig, ...] = Field(default=(), description="figures that warn or stop when they move too far")
     checkpoint_every: PositiveDuration = Duration(500, "steps")
     keep_checkpoints: int | None = Field(default=2, gt=0, description="the newest so many are kept; null: all")
     record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
@@ -125,6 +127,7 @@ class Trainer:
         self._log_every = max(1, self._steps(config.log_every))
         every = config.geometry.every
         self._observe_every = None if every is None else max(1, self._steps(every))
+        self._alarms = Alarms(config.alarm, self._steps)
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._counts: Mapping[str, int] = {}
         self._warmup_steps = self._steps(config.schedule.warmup)
@@ -136,6 +139,7 @@ class Trainer:
     def run(self, start_step: int, progress: ProgressDisplay) -> None:
         """Train from `start_step` completed steps to the end. Collective."""
         clock = _Clock(self.config.global_batch)
+        self._alarms.replay(self.run_directory.metrics() if self.config.alarm else ())
         ledger = Ledger(
             self.run_directory,
             self.source.max_bad_share,
@@ -161,7 +165,7 @@ class Trainer:
             if step == 1 or step % self._log_every == 0 or step == self.num_steps:
                 self._log(step, lr, result, ledger, clock, progress)
             if self._observe_every is not None and step % self._observe_every == 0:
-                self._observe(step, result.evaluated, batch)
+                self._observe(step, result.evaluated, batch, progress)
             with clock.paused():
                 self._evaluate_and_save(step, ledger, progress)
 
@@ -179,9 +183,9 @@ class Trainer:
         with self.engine.holding(self.ema.shards if self.ema else {}), self.engine.autocast():
             figures = evaluation.evaluator.run(self.engine.module, self.engine.world)
         named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
-        self._write({"step": step, "samples": step * self.config.global_batch, **named})
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         progress.say(f"step {step}  {evaluation.name}: {shown}")
+        self._write(step, named, progress)
         return figures
 
     def save(self, step: int, counts: Mapping[str, int]) -> None:
@@ -201,7 +205,7 @@ class Trainer:
             groups = state_groups(self.engine, self.ema, self.teacher) | memory_groups(self.objective)
             write_checkpoint(folder, manifest, groups, self.engine.world, own_pieces(self.objective))
         if self.engine.world.is_main:
-            prune(folder, self.config.keep_checkpoints)
+            prune(folder, self.config.keep_checkpoints, self._alarms.good_steps())
             self.source.forget(min(self.run_directory.checkpoint_steps()))
 
     def _log(
@@ -215,8 +219,6 @@ class Trainer:
         ledger.flush(step)
         rate, wait = clock.lap(step)
         metrics = {
-            "step": step,
-            "samples": step * self.config.global_batch,
             "loss": loss,
             **dict(zip(names, values, strict=True)),
             "logit_scale": found.logit_scale.item(),
@@ -230,29 +232,40 @@ class Trainer:
             raise UserError(
                 f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint"
             )
-        self._write(metrics)
         skipped = f"  skipped {ledger.num_skipped}" if ledger.num_skipped else ""
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
+        self._write(step, metrics, progress)
 
-    def _observe(self, step: int, found: Evaluated, batch: Batch) -> None:
+    def _observe(self, step: int, found: Evaluated, batch: Batch, progress: ProgressDisplay) -> None:
         """Write the geometry of some of the step's pairs. Collective."""
         ranks, _ = Exchange(self.engine.world).count(len(found.image))
-        pairs = sample_pairs(
-            PairSample(found.image, found.text, batch.labels), ranks, self.config.geometry.sample, step
-        )
-        if self.engine.world.is_main:
-            seen = observe(pairs, found.logit_scale.item())
-            named = {f"geometry/{key}": value for key, value in seen.items()}
-            self._write({"step": step, "samples": step * self.config.global_batch, **named})
+        own = PairSample(found.image, found.text, batch.labels)
+        pairs = sample_pairs(own, ranks, self.config.geometry.sample, step)
+        seen = observe(pairs, found.logit_scale.item()) if self.engine.world.is_main else {}
+        self._write(step, {f"geometry/{key}": value for key, value in seen.items()}, progress)
 
-    def _write(self, metrics: dict[str, Any]) -> None:
-        self.run_directory.log_metrics(metrics)
-        figures = {key: value for key, value in metrics.items() if key not in ("step", "samples")}
+    def _write(self, step: int, figures: Mapping[str, Any], progress: ProgressDisplay) -> None:
+        """Log what rank 0 knows, and do what the alarms say about it. Collective where there are any."""
+        place = {"step": step, "samples": step * self.config.global_batch}
+        self.run_directory.log_metrics({**place, **figures})
         numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
-        self.engine.accelerator.log(numbers, step=metrics["step"])
+        self.engine.accelerator.log(numbers, step=step)
         for key, counts in figures.items():
             if isinstance(counts, list):
-                log_cosine_histogram(self.engine.accelerator, key, counts, metrics["step"])
+                log_cosine_histogram(self.engine.accelerator, key, counts, step)
+        if not self.config.alarm:
+            return
+        raised, *_ = self.engine.world.gather_objects(self._alarms.observe(step, figures))
+        for alarm in raised:
+            progress.say(f"step {step}  {alarm.message}")
+            self.run_directory.log_metrics({**place, "alarm": alarm.message})
+            if alarm.stops:
+                self._stop(step, alarm)
+
+    def _stop(self, step: int, alarm: Alarm) -> NoReturn:
+        good = [saved for saved in self.run_directory.checkpoint_steps() if saved <= alarm.since]
+        kept = f"the newest checkpoint of before is that of step {good[-1]}" if good else "no checkpoint is of before"
+        raise EveryRankError(f"step {step}: {alarm.message}; {kept} ({self.run_directory.checkpoints})")
 
     def _steps(self, duration: Duration) -> int:
         return duration.steps(self.config.global_batch, self.source.num_samples)
