@@ -39,11 +39,12 @@ def distribution_gap(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pai
 
     (Dowson & Landau, 1982, equation 16; squared, it is the distance of Heusel et al., 2017.) With centred rows A, B of
     n points each, S = A^T A / n, the last trace is the nuclear norm of A B^T over n, which needs no root of a matrix
-    and no full rank.
+    and no full rank; triangular factors of A and B have the same one, and the smaller side's size.
     """
     a, b = image - image.mean(0), text - text.mean(0)
+    (_, root_a), (_, root_b) = (torch.linalg.qr(rows, mode="r") for rows in (a, b))
     of_centres = (image.mean(0) - text.mean(0)).square().sum()
-    spreads = (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()) / len(a)
+    spreads = (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()) / len(a)
     return float((of_centres + spreads.clamp(min=0)).sqrt())
 
 

@@ -1,0 +1,77 @@
+"""Held-out images and all their captions, embedded: what retrieval and geometry are measured on."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from data.shards.cache import ShardCache
+from eval.encoder import Encoder, embed_images, embed_texts
+from eval.shards import ShardEvaluation
+from vlm.errors import UserError
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+
+class Embedded(NamedTuple):
+    """A whole held-out set: usable images, their captions, and for both the position of the sample they are from."""
+
+    images: Float32[Tensor, "images dim"]
+    image_owners: Int64[Tensor, " images"]
+    texts: Float32[Tensor, "texts dim"]
+    text_owners: Int64[Tensor, " texts"]
+    captions: tuple[str, ...]
+
+
+class CaptionedImages:
+    """The captioned samples of held-out shards. Samples without a usable image or caption take no part.
+
+    Raises:
+        UserError: shards without captions.
+    """
+
+    def __init__(
+        self,
+        config: ShardEvaluation,
+        image: ImageSpec,
+        tokenizer: Callable[[Sequence[str]], TokenBatch],
+        root: str | None,
+        where: str = "shards",
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._where = where
+        self.held_out = config.held_out(image, root, where, cache)
+        if not any(self.held_out.captions):
+            raise UserError(f"{where}: no sample of {config.shards} has a caption (txt, or json with `captions`)")
+
+    def embed(self, model: Encoder, world: World) -> Embedded:
+        """All of them on every rank: memory grows with images plus texts, not with their product. Collective."""
+        config = self._config
+        images, owners = embed_images(model, self.held_out, world, config.batch_size, config.workers)
+        captioned = torch.tensor([bool(captions) for captions in self.held_out.captions], device=world.device)[owners]
+        images, owners = images[captioned], owners[captioned]
+        if not len(images):
+            raise UserError(f"{self._where}: none of the {len(self.held_out)} samples has a readable image and caption")
+        texts = embed_texts(model, self._tokens, world, config.batch_size)
+        text_owners = torch.tensor(self._text_owners, device=world.device)
+        usable = torch.isin(text_owners, owners)
+        captions = tuple(self._texts[place] for place in usable.nonzero().flatten().tolist())
+        return Embedded(images, owners, texts[usable], text_owners[usable], captions)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [caption for captions in self.held_out.captions for caption in captions]
+
+    @cached_property
+    def _text_owners(self) -> list[int]:
+        return [owner for owner, captions in enumerate(self.held_out.captions) for _ in captions]
+
+    @cached_property
+    def _tokens(self) -> TokenBatch:
+        return self._tokenizer(self._texts)
