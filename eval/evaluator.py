@@ -7,13 +7,14 @@ from pydantic import Field
 
 from data.shards.cache import ShardCache
 from eval.encoder import Encoder
+from eval.geometry import Geometry, GeometryEvaluationConfig
 from eval.retrieval import Retrieval, RetrievalConfig
 from eval.zeroshot import ZeroShot, ZeroShotConfig
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
 
-EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="kind")]
+EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig | GeometryEvaluationConfig, Field(discriminator="kind")]
 
 
 @runtime_checkable
@@ -49,4 +50,6 @@ def _build(
     where = f"evaluate.{name}.shards"
     if isinstance(config, ZeroShotConfig):
         return ZeroShot(config, image, tokenizer, root, where, cache)
+    if isinstance(config, GeometryEvaluationConfig):
+        return Geometry(config, image, tokenizer, root, where, cache)
     return Retrieval(config, image, tokenizer, root, where, cache)

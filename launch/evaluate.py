@@ -1,40 +1,77 @@
 """Evaluate one model from the command line, on all ranks that a launcher started."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from eval.evaluator import EvaluatorConfig, build_evaluators
+from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
+from eval.geometry_plots import write_plots
 from launch.model_source import load_model
 from vlm.atomic import write_text
 from vlm.errors import UserError
+from vlm.model.dual_encoder import DualEncoder
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
 
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:
     """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
-    accelerator: Accelerator = start_accelerator("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None)
-    try:
-        world = World.current(accelerator.device)
-        model = load_model(name, world.device)
+    _require_folder("--json", json_file)
+    with _loaded(name) as (model, world):
         (evaluator,) = build_evaluators({config.kind: config}, model.image_spec, model.tokenizer, None).values()
         figures = evaluator.run(model, world)
         if world.is_main:
             _show(name, config.kind, figures)
-            if json_file is not None:
-                write_text(
-                    json_file, json.dumps({"model": name, "evaluation": config.kind, **figures}, indent=2) + "\n"
-                )
+            _write_json(json_file, name, config.kind, figures)
         world.barrier()
+    return figures
+
+
+def evaluate_geometry(
+    name: str, config: GeometryEvaluationConfig, json_file: Path | None, plots: Path | None
+) -> GeometryFigures:
+    """The same for geometry, whose JSON holds spectra and histograms too, and which draws into the folder `plots`."""
+    _require_folder("--json", json_file)
+    _require_folder("--plots", plots)
+    with _loaded(name) as (model, world):
+        measured = Geometry(config, model.image_spec, model.tokenizer, None, "--data").measure(model, world)
+        if world.is_main:
+            _show(name, config.kind, measured.figures)
+            drawn = {"spectra": measured.spectra, "scores": measured.scores}
+            _write_json(json_file, name, config.kind, {**measured.figures, **drawn})
+            if plots is not None:
+                for path in write_plots(measured, plots):
+                    print(path)
+        world.barrier()
+    return measured
+
+
+def _require_folder(option: str, path: Path | None) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
+    """The model called `name` on each of the launched ranks."""
+    accelerator: Accelerator = start_accelerator("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None)
+    try:
+        world = World.current(accelerator.device)
+        yield load_model(name, world.device), world
     finally:
         accelerator.end_training()
-    return figures
+
+
+def _write_json(file: Path | None, name: str, kind: str, figures: Mapping[str, Any]) -> None:
+    if file is not None:
+        write_text(file, json.dumps({"model": name, "evaluation": kind, **figures}, indent=2) + "\n")
 
 
 def _show(name: str, kind: str, figures: dict[str, float]) -> None:

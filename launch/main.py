@@ -166,3 +166,20 @@ def retrieval(
 
     config = RetrievalConfig(kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit)
     evaluate_model(model, config, json_file)
+
+
+@eval_app.command()
+def geometry(
+    model: ModelName,
+    data: DataPattern,
+    batch_size: BatchSize = 256,
+    limit: Limit = None,
+    json_file: JsonFile = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
+) -> None:
+    """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
+    from eval.geometry import GeometryEvaluationConfig
+    from launch.evaluate import evaluate_geometry
+
+    config = GeometryEvaluationConfig(kind="geometry", shards=tuple(data), batch_size=batch_size, limit=limit)
+    evaluate_geometry(model, config, json_file, plots)

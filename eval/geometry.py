@@ -1,0 +1,170 @@
+"""The geometry of held-out embeddings: both clouds, the gap between them, and what moving it does to retrieval."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from pydantic import Field
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.shards.cache import ShardCache
+from eval.captioned import CaptionedImages, Embedded
+from eval.encoder import Encoder, evaluation_mode
+from eval.ranks import find_matches_shared
+from eval.shards import ShardEvaluation
+from vlm.geometry.clouds import (
+    alignment,
+    centroid_gap,
+    distribution_gap,
+    effective_rank,
+    participation_ratio,
+    spectrum,
+    uniformity,
+)
+from vlm.geometry.negatives import score_histograms
+from vlm.model.image_spec import ImageSpec
+from vlm.model.tokenizer import TokenBatch
+from vlm.world import World
+
+_HELD_OUT = 5  # of so many pairs one is held out from the classifier
+
+
+class GeometryEvaluationConfig(ShardEvaluation):
+    """The geometry of the captioned samples of shards."""
+
+    kind: Literal["geometry"]
+    shifts: Annotated[
+        tuple[float, ...],
+        Field(description="Shares of the centroids' difference by which the clouds are moved together."),
+    ] = (-0.5, 0.0, 0.5, 1.0, 1.5)
+    sample: Annotated[int, Field(ge=5, description="Pairs whose products are all looked at, evenly spaced.")] = 2048
+
+
+@dataclass(frozen=True)
+class GeometryFigures:
+    """What was measured: numbers by name, and what is drawn.
+
+    `spectra` holds each modality's shares of variance, `scores` the counts of cosines of positives and of hardest
+    negatives in equal bins from -1 to 1, `images` and `texts` the pairs themselves.
+    """
+
+    figures: dict[str, float]
+    spectra: dict[str, list[float]]
+    scores: dict[str, list[int]]
+    images: Float32[Tensor, "pairs dim"]
+    texts: Float32[Tensor, "pairs dim"]
+
+
+class Geometry:
+    """Measures pairs of an image and its first caption, and retrieval of all captions under a moving gap.
+
+    `separability` is the held-out accuracy of a logistic regression that tells images from texts, every fifth pair held
+    out (Fahim et al., 2024). `arithmetic_r@1` is the share of pairs i, with j the next one, for which
+    x_i + y_j - y_i is nearer to x_j than to any other image but x_i: the difference of two texts leads from image to
+    image (the arithmetic of Couairon et al., 2022, on any captions).
+
+    A shift of s moves every image by -s/2 and every text by +s/2 of the difference of the centroids, then back to
+    length 1 (Liang et al., 2022): at 1 the centroids have met.
+
+    Raises:
+        UserError: shards without captions.
+    """
+
+    def __init__(
+        self,
+        config: GeometryEvaluationConfig,
+        image: ImageSpec,
+        tokenizer: Callable[[Sequence[str]], TokenBatch],
+        root: str | None,
+        where: str = "shards",
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._config = config
+        self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
+
+    def run(self, model: Encoder, world: World) -> dict[str, float]:
+        """The figures by name. Collective."""
+        return self.measure(model, world).figures
+
+    def measure(self, model: Encoder, world: World) -> GeometryFigures:
+        """Figures, and what is drawn. Collective."""
+        with evaluation_mode(model):
+            embedded = self._captioned.embed(model, world)
+            moved = {shift: self._retrieval(embedded, shift, world) for shift in self._config.shifts}
+        images, texts = first_pairs(embedded)
+        count = min(self._config.sample, len(images))
+        places = torch.arange(count, device=images.device) * len(images) // count
+        images, texts = images[places], texts[places]
+        spectra = {"image": spectrum(images), "text": spectrum(texts)}
+        distance, cosine = centroid_gap(images, texts)
+        figures = {
+            "alignment": alignment(images, texts),
+            "uniformity_image": uniformity(images, images),
+            "uniformity_text": uniformity(texts, texts),
+            "uniformity_cross": uniformity(images, texts),
+            "centroid_gap": distance,
+            "centroid_cosine": cosine,
+            "distribution_gap": distribution_gap(images, texts),
+            "separability": separability(images, texts),
+            "arithmetic_r@1": arithmetic_accuracy(images, texts),
+        }
+        for name, shares in spectra.items():
+            figures[f"effective_rank_{name}"] = effective_rank(shares)
+            figures[f"participation_ratio_{name}"] = participation_ratio(shares)
+        for shift, (to_text, to_image) in moved.items():
+            figures[f"shift_{shift:g}_image_to_text_r@1"] = to_text
+            figures[f"shift_{shift:g}_text_to_image_r@1"] = to_image
+        figures["num_images"] = len(embedded.images)
+        figures["num_skipped"] = len(self._captioned.held_out) - len(embedded.images)
+        positives, hardest = score_histograms(images @ texts.T)
+        scores = {"positive": positives.tolist(), "hardest_negative": hardest.tolist()}
+        return GeometryFigures(
+            figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
+        )
+
+    def _retrieval(self, embedded: Embedded, shift: float, world: World) -> tuple[float, float]:
+        """R@1 of images to texts and back, with the clouds moved together."""
+        images, texts = moved_together(embedded.images, embedded.texts, shift)
+        owners = embedded.image_owners, embedded.text_owners
+        to_text = find_matches_shared(images, texts, *owners, world).ranks
+        to_image = find_matches_shared(texts, images, *owners[::-1], world).ranks
+        return float((to_text <= 1).double().mean()), float((to_image <= 1).double().mean())
+
+
+def first_pairs(embedded: Embedded) -> tuple[Float32[Tensor, "images dim"], Float32[Tensor, "images dim"]]:
+    """Each image with the first of its captions, whose owners come in order."""
+    return embedded.images, embedded.texts[torch.searchsorted(embedded.text_owners, embedded.image_owners)]
+
+
+def moved_together(
+    images: Float32[Tensor, "images dim"], texts: Float32[Tensor, "texts dim"], shift: float
+) -> tuple[Float32[Tensor, "images dim"], Float32[Tensor, "texts dim"]]:
+    """Both clouds moved by half of `shift` times the difference of their centroids, and back to length 1."""
+    if shift == 0:
+        return images, texts
+    difference = shift / 2 * (images.mean(0) - texts.mean(0))
+    return normalize(images - difference, dim=1), normalize(texts + difference, dim=1)
+
+
+def separability(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:
+    """The accuracy with which a logistic regression tells images from texts, on every fifth pair; 0.5 is chance."""
+    held_out = np.arange(len(images)) % _HELD_OUT == _HELD_OUT - 1
+    x, y = images.cpu().numpy().astype(np.float64), texts.cpu().numpy().astype(np.float64)
+    known, asked = (np.concatenate([x[some], y[some]]) for some in (~held_out, held_out))
+    labels = [np.repeat([1, 0], int(some.sum())) for some in (~held_out, held_out)]
+    return float(LogisticRegression(max_iter=1000).fit(known, labels[0]).score(asked, labels[1]))
+
+
+def arithmetic_accuracy(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:
+    """See `Geometry`; ties count against the model."""
+    queries = images + texts.roll(-1, 0) - texts
+    scores = queries @ images.T
+    scores.fill_diagonal_(-torch.inf)
+    wanted = (torch.arange(len(images), device=images.device) + 1) % len(images)
+    own = scores.gather(1, wanted[:, None])
+    return float(((scores >= own).sum(1) == 1).double().mean())

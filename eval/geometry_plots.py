@@ -1,0 +1,101 @@
+"""Pictures of the geometry: the two clouds in two projections, scores, and spectra; each a PNG."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from eval.geometry import GeometryFigures
+from vlm.atomic import write_bytes
+
+Rows = NDArray[np.float64]
+
+_IMAGE, _TEXT = "#2f6db5", "#c9622b"
+_MOST_LINES, _MOST_POINTS = 60, 1000
+_PERPLEXITY = 30
+
+
+def write_plots(measured: GeometryFigures, folder: Path) -> list[Path]:
+    """Write `clouds.png`, `scores.png` and `spectra.png` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figures = {"clouds": _clouds(measured), "scores": _scores(measured), "spectra": _spectra(measured)}
+        return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
+    write_bytes(path, drawn.getvalue())
+    return path
+
+
+def _clouds(measured: GeometryFigures) -> Figure:
+    """Principal components keep distances, t-SNE neighbours; pairs are joined where that stays readable."""
+    count = min(len(measured.images), _MOST_POINTS)
+    images, texts = (rows[:count].cpu().double().numpy() for rows in (measured.images, measured.texts))
+    both = np.concatenate([images, texts])
+    principal = PCA(2, random_state=0)
+    placed = principal.fit_transform(both)
+    figure = Figure(figsize=(8.6, 4))
+    left, right = figure.subplots(1, 2)
+    _scatter(left, placed, count)
+    first, second = principal.explained_variance_ratio_
+    left.set_title("principal components")
+    left.set_xlabel(f"{first:.0%} of the variance")
+    left.set_ylabel(f"{second:.0%} of the variance")
+    perplexity = min(_PERPLEXITY, max(1, (len(both) - 1) // 3))
+    neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(both)
+    _scatter(right, neighbours.astype(np.float64), count)
+    right.set_title("t-SNE")
+    right.set_xticks([])
+    right.set_yticks([])
+    left.legend(frameon=False, loc="best")
+    return figure
+
+
+def _scatter(axes: Axes, placed: Rows, count: int) -> None:
+    images, texts = placed[:count], placed[count:]
+    for image, text in zip(images[:_MOST_LINES], texts[:_MOST_LINES], strict=True):
+        axes.plot([image[0], text[0]], [image[1], text[1]], color="#999999", linewidth=0.4, zorder=1)
+    for name, points, colour in (("images", images, _IMAGE), ("texts", texts, _TEXT)):
+        axes.scatter(points[:, 0], points[:, 1], s=6, color=colour, label=name, linewidths=0, alpha=0.8, zorder=2)
+
+
+def _scores(measured: GeometryFigures) -> Figure:
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
+    for name, colour in (("positive", _IMAGE), ("hardest_negative", _TEXT)):
+        counts = np.asarray(measured.scores[name])
+        axes.stairs(
+            counts,
+            np.linspace(-1, 1, len(counts) + 1),
+            color=colour,
+            label=name.replace("_", " "),
+            fill=True,
+            alpha=0.5,
+        )
+    axes.set_xlabel("cosine of an image and a text")
+    axes.set_ylabel("images")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _spectra(measured: GeometryFigures) -> Figure:
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
+    for name, colour in (("image", _IMAGE), ("text", _TEXT)):
+        shares = [share for share in measured.spectra[name] if share > 0]
+        rank = measured.figures[f"effective_rank_{name}"]
+        axes.plot(range(1, len(shares) + 1), shares, color=colour, label=f"{name}s: effective rank {rank:.1f}")
+    axes.set_yscale("log")
+    axes.set_xlabel("principal component")
+    axes.set_ylabel("share of the variance")
+    axes.legend(frameon=False)
+    return figure
