@@ -69,7 +69,7 @@ def separability(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs d
 
 def spectrum(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, " components"]:
     """The share of the variance that each principal component explains, largest first; zeros where all rows are one."""
-    variances = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    variances: Tensor = torch.linalg.svdvals(rows - rows.mean(0)).square()
     return variances / variances.sum().clamp(min=torch.finfo(rows.dtype).tiny)
 
 
