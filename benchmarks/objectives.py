@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 NUM_SAMPLES = 36_000  # six epochs
 SEARCH_SAMPLES = 60_000
 SMALL, LARGE = 64, 512
-RATES = {SMALL: 5e-4, LARGE: 2e-3}  # what --search finds for clip, used for all
+RATES = {SMALL: 5e-4, LARGE: 2e-3}  # of what --search tries for clip; used for all
 SEARCHED_RATES = {SMALL: (5e-4, 1e-3, 2e-3), LARGE: (1e-3, 2e-3, 4e-3)}
 # Temperatures settle where a sample's softmax over negatives diverges by rho from uniform, which is at most the log of
 # their number: the published 8 is beyond that here.

@@ -17,15 +17,8 @@ from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.ranks import find_matches_shared
 from eval.shards import ShardEvaluation
-from vlm.geometry.clouds import (
-    alignment,
-    centroid_gap,
-    distribution_gap,
-    effective_rank,
-    participation_ratio,
-    spectrum,
-    uniformity,
-)
+from vlm.errors import EveryRankError
+from vlm.geometry.clouds import figures_of_clouds
 from vlm.geometry.negatives import score_histograms
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -72,7 +65,7 @@ class Geometry:
     length 1 (Liang et al., 2022): at 1 the centroids have met.
 
     Raises:
-        UserError: shards without captions.
+        UserError: shards without captions; when measured, fewer than five usable pairs, or embeddings without numbers.
     """
 
     def __init__(
@@ -85,6 +78,7 @@ class Geometry:
         cache: ShardCache | None = None,
     ) -> None:
         self._config = config
+        self._where = where
         self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
 
     def run(self, model: Encoder, world: World) -> dict[str, float]:
@@ -97,25 +91,13 @@ class Geometry:
             embedded = self._captioned.embed(model, world)
             moved = {shift: self._retrieval(embedded, shift, world) for shift in self._config.shifts}
         images, texts = first_pairs(embedded)
+        self._require_usable(images, texts)
         count = min(self._config.sample, len(images))
         places = torch.arange(count, device=images.device) * len(images) // count
         images, texts = images[places], texts[places]
-        spectra = {"image": spectrum(images), "text": spectrum(texts)}
-        distance, cosine = centroid_gap(images, texts)
-        figures = {
-            "alignment": alignment(images, texts),
-            "uniformity_image": uniformity(images, images),
-            "uniformity_text": uniformity(texts, texts),
-            "uniformity_cross": uniformity(images, texts),
-            "centroid_gap": distance,
-            "centroid_cosine": cosine,
-            "distribution_gap": distribution_gap(images, texts),
-            "separability": separability(images, texts),
-            "arithmetic_r@1": arithmetic_accuracy(images, texts),
-        }
-        for name, shares in spectra.items():
-            figures[f"effective_rank_{name}"] = effective_rank(shares)
-            figures[f"participation_ratio_{name}"] = participation_ratio(shares)
+        figures, spectra = figures_of_clouds(images, texts)
+        figures["separability"] = separability(images, texts)
+        figures["arithmetic_r@1"] = arithmetic_accuracy(images, texts)
         for shift, (to_text, to_image) in moved.items():
             figures[f"shift_{shift:g}_image_to_text_r@1"] = to_text
             figures[f"shift_{shift:g}_text_to_image_r@1"] = to_image
@@ -126,6 +108,12 @@ class Geometry:
         return GeometryFigures(
             figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
         )
+
+    def _require_usable(self, images: Tensor, texts: Tensor) -> None:
+        if len(images) < _HELD_OUT:
+            raise EveryRankError(f"{self._where}: geometry needs {_HELD_OUT} usable pairs; there are {len(images)}")
+        if not bool((images.isfinite() & texts.isfinite()).all()):
+            raise EveryRankError(f"{self._where}: the model's embeddings are not finite numbers")
 
     def _retrieval(self, embedded: Embedded, shift: float, world: World) -> tuple[float, float]:
         """R@1 of images to texts and back, with the clouds moved together."""

@@ -17,7 +17,7 @@ from eval.geometry import (
 from eval.geometry_plots import write_plots
 from eval.retrieval import Retrieval, RetrievalConfig
 from tests.data.small_shards import WordTokenizer
-from tests.eval.encoders import IMAGE, SmallEncoder, captioned_shard, embed
+from tests.eval.encoders import DIM, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import log_mean_potential
 from vlm.errors import UserError
@@ -118,3 +118,13 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
 def test_shards_without_captions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sample of .* has a caption"):
         evaluation(captioned_shard(tmp_path, [[], []]))
+
+
+def test_too_few_pairs_and_embeddings_without_numbers_are_refused_in_a_line(tmp_path: Path) -> None:
+    few = evaluation(captioned_shard(tmp_path, CAPTIONS[:4]))
+    with pytest.raises(UserError, match="needs 5 usable pairs; there are 4"):
+        few.run(SmallEncoder(), World())
+    enough = evaluation(captioned_shard(tmp_path, CAPTIONS))
+    with pytest.raises(UserError, match="embeddings are not finite"):
+        enough.run(PointEncoder(float("nan")), World())
+    assert enough.run(PointEncoder(DIM**-0.5), World())["effective_rank_image"] == 0

@@ -40,3 +40,16 @@ def test_a_stop_keeps_the_checkpoint_of_before_on_any_number_of_ranks(tmp_path: 
         last = max(line["step"] for line in metrics_of(tmp_path / run))
         kept = sorted(path.name for path in (tmp_path / run / "checkpoints").iterdir())
         assert kept == ["step-00000005", f"step-{last - 1:08}"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("eval/scenes/top1", r"alarm\.0: nothing in this run measures eval/scenes/top1; choose from: geometry"),
+        ("lrr", "alarm: there is no figure 'lrr'; nearest: lr"),
+    ],
+)
+def test_an_alarm_on_nothing_is_refused_with_one_line(tmp_path: Path, metric: str, words: str) -> None:
+    write_tiny(tmp_path)
+    with pytest.raises(UserError, match=words):
+        train_here(write_tiny_recipe(tmp_path, tmp_path / "run", alarm=[{**FALL, "metric": metric}]))

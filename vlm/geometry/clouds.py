@@ -10,6 +10,29 @@ _HELD_OUT = 5  # of so many pairs one is held out from the classifier
 _RIDGE = 1e-3  # of the mean variance of a dimension
 
 
+def figures_of_clouds(
+    image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs dim"]
+) -> tuple[dict[str, float], dict[str, Float[Tensor, " components"]]]:
+    """What is said of pairs of unit rows, by name, and each modality's `spectrum`."""
+    distance, cosine = centroid_gap(image, text)
+    figures = {
+        "alignment": alignment(image, text),
+        "uniformity_image": uniformity(image, image),
+        "uniformity_text": uniformity(text, text),
+        "uniformity_cross": uniformity(image, text),
+        "centroid_gap": distance,
+        "centroid_cosine": cosine,
+        "distribution_gap": distribution_gap(image, text),
+        "separability": separability(image, text),
+    }
+    spectra = {"image": spectrum(image), "text": spectrum(text)}
+    for name, shares in spectra.items():
+        figures[f"effective_rank_{name}"] = effective_rank(shares)
+        figures[f"participation_ratio_{name}"] = participation_ratio(shares)
+        figures[f"first_component_{name}"] = float(shares[0])
+    return figures, spectra
+
+
 def alignment(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs dim"]) -> float:
     """mean |x_i - y_i|^2 of unit rows: 0 where pairs are one, 4 where they are antipodes (Wang & Isola, 2020)."""
     return float((image - text).square().sum(1).mean())
@@ -70,7 +93,10 @@ def separability(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs d
 def spectrum(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, " components"]:
     """The share of the variance that each principal component explains, largest first; zeros where all rows are one."""
     variances: Tensor = torch.linalg.svdvals(rows - rows.mean(0)).square()
-    return variances / variances.sum().clamp(min=torch.finfo(rows.dtype).tiny)
+    total = variances.sum()
+    # What the mean's rounding leaves of one point is no direction.
+    is_point = total <= 16 * torch.finfo(rows.dtype).eps ** 2 * rows.square().sum()
+    return torch.where(is_point, 0.0, variances / total)
 
 
 def effective_rank(shares: Float[Tensor, " components"]) -> float:

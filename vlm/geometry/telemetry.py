@@ -11,17 +11,7 @@ from torch import Tensor
 
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.geometry.clouds import (
-    alignment,
-    centroid_gap,
-    distribution_gap,
-    effective_rank,
-    participation_ratio,
-    separability,
-    spectrum,
-    tolerance,
-    uniformity,
-)
+from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
 from vlm.similarity.collectives import RowGroup
 
@@ -70,26 +60,10 @@ def observe(pairs: PairSample, logit_scale: float) -> dict[str, float | list[int
     What needs more pairs than there are is left out.
     """
     image, text = pairs.image, pairs.text
-    distance, cosine = centroid_gap(image, text)
+    found, _ = figures_of_clouds(image, text)
     similarities = image @ text.T
     hard = hardness(similarities, logit_scale)
-    found = {
-        "alignment": alignment(image, text),
-        "uniformity_image": uniformity(image, image),
-        "uniformity_text": uniformity(text, text),
-        "uniformity_cross": uniformity(image, text),
-        "centroid_gap": distance,
-        "centroid_cosine": cosine,
-        "distribution_gap": distribution_gap(image, text),
-        "separability": separability(image, text),
-        "hardness_entropy": hard.entropy,
-        "hardest_negative_weight": hard.hardest,
-    }
-    for name, rows in (("image", image), ("text", text)):
-        shares = spectrum(rows)
-        found[f"effective_rank_{name}"] = effective_rank(shares)
-        found[f"participation_ratio_{name}"] = participation_ratio(shares)
-        found[f"first_component_{name}"] = float(shares[0])
+    found |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
     if pairs.labels is not None:
         found["tolerance_image"] = tolerance(image, pairs.labels)
         found["tolerance_text"] = tolerance(text, pairs.labels)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
+from vlm.errors import nearest
 
 
 class Movement(Config):
@@ -52,6 +53,15 @@ class AlarmConfig(Movement):
     action: Literal["warn", "stop"] = Field(
         default="warn", description="stop: end the run, and keep the newest checkpoint of before the movement"
     )
+
+
+# Figures that a line of their kind may go without: more pairs, or labels, are needed for them.
+_SOMETIMES = {"geometry/separability", "geometry/tolerance_image", "geometry/tolerance_text"}
+
+
+def kind_of(name: str) -> str:
+    """What lines have in common that bring the same figures: eval/NAME, geometry, or nothing for a step's own."""
+    return name.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Alarms:
 
     def __init__(self, configs: Sequence[AlarmConfig], steps: Callable[[Duration], int]) -> None:
         self._watches = [_Watch(config, steps(config.over)) for config in configs]
+        self._unseen = {movement.metric for watch in self._watches for movement in watch.movements}
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Go on after lines that an earlier life of the run has written."""
@@ -119,6 +130,15 @@ class Alarms:
                 message = f"alarm: {what}, within {watch.config.over}"
                 raised.append(Alarm(message, watch.since(), watch.config.action == "stop"))
         return raised
+
+    def mistake(self, metrics: Mapping[str, Any]) -> str | None:
+        """A figure that is watched and, by the first part of its name, should be on this line, but is not; in words."""
+        self._unseen -= metrics.keys()
+        kinds = {kind_of(name) for name in metrics}
+        for name in sorted(self._unseen - _SOMETIMES):
+            if kind_of(name) in kinds:
+                return f"alarm: there is no figure {name!r}; {nearest(name, metrics)}"
+        return None
 
     def good_steps(self) -> list[int]:
         """Steps to which a run that has to stop may want to go back: the best of each figure that can stop it."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.errors import EveryRankError, UserError
+from vlm.errors import EveryRankError, UserError, nearest
 from vlm.geometry.telemetry import GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
@@ -21,7 +21,7 @@ from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
-from vlm.training.alarm import Alarm, AlarmConfig, Alarms
+from vlm.training.alarm import Alarm, AlarmConfig, Alarms, kind_of
 from vlm.training.checkpoint import Manifest, prune, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
@@ -127,10 +127,23 @@ class Trainer:
         self._log_every = max(1, self._steps(config.log_every))
         every = config.geometry.every
         self._observe_every = None if every is None else max(1, self._steps(every))
+        self._require_alarms()
         self._alarms = Alarms(config.alarm, self._steps)
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._counts: Mapping[str, int] = {}
         self._warmup_steps = self._steps(config.schedule.warmup)
+
+    def _require_alarms(self) -> None:
+        """Raise EveryRankError for an alarm on what this run never measures."""
+        kinds = {"", *(f"eval/{evaluation.name}" for evaluation in self.evaluations)}
+        if self.config.geometry.every is not None:
+            kinds.add("geometry")
+        for place, alarm in enumerate(self.config.alarm):
+            for movement in filter(None, (alarm, alarm.along_with)):
+                kind = kind_of(movement.metric)
+                if kind not in kinds:
+                    choices = nearest(kind, kinds - {""})
+                    raise EveryRankError(f"alarm.{place}: nothing in this run measures {movement.metric}; {choices}")
 
     def restore_counts(self, counts: Mapping[str, int]) -> None:
         """Go on counting where a checkpoint stopped between two lines of the log."""
@@ -255,7 +268,10 @@ class Trainer:
                 log_cosine_histogram(self.engine.accelerator, key, counts, step)
         if not self.config.alarm:
             return
-        raised, *_ = self.engine.world.gather_objects(self._alarms.observe(step, figures))
+        said = self._alarms.mistake(figures), self._alarms.observe(step, figures)
+        (mistake, raised), *_ = self.engine.world.gather_objects(said)
+        if mistake is not None:
+            raise EveryRankError(mistake)
         for alarm in raised:
             progress.say(f"step {step}  {alarm.message}")
             self.run_directory.log_metrics({**place, "alarm": alarm.message})

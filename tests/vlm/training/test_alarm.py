@@ -76,3 +76,19 @@ def test_lines_of_an_earlier_life_count_and_are_not_told_again() -> None:
 def test_an_alarm_has_one_way(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="one of falls_by and rises_by"):
         AlarmConfig(metric="loss", over=Duration(1, "epochs"), **fields)
+
+
+def test_a_wrong_name_is_told_by_the_first_line_of_its_kind() -> None:
+    watching = alarms(metric="eval/scenes/top11", falls_by=0.1)
+    assert watching.mistake({"loss": 2.0, "lr": 0.1}) is None
+    assert watching.mistake({"eval/photos/top1": 0.2}) is None
+    assert watching.mistake({"eval/scenes/top1": 0.2, "eval/scenes/median": 0.4}) == (
+        "alarm: there is no figure 'eval/scenes/top11'; nearest: eval/scenes/top1, eval/scenes/median"
+    )
+
+
+def test_a_figure_that_is_there_at_times_or_was_once_is_no_mistake() -> None:
+    assert alarms(metric="geometry/tolerance_text", falls_by=0.1).mistake({"geometry/alignment": 1.0}) is None
+    watching = alarms(falls_by=0.2)
+    assert watching.mistake({"top1": 0.5}) is None
+    assert watching.mistake({"loss": 1.0}) is None
