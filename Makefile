@@ -9,7 +9,7 @@ demo: $(VENV)/.run
 	$(BIN)/vlm demo
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
