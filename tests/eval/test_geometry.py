@@ -128,3 +128,10 @@ def test_too_few_pairs_and_embeddings_without_numbers_are_refused_in_a_line(tmp_
     with pytest.raises(UserError, match="embeddings are not finite"):
         enough.run(PointEncoder(float("nan")), World())
     assert enough.run(PointEncoder(DIM**-0.5), World())["effective_rank_image"] == 0
+
+
+def test_arithmetic_leaves_out_the_image_that_it_starts_from() -> None:
+    """All texts are one, so that a query is its own image; each next angle is nearer than the last one, but for 0."""
+    angles = torch.tensor([0.0, 30.0, 50.0, 62.0, 70.0]).deg2rad()
+    images = torch.stack([angles.cos(), angles.sin()], 1)
+    assert arithmetic_accuracy(images, images[:1].expand(5, 2)) == 0.8

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.launch.small import metrics_of
-from tests.launch.tiny import train_here, train_ranks, write_tiny, write_tiny_recipe
+from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.errors import UserError
 
 # The rate rises to 0.002 at step 4, in a warm-up of four steps, and falls after it: a figure that is known beforehand.
@@ -53,3 +53,15 @@ def test_an_alarm_on_nothing_is_refused_with_one_line(tmp_path: Path, metric: st
     write_tiny(tmp_path)
     with pytest.raises(UserError, match=words):
         train_here(write_tiny_recipe(tmp_path, tmp_path / "run", alarm=[{**FALL, "metric": metric}]))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_warns_where_the_one_that_never_stopped_does(tmp_path: Path) -> None:
+    """The best rate is of before the stop, the fall from it of after."""
+    write_tiny(tmp_path)
+    train_here(write_tiny_recipe(tmp_path, tmp_path / "whole", alarm=[FALL]))
+    resumed = write_tiny_recipe(tmp_path, tmp_path / "resumed", alarm=[FALL])
+    stopped_at(tmp_path / "whole", 6, tmp_path / "resumed")
+    train_here(resumed, resume="auto")
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+    assert [line["step"] > 6 for line in metrics_of(tmp_path / "resumed") if "alarm" in line] == [True]
