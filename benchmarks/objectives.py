@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.kept import Kept, machine
 from benchmarks.objectives_photos import Photos, load_photos
 from benchmarks.objectives_run import ARCHITECTURE, Run, measure
-from benchmarks.objectives_table import Measured, put_into, search_table, table
+from benchmarks.objectives_table import Measured, put_between, search_table, table
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 
 SEEDS = (0, 1, 2)
@@ -122,7 +122,7 @@ def main() -> None:
     text = f"{machine()}\n\n{table(measured)}"
     print(text)
     if not arguments.rows:
-        put_into(Path(__file__).with_name("RESULTS.md"), text)
+        put_between("objectives", Path(__file__).with_name("RESULTS.md"), text)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ SIZE = 64
 STORED = 72  # px: a view of SIZE is cut out of it
 CAPTIONS = 5
 SPLITS = ("train", "val", "test")
+_TENSORS = ("images", "tokens", "lengths")
 
 
 @dataclass(frozen=True)
 class Photos:
-    """One split in memory: N photographs, uint8 [N, 3, 72, 72], and their captions' token ids, [N, 5, longest]."""
+    """One split in memory: N pictures, uint8 [N, 3, 72, 72], and their captions' token ids, [N, captions, longest].
+
+    The first `mirrored` of them (None: all) may be seen as mirror images: captions of photographs say no left or right.
+    """
 
     images: Tensor
     tokens: Tensor
     lengths: Tensor
+    mirrored: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,20 +52,33 @@ def load_photos(data: Path, work: Path, tokenizer: Tokenizer) -> dict[str, Photo
 
     Token ids count those that occur, in their order: a table of all byte pairs would be nine tenths of the weights.
     """
-    file = work / "photos.safetensors"
+    return numbered(kept_photos(data, work, tokenizer))
+
+
+def kept_photos(data: Path, work: Path, tokenizer: Tokenizer) -> dict[str, Photos]:
+    """The same with the tokenizer's own ids."""
+    return kept_in(work / "photos.safetensors", lambda: {split: _decode(data, split, tokenizer) for split in SPLITS})
+
+
+def kept_in(file: Path, make: Callable[[], Mapping[str, Photos]]) -> dict[str, Photos]:
+    """The splits in a file, made first where there is none."""
     if not file.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{split}/{name}": tensor for split in SPLITS for name, tensor in _decode(data, split, tokenizer).items()
-        }
+        file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{os.getpid()}")
-        save_tensors(aside, tensors)
+        parts = {f"{split}/{name}": getattr(made, name) for split, made in make().items() for name in _TENSORS}
+        save_tensors(aside, parts)
         aside.replace(file)
     held = load_file(file)
-    vocabulary = torch.unique(torch.cat([held[f"{split}/tokens"].flatten() for split in SPLITS]))
-    for split in SPLITS:
-        held[f"{split}/tokens"] = torch.searchsorted(vocabulary, held[f"{split}/tokens"])
-    return {split: Photos(*(held[f"{split}/{name}"] for name in ("images", "tokens", "lengths"))) for split in SPLITS}
+    splits = sorted({key.partition("/")[0] for key in held})
+    return {split: Photos(*(held[f"{split}/{name}"] for name in _TENSORS)) for split in splits}
+
+
+def numbered(splits: Mapping[str, Photos]) -> dict[str, Photos]:
+    """Token ids as places among all ids that occur."""
+    vocabulary = torch.unique(torch.cat([photos.tokens.flatten() for photos in splits.values()]))
+    return {
+        split: replace(photos, tokens=torch.searchsorted(vocabulary, photos.tokens)) for split, photos in splits.items()
+    }
 
 
 def training_batches(photos: Photos, size: int, num_steps: int, seed: int) -> Iterator[Batch]:
@@ -69,7 +87,7 @@ def training_batches(photos: Photos, size: int, num_steps: int, seed: int) -> It
     Each epoch has its own order, and for each photograph one of its captions, one crop and perhaps a mirror image.
     Epochs follow each other without a gap, so that every batch is full.
     """
-    stream = _samples(len(photos), seed)
+    stream = _samples(len(photos), photos.tokens.shape[1], seed)
     for step in range(num_steps):
         drawn = torch.from_numpy(np.stack([next(stream) for _ in range(size)]))
         ids, captions, tops, lefts, mirrored = drawn.T.contiguous()
@@ -79,6 +97,8 @@ def training_batches(photos: Photos, size: int, num_steps: int, seed: int) -> It
             for i, top, left in zip(ids.tolist(), tops.tolist(), lefts.tolist(), strict=True)
         ]
         images = torch.stack(views)
+        if photos.mirrored is not None:
+            mirrored = mirrored * (ids < photos.mirrored)
         images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
         yield Batch(
             step=step,
@@ -90,20 +110,20 @@ def training_batches(photos: Photos, size: int, num_steps: int, seed: int) -> It
         )
 
 
-def _samples(count: int, seed: int) -> Iterator[np.ndarray]:
+def _samples(count: int, num_captions: int, seed: int) -> Iterator[np.ndarray]:
     """Rows (sample, caption, top, left, mirrored) without end."""
     epoch = 0
     while True:
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(count)
-        captions = random.integers(CAPTIONS, size=count)
+        captions = random.integers(num_captions, size=count)
         corners = random.integers(STORED - SIZE + 1, size=(count, 2))
         mirrored = random.integers(2, size=count)
         yield from np.column_stack([order, captions, corners, mirrored])
         epoch += 1
 
 
-def _decode(data: Path, split: str, tokenizer: Tokenizer) -> dict[str, Tensor]:
+def _decode(data: Path, split: str, tokenizer: Tokenizer) -> Photos:
     shards = sorted(data.glob(f"flickr8k-{split}-*.tar"))
     if not shards:
         raise SystemExit(f"{data}: no flickr8k-{split}-*.tar; --data names the folder of the shards")
@@ -118,11 +138,12 @@ def _decode(data: Path, split: str, tokenizer: Tokenizer) -> dict[str, Tensor]:
     pixels = np.stack([_square(sample["jpg"]) for sample in samples.values()])
     captions = [json.loads(sample["json"])["captions"] for sample in samples.values()]
     ids, lengths = tokenizer([caption for own in captions for caption in own])
-    return {
-        "images": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        "tokens": ids.unflatten(0, (-1, CAPTIONS)),
-        "lengths": lengths.unflatten(0, (-1, CAPTIONS)),
-    }
+    return Photos(channels_first(pixels), ids.unflatten(0, (-1, CAPTIONS)), lengths.unflatten(0, (-1, CAPTIONS)))
+
+
+def channels_first(pixels: np.ndarray) -> Tensor:
+    """[N, height, width, 3] as [N, 3, height, width]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _square(jpeg: bytes) -> np.ndarray:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
-from benchmarks.objectives_photos import CAPTIONS, SIZE, Photos, training_batches
+from benchmarks.objectives_photos import SIZE, Photos, training_batches
 from eval.encoder import embed_texts, evaluation_mode
 from eval.ranks import find_matches
 from vlm.model.build import build_model
@@ -78,7 +79,7 @@ def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
     torch.set_num_threads(1)
     train = photos["train"]
     model = new_model(run, int(train.tokens.max()) + 1)
-    learner = _learner(run, model, len(train))
+    learner = new_learner(run, model, len(train))
     schedule, cuts = ScheduleConfig(), MicroBatches(run.batch, 1)
     warmup = round(WARMUP * run.num_steps)
     losses = []
@@ -98,20 +99,30 @@ def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
 
 
 def ranks(model: DualEncoder, photos: Photos) -> dict[str, list[int]]:
-    """Of every image the rank of its best caption, of every caption (five an image, in order) that of its image."""
+    """Of every image the rank of its best caption, of every caption (image by image, in order) that of its image."""
+    return ranks_of(*embeddings(model, photos))
+
+
+def embeddings(model: DualEncoder, photos: Photos) -> tuple[Tensor, Tensor]:
+    """Unit rows [images, dim] and [images x captions, dim]."""
     with evaluation_mode(model):
         images = torch.cat([model.encode_image(part) for part in photos.centres().split(250)])
         captions = TokenBatch(photos.tokens.flatten(0, 1), photos.lengths.flatten())
-        texts = embed_texts(model, captions, World(), 250)
-    owners = torch.arange(len(photos))
-    text_owners = owners.repeat_interleave(CAPTIONS)
+        return images, embed_texts(model, captions, World(), 250)
+
+
+def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
+    """Both directions' ranks of rows whose texts come image by image."""
+    owners = torch.arange(len(images))
+    text_owners = owners.repeat_interleave(len(texts) // len(images))
     return {
         "image_to_text": find_matches(images, texts, owners, text_owners).ranks.tolist(),
         "text_to_image": find_matches(texts, images, text_owners, owners).ranks.tolist(),
     }
 
 
-def _learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
+def new_learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
+    """What takes the steps of a run."""
     world = World()
     seed_step(run.seed, 0, 0)
     terms = TypeAdapter(Terms).validate_python(run.objective)

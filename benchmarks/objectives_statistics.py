@@ -40,13 +40,13 @@ def median_rank(ranks: Ranks) -> float:
 def recall_difference(ranks: Ranks, base: Ranks, most: int) -> Interval:
     """`recall` minus that of `base`, with its paired bootstrap interval: both see the same resampled images."""
     gain = (ranks <= most).mean(axis=(0, 2)) - (base <= most).mean(axis=(0, 2))
-    return _interval(float(gain.mean()), gain[_resampled(len(gain))].mean(axis=1))
+    return interval(float(gain.mean()), gain[_resampled(len(gain))].mean(axis=1))
 
 
 def median_difference(ranks: Ranks, base: Ranks) -> Interval:
     """`median_rank` minus that of `base`, with its paired bootstrap interval: both see the same resampled images."""
     images = _resampled(ranks.shape[1])
-    return _interval(median_rank(ranks) - median_rank(base), _medians(ranks, images) - _medians(base, images))
+    return interval(median_rank(ranks) - median_rank(base), _medians(ranks, images) - _medians(base, images))
 
 
 def _resampled(num_images: int) -> NDArray[np.int64]:
@@ -59,7 +59,8 @@ def _medians(ranks: Ranks, images: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.mean([np.median(held[images].reshape(len(images), -1), axis=1) for held in ranks], axis=0)
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+def interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+    """A value with the interval of its resamples."""
     edge = (1 - LEVEL) / 2
     low, high = np.quantile(resampled, [edge, 1 - edge])
     return Interval(value, float(low), float(high))

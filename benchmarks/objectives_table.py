@@ -19,7 +19,6 @@ from benchmarks.objectives_statistics import (
 
 WAYS = ("image_to_text", "text_to_image")
 BASE = "clip"
-BEGIN, END = "<!-- objectives: begin -->", "<!-- objectives: end -->"
 
 
 class Measured(NamedTuple):
@@ -63,13 +62,13 @@ def search_table(measured: Sequence[Measured]) -> str:
     return "\n".join([*lines, "", _cost(measured)])
 
 
-def put_into(file: Path, text: str) -> None:
-    """Replace what stands between the markers; without them the file is left alone."""
+def put_between(name: str, file: Path, text: str) -> None:
+    """Replace what stands between the markers of that name; without them the file is left alone."""
     whole = file.read_text()
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = whole.partition(f"<!-- {name}: begin -->")
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
     if begin and end:
-        file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def _ranks(founds: Sequence[dict[str, Any]], way: str) -> Ranks:
