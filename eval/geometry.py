@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
-from eval.ranks import find_matches_shared
+from eval.ranks import find_matches_shared, score
 from eval.shards import ShardEvaluation
 from vlm.errors import EveryRankError
 from vlm.geometry.clouds import figures_of_clouds
@@ -87,8 +87,8 @@ class Geometry:
 
     def measure(self, model: Encoder, world: World) -> GeometryFigures:
         """Figures, and what is drawn. Collective."""
-        with evaluation_mode(model):
-            embedded = self._captioned.embed(model, world)
+        with evaluation_mode(model, self._config.embedding) as encoder:
+            embedded = self._captioned.embed(encoder, world)
             moved = {shift: self._retrieval(embedded, shift, world) for shift in self._config.shifts}
         images, texts = first_pairs(embedded)
         self._require_usable(images, texts)
@@ -151,7 +151,7 @@ def separability(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "p
 def arithmetic_accuracy(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:
     """See `Geometry`; ties count against the model."""
     queries = images + texts.roll(-1, 0) - texts
-    scores = queries @ images.T
+    scores = score(queries, images)
     scores.fill_diagonal_(-torch.inf)
     wanted = (torch.arange(len(images), device=images.device) + 1) % len(images)
     own = scores.gather(1, wanted[:, None])
