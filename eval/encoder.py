@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from data.heldout import HeldOutBatch, HeldOutSet
+from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
 
@@ -46,15 +47,27 @@ class ImageEmbeddings(NamedTuple):
     indices: Int64[Tensor, " images"]
 
 
+@runtime_checkable
+class HeadedEncoder(Encoder, Protocol):
+    """An encoder with projection heads behind its towers."""
+
+    def before_head(self) -> Encoder:
+        """The same model, read before its heads."""
+
+
 @contextmanager
-def evaluation_mode(model: Encoder) -> Iterator[None]:
-    """Evaluate without gradients in the block; afterwards each module trains, or does not, as before."""
+def evaluation_mode(model: Encoder, embedding: Reading = "after_head") -> Iterator[Encoder]:
+    """Evaluate without gradients in the block; afterwards each module trains, or does not, as before.
+
+    What the block gets makes the embeddings that are asked for; a model without heads has but one kind.
+    """
+    reader = model.before_head() if embedding == "before_head" and isinstance(model, HeadedEncoder) else model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # Not inference_mode: a tensor that a tower caches, or ZeRO-3 gathers, in there cannot be trained on afterwards.
         with torch.no_grad():
-            yield
+            yield reader
     finally:
         for module, training in modes:
             module.training = training

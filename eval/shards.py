@@ -8,6 +8,7 @@ from data.heldout import HeldOutSet
 from data.shards.cache import ShardCache
 from vlm.config import Config
 from vlm.duration import PositiveDuration
+from vlm.model.heads import Reading
 from vlm.model.image_spec import ImageSpec
 
 
@@ -21,6 +22,10 @@ class ShardEvaluation(Config):
     batch_size: Annotated[int, Field(gt=0, description="Images, or texts, a forward on each rank.")] = 256
     limit: Annotated[int | None, Field(gt=0, description="Only the first so many samples.")] = None
     workers: Annotated[int, Field(ge=0, description="Loading processes per rank; 0 loads in the process itself.")] = 0
+    embedding: Annotated[
+        Reading,
+        Field(description="What is compared where the model has projection heads: their output, or the towers'."),
+    ] = "after_head"
 
     def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
         """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""

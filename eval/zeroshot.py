@@ -64,9 +64,9 @@ class ZeroShot:
         num_classes = len(self._classes.names)
         groups = torch.arange(num_classes, device=world.device)
         counts = torch.zeros(3, num_classes, dtype=torch.int64, device=world.device)
-        with evaluation_mode(model):
-            classes = self.class_embeddings(model, world)
-            for batch, rows in embed_batches(model, self._held_out, world, config.batch_size, config.workers):
+        with evaluation_mode(model, config.embedding) as encoder:
+            classes = self.class_embeddings(encoder, world)
+            for batch, rows in embed_batches(encoder, self._held_out, world, config.batch_size, config.workers):
                 assert batch.labels is not None  # the constructor refused a set without
                 labels = batch.labels[batch.valid]
                 ranks = find_matches(rows[batch.valid], classes, labels, groups).ranks

@@ -19,14 +19,17 @@ FORMATS = ("open_clip",)
 NUM_CHECKED = 16  # samples on which both systems are compared
 
 
-def export_model(name: str, to: str, folder: Path, data: Sequence[str]) -> Parity:
+def export_model(name: str, to: str, folder: Path, data: Sequence[str], *, before_head: bool = False) -> Parity:
     """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
+    `before_head` leaves out its projection heads.
     The parity is measured on the first samples of `data`, or else of the shards that the checkpoint's run trained on.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     model = load_model(name)
+    if before_head:
+        model.drop_heads()
     samples = _samples(model, Path(name), data)
     (batch,) = samples.batches(World(), len(samples))
     captions = [caption for group in samples.captions for caption in group]

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows a forward; no figure depends on it.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
 
 
 def run() -> None:
@@ -49,6 +50,10 @@ def _complain(line: str, *, everywhere: bool) -> None:
         print(f"vlm: {line}", file=sys.stderr)
     elif not everywhere and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         print(f"vlm: rank {rank}: {line}", file=sys.stderr)
+
+
+def _reading(before_head: bool) -> dict[str, Any]:
+    return {"embedding": "before_head"} if before_head else {}
 
 
 @app.command()
@@ -111,11 +116,12 @@ def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")],
     to: Annotated[str, typer.Option(help="open_clip")],
     data: Annotated[list[str] | None, typer.Option(help="Shards whose first samples check the parity.")] = None,
+    before_head: Annotated[bool, typer.Option("--before-head", help="Leave out the projection heads.")] = False,
 ) -> None:
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
     from launch.export import export_model
 
-    parity = export_model(checkpoint, to, folder, data or ())
+    parity = export_model(checkpoint, to, folder, data or (), before_head=before_head)
     print(f"exported to {folder}")
     print(
         f"parity with {to} in fp32: images differ by at most {parity.image:.1e} ({parity.num_images} checked), "
@@ -132,13 +138,14 @@ def schema() -> None:
 
 
 @eval_app.command()
-def zeroshot(
+def zeroshot(  # noqa: PLR0913 - the options of the command line
     model: ModelName,
     data: DataPattern,
     classes: Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")],
     templates: Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")] = None,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    before_head: BeforeHead = False,
     json_file: JsonFile = None,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
@@ -147,7 +154,13 @@ def zeroshot(
 
     given = {} if templates is None else {"templates": templates}
     config = ZeroShotConfig(
-        kind="zeroshot", shards=tuple(data), classes=classes, batch_size=batch_size, limit=limit, **given
+        kind="zeroshot",
+        shards=tuple(data),
+        classes=classes,
+        batch_size=batch_size,
+        limit=limit,
+        **_reading(before_head),
+        **given,
     )
     evaluate_model(model, config, json_file)
 
@@ -158,13 +171,16 @@ def retrieval(
     data: DataPattern,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    before_head: BeforeHead = False,
     json_file: JsonFile = None,
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
     from launch.evaluate import evaluate_model
 
-    config = RetrievalConfig(kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit)
+    config = RetrievalConfig(
+        kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit, **_reading(before_head)
+    )
     evaluate_model(model, config, json_file)
 
 
@@ -174,6 +190,7 @@ def geometry(
     data: DataPattern,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    before_head: BeforeHead = False,
     json_file: JsonFile = None,
     plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
 ) -> None:
@@ -181,5 +198,7 @@ def geometry(
     from eval.geometry import GeometryEvaluationConfig
     from launch.evaluate import evaluate_geometry
 
-    config = GeometryEvaluationConfig(kind="geometry", shards=tuple(data), batch_size=batch_size, limit=limit)
+    config = GeometryEvaluationConfig(
+        kind="geometry", shards=tuple(data), batch_size=batch_size, limit=limit, **_reading(before_head)
+    )
     evaluate_geometry(model, config, json_file, plots)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from data.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
+from eval.evaluator import EvaluatorConfig, build_evaluators
 from tests.data.small_shards import WordTokenizer, write_source
-from tests.eval.encoders import IMAGE, SmallEncoder, embed
+from tests.eval.encoders import DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
 from vlm.world import World
 
@@ -62,3 +64,39 @@ def test_more_ranks_than_texts(tmp_path: Path) -> None:
     results = run_ranks(on_this_rank, 3, write_source(tmp_path, [2]), 1)
     assert [result[1].tolist() for result in results] == [[0, 1]] * 3
     assert all(result[3] == {"image": 1, "text": 4} for result in results)
+
+
+class HeadedEncoder(SmallEncoder):
+    """Its embeddings are another encoder's, with a head that turns and stretches them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = SmallEncoder()
+        self.head = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(8))
+
+    def before_head(self) -> SmallEncoder:
+        return self.towers
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.towers.encode_image(images) @ self.head, dim=1)
+
+    def encode_text(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.towers.encode_text(tokens, lengths) @ self.head, dim=1)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "geometry", "zeroshot"])
+def test_evaluators_read_before_the_head_where_asked(tmp_path: Path, kind: str) -> None:
+    captions = [[f"{n} {'abcdefgh'[n % 8] * 3}"] for n in range(12)]
+    pattern = captioned_shard(tmp_path, captions) if kind != "zeroshot" else labelled_shard(tmp_path, [0, 1, 2] * 4)
+    own = {"classes": ["aa", "bcb", "dd"]} if kind == "zeroshot" else {}
+
+    def figures(encoder: SmallEncoder, embedding: str) -> dict[str, float]:
+        values = {"kind": kind, "shards": pattern, "embedding": embedding, "batch_size": 5, **own}
+        config = TypeAdapter(EvaluatorConfig).validate_python(values)
+        (evaluator,) = build_evaluators({"held": config}, IMAGE, WordTokenizer(), None).values()
+        return evaluator.run(encoder, World())
+
+    headed = HeadedEncoder()
+    assert figures(headed, "before_head") == figures(headed.towers, "after_head")
+    assert figures(headed, "after_head") != figures(headed, "before_head")
+    assert figures(headed.towers, "before_head") == figures(headed.towers, "after_head")  # without heads: one kind

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_val
 
 from vlm.config import Config
 from vlm.errors import nearest
+from vlm.model.heads import HeadConfig
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 
 
@@ -94,13 +95,16 @@ class ModelConfig(Config):
     """One dual encoder. Exactly one of `open_clip`, `architecture` and `towers` says what it is made of.
 
     `pretrained` is a tag that open_clip knows for that model, or the path of a local checkpoint. Fields that are None
-    follow the architecture and the pretrained tag.
+    follow the architecture and the pretrained tag. A head stands behind all that these call a tower, its projection to
+    the embedding included.
     """
 
     open_clip: str | None = None
     architecture: Architecture | None = None
     towers: Towers | None = None
     pretrained: str | None = None
+    image_head: HeadConfig | None = None
+    text_head: HeadConfig | None = None
     freeze_batch_norm: bool = False
     quick_gelu: bool | None = None
     image_size: PositiveInt | None = None

@@ -69,6 +69,11 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
     for name, tower in (("image", towers.image), ("text", towers.text)):
         if tower.transformers is not None:
             raise UserError(f"open_clip has no counterpart of the {name} tower (transformers: {tower.transformers})")
+    for name in ("image_head", "text_head"):
+        if (head := getattr(model.config, name)) is not None:
+            raise UserError(
+                f"open_clip has no counterpart of {name} ({head.kind}); --before-head exports the towers alone"
+            )
     fields: dict[str, Any] = {
         "embed_dim": towers.embed_dim,
         "vision_cfg": towers.image.vision_cfg,

@@ -31,7 +31,8 @@ _DECODER = "text_decoder."
 def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     """Load what `config.pretrained` names into `model`: open_clip's tag, a weights file, or a folder that holds one.
 
-    Position embeddings are resized to the model's image size and context length. Raises UserError when nothing is
+    Position embeddings are resized to the model's image size and context length; a projection head of which the weights
+    hold nothing keeps its fresh ones. Raises UserError when nothing is
     found, when a file cannot be read safely, and, naming the first tensors that differ, for another architecture.
     """
     path = _find(config)
@@ -40,6 +41,10 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
         weights.setdefault("logit_bias", model.logit_bias.detach())
+    for head in ("image_head.", "text_head."):
+        if not any(name.startswith(head) for name in weights):
+            fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(head)}
+            weights.update(fresh)
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if differences := first_differences(expected, found):
         raise UserError(f"pretrained {config.pretrained}: weights of another architecture: {differences}")
