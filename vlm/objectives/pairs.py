@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -100,6 +100,14 @@ class Pairs:
         assert self._gathered is not None
         return self._gathered
 
+    def embedded_as(
+        self, image: Float[Tensor, "rows other"], text: Float[Tensor, "rows other"], needed: frozenset[Modality]
+    ) -> "Pairs":
+        """The same samples with other embeddings, of which `needed` will be gathered; without what providers add."""
+        encoded = replace(self.encoded, image=image, text=text)
+        gathered = self.gathered.embedded_as(encoded, needed)
+        return replace(self, encoded=encoded, extra=(), positive_spread=None, _gathered=gathered)
+
     def share(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
         """This rank's share of the mean over the global batch of one number a pair."""
         return losses.sum() * (self.exchange.world.size / self.num_pairs)
@@ -184,6 +192,12 @@ class Gathered:
         self._encoded, self._batch, self._exchange, self._ranks = encoded, batch, exchange, ranks
         self._needed = needed
         self._embeddings: dict[Modality, Tensor] = {}
+
+    def embedded_as(self, encoded: Encoded, needed: frozenset[Modality]) -> "Gathered":
+        """The same samples with other embeddings; what says which samples they are is not fetched again."""
+        other = Gathered(encoded, self._batch, self._exchange, self._ranks, needed)
+        other.ids, other.other_samples = self.ids, self.other_samples
+        return other
 
     @cached_property
     def ids(self) -> Int64[Tensor, " all"]:

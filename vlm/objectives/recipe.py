@@ -22,12 +22,14 @@ from vlm.objectives import (  # noqa: F401 (each registers its terms or provider
     individual_temperature,
     mixed_negatives,
     momentum_distillation,
+    multi_head,
     multi_positive,
     ordering,
     queue,
     sigmoid,
     supervised,
     uniformity,
+    whitening,
 )
 from vlm.objectives.presets import PRESETS, preset
 from vlm.objectives.registry import PROVIDERS, TERMS, Registry

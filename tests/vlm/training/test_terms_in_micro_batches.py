@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "individual_temperature": {"temperature_init": 0.1, "rate": 0.001},
     "momentum_distillation": {"queue_size": 17, "ramp_epochs": 0.5},
     "ordering": {"num_negatives": 4},
+    "multi_head": {"heads": 2, "hardest": 5, "hidden": 4},
     "multi_positive": {"by": "label"},
 }
 SMALL_PROVIDERS: dict[str, dict[str, Any]] = {
