@@ -20,7 +20,7 @@ _LEFT_OUT_OF_COMPARISONS = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled chart; the legend gives each line's colour, name and last value."""
+    """A titled chart; the legend gives each line's colour, name and last value, `axis` the words below."""
 
     title: str
     legend: list[tuple[int, str, str]]
@@ -86,9 +86,9 @@ def _together(keys: Sequence[str]) -> dict[tuple[str, str], list[str]]:
 
 
 def _training_chart(quantity: _Quantity, names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
-    along = _axis(runs)
+    axis = common_axis(runs)
     lines = [
-        Series(name, _along(run, run.curve(quantity.key), along), number)
+        Series(name, along(run, run.curve(quantity.key), axis), number)
         for number, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
     lines = [line for line in lines if line.points]
@@ -98,21 +98,21 @@ def _training_chart(quantity: _Quantity, names: Sequence[str], runs: Sequence[Ru
     legend = [
         (line.colour, line.label if len(runs) > 1 else "", quantity.value_format(line.points[-1][1])) for line in lines
     ]
-    return Chart(quantity.title, legend, Markup(svg), along)
+    return Chart(quantity.title, legend, Markup(svg), words_of_axis(axis))
 
 
 def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
-    along = _axis(runs)
+    axis = common_axis(runs)
     evaluation, metric = keys[0].rpartition("/")[0], _metric(keys[0])
     if len(runs) > 1:
         lines = [
-            Series(name, _along(run, run.evaluations.get(keys[0], ()), along), number)
+            Series(name, along(run, run.evaluations.get(keys[0], ()), axis), number)
             for number, (name, run) in enumerate(zip(names, runs, strict=True))
         ]
         title = f"{evaluation}: {spoken_name(metric)}"
         metrics = [metric] * len(runs)
     else:
-        points = [_along(runs[0], runs[0].evaluations[key], along) for key in keys]
+        points = [along(runs[0], runs[0].evaluations[key], axis) for key in keys]
         metrics = [_metric(key) for key in keys]
         shared, labels = _shared_words(metrics)
         lines = [Series(label, p, n) for n, (label, p) in enumerate(zip(labels, points, strict=True))]
@@ -127,7 +127,7 @@ def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[
         for name, line in zip(metrics, lines, strict=True)
         if line.points
     ]
-    return Chart(title, legend, Markup(svg), along)
+    return Chart(title, legend, Markup(svg), words_of_axis(axis))
 
 
 def _shared_words(metrics: Sequence[str]) -> tuple[str, list[str]]:
@@ -138,13 +138,19 @@ def _shared_words(metrics: Sequence[str]) -> tuple[str, list[str]]:
     return spoken_name(measures[0]), [spoken_name(direction) for direction in directions]
 
 
-def _axis(runs: Sequence[RunRecord]) -> str:
-    """Runs of different global batches are compared by samples seen."""
+def common_axis(runs: Sequence[RunRecord]) -> str:
+    """What runs are drawn along: "step", or "samples" where their global batches differ."""
     sizes = {run.training[-1]["samples"] / run.training[-1]["step"] for run in runs if run.training}
     return "step" if len(sizes) <= 1 else "samples"
 
 
-def _along(run: RunRecord, points: Sequence[Point], axis: str) -> list[Point]:
+def words_of_axis(axis: str) -> str:
+    """What stands below a chart."""
+    return "step" if axis == "step" else "samples seen"
+
+
+def along(run: RunRecord, points: Sequence[Point], axis: str) -> list[Point]:
+    """A run's points along the axis that runs have in common."""
     if axis == "step" or not run.training:
         return list(points)
     batch = run.training[-1]["samples"] / run.training[-1]["step"]

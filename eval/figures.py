@@ -13,6 +13,19 @@ _NAMES = {
 }
 
 
+# What describes the geometry of embeddings: neither more nor less of it is better in itself.
+_DESCRIPTIONS = (
+    "alignment",
+    "uniformity",
+    "centroid",
+    "distribution_gap",
+    "separability",
+    "effective_rank",
+    "participation_ratio",
+    "first_component",
+)
+
+
 def spoken_name(metric: str) -> str:
     """A metric's name in words: "image_to_text_r@1" is "image → text R@1"."""
     known = _NAMES.get(metric)
@@ -36,6 +49,11 @@ def is_share(metric: str) -> bool:
 def is_count(metric: str) -> bool:
     """Whether the metric only says how much was evaluated."""
     return metric.startswith("num_")
+
+
+def is_description(metric: str) -> bool:
+    """Whether neither more nor less is better in itself."""
+    return metric.startswith(_DESCRIPTIONS)
 
 
 def is_better_high(metric: str) -> bool:

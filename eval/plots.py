@@ -31,6 +31,13 @@ class Series(NamedTuple):
     colour: int
 
 
+class Moment(NamedTuple):
+    """Histograms of cosines at one step: counts in equal bins from -1 to 1, of each of the page's colours from 0 on."""
+
+    step: int
+    counts: Sequence[Sequence[int]]
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -42,14 +49,41 @@ def line_chart(
 
     Long lines are averaged in equal pieces; `smooth` draws a moving average above the pale line of what was measured.
     """
-    # Text stays text, in the page's font; ids are the same each time and differ between the charts of a page.
-    salt = "".join(f"{line.label}{line.points[-1:]}" for line in series)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure = Figure(figsize=(4.7, 2.5))
-        axes = figure.add_axes((0.105, 0.105, 0.87, 0.86))
+
+    def draw(axes: Axes) -> None:
         for line in series:
             _draw(axes, line, smooth)
         _dress(axes, from_zero, value_format)
+
+    return _element("".join(f"{line.label}{line.points[-1:]}" for line in series), draw)
+
+
+def ridge_chart(moments: Sequence[Moment]) -> str:
+    """An SVG element with the histograms of each moment, the first on top, over the cosines that occur."""
+    table = np.array([moment.counts for moment in moments], dtype=np.float64)  # [moments, colours, bins]
+    edges = np.linspace(-1, 1, table.shape[2] + 1)
+    occurring = np.flatnonzero(table.sum((0, 1)))
+    first, last = (occurring[0], occurring[-1]) if len(occurring) else (0, table.shape[2] - 1)
+
+    def draw(axes: Axes) -> None:
+        for row, heights in enumerate(table / max(1.0, table.max())):
+            for number, tops in enumerate(heights):
+                colour = f"#a0000{number % NUM_COLOURS}"
+                axes.stairs(0.9 * tops - row, edges, baseline=-row, fill=True, color=colour, alpha=0.5, linewidth=0)
+        axes.set_xlim(edges[first], edges[last + 1])
+        _dress(axes, False, "{:.4g}".format)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_yticks([-row for row in range(len(moments))], [short_number(moment.step) for moment in moments])
+        axes.set_ylim(-len(moments) + 0.9, 1)
+
+    return _element(f"{moments}", draw)
+
+
+def _element(salt: str, draw: Callable[[Axes], None]) -> str:
+    """The SVG element of one pair of axes; ids are the same each time and differ between the charts of a page."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):  # text stays text, in the page's font
+        figure = Figure(figsize=(4.7, 2.5))
+        draw(figure.add_axes((0.105, 0.105, 0.87, 0.86)))
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     return _inline(written.getvalue())

@@ -9,9 +9,18 @@ from jinja2 import Environment, FileSystemLoader
 
 from eval.charts import Chart, evaluation_charts, training_charts
 from eval.galleries import Gallery, galleries
+from eval.geometry_charts import geometry_charts
 from eval.plots import short_number
 from eval.run_record import RunRecord, read_run
-from eval.tables import Table, evaluation_tables, facts_table, headline_figures, recipe_differences, skip_table
+from eval.tables import (
+    Table,
+    alarm_table,
+    evaluation_tables,
+    facts_table,
+    headline_figures,
+    recipe_differences,
+    skip_table,
+)
 from vlm.atomic import write_text
 from vlm.errors import UserError
 
@@ -49,10 +58,12 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Everything that the page shows; what a run lacks is empty and left out."""
     charts: dict[str, list[Chart]] = {
         "evaluation_charts": evaluation_charts(names, runs),
+        "geometry_charts": geometry_charts(names, runs),
         "training_charts": training_charts(names, runs),
     }
     tables: dict[str, list[Table] | Table | None] = {
         "evaluation_tables": evaluation_tables(names, runs),
+        "alarms": alarm_table(names, runs),
         "facts": facts_table(names, runs),
         "differences": recipe_differences(names, runs),
         "skips": skip_table(names, runs),

@@ -15,15 +15,16 @@ from vlm.errors import UserError
 Point = tuple[int, float]
 
 _NOT_TERMS = {"step", "samples", "loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait"}
-_EVALUATION = "eval/"
+_EVALUATION, _GEOMETRY = "eval/", "geometry/"
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run as read from its directory; a part that the run has not written (yet) is empty.
 
-    `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `skips` how many
-    samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind (best, worst).
+    `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
+    of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
+    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind.
     """
 
     path: Path
@@ -31,6 +32,9 @@ class RunRecord:
     facts: Mapping[str, Any]
     training: Sequence[Mapping[str, Any]]
     evaluations: Mapping[str, Sequence[Point]]
+    geometry: Mapping[str, Sequence[Point]]
+    histograms: Mapping[str, Mapping[int, Sequence[int]]]
+    alarms: Sequence[tuple[int, str]]
     skips: Mapping[tuple[str, str], int]
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
@@ -66,7 +70,10 @@ def read_run(path: Path) -> RunRecord:
         recipe=_read_recipe(path / "recipe.yaml"),
         facts=_read_object(path / "run.json"),
         training=[line for line in lines if "loss" in line],
-        evaluations=_evaluations(lines),
+        evaluations=_numbers(lines, _EVALUATION),
+        geometry=_numbers(lines, _GEOMETRY),
+        histograms=_histograms(lines),
+        alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
         skips=Counter((line["source"], _kind(line["reason"])) for line in _read_lines(path / "ledger.jsonl")),
         examples={
             file.parent.name: _read_object(file) for file in sorted(path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
@@ -74,12 +81,22 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
-def _evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[Point]]:
+    """The figures whose names begin so, over steps."""
     found: dict[str, list[Point]] = {}
     for line in lines:
         for key, value in line.items():
-            if key.startswith(_EVALUATION):
-                found.setdefault(key.removeprefix(_EVALUATION), []).append((line["step"], value))
+            if key.startswith(prefix) and isinstance(value, int | float):
+                found.setdefault(key.removeprefix(prefix), []).append((line["step"], value))
+    return found
+
+
+def _histograms(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Sequence[int]]]:
+    found: dict[str, dict[int, Sequence[int]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith(_GEOMETRY) and isinstance(value, list):
+                found.setdefault(key.removeprefix(_GEOMETRY), {})[line["step"]] = value
     return found
 
 

@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.figures import is_better_high, is_count, split_direction, spoken_name, spoken_number, spoken_value
+from eval.figures import (
+    is_better_high,
+    is_count,
+    is_description,
+    split_direction,
+    spoken_name,
+    spoken_number,
+    spoken_value,
+)
 from eval.plots import short_number
 from eval.run_record import RunRecord
 
@@ -82,12 +90,23 @@ def _metric_row(key: str, runs: Sequence[RunRecord]) -> tuple[str, list[Cell]]:
     values = [run.evaluations[key][-1][1] if key in run.evaluations else None for run in runs]
     known = [value for value in values if value is not None]
     best = max(known) if is_better_high(metric) else min(known)
-    compared = len(known) > 1 and not is_count(metric)
+    compared = len(known) > 1 and not is_count(metric) and not is_description(metric)
     cells = [
         Cell(_ABSENT) if value is None else Cell(spoken_value(metric, value), compared and value == best)
         for value in values
     ]
     return spoken_name(metric), cells
+
+
+def alarm_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
+    """Which alarms went off, and when."""
+    several = len(runs) > 1
+    rows = [
+        (f"{name}, step {step:,}" if several else f"step {step:,}", [Cell(said.removeprefix("alarm: "))])
+        for name, run in zip(names, runs, strict=True)
+        for step, said in run.alarms
+    ]
+    return Table("", [], rows) if rows else None
 
 
 def facts_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:

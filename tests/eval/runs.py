@@ -33,6 +33,17 @@ def evaluated(step: int, values: Mapping[str, float], batch: int = 32) -> dict[s
     return {"step": step, "samples": step * batch, **{f"eval/{key}": value for key, value in values.items()}}
 
 
+def observed(step: int, gap: float, batch: int = 32) -> dict[str, Any]:
+    """The line of an observation of geometry: some of its figures, and its histograms in four bins."""
+    figures = {"centroid_gap": gap, "uniformity_image": -gap, "uniformity_text": -2 * gap, "uniformity_cross": -3.0}
+    counts = {"positive_scores": [0, 1, 3, step], "hardest_negative_scores": [0, step, 2, 1]}
+    return {
+        "step": step,
+        "samples": step * batch,
+        **{f"geometry/{key}": value for key, value in {**figures, **counts}.items()},
+    }
+
+
 def write_run(path: Path, lines: list[dict[str, Any]], recipe: Mapping[str, Any] | None = None, torn: str = "") -> Path:
     """A run with these lines of metrics and, at the end, the beginning of one more."""
     path.mkdir(parents=True)

@@ -10,7 +10,7 @@ import pytest
 
 from eval.report import run_names, write_report
 from tests.data.small_shards import picture
-from tests.eval.runs import evaluated, logged, write_examples, write_ledger, write_run
+from tests.eval.runs import evaluated, logged, observed, write_examples, write_ledger, write_run
 from vlm.errors import UserError
 
 SCORES = {
@@ -151,6 +151,34 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "seed 3 4 optimizer.lr — 0.1" in page.text
     assert "samples seen" in page.text  # the global batches differ
     assert "photos: it has no caption 3 0" in page.text
+
+
+def test_geometry_and_alarms_of_one_run(tmp_path: Path) -> None:
+    lines = [logged(n, 2.0) for n in (10, 20)] + [observed(10, 1.25), observed(20, 0.75)]
+    said = {"step": 20, "samples": 640, "alarm": "alarm: geometry/centroid_gap fell from 1.25 to 0.75"}
+    page = report(tmp_path, write_run(tmp_path / "run", [*lines, said]))
+    assert "Alarms step 20 geometry/centroid_gap fell from 1.25 to 0.75" in page.text
+    assert "Geometry Gap of the centroids" in page.text
+    assert "distance 0.75" in page.text
+    assert "images -0.75 texts -1.5 across -3 " in page.text
+    assert "Scores of positives and of hardest negatives positives hardest negatives" in page.text
+    assert "cosine, by step" in page.text
+    assert "Effective rank" not in page.text  # was not observed
+
+
+def test_geometry_of_several_runs_stands_beside_what_they_can_do(tmp_path: Path) -> None:
+    runs = []
+    for name, gap in (("first", 1.0), ("second", 0.5)):
+        lines = [logged(n, 2.0) for n in (10, 20)] + [evaluated(n, {"zs/top1": 0.3 * gap}) for n in (10, 20)]
+        alarm = {"step": 20, "samples": 640, "alarm": f"alarm: {name} went off"}
+        runs.append(write_run(tmp_path / name, [*lines, observed(10, gap), observed(20, gap / 2), alarm]))
+    page = report(tmp_path, *runs)
+    assert "Alarms first, step 20 first went off second, step 20 second went off" in page.text
+    assert "zs: top-1 first 30.0% second 15.0%" in page.text
+    assert "Gap of the centroids first 0.5 second 0.25" in page.text
+    assert "Uniformity: texts first -1 second -0.5" in page.text
+    assert "hardest negatives: second positives" in page.text
+    assert not re.findall(r'<td class="best">0\.', (tmp_path / "page.html").read_text())
 
 
 def test_runs_are_told_apart_by_as_many_folders_as_it_takes(tmp_path: Path) -> None:
