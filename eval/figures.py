@@ -43,7 +43,7 @@ def split_direction(metric: str) -> tuple[str, str]:
 
 def is_share(metric: str) -> bool:
     """Whether the metric is a share of samples, between 0 and 1."""
-    return "r@" in metric or metric.startswith("top") or metric.endswith(("recall", "accuracy"))
+    return "r@" in metric or metric.startswith("top") or metric.endswith(("top1", "recall", "accuracy"))
 
 
 def is_count(metric: str) -> bool:

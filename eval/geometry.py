@@ -10,11 +10,11 @@ from jaxtyping import Float32
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
+from eval.gap import moved_together
 from eval.ranks import find_matches_shared, score
 from eval.shards import ShardEvaluation
 from vlm.errors import EveryRankError
@@ -61,8 +61,7 @@ class Geometry:
     x_i + y_j - y_i is nearer to x_j than to any other image but x_i: the difference of two texts leads from image to
     image (the arithmetic of Couairon et al., 2022, on any captions).
 
-    A shift of s moves every image by -s/2 and every text by +s/2 of the difference of the centroids, then back to
-    length 1 (Liang et al., 2022): at 1 the centroids have met.
+    For a shift, see `moved_together`.
 
     Raises:
         UserError: shards without captions; when measured, fewer than five usable pairs, or embeddings without numbers.
@@ -127,16 +126,6 @@ class Geometry:
 def first_pairs(embedded: Embedded) -> tuple[Float32[Tensor, "images dim"], Float32[Tensor, "images dim"]]:
     """Each image with the first of its captions, whose owners come in order."""
     return embedded.images, embedded.texts[torch.searchsorted(embedded.text_owners, embedded.image_owners)]
-
-
-def moved_together(
-    images: Float32[Tensor, "images dim"], texts: Float32[Tensor, "texts dim"], shift: float
-) -> tuple[Float32[Tensor, "images dim"], Float32[Tensor, "texts dim"]]:
-    """Both clouds moved by half of `shift` times the difference of their centroids, and back to length 1."""
-    if shift == 0:
-        return images, texts
-    difference = shift / 2 * (images.mean(0) - texts.mean(0))
-    return normalize(images - difference, dim=1), normalize(texts + difference, dim=1)
 
 
 def separability(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:

@@ -5,14 +5,23 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
 from data.shards.cache import ShardCache
 from eval.classes import load_class_prompts
-from eval.encoder import Encoder, embed_batches, embed_text_share, evaluation_mode, even_share, gather_shares
-from eval.ranks import find_matches
+from eval.encoder import (
+    Encoder,
+    embed_batches,
+    embed_images,
+    embed_text_share,
+    evaluation_mode,
+    even_share,
+    gather_shares,
+)
+from eval.gap import moved_together
+from eval.ranks import find_matches, find_matches_shared
 from eval.shards import ShardEvaluation
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -31,12 +40,20 @@ class ZeroShotConfig(ShardEvaluation):
         str | _STRINGS | None,
         Field(description='Prompts with {} for the name: a list, a JSON file, "openai-imagenet" or "simple".'),
     ] = None
+    shifts: Annotated[
+        tuple[float, ...],
+        Field(
+            description="Also top-1 with images and classes moved together by shares of their centroids' difference."
+        ),
+    ] = ()
 
 
 class ZeroShot:
     """Measures the share of images whose class has the nearest embedding: the normalised mean over its prompts.
 
-    Top-5 is the share of images with fewer than five classes as near as their own. A tie counts as a miss.
+    Top-5 is the share of images with fewer than five classes as near as their own. A tie counts as a miss. With
+    `shifts` (see `moved_together`; the clouds are those of the images and of the classes) every rank holds all images'
+    embeddings.
 
     Raises:
         UserError: shards without labels, a label without a class, unusable class names or templates.
@@ -59,20 +76,39 @@ class ZeroShot:
         self._check_labels()
 
     def run(self, model: Encoder, world: World) -> dict[str, float]:
-        """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective."""
-        config = self._config
-        num_classes = len(self._classes.names)
+        """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective.
+
+        With shifts, `shift_S_top1` too.
+        """
+        with evaluation_mode(model, self._config.embedding) as encoder:
+            classes = self.class_embeddings(encoder, world)
+            if self._config.shifts:
+                return self._moved(encoder, classes, world)
+            return self._in_batches(encoder, classes, world)
+
+    def _in_batches(self, model: Encoder, classes: Float32[Tensor, "classes dim"], world: World) -> dict[str, float]:
+        """Each rank looks at its own images, batch by batch."""
+        config, num_classes = self._config, len(classes)
         groups = torch.arange(num_classes, device=world.device)
         counts = torch.zeros(3, num_classes, dtype=torch.int64, device=world.device)
-        with evaluation_mode(model, config.embedding) as encoder:
-            classes = self.class_embeddings(encoder, world)
-            for batch, rows in embed_batches(encoder, self._held_out, world, config.batch_size, config.workers):
-                assert batch.labels is not None  # the constructor refused a set without
-                labels = batch.labels[batch.valid]
-                ranks = find_matches(rows[batch.valid], classes, labels, groups).ranks
-                found = (labels, labels[ranks <= 1], labels[ranks <= 5])
-                counts += torch.stack([torch.bincount(rows, minlength=num_classes) for rows in found])
+        for batch, rows in embed_batches(model, self._held_out, world, config.batch_size, config.workers):
+            assert batch.labels is not None  # the constructor refused a set without
+            labels = batch.labels[batch.valid]
+            counts += _counts(find_matches(rows[batch.valid], classes, labels, groups).ranks, labels, num_classes)
         return self._figures(world.sum(counts).double())
+
+    def _moved(self, model: Encoder, classes: Float32[Tensor, "classes dim"], world: World) -> dict[str, float]:
+        """All images at once: their centroid is that of the same rows in the same order on any number of ranks."""
+        config, num_classes = self._config, len(classes)
+        images, indices = embed_images(model, self._held_out, world, config.batch_size, config.workers)
+        assert self._held_out.labels is not None
+        labels, groups = self._held_out.labels.to(world.device)[indices], torch.arange(num_classes, device=world.device)
+        ranks = find_matches_shared(images, classes, labels, groups, world).ranks
+        figures = self._figures(_counts(ranks, labels, num_classes).double())
+        for shift in config.shifts:
+            moved = find_matches_shared(*moved_together(images, classes, shift), labels, groups, world).ranks
+            figures[f"shift_{shift:g}_top1"] = float((moved <= 1).double().mean())
+        return figures
 
     def class_embeddings(self, model: Encoder, world: World) -> Float32[Tensor, "classes dim"]:
         """One unit-norm row a class, the mean of its prompts' embeddings; each rank encodes a part. Collective."""
@@ -112,3 +148,11 @@ class ZeroShot:
                 f"{self._where}: sample {key} has label {largest}, but there are {len(self._classes.names)} classes "
                 f"(labels 0 to {len(self._classes.names) - 1})"
             )
+
+
+def _counts(
+    ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " images"], num_classes: int
+) -> Int64[Tensor, "3 {num_classes}"]:
+    """Of each class how many images there are, how many found it first, and how many among the first five."""
+    found = (labels, labels[ranks <= 1], labels[ranks <= 5])
+    return torch.stack([torch.bincount(rows, minlength=num_classes) for rows in found])

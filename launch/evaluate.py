@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +16,24 @@ from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
 from eval.geometry_plots import write_plots
 from launch.model_source import load_model
 from vlm.atomic import write_text
+from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.heads import Reading
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
+
+BEFORE_HEAD: dict[bool, Reading] = {True: "before_head", False: "after_head"}
+
+Checked = TypeVar("Checked", bound=Config)
+
+
+def checked_config(kind: type[Checked], /, **options: Any) -> Checked:
+    """The configuration that options of a command make; None leaves the default. Raises UserError for a wrong value."""
+    try:
+        return kind.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise UserError(first_problem(error, kind)) from None
 
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,6 +31,10 @@ DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows a forward; no figure depends on it.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+Shifts = Annotated[
+    list[float] | None,
+    typer.Option("--shift", help="Move images and texts together by this share of their gap; repeatable."),
+]
 BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
 
 
@@ -50,10 +54,6 @@ def _complain(line: str, *, everywhere: bool) -> None:
         print(f"vlm: {line}", file=sys.stderr)
     elif not everywhere and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         print(f"vlm: rank {rank}: {line}", file=sys.stderr)
-
-
-def _reading(before_head: bool) -> dict[str, Any]:
-    return {"embedding": "before_head"} if before_head else {}
 
 
 @app.command()
@@ -145,22 +145,24 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     templates: Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")] = None,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    shift: Shifts = None,
     before_head: BeforeHead = False,
     json_file: JsonFile = None,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     from eval.zeroshot import ZeroShotConfig
-    from launch.evaluate import evaluate_model
+    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_model
 
-    given = {} if templates is None else {"templates": templates}
-    config = ZeroShotConfig(
+    config = checked_config(
+        ZeroShotConfig,
         kind="zeroshot",
         shards=tuple(data),
         classes=classes,
+        templates=templates,
+        shifts=shift,
         batch_size=batch_size,
         limit=limit,
-        **_reading(before_head),
-        **given,
+        embedding=BEFORE_HEAD[before_head],
     )
     evaluate_model(model, config, json_file)
 
@@ -176,29 +178,41 @@ def retrieval(
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
-    from launch.evaluate import evaluate_model
+    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_model
 
-    config = RetrievalConfig(
-        kind="retrieval", shards=tuple(data), batch_size=batch_size, limit=limit, **_reading(before_head)
+    config = checked_config(
+        RetrievalConfig,
+        kind="retrieval",
+        shards=tuple(data),
+        batch_size=batch_size,
+        limit=limit,
+        embedding=BEFORE_HEAD[before_head],
     )
     evaluate_model(model, config, json_file)
 
 
 @eval_app.command()
-def geometry(
+def geometry(  # noqa: PLR0913 - the options of the command line
     model: ModelName,
     data: DataPattern,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    shift: Shifts = None,
     before_head: BeforeHead = False,
     json_file: JsonFile = None,
     plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
 ) -> None:
     """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
     from eval.geometry import GeometryEvaluationConfig
-    from launch.evaluate import evaluate_geometry
+    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_geometry
 
-    config = GeometryEvaluationConfig(
-        kind="geometry", shards=tuple(data), batch_size=batch_size, limit=limit, **_reading(before_head)
+    config = checked_config(
+        GeometryEvaluationConfig,
+        kind="geometry",
+        shards=tuple(data),
+        shifts=shift,
+        batch_size=batch_size,
+        limit=limit,
+        embedding=BEFORE_HEAD[before_head],
     )
     evaluate_geometry(model, config, json_file, plots)

@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import normalize
 
 from data.heldout import HeldOutSet
+from eval.gap import moved_together
 from eval.geometry import (
     Geometry,
     GeometryEvaluationConfig,
     arithmetic_accuracy,
-    moved_together,
     separability,
 )
 from eval.geometry_plots import write_plots

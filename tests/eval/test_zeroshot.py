@@ -73,6 +73,41 @@ def test_every_rank_of_any_number_gets_the_same_figures(tmp_path: Path, world_si
     assert run_ranks(on_this_rank, world_size, pattern, batch_size) == [one] * world_size
 
 
+SHIFTS = (-4.0, 0.0, 3.0)
+
+
+def shifted_on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:
+    config = ZeroShotConfig(
+        kind="zeroshot", shards=pattern, classes=CLASSES, templates=TEMPLATES, batch_size=batch_size, shifts=SHIFTS
+    )
+    return ZeroShot(config, IMAGE, WordTokenizer(), None).run(SmallEncoder(), World.current())
+
+
+def test_shifts_move_images_and_classes_along_the_difference_of_their_centroids(tmp_path: Path) -> None:
+    """Each image and class in turn, in float64; what does not move is what is measured without shifts."""
+    pattern = labelled_shard(tmp_path, LABELS)
+    batches = list(HeldOutSet(pattern, IMAGE).batches(World(), 1))
+    prompts = [template.format(name, c=name) for name in CLASSES for template in TEMPLATES]
+    images, texts = embed(SmallEncoder(), [batch.images[0] for batch in batches], prompts)
+    means = [texts[3 * k : 3 * k + 3].mean(0) for k in range(len(CLASSES))]
+    classes = [mean / mean.norm() for mean in means]
+    gap = sum(images) / len(images) - sum(classes) / len(classes)
+    expected = on_this_rank(pattern, 5)
+    for shift in SHIFTS:
+        hits = 0
+        for label, image in zip(LABELS, images, strict=True):
+            scores = []
+            for row in classes:
+                moved_image, moved_class = image - shift / 2 * gap, row + shift / 2 * gap
+                scores.append(float(moved_image @ moved_class / moved_class.norm()))
+            hits += scores.index(max(scores)) == label
+        expected[f"shift_{shift:g}_top1"] = hits / len(LABELS)
+    assert len({expected[f"shift_{shift:g}_top1"] for shift in SHIFTS}) > 1
+    found = shifted_on_this_rank(pattern, 5)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert run_ranks(shifted_on_this_rank, 3, pattern, 4) == [found] * 3
+
+
 class TinyClip(nn.Module):
     """A small model of open_clip behind our interface, which takes uint8 images and normalises them."""
 

@@ -1,13 +1,17 @@
 """A run writes the geometry of its embeddings: the same on any number of ranks, and in tensorboard."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, SCALARS, EventAccumulator
+from typer.testing import CliRunner
 
+from launch.main import app
 from tests.launch.small import metrics_of
-from tests.launch.tiny import train_here, train_ranks, write_tiny, write_tiny_recipe
+from tests.launch.tiny import NUM_GOOD, train_here, train_ranks, write_tiny, write_tiny_recipe
+from vlm.errors import UserError
 
 
 def observed(run: Path) -> list[dict[str, Any]]:
@@ -40,3 +44,27 @@ def test_geometry_can_be_left_out(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     train_here(write_tiny_recipe(tmp_path, tmp_path / "run", geometry={"every": None}, duration="2 steps"))
     assert not observed(tmp_path / "run")
+
+
+def test_the_command_measures_a_run_writes_figures_and_draws(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    train_here(write_tiny_recipe(tmp_path, tmp_path / "run", duration="2 steps", data={"max_bad_share": 0.5}))
+    shards, file = str(tmp_path / "train-*.tar"), tmp_path / "figures.json"
+    command = ["eval", "geometry", str(tmp_path / "run"), "--data", shards, "--json", str(file)]
+    result = CliRunner().invoke(app, [*command, "--shift", "0", "--shift", "0.5", "--plots", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    retrieved = CliRunner().invoke(app, ["eval", "retrieval", *command[2:]])
+    assert retrieved.exit_code == 0, retrieved.output
+    retrieval = json.loads(file.read_text())
+    assert found["shift_0_image_to_text_r@1"] == retrieval["image_to_text_r@1"]
+    assert {name for name in found if name.startswith("shift_")} == {
+        f"shift_{shift}_{way}_r@1" for shift in ("0", "0.5") for way in ("image_to_text", "text_to_image")
+    }
+    assert found["num_images"] == NUM_GOOD
+    assert sum(found["scores"]["positive"]) == NUM_GOOD
+    assert sum(found["spectra"]["text"]) == pytest.approx(1)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"clouds.png", "scores.png", "spectra.png"}
+    wrong = CliRunner().invoke(app, [*command, "--shift", "nan"])
+    assert isinstance(wrong.exception, UserError)
+    assert str(wrong.exception) == "shifts.0: found nan; input should be a finite number"
