@@ -26,10 +26,11 @@ class RowGroup:
     each rank
 
     gather: (W - 1) n (2 D e + 8 + 4) + 16 (W - 1) / W N bytes,
-    ring:   (W - 1) n (2 D e + 8 + 4) + 16 (W - 1) / W N + 4 W n D + 8 (W - 1) / W bytes,
+    ring:   (W - 1) n (2 D e + 8 + 4) + 16 (W - 1) / W N + 4 W n D + 16 (W - 1) / W bytes,
     groups: the same with W, n and N those of the group
 
-    (8: ids; 4: gradients of log-sum-exps; 16 N: their merge; 4 W n D: gradients that pass by; the last: a largest norm)
+    (8: ids; 4: gradients of log-sum-exps; 16 N: their merge; 4 W n D: gradients that pass by; the last: a largest
+    norm, and whether one reference was enough)
     and 16 (R - 1) bytes for the row counts of all R ranks. Gathered over two modalities at once, D counts twice. Over a
     dense loss's gather of both modalities, columns alone save half.
     """

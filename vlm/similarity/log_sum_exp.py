@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,8 +27,11 @@ def row_log_sum_exp(
 
     `scale` is one number, or one a row. Differentiable in rows, columns and scale. Weights see logits as similarities.
     """
-    kernel = _LogSumExp((weights, ()), (len(rows), None), in_range=_in_range(rows, scale, columns))
-    return reduce_tiles(kernel, rows, columns, scale=scale, product=product)[0]
+
+    def kernel(reference: float | None) -> _LogSumExp:
+        return _LogSumExp((weights, ()), (len(rows), columns.num_columns), reference, with_columns=False)
+
+    return _reduce(kernel, _reference(rows, scale, columns), rows, columns, scale=scale, product=product)[0]
 
 
 def log_sum_exp(
@@ -79,9 +83,12 @@ def _tiled(
     paired: bool = False,
 ) -> tuple[Tensor, ...]:
     weights = (row_weights, row_weights if column_weights is None else column_weights)
-    in_range = _in_range(rows, rows.new_ones(1) if scale is None else scale, columns)
-    kernel = _LogSumExp(weights, (len(rows), columns.num_columns), in_range=in_range)
-    return reduce_tiles(kernel, rows, columns, scale=scale, product=product, paired=paired)
+    reference = _reference(rows, rows.new_ones(1) if scale is None else scale, columns)
+
+    def kernel(reference: float | None) -> _LogSumExp:
+        return _LogSumExp(weights, (len(rows), columns.num_columns), reference)
+
+    return _reduce(kernel, reference, rows, columns, scale=scale, product=product, paired=paired)
 
 
 def _of_keys(
@@ -134,45 +141,89 @@ def log_sum_exp_of_scales(
     scales = row_scale.detach(), column_scale.detach()
     largest = max((float(scale.abs().max()) for scale in scales if len(scale)), default=0.0)
     # Asked of every rank: it is a collective with a ring.
-    in_range = _in_range(rows, rows.new_full((1,), largest), columns)
-    kernel = _ScaledLogSumExp(weights, *scales, in_range=in_range)
-    row, column = reduce_tiles(kernel, rows, columns, row_scale, column_scale, product=product)
+    reference = _reference(rows, rows.new_full((1,), largest), columns)
+
+    def kernel(reference: float | None) -> _ScaledLogSumExp:
+        return _ScaledLogSumExp(weights, *scales, reference)
+
+    row, column = _reduce(kernel, reference, rows, columns, row_scale, column_scale, product=product)
     return row, column
 
 
 # exp(+-40) leaves room in fp32 for a sum of 2^60 of the largest, and for 2^60 between the smallest and zero.
 _LARGEST_IN_RANGE = 40.0
+# Beyond that the largest possible logit becomes exp(60), with room for a sum of 2^40 such, and afterwards one must look
+# whether some line's logits were so small that their exponentials were lost.
+_LARGEST_WITH_REFERENCE, _HIGHEST = 120.0, 60.0
+_KEPT = 2.0**30  # how far each sum has to be above what may be missing in it
 _LOG2E = math.log2(math.e)  # powers of 2 take a third of exp's time on CPUs
 
 
 @torch.no_grad()
-def _in_range(rows: Tensor, scale: Tensor, columns: Columns) -> bool:
-    """Whether no logit can be so large that exp needs a reference. Collective with a ring."""
+def _reference(rows: Tensor, scale: Tensor, columns: Columns) -> float | None:
+    """What to subtract from all logits before exp, by the largest that there can be. Collective with a ring.
+
+    0 where no exponential can leave the range of fp32; None where no one number will do.
+    """
     largest = columns.largest_norm()
-    return not len(rows) or bool((rows.norm(dim=1) * scale).abs().max() * largest < _LARGEST_IN_RANGE)
+    bound = float((rows.norm(dim=1) * scale).abs().max() * largest) if len(rows) else 0.0
+    if bound < _LARGEST_IN_RANGE:
+        return 0.0
+    return bound - _HIGHEST if bound < _LARGEST_WITH_REFERENCE else None
+
+
+def _reduce(
+    kernel: Callable[[float | None], "_LogSumExp | _ScaledLogSumExp"],
+    reference: float | None,
+    rows: Tensor,
+    columns: Columns,
+    *parameters: Tensor,
+    **how: Any,
+) -> tuple[Tensor, ...]:
+    """`reduce_tiles` with one reference for all logits; where that has lost some, again with running maxima."""
+    tried = kernel(reference)
+    results = reduce_tiles(tried, rows, columns, *parameters, **how)
+    if reference == 0.0 and columns.ring is None:
+        return results
+    lost = rows.new_tensor([float(tried.lost_digits())])
+    if columns.ring is not None:  # all of its ranks go round again, or none
+        lost = columns.ring.ranks.largest(lost)
+    return reduce_tiles(kernel(None), rows, columns, *parameters, **how) if bool(lost.any()) else results
 
 
 class _LogSumExp(TileKernel):
     """Row and column statistics of logits that are the tile itself.
 
-    In range, one exponential serves both directions; else each has its own running maximum.
+    With a reference for all, one exponential serves both directions; else each has its own running maximum.
     """
 
-    def __init__(self, weights: tuple[Weights, Weights], sizes: tuple[int, int | None], *, in_range: bool) -> None:
+    def __init__(
+        self,
+        weights: tuple[Weights, Weights],
+        sizes: tuple[int, int],
+        reference: float | None,
+        *,
+        with_columns: bool = True,
+    ) -> None:
         self._row_weights, self._column_weights = weights
         self._sizes = sizes
-        self._with_columns = sizes[1] is not None
-        self._same_weights = weights[0] is weights[1] or not self._with_columns
-        self._in_range = in_range and self._same_weights
+        self._with_columns = with_columns
+        self._same_weights = weights[0] is weights[1] or not with_columns
+        self._reference = reference if self._same_weights else None
         self._spare = Scratch()
 
     def begin(self, like: Tensor) -> None:
-        self._row, self._column = (
-            _Running(size or 0, like, dim, fixed=self._in_range) for size, dim in zip(self._sizes, (1, 0), strict=True)
-        )
+        num_rows, num_columns = self._sizes
+        self._row = _Running(num_rows, like, 1, self._reference)
+        self._column = _Running(num_columns if self._with_columns else 0, like, 0, self._reference)
+
+    def lost_digits(self) -> bool:
+        """Whether a line's sum is so small that it misses something of weight."""
+        num_rows, num_columns = self._sizes
+        return self._row.lost_digits(num_columns) or self._column.lost_digits(num_rows)
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
-        if self._in_range:
+        if self._reference is not None:
             values = self._exponentials(tile, rows, columns)
             self._row.total[rows] += values.sum(1)
             if self._with_columns:
@@ -193,7 +244,7 @@ class _LogSumExp(TileKernel):
             self._column.begin_backward(gradients[1])
 
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        if self._in_range:
+        if self._reference is not None:
             values, factors = self._exponentials(tile, rows, columns), self._row.factors(rows)
             return values.mul_(factors + self._column.factors(columns) if self._with_columns else factors)
         of_rows, of_columns = self._logits(tile, rows, columns)
@@ -203,12 +254,12 @@ class _LogSumExp(TileKernel):
         return share.addcmul_(self._row.softmax(of_rows, rows, of_rows), self._row.factors(rows))
 
     def _exponentials(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        if _are_factors(self._row_weights):
-            values = tile.mul_(_LOG2E).exp2_()
-            for weights in self._row_weights:
-                weights.multiply(values, values, rows, columns)
-            return values
-        return _weighed(tile, tile, self._row_weights, rows, columns).mul_(_LOG2E).exp2_()
+        if not _are_factors(self._row_weights):
+            return self._row.softmax(_weighed(tile, tile, self._row_weights, rows, columns), rows, tile)
+        values = self._row.softmax(tile, rows, tile)
+        for weights in self._row_weights:
+            weights.multiply(values, values, rows, columns)
+        return values
 
     def _logits(self, tile: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """What rows and columns sum up: the tile itself; columns the spare one where their weights differ."""
@@ -221,27 +272,30 @@ class _LogSumExp(TileKernel):
 class _ScaledLogSumExp(TileKernel):
     """Row and column statistics with a scale a line: two logits an entry, from one product.
 
-    In range, exponentials need no reference, and most weights are factors of them.
+    With a reference for all, most weights are factors of exponentials.
     """
 
     def __init__(
-        self, weights: tuple[Weights, Weights], row_scale: Tensor, column_scale: Tensor, *, in_range: bool
+        self, weights: tuple[Weights, Weights], row_scale: Tensor, column_scale: Tensor, reference: float | None
     ) -> None:
         self._weights = weights
         self._scales = row_scale, column_scale
-        self._in_range = in_range and all(map(_are_factors, weights))
+        self._reference = reference if all(map(_are_factors, weights)) else None
         self._spare = Scratch(), Scratch(), Scratch()
 
     def begin(self, like: Tensor) -> None:
         self._sums = tuple(
-            _Running(len(scale), like, dim, fixed=self._in_range)
-            for scale, dim in zip(self._scales, (1, 0), strict=True)
+            _Running(len(scale), like, dim, self._reference) for scale, dim in zip(self._scales, (1, 0), strict=True)
         )
+
+    def lost_digits(self) -> bool:
+        """Whether a line's sum is so small that it misses something of weight."""
+        return any(sums.lost_digits(len(others)) for sums, others in zip(self._sums, self._scales[::-1], strict=True))
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
         for side, lines in enumerate((rows, columns)):
             sums = self._sums[side]
-            if self._in_range:
+            if self._reference is not None:
                 values = self._exponentials(side, tile, rows, columns)
                 sums.total[lines] += values.sum(1 - side)
             else:
@@ -260,7 +314,7 @@ class _ScaledLogSumExp(TileKernel):
         parts = []
         for side, lines in enumerate((rows, columns)):
             sums = self._sums[side]
-            if self._in_range:
+            if self._reference is not None:
                 values = self._exponentials(side, tile, rows, columns)
             else:
                 logits = self._logits(side, tile, rows, columns)
@@ -286,7 +340,10 @@ class _ScaledLogSumExp(TileKernel):
 
     def _exponentials(self, side: int, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         scale = self._of_lines(side, columns if side else rows) * _LOG2E
-        values = torch.mul(tile, scale, out=self._spare[side].like(tile)).exp2_()
+        values = torch.mul(tile, scale, out=self._spare[side].like(tile))
+        if self._reference:
+            values -= self._reference * _LOG2E
+        values.exp2_()
         for weights in self._weights[side]:
             weights.multiply(values, tile, rows, columns)
         return values
@@ -304,14 +361,15 @@ def _weighed(logits: Tensor, tile: Tensor, weights: Weights, rows: slice, column
 
 
 class _Running:
-    """Sums of exponentials over a dimension, against a reference that follows the largest logit, or stays at 0.
+    """Sums of exponentials over a dimension, against a reference that follows the largest logit, or is one number.
 
     Reference and sum stay apart: their logarithm is large where logits are, and its rounding would be in each softmax.
     """
 
-    def __init__(self, size: int, like: Tensor, dim: int, *, fixed: bool) -> None:
+    def __init__(self, size: int, like: Tensor, dim: int, fixed: float | None) -> None:
         lowest = torch.finfo(like.dtype).min / 2  # finite to base 2 as well
-        self._reference = like.new_full((size,), 0.0 if fixed else lowest)
+        self._fixed = fixed
+        self._reference = like.new_full((size,), lowest if fixed is None else fixed)
         self._dim = dim
         self.total = like.new_zeros(size)
 
@@ -323,12 +381,21 @@ class _Running:
         reference.copy_(new)
         total += self.softmax(logits, lines, out).sum(self._dim)
 
+    def lost_digits(self, entries: int) -> bool:
+        """Whether a sum is so near to the smallest numbers that what vanished of its `entries` may matter."""
+        if not self._fixed or not len(self.total):
+            return False
+        least = torch.finfo(self.total.dtype).tiny * _KEPT * max(entries, 1)
+        return bool(self.total.min() < least)
+
     def log_sum_exp(self) -> Tensor:
         """The result; -inf where nothing was added."""
         return self._reference + self.total.log()
 
     def softmax(self, logits: Tensor, lines: slice, out: Tensor) -> Tensor:
         """exp(logits - reference) of a tile in `out`, in one pass and the power of 2; a softmax but for the sum."""
+        if self._fixed == 0.0:
+            return torch.mul(logits, _LOG2E, out=out).exp2_()
         reference = (self._reference[lines] * -_LOG2E).unsqueeze(self._dim)
         return torch.add(reference, logits, alpha=_LOG2E, out=out).exp2_()
 

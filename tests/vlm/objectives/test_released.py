@@ -15,7 +15,7 @@ from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.state import RunFacts
 from vlm.world import World
 
-ROWS, DIM = 6, 4
+ROWS, DIM = 6, 24
 
 
 def take_step(objective: Objective, step: int) -> None:

@@ -97,7 +97,7 @@ def formula(counts: tuple[int, ...], num_ranks: int, exchange: str, wire_bytes: 
     """`RowGroup`'s, for a group with `counts` rows among `num_ranks` ranks in all."""
     size, fullest, total = len(counts), max(counts), sum(counts)
     vectors = (size - 1) * fullest * (2 * DIM * wire_bytes + 8 + 4) + 16 * (size - 1) / size * total
-    ring = 4 * size * fullest * DIM + 8 * (size - 1) / size if exchange == "ring" else 0.0
+    ring = 4 * size * fullest * DIM + 16 * (size - 1) / size if exchange == "ring" else 0.0
     return vectors + ring + 16 * (num_ranks - 1)
 
 

@@ -126,6 +126,47 @@ def test_lines_without_any_entry_are_minus_infinity_and_have_no_gradient(scale: 
     assert d_scale.isfinite().all()
 
 
+@pytest.mark.usefixtures("ragged")
+@pytest.mark.parametrize(("worst", "rounds"), [(0.5, 1), (-0.1, 1), (-0.3, 2), (-0.99, 2)])
+@pytest.mark.parametrize(("scaled", "line"), [("one", "row"), ("one", "column"), ("rows", "row"), ("lines", "column")])
+def test_a_line_whose_logits_are_all_small_keeps_its_digits_in_fp32(
+    scaled: str, line: str, worst: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a scale of 100, one row or one column has the cosine `worst` with all others, down to exp(-99).
+
+    One reference for all is enough while they are not too far from the rest; then all tiles are summed again.
+    """
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return tiles.reduce_tiles(*arguments, **options)
+
+    monkeypatch.setattr("vlm.similarity.log_sum_exp.reduce_tiles", counted)
+    rows, columns = (normalize(torch.randn(count, 8), dim=1) for count in (ROWS, COLUMNS))
+    alone, others = (rows, columns) if line == "row" else (columns, rows)
+    alone[3] = torch.eye(8)[0]
+    others[:, 0] = 0
+    others *= math.sqrt(1 - worst**2) / others.norm(dim=1, keepdim=True)
+    others[:, 0] = worst
+    leaves = [rows.requires_grad_(), columns.requires_grad_()]
+    logits = 100 * rows.double() @ columns.double().T
+    expected = logits.logsumexp(1), logits.logsumexp(0)
+    if scaled == "one":
+        found = log_sum_exp(rows, Columns(columns), torch.tensor([100.0]))
+    elif scaled == "rows":
+        found = (row_log_sum_exp(rows, Columns(columns), torch.full((ROWS,), 100.0)),)
+    else:
+        found = log_sum_exp_of_scales(rows, Columns(columns), torch.full((ROWS,), 100.0), torch.full((COLUMNS,), 100.0))
+    assert len(calls) == rounds
+    for one, other in zip(found, expected, strict=False):
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=1e-5)
+    wanted = torch.autograd.grad(sum(one.sum() for one in expected[: len(found)]), leaves)
+    got = torch.autograd.grad(sum(one.sum() for one in found), leaves)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-2)
+
+
 def test_no_rows_and_no_columns() -> None:
     some, none = torch.randn(3, 4), torch.randn(0, 4)
     scale = torch.ones(1)
@@ -137,9 +178,9 @@ def test_no_rows_and_no_columns() -> None:
     assert column.shape == (0,)
 
 
-@pytest.mark.parametrize("largest", [39.999, 40.001, 500.0])
+@pytest.mark.parametrize("largest", [39.999, 40.001, 100.0, 119.999, 120.001, 500.0])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_both_sides_of_the_limit_up_to_which_no_reference_is_kept(largest: float, sign: float) -> None:
+def test_both_sides_of_the_limits_up_to_which_no_reference_or_one_for_all_is_kept(largest: float, sign: float) -> None:
     """3000 equal logits, the largest or the smallest there can be: L + log 3000, and a gradient of 1/3000 each."""
     rows, columns = torch.zeros(40, 4), torch.zeros(3000, 4)
     rows[:, 0], columns[:, 0] = 1.0, sign
