@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.data.small_shards import with_json, write_shard
 from tests.launch.small import losses_of, metrics_of
@@ -103,3 +104,30 @@ def test_a_fixed_temperature_stays_where_it_starts_through_ranks_micro_batches_a
     scales = {line["logit_scale"] for run in ("alone", "two") for line in metrics_of(tmp_path / run)}
     assert [*scales] == pytest.approx([1 / 0.07], rel=1e-6)
     assert set(metrics_of(tmp_path / "two")[0]) >= {"clip", "uniformity", "alignment"}
+
+
+@pytest.mark.slow
+def test_several_heads_with_temperatures_and_whitening_train_and_resume_alike(tmp_path: Path) -> None:
+    """What these terms learn is trained by ranks as by one process, and comes back bit for bit."""
+    write_tiny(tmp_path)
+    head = {"kind": "linear", "dim": 4, "heads": 3}
+    values: dict[str, Any] = {
+        "objective": {"clip": 1.0, "multi_head": {"heads": 3, "hidden": 5}, "whitening": {"group_size": 4}},
+        "model": {**MODEL, "image_head": head, "text_head": head},
+        "global_batch": 11,
+    }
+    alone = write_tiny_recipe(tmp_path, tmp_path / "alone", **values)
+    train_here(alone)
+    resumed = write_tiny_recipe(tmp_path, tmp_path / "resumed", **values)
+    stopped_at(tmp_path / "alone", 6, tmp_path / "resumed")
+    train_here(resumed, resume="auto")
+    assert_same_run(tmp_path / "resumed", tmp_path / "alone")
+    train_ranks(2, write_tiny_recipe(tmp_path, tmp_path / "two", **values, micro_batch=2, engine="zero2"))
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-4)
+    steps = [int(path.name.removeprefix("step-")) for path in (tmp_path / "two" / "checkpoints").iterdir()]
+    ends = [Checkpoint(tmp_path / run / "checkpoints" / f"step-{max(steps):08d}") for run in ("alone", "two")]
+    learned = [name for name in ends[0].names("weights") if name.startswith("term_parameters.")]
+    assert {name.split(".")[1].split("__of__")[0] for name in learned} == {"multi_head", "whitening"}
+    for name in learned:
+        first, second = (end.tensor("weights", name) for end in ends)
+        torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-4)
