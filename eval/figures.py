@@ -23,6 +23,8 @@ _DESCRIPTIONS = (
     "effective_rank",
     "participation_ratio",
     "first_component",
+    "hard",
+    "tolerance",
 )
 
 

@@ -1,12 +1,13 @@
 """The geometry of held-out embeddings: both clouds, the gap between them, and what moving it does to retrieval."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -18,9 +19,10 @@ from eval.gap import moved_together
 from eval.ranks import find_matches_shared, score
 from eval.shards import ShardEvaluation
 from vlm.errors import EveryRankError
-from vlm.geometry.clouds import figures_of_clouds
-from vlm.geometry.negatives import score_histograms
+from vlm.geometry.clouds import figures_of_clouds, tolerance
+from vlm.geometry.negatives import hardness, score_histograms
 from vlm.model.image_spec import ImageSpec
+from vlm.model.logit_scale import limited_scale
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
 
@@ -36,6 +38,13 @@ class GeometryEvaluationConfig(ShardEvaluation):
         Field(description="Shares of the centroids' difference by which the clouds are moved together."),
     ] = (-0.5, 0.0, 0.5, 1.0, 1.5)
     sample: Annotated[int, Field(ge=5, description="Pairs whose products are all looked at, evenly spaced.")] = 2048
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A model that learned a logit scale; kept as its logarithm."""
+
+    logit_scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ class Geometry:
     x_i + y_j - y_i is nearer to x_j than to any other image but x_i: the difference of two texts leads from image to
     image (the arithmetic of Couairon et al., 2022, on any captions).
 
-    For a shift, see `moved_together`.
+    The negatives' weights are at the model's own logit scale, tolerance is measured where there are labels. For a
+    shift, see `moved_together`.
 
     Raises:
         UserError: shards without captions; when measured, fewer than five usable pairs, or embeddings without numbers.
@@ -94,7 +104,12 @@ class Geometry:
         count = min(self._config.sample, len(images))
         places = torch.arange(count, device=images.device) * len(images) // count
         images, texts = images[places], texts[places]
+        similarities = images @ texts.T
         figures, spectra = figures_of_clouds(images, texts)
+        figures |= self._of_labels(images, texts, embedded.image_owners[places])
+        if isinstance(model, Scaled):
+            hard = hardness(similarities, limited_scale(model.logit_scale.detach()).item())
+            figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
         figures["separability"] = separability(images, texts)
         figures["arithmetic_r@1"] = arithmetic_accuracy(images, texts)
         for shift, (to_text, to_image) in moved.items():
@@ -102,11 +117,20 @@ class Geometry:
             figures[f"shift_{shift:g}_text_to_image_r@1"] = to_image
         figures["num_images"] = len(embedded.images)
         figures["num_skipped"] = len(self._captioned.held_out) - len(embedded.images)
-        positives, hardest = score_histograms(images @ texts.T)
+        positives, hardest = score_histograms(similarities)
         scores = {"positive": positives.tolist(), "hardest_negative": hardest.tolist()}
         return GeometryFigures(
             figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
         )
+
+    def _of_labels(self, images: Tensor, texts: Tensor, owners: Int64[Tensor, " pairs"]) -> dict[str, float]:
+        """Tolerance, where the shards have labels and two pairs of some class."""
+        labels = self._captioned.held_out.labels
+        if labels is None:
+            return {}
+        own = labels.to(owners.device)[owners]
+        found = {"tolerance_image": tolerance(images, own), "tolerance_text": tolerance(texts, own)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _require_usable(self, images: Tensor, texts: Tensor) -> None:
         if len(images) < _HELD_OUT:

@@ -1,5 +1,7 @@
 """Geometry of held-out pairs: definitions, closed forms for a moved gap and for arithmetic, any number of ranks."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from eval.geometry import (
 )
 from eval.geometry_plots import write_plots
 from eval.retrieval import Retrieval, RetrievalConfig
-from tests.data.small_shards import WordTokenizer
+from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from tests.eval.encoders import DIM, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import log_mean_potential
@@ -52,6 +54,31 @@ def test_figures_are_those_of_pairs_of_an_image_and_its_first_caption(tmp_path: 
     assert (figures["num_images"], figures["num_skipped"]) == (17, 2)
     assert sum(measured.scores["positive"]) == sum(measured.scores["hardest_negative"]) == 17
     assert sum(measured.spectra["image"]) == pytest.approx(1)
+
+
+def test_negatives_weights_at_the_models_scale_and_tolerance_where_there_are_labels(tmp_path: Path) -> None:
+    """Each row and each pair of one class in turn; a scale above the limit counts as the limit."""
+    samples = [
+        sample(n, jpg=picture(n), json=json.dumps({"captions": [f"{n} {'abc'[n % 3] * 4}"]}), cls=n % 4)
+        for n in range(9)
+    ]
+    pattern = str(write_shard(tmp_path / "labelled.tar", samples))
+    encoder = SmallEncoder()
+    assert "hardness_entropy" not in evaluation(pattern).run(encoder, World())
+    for scale in (20.0, 1e4):
+        encoder.logit_scale = torch.nn.Parameter(torch.tensor([math.log(scale)]))
+        measured = evaluation(pattern).measure(encoder, World())
+        image, text = measured.images.double(), measured.texts.double()
+        entropies, hardest, cosines = [], [], []
+        for i in range(9):
+            weights = [math.exp(min(scale, 100) * float(image[i] @ text[j])) for j in range(9) if j != i]
+            shares = [weight / sum(weights) for weight in weights]
+            entropies.append(-sum(share * math.log(share) for share in shares))
+            hardest.append(max(shares))
+            cosines += [float(image[i] @ image[j]) for j in range(9) if j != i and j % 4 == i % 4]
+        assert measured.figures["hardness_entropy"] == pytest.approx(sum(entropies) / 9, rel=1e-4)
+        assert measured.figures["hardest_negative_weight"] == pytest.approx(sum(hardest) / 9, rel=1e-4)
+        assert measured.figures["tolerance_image"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
 def test_retrieval_at_no_shift_is_that_of_all_captions(tmp_path: Path) -> None:
