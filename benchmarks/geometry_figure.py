@@ -46,8 +46,8 @@ def _on_the_way(axes: Axes, runs: Sequence[Finished]) -> None:
     axes.plot([], [], "--", color="#777777", label="temperature 0.01")
     axes.set_xlabel("samples")
     axes.set_ylabel("centroid gap, Flickr8k")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=7)
+    axes.set_ylim(0, 3)  # room for the legend
+    axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=2)
 
 
 def _against(axes: Axes, runs: Sequence[Finished], label: str, figure: object) -> None:

@@ -49,7 +49,8 @@ def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> 
             try:
                 found[name] = kind.model_validate(options if isinstance(options, dict) else short(options))
             except ValidationError as error:
-                raise ValueError(f"{name}.{first_problem(error, kind)}") from None
+                whole = not error.errors(include_url=False)[0]["loc"]  # the options together, not one of them
+                raise ValueError(f"{name}{': ' if whole else '.'}{first_problem(error, kind)}") from None
         return found
 
     return read
