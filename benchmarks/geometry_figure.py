@@ -46,8 +46,8 @@ def _on_the_way(axes: Axes, runs: Sequence[Finished]) -> None:
     axes.plot([], [], "--", color="#777777", label="temperature 0.01")
     axes.set_xlabel("samples")
     axes.set_ylabel("centroid gap, Flickr8k")
-    axes.set_ylim(0, 3)  # room for the legend
-    axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=2)
+    axes.set_ylim(0, 3.2)  # room for the legend
+    axes.legend(frameon=False, fontsize=7, loc="upper right")
 
 
 def _against(axes: Axes, runs: Sequence[Finished], label: str, figure: object) -> None:
@@ -78,4 +78,4 @@ def _clouds(axes: Axes, run: Finished, work: Path) -> None:
         axes.scatter(points[:, 0], points[:, 1], s=3, color=colour, label=name, linewidths=0, alpha=0.7)
     axes.set_title(run.run.row)
     axes.set_xlabel("principal components")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, markerscale=3)
