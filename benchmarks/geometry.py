@@ -42,14 +42,24 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "+ uniformity + alignment": dict(PRESETS["gap-cua"]),
     "+ cross uniformity too": dict(PRESETS["gap-cuaxu"]),
 }
+# Other ways to shape the clouds, with a learned temperature alone.
+OTHERS: dict[str, dict[str, Any]] = {
+    "+ cyclic": {"clip": 1.0, "cyclic": 1.0},
+    "+ cross-correlation": {"clip": 1.0, "cross_correlation": 1.0},
+    "+ whitening": {"clip": 1.0, "whitening": 1.0},
+}
 STARTS: tuple[Start, ...] = ("other weights", "same weights")
 
 
 def from_scratch() -> Iterator[GeometryRun]:
-    """Each objective with a learned and with the paper's fixed temperature, seed by seed."""
+    """The paper's objectives with a learned and with its fixed temperature, then the others, seed by seed."""
     for seed in SEEDS:
-        for temperature, model in (("learned", {}), ("0.01", FIXED)):
-            for name, objective in OBJECTIVES.items():
+        for temperature, model, objectives in (
+            ("learned", {}, OBJECTIVES),
+            ("0.01", FIXED, OBJECTIVES),
+            ("learned", {}, OTHERS),
+        ):
+            for name, objective in objectives.items():
                 row, base = f"{name}, {temperature}", f"clip, {temperature}"
                 if name == "clip":
                     base = "" if temperature == "learned" else "clip, learned"
