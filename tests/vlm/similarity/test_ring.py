@@ -112,3 +112,38 @@ def test_a_group_of_ranks_compares_its_own_pairs_only(exchange: str) -> None:
     wanted = expected(4, of_group=2)
     for name, tensor in together(4, f"{exchange} in groups").items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-10, atol=1e-10)
+
+
+def far_from_all() -> tuple[Tensor, Tensor]:
+    """Eleven unit rows and columns in fp32 of which row 3 alone is far from every column: a cosine of about -0.9."""
+    generator = torch.Generator().manual_seed(6)
+    rows, columns = (0.2 * torch.randn(N, 8, generator=generator) for _ in range(2))
+    rows[:, 0] += 1
+    columns[:, 0] += 1
+    rows[3] = -rows[3]
+    return torch.nn.functional.normalize(rows, dim=1), torch.nn.functional.normalize(columns, dim=1)
+
+
+def far_on_this_rank(counts: tuple[int, ...]) -> Results:
+    world = World.current()
+    own = RowGroup(None, world.rank, counts).own
+    exchange = Exchange(world, SimilarityConfig(exchange="ring"))
+    ranks, _ = exchange.count(own.stop - own.start)
+    rows, columns = (part[own].clone().requires_grad_() for part in far_from_all())
+    row, parts = log_sum_exp(rows, exchange.columns(columns, ranks), torch.tensor([100.0]))
+    column = ranks.merge_log_sum_exp(parts)
+    values = (row.detach(), column.detach(), *torch.autograd.grad(row.sum() + column.sum(), (rows, columns)))
+    return dict(zip(PARTS, values, strict=False))
+
+
+def test_all_ranks_of_a_ring_go_round_again_where_one_of_them_lost_digits() -> None:
+    """At a scale of 100 no exponential of row 3, which one rank alone has, is near the largest possible."""
+    rows, columns = (part.double().requires_grad_() for part in far_from_all())
+    logits = 100 * rows @ columns.T
+    assert logits[3].max() < -25
+    wanted = logits.logsumexp(1), logits.logsumexp(0)
+    gradients = torch.autograd.grad(wanted[0].sum() + wanted[1].sum(), (rows, columns))
+    of_ranks = run_ranks(far_on_this_rank, 3, UNEVEN[3])
+    for name, tensor in zip(PARTS, (*wanted, *gradients), strict=False):
+        found_by_all = torch.cat([result[name] for result in of_ranks]).double()
+        torch.testing.assert_close(found_by_all, tensor, rtol=1e-4, atol=1e-3)
