@@ -1,7 +1,7 @@
 """Evaluate one model from the command line, on all ranks that a launcher started."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,8 @@ from vlm.atomic import write_text
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.heads import Reading
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
-
-BEFORE_HEAD: dict[bool, Reading] = {True: "before_head", False: "after_head"}
 
 Checked = TypeVar("Checked", bound=Config)
 
@@ -34,6 +31,12 @@ def checked_config(kind: type[Checked], /, **options: Any) -> Checked:
         return kind.model_validate({name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         raise UserError(first_problem(error, kind)) from None
+
+
+def shard_options(data: Sequence[str], batch_size: int, limit: int | None, *, before_head: bool) -> dict[str, Any]:
+    """What the commands have in common, as `ShardEvaluation` calls it."""
+    embedding = "before_head" if before_head else "after_head"
+    return {"shards": tuple(data), "batch_size": batch_size, "limit": limit, "embedding": embedding}
 
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:

@@ -22,8 +22,8 @@ NUM_CHECKED = 16  # samples on which both systems are compared
 def export_model(name: str, to: str, folder: Path, data: Sequence[str], *, before_head: bool = False) -> Parity:
     """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
-    `before_head` leaves out its projection heads.
     The parity is measured on the first samples of `data`, or else of the shards that the checkpoint's run trained on.
+    `before_head` leaves out the projection heads.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")

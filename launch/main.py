@@ -151,18 +151,11 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     from eval.zeroshot import ZeroShotConfig
-    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_model
+    from launch.evaluate import checked_config, evaluate_model, shard_options
 
+    shards = shard_options(data, batch_size, limit, before_head=before_head)
     config = checked_config(
-        ZeroShotConfig,
-        kind="zeroshot",
-        shards=tuple(data),
-        classes=classes,
-        templates=templates,
-        shifts=shift,
-        batch_size=batch_size,
-        limit=limit,
-        embedding=BEFORE_HEAD[before_head],
+        ZeroShotConfig, kind="zeroshot", classes=classes, templates=templates, shifts=shift, **shards
     )
     evaluate_model(model, config, json_file)
 
@@ -178,16 +171,10 @@ def retrieval(
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
-    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_model
+    from launch.evaluate import checked_config, evaluate_model, shard_options
 
-    config = checked_config(
-        RetrievalConfig,
-        kind="retrieval",
-        shards=tuple(data),
-        batch_size=batch_size,
-        limit=limit,
-        embedding=BEFORE_HEAD[before_head],
-    )
+    shards = shard_options(data, batch_size, limit, before_head=before_head)
+    config = checked_config(RetrievalConfig, kind="retrieval", **shards)
     evaluate_model(model, config, json_file)
 
 
@@ -204,15 +191,8 @@ def geometry(  # noqa: PLR0913 - the options of the command line
 ) -> None:
     """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
     from eval.geometry import GeometryEvaluationConfig
-    from launch.evaluate import BEFORE_HEAD, checked_config, evaluate_geometry
+    from launch.evaluate import checked_config, evaluate_geometry, shard_options
 
-    config = checked_config(
-        GeometryEvaluationConfig,
-        kind="geometry",
-        shards=tuple(data),
-        shifts=shift,
-        batch_size=batch_size,
-        limit=limit,
-        embedding=BEFORE_HEAD[before_head],
-    )
+    shards = shard_options(data, batch_size, limit, before_head=before_head)
+    config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, **shards)
     evaluate_geometry(model, config, json_file, plots)

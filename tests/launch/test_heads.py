@@ -48,6 +48,13 @@ def test_heads_train_alike_under_ddp_and_zero3_and_are_read_after_and_before(tmp
             assert found[key] == told(alone)[f"eval/{name}/{key}"]
     assert told(alone)["eval/after/text_to_image_median_rank"] != told(alone)["eval/before/text_to_image_median_rank"]
     assert told(sharded).keys() == told(alone).keys()
+    export = ["export", str(alone), str(tmp_path / "out"), "--to", "open_clip"]
+    refused = CliRunner().invoke(app, export)
+    assert isinstance(refused.exception, UserError)
+    assert "--before-head" in str(refused.exception)
+    assert CliRunner().invoke(app, [*export, "--before-head"]).exit_code == 0
+    exported = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert exported["model_cfg"]["embed_dim"] == 32
 
 
 def test_a_head_that_fits_nothing_is_one_line_that_names_the_key(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     """Load what `config.pretrained` names into `model`: open_clip's tag, a weights file, or a folder that holds one.
 
     Position embeddings are resized to the model's image size and context length; a projection head of which the weights
-    hold nothing keeps its fresh ones. Raises UserError when nothing is
-    found, when a file cannot be read safely, and, naming the first tensors that differ, for another architecture.
+    hold nothing keeps its fresh ones. Raises UserError when nothing is found, when a file cannot be read safely, and,
+    naming the first tensors that differ, for another architecture.
     """
     path = _find(config)
     own = (path / MANIFEST).is_file()
