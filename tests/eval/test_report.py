@@ -181,6 +181,15 @@ def test_geometry_of_several_runs_stands_beside_what_they_can_do(tmp_path: Path)
     assert not re.findall(r'<td class="best">0\.', (tmp_path / "page.html").read_text())
 
 
+def test_what_only_describes_has_no_best_run(tmp_path: Path) -> None:
+    figures = {"first": {"geo/centroid_gap": 0.5, "geo/arithmetic_r@1": 0.25}, "second": {"geo/centroid_gap": 0.75}}
+    figures["second"]["geo/arithmetic_r@1"] = 0.125
+    runs = [write_run(tmp_path / name, [logged(9, 2.0), evaluated(9, values)]) for name, values in figures.items()]
+    page = report(tmp_path, *runs)
+    assert "centroid gap 0.5 0.75" in page.text
+    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == ["25.0%"]
+
+
 def test_runs_are_told_apart_by_as_many_folders_as_it_takes(tmp_path: Path) -> None:
     assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     assert run_names([tmp_path / "run"]) == ["run"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +14,7 @@ from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_defined_by,
 from vlm.errors import EveryRankError
 from vlm.objectives.keyed import uniforms
 from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Terms
 from vlm.objectives.state import RunFacts
 from vlm.objectives.whitening import Whitening, whitened
 from vlm.similarity.exchange import Exchange
@@ -157,6 +158,13 @@ def test_views_towers_and_steps_shuffle_differently() -> None:
 def test_options_that_whiten_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Whitening.model_validate(options)
+
+
+def test_a_recipe_names_the_term_whose_options_do_not_go_together() -> None:
+    with pytest.raises(ValidationError, match=r"error, whitening: whiten images, texts or both"):
+        TypeAdapter(Terms).validate_python({"whitening": {"image": False, "text": False}})
+    with pytest.raises(ValidationError, match=r"error, whitening\.views: found 0"):
+        TypeAdapter(Terms).validate_python({"whitening": {"views": 0}})
 
 
 def test_groups_that_do_not_fill_the_embedding_are_refused() -> None:
