@@ -113,8 +113,8 @@ def embeddings(model: DualEncoder, photos: Photos) -> tuple[Tensor, Tensor]:
 
 def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
     """Both directions' ranks of rows whose texts come image by image."""
-    owners = torch.arange(len(images))
-    text_owners = owners.repeat_interleave(len(texts) // len(images))
+    owners = torch.arange(len(images))[:, None]
+    text_owners = owners.repeat_interleave(len(texts) // len(images), dim=0)
     return {
         "image_to_text": find_matches(images, texts, owners, text_owners).ranks.tolist(),
         "text_to_image": find_matches(texts, images, text_owners, owners).ranks.tolist(),

@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data.shards.cache import ShardCache
 from eval.encoder import Encoder, embed_images, embed_texts
+from eval.equal_texts import equal_tokens
+from eval.ranks import NO_GROUP
 from eval.shards import ShardEvaluation
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -18,12 +21,18 @@ from vlm.world import World
 
 
 class Embedded(NamedTuple):
-    """A whole held-out set: usable images, their captions, and for both the position of the sample they are from."""
+    """A whole held-out set: usable images, their captions, and for both the position of the sample they are from.
+
+    Captions of equal tokens are one group, whichever images they are of; an image is in the groups of all its captions
+    (filled up with NO_GROUP). So a caption that is word for word another image's is a right answer to both.
+    """
 
     images: Float32[Tensor, "images dim"]
     image_owners: Int64[Tensor, " images"]
+    image_groups: Int64[Tensor, "images groups"]
     texts: Float32[Tensor, "texts dim"]
     text_owners: Int64[Tensor, " texts"]
+    text_groups: Int64[Tensor, "texts 1"]
     captions: tuple[str, ...]
 
 
@@ -62,7 +71,27 @@ class CaptionedImages:
         text_owners = torch.tensor(self._text_owners, device=world.device)
         usable = torch.isin(text_owners, owners)
         captions = tuple(self._texts[place] for place in usable.nonzero().flatten().tolist())
-        return Embedded(images, owners, texts[usable], text_owners[usable], captions)
+        image_groups = self._groups_of_samples.to(world.device)[owners]
+        text_groups = self._groups.to(world.device)[usable, None]
+        return Embedded(images, owners, image_groups, texts[usable], text_owners[usable], text_groups, captions)
+
+    @cached_property
+    def notices(self) -> tuple[str, ...]:
+        """A line on captions that belong to several images, where there are any."""
+        owners: dict[int, dict[int, int]] = {}
+        for place, (group, owner) in enumerate(zip(self._groups.tolist(), self._text_owners, strict=True)):
+            owners.setdefault(group, {}).setdefault(owner, place)
+        shared = [places for places in owners.values() if len(places) > 1]
+        if not shared:
+            return ()
+        keys = self.held_out.keys()
+        first, second = list(shared[0])[:2]
+        caption = self._texts[shared[0][first]]
+        number = "1 caption is" if len(shared) == 1 else f"{len(shared):,} captions are"
+        return (
+            f"{self._where}: {number} the same for several images, each a right answer to all of them: {caption[:80]!r} (samples {keys[first]}, {keys[second]})"
+            + (", ..." if len(shared) > 1 or len(shared[0]) > 2 else ""),
+        )
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -71,6 +100,16 @@ class CaptionedImages:
     @cached_property
     def _text_owners(self) -> list[int]:
         return [owner for owner, captions in enumerate(self.held_out.captions) for _ in captions]
+
+    @cached_property
+    def _groups(self) -> Int64[Tensor, " texts"]:
+        return equal_tokens(self._tokens)
+
+    @cached_property
+    def _groups_of_samples(self) -> Int64[Tensor, "samples most"]:
+        counts = [len(captions) for captions in self.held_out.captions]
+        rows = self._groups.split(counts)
+        return pad_sequence(list(rows), batch_first=True, padding_value=NO_GROUP)
 
     @cached_property
     def _tokens(self) -> TokenBatch:

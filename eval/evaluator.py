@@ -21,6 +21,10 @@ EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig | GeometryEvaluatio
 class Evaluator(Protocol):
     """Measures a model; every rank does its share, and the figures depend neither on their number nor on batch size."""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Lines on the set that a reader of the figures should know."""
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """The figures by name, the same on every rank. Collective."""
 

@@ -90,6 +90,11 @@ class Geometry:
         self._where = where
         self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader of the figures should know about the set."""
+        return self._captioned.notices
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """The figures by name. Collective."""
         return self.measure(model, world).figures
@@ -141,9 +146,9 @@ class Geometry:
     def _retrieval(self, embedded: Embedded, shift: float, world: World) -> tuple[float, float]:
         """R@1 of images to texts and back, with the clouds moved together."""
         images, texts = moved_together(embedded.images, embedded.texts, shift)
-        owners = embedded.image_owners, embedded.text_owners
-        to_text = find_matches_shared(images, texts, *owners, world).ranks
-        to_image = find_matches_shared(texts, images, *owners[::-1], world).ranks
+        groups = embedded.image_groups, embedded.text_groups
+        to_text = find_matches_shared(images, texts, *groups, world).ranks
+        to_image = find_matches_shared(texts, images, *groups[::-1], world).ranks
         return float((to_text <= 1).double().mean()), float((to_image <= 1).double().mean())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlm.world import World
 
 TILE = 1024
+NO_GROUP = -1
 
 
 class Matches(NamedTuple):
@@ -25,27 +26,28 @@ class Matches(NamedTuple):
 def find_matches(
     queries: Float32[Tensor, "queries dim"],
     candidates: Float32[Tensor, "candidates dim"],
-    query_groups: Int64[Tensor, " queries"],
-    candidate_groups: Int64[Tensor, " candidates"],
+    query_groups: Int64[Tensor, "queries groups"],
+    candidate_groups: Int64[Tensor, "candidates some"],
     tile: int = TILE,
 ) -> Matches:
-    """Each query's rank of its best candidate of the same group, holding `queries x tile` scores at a time.
+    """Each query's rank of its best right candidate, holding `queries x tile` scores at a time.
 
-        rank[q] = 1 + #{c of another group: not score[q, c] < best[q]},  best[q] = max score[q, c] over c of q's group
+        rank[q] = 1 + #{wrong c: not score[q, c] < best[q]},  best[q] = max score[q, c] over right c
 
-    Candidates of other groups that tie count as better, and so do scores that are no number: a model that maps
-    everything to one point, or to NaN, comes last everywhere. Others of the query's own group are not in its way.
+    A candidate is right when it is in one of the query's groups; rows in fewer groups than others are filled up with
+    NO_GROUP. Wrong candidates that tie count as better, and so do scores that are no number: a model that maps
+    everything to one point, or to NaN, comes last everywhere. Further right candidates are not in a query's way.
     """
     best = queries.new_full((len(queries),), float("-inf"))
-    ranks = torch.ones_like(query_groups)
+    ranks = torch.ones(len(queries), dtype=torch.int64, device=queries.device)
     tiles = range(0, len(candidates), tile)
     for start in tiles:
-        own = _same_group(query_groups, candidate_groups[start : start + tile])
+        own = share_group(query_groups, candidate_groups[start : start + tile])
         if own.any():
             scores = score(queries, candidates[start : start + tile])
             best = best.maximum(scores.masked_fill(~own, float("-inf")).amax(dim=1))
     for start in tiles:
-        own = _same_group(query_groups, candidate_groups[start : start + tile])
+        own = share_group(query_groups, candidate_groups[start : start + tile])
         scores = score(queries, candidates[start : start + tile])
         ranks += (~(scores < best[:, None]) & ~own).sum(dim=1)
     return Matches(ranks, best)
@@ -54,13 +56,13 @@ def find_matches(
 def find_matches_shared(
     queries: Float32[Tensor, "queries dim"],
     candidates: Float32[Tensor, "candidates dim"],
-    query_groups: Int64[Tensor, " queries"],
-    candidate_groups: Int64[Tensor, " candidates"],
+    query_groups: Int64[Tensor, "queries groups"],
+    candidate_groups: Int64[Tensor, "candidates some"],
     world: World,
     tile: int = TILE,
 ) -> Matches:
     """`find_matches` of all queries on every rank, the tiles of queries taken in turn by the ranks. Collective."""
-    ranks = torch.zeros_like(query_groups)
+    ranks = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     scores = queries.new_zeros(len(queries))
     for start in range(world.rank * tile, len(queries), world.size * tile):
         part = slice(start, start + tile)
@@ -75,7 +77,16 @@ def score(
     return (queries.double() @ candidates.double().T).float()
 
 
-def _same_group(
-    query_groups: Int64[Tensor, " queries"], candidate_groups: Int64[Tensor, " candidates"]
+def share_group(
+    query_groups: Int64[Tensor, "queries groups"], candidate_groups: Int64[Tensor, "candidates some"]
 ) -> Bool[Tensor, "queries candidates"]:
-    return query_groups[:, None] == candidate_groups[None, :]
+    """Whether a query and a candidate are in a group together."""
+    shared = torch.zeros(len(query_groups), len(candidate_groups), dtype=torch.bool, device=query_groups.device)
+    for own in query_groups.T:
+        rows = (own != NO_GROUP).nonzero().flatten()
+        for other in candidate_groups.T:
+            if len(rows) == len(own):
+                shared |= own[:, None] == other
+            elif len(rows):
+                shared[rows] |= own[rows, None] == other
+    return shared

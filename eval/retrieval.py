@@ -10,7 +10,7 @@ from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.examples import Example, Examples, Retrieved, picture
-from eval.ranks import TILE, Matches, find_matches_shared, score
+from eval.ranks import TILE, Matches, find_matches_shared, score, share_group
 from eval.shards import ShardEvaluation
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -30,8 +30,9 @@ class RetrievalConfig(ShardEvaluation):
 class Retrieval:
     """Measures how often an image finds a caption of its own among all captions, and a caption its image among all.
 
-    An image's rank is that of its best caption, and its other captions are not in the way. Ties count against the
-    model, so one that maps everything to one point scores nothing.
+    An image's rank is that of its best caption, and its other captions are not in the way. Where several images have
+    the same caption, it is a right answer to each, and each to it. Other ties count against the model, so one that maps
+    everything to one point scores nothing.
 
     Raises:
         UserError: shards without captions.
@@ -49,13 +50,18 @@ class Retrieval:
         self._config = config
         self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader of the figures should know about the set."""
+        return self._captioned.notices
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """R@1, R@5, R@10 (shares) and the median rank in both directions, and counts. Collective."""
         with evaluation_mode(model, self._config.embedding) as encoder:
             embedded = self._captioned.embed(encoder, world)
             to_text = self._texts_by_image(embedded, world)
             to_image = find_matches_shared(
-                embedded.texts, embedded.images, embedded.text_owners, embedded.image_owners, world, self._config.tile
+                embedded.texts, embedded.images, embedded.text_groups, embedded.image_groups, world, self._config.tile
             )
         num_images = len(embedded.images)
         return {
@@ -81,17 +87,15 @@ class Retrieval:
 
     def _texts_by_image(self, embedded: Embedded, world: World) -> Matches:
         return find_matches_shared(
-            embedded.images, embedded.texts, embedded.image_owners, embedded.text_owners, world, self._config.tile
+            embedded.images, embedded.texts, embedded.image_groups, embedded.text_groups, world, self._config.tile
         )
 
     def _example(self, embedded: Embedded, matches: Matches, image: int) -> Example:
         owner = int(embedded.image_owners[image])
         scores = score(embedded.images[image : image + 1], embedded.texts)[0]
         nearest = scores.sort(descending=True, stable=True).indices[:_NUM_RETRIEVED].tolist()
-        retrieved = [
-            Retrieved(embedded.captions[text], int(embedded.text_owners[text]) == owner, float(scores[text]))
-            for text in nearest
-        ]
+        right = share_group(embedded.image_groups[image : image + 1], embedded.text_groups)[0]
+        retrieved = [Retrieved(embedded.captions[text], bool(right[text]), float(scores[text])) for text in nearest]
         return Example(
             image=picture(self._captioned.held_out.stored_image(owner)),
             captions=list(self._captioned.held_out.captions[owner]),

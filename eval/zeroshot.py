@@ -1,6 +1,7 @@
 """Zero-shot classification: classes described by prompts, images assigned to the nearest (CLIP, arXiv:2103.00020)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from data.shards.cache import ShardCache
-from eval.classes import load_class_prompts
+from eval.classes import ClassPrompts, load_class_prompts
 from eval.encoder import (
     Encoder,
     embed_batches,
@@ -20,6 +21,7 @@ from eval.encoder import (
     even_share,
     gather_shares,
 )
+from eval.equal_texts import equal_rows, equal_tokens, token_rows
 from eval.gap import moved_together
 from eval.ranks import find_matches, find_matches_shared
 from eval.shards import ShardEvaluation
@@ -51,7 +53,9 @@ class ZeroShotConfig(ShardEvaluation):
 class ZeroShot:
     """Measures the share of images whose class has the nearest embedding: the normalised mean over its prompts.
 
-    Top-5 is the share of images with fewer than five classes as near as their own. A tie counts as a miss. With
+    Top-5 is the share of images with fewer than five classes as near as their own. Classes whose prompts are all equal
+    (to the tokenizer) stand in the order of their labels, so the first of them is the answer, as it is for the public
+    harnesses, which take the first of the highest scores; any other tie counts as a miss. With
     `shifts` (see `moved_together`; the clouds are those of the images and of the classes) every rank holds all images'
     embeddings.
 
@@ -74,6 +78,22 @@ class ZeroShot:
         self._held_out = config.held_out(image, root, where, cache)
         self._where = where
         self._check_labels()
+        self._same = equal_classes(self._classes, tokenizer)
+        self._earlier = (self._same[:, None] == self._same).tril(-1).sum(dim=1)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """A line on classes that no model can tell apart, where there are any."""
+        later = self._earlier.nonzero().flatten().tolist()
+        if not later:
+            return ()
+        first = int(self._same[later[0]])
+        name = self._classes.names[later[0]]
+        more = f", and {len(later) - 1} more such" if len(later) > 1 else ""
+        return (
+            f"{self._where}: classes {first} and {later[0]} ({name!r}) have equal prompts: "
+            f"the first is the answer to both{more}",
+        )
 
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective.
@@ -89,12 +109,12 @@ class ZeroShot:
     def _in_batches(self, model: Encoder, classes: Float32[Tensor, "classes dim"], world: World) -> dict[str, float]:
         """Each rank looks at its own images, batch by batch."""
         config, num_classes = self._config, len(classes)
-        groups = torch.arange(num_classes, device=world.device)
         counts = torch.zeros(3, num_classes, dtype=torch.int64, device=world.device)
         for batch, rows in embed_batches(model, self._held_out, world, config.batch_size, config.workers):
             assert batch.labels is not None  # the constructor refused a set without
             labels = batch.labels[batch.valid]
-            counts += _counts(find_matches(rows[batch.valid], classes, labels, groups).ranks, labels, num_classes)
+            matches = find_matches(rows[batch.valid], classes, *self._groups(labels))
+            counts += _counts(matches.ranks + self._earlier.to(labels.device)[labels], labels, num_classes)
         return self._figures(world.sum(counts).double())
 
     def _moved(self, model: Encoder, classes: Float32[Tensor, "classes dim"], world: World) -> dict[str, float]:
@@ -102,11 +122,12 @@ class ZeroShot:
         config, num_classes = self._config, len(classes)
         images, indices = embed_images(model, self._held_out, world, config.batch_size, config.workers)
         assert self._held_out.labels is not None
-        labels, groups = self._held_out.labels.to(world.device)[indices], torch.arange(num_classes, device=world.device)
-        ranks = find_matches_shared(images, classes, labels, groups, world).ranks
+        labels = self._held_out.labels.to(world.device)[indices]
+        groups, earlier = self._groups(labels), self._earlier.to(world.device)[labels]
+        ranks = find_matches_shared(images, classes, *groups, world).ranks + earlier
         figures = self._figures(_counts(ranks, labels, num_classes).double())
         for shift in config.shifts:
-            moved = find_matches_shared(*moved_together(images, classes, shift), labels, groups, world).ranks
+            moved = find_matches_shared(*moved_together(images, classes, shift), *groups, world).ranks + earlier
             figures[f"shift_{shift:g}_top1"] = float((moved <= 1).double().mean())
         return figures
 
@@ -118,6 +139,10 @@ class ZeroShot:
         rows = embed_text_share(model, self._prompts, prompts, most * num_templates, world, self._config.batch_size)
         means = rows.reshape(len(share), num_templates, -1).mean(dim=1)
         return gather_shares(means / means.norm(dim=1, keepdim=True), most, num_classes, world)
+
+    def _groups(self, labels: Int64[Tensor, " images"]) -> tuple[Int64[Tensor, "images 1"], Int64[Tensor, "classes 1"]]:
+        same = self._same.to(labels.device)
+        return same[labels, None], same[:, None]
 
     @cached_property
     def _prompts(self) -> TokenBatch:
@@ -148,6 +173,18 @@ class ZeroShot:
                 f"{self._where}: sample {key} has label {largest}, but there are {len(self._classes.names)} classes "
                 f"(labels 0 to {len(self._classes.names) - 1})"
             )
+
+
+def equal_classes(classes: ClassPrompts, tokenizer: Callable[[Sequence[str]], TokenBatch]) -> Int64[Tensor, " classes"]:
+    """The first class with the same prompts, to the tokenizer, in every template: for most classes they themselves."""
+    same = equal_tokens(tokenizer(replace(classes, templates=classes.templates[:1]).prompts()))
+    doubtful = (torch.bincount(same, minlength=len(same))[same] > 1).nonzero().flatten()
+    if len(doubtful):
+        names = tuple(classes.names[place] for place in doubtful.tolist())
+        prompts = tokenizer(replace(classes, names=names).prompts())
+        same = torch.arange(len(same))
+        same[doubtful] = doubtful[equal_rows(token_rows(prompts).reshape(len(names), -1))]
+    return same
 
 
 def _counts(

@@ -1,6 +1,7 @@
 """Evaluate one model from the command line, on all ranks that a launcher started."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from eval.evaluator import EvaluatorConfig, build_evaluators
+from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluators
 from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
 from eval.geometry_plots import write_plots
 from launch.model_source import load_model
@@ -44,6 +45,7 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
     _require_folder("--json", json_file)
     with _loaded(name) as (model, world):
         (evaluator,) = build_evaluators({config.kind: config}, model.image_spec, model.tokenizer, None).values()
+        _tell(evaluator, world)
         figures = evaluator.run(model, world)
         if world.is_main:
             _show(name, config.kind, figures)
@@ -59,7 +61,9 @@ def evaluate_geometry(
     _require_folder("--json", json_file)
     _require_folder("--plots", plots)
     with _loaded(name) as (model, world):
-        measured = Geometry(config, model.image_spec, model.tokenizer, None, "--data").measure(model, world)
+        geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
+        _tell(geometry, world)
+        measured = geometry.measure(model, world)
         if world.is_main:
             _show(name, config.kind, measured.figures)
             drawn = {"spectra": measured.spectra, "scores": measured.scores}
@@ -69,6 +73,12 @@ def evaluate_geometry(
                     print(path)
         world.barrier()
     return measured
+
+
+def _tell(evaluator: Evaluator, world: World) -> None:
+    if world.is_main:
+        for line in evaluator.notices:
+            print(line, file=sys.stderr)
 
 
 def _require_folder(option: str, path: Path | None) -> None:

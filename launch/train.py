@@ -178,7 +178,9 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
     _start_trackers(accelerator, recipe.trackers, start_step)
     progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
     try:
-        for line in (*parts.source.notices, *_told(parts.source.problems)):
+        evaluators = [evaluation.evaluator for evaluation in parts.evaluations]
+        notices = [line for evaluator in evaluators for line in evaluator.notices] if engine.world.is_main else []
+        for line in (*parts.source.notices, *notices, *_told(parts.source.problems)):
             progress.say(line)
         run.log_skips(start_step, list(parts.source.problems) if engine.world.is_main and start_step == 0 else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)

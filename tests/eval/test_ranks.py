@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.ranks import Matches, find_matches, find_matches_shared
+from eval.ranks import NO_GROUP, Matches, find_matches, find_matches_shared
 from tests.ranks import run_ranks
 from vlm.world import World
 
@@ -18,17 +18,20 @@ def problem(
     queries = torch.nn.functional.normalize(torch.randn(num_queries, 6, generator=draw), dim=1)
     candidates = torch.nn.functional.normalize(torch.randn(num_candidates, 6, generator=draw), dim=1)
     candidates[7] = candidates[3]  # a tie between candidates
-    query_groups = torch.randint(num_groups, (num_queries,), generator=draw)
-    candidate_groups = torch.arange(num_candidates) % num_groups
+    query_groups = torch.randint(num_groups, (num_queries, 3), generator=draw)  # now and then the same group twice
+    query_groups[torch.rand(num_queries, generator=draw) < 0.6, 1:] = NO_GROUP  # most are in one group only
+    candidate_groups = torch.arange(num_candidates)[:, None] % num_groups
     return queries, candidates, query_groups, candidate_groups
 
 
 def brute_force(queries: Tensor, candidates: Tensor, query_groups: Tensor, candidate_groups: Tensor) -> list[int]:
     ranks = []
-    for query, group in zip(queries.double().tolist(), query_groups.tolist(), strict=True):
+    others = [set(row) for row in candidate_groups.tolist()]
+    for query, groups in zip(queries.double().tolist(), query_groups.tolist(), strict=True):
         scores = [math.fsum(a * b for a, b in zip(query, row, strict=True)) for row in candidates.double().tolist()]
-        own = [score for score, other in zip(scores, candidate_groups.tolist(), strict=True) if other == group]
-        rivals = [score for score, other in zip(scores, candidate_groups.tolist(), strict=True) if other != group]
+        wanted = set(groups) - {NO_GROUP}
+        own = [score for score, other in zip(scores, others, strict=True) if other & wanted]
+        rivals = [score for score, other in zip(scores, others, strict=True) if not other & wanted]
         ranks.append(1 + sum(score >= max(own) for score in rivals))
     return ranks
 
@@ -41,7 +44,8 @@ def test_ranks_and_scores_equal_their_definition_in_any_tiling(tile: int) -> Non
     assert found.ranks.tolist() == expected
     queries, candidates, query_groups, candidate_groups = problem()
     for row, best in enumerate(found.scores.tolist()):
-        own = candidates[candidate_groups == query_groups[row]].double() @ queries[row].double()
+        right = torch.isin(candidate_groups[:, 0], query_groups[row])
+        own = candidates[right].double() @ queries[row].double()
         assert best == pytest.approx(float(own.max()), abs=1e-7)
 
 
@@ -58,15 +62,15 @@ def test_any_number_of_ranks_gets_the_same_integers(world_size: int) -> None:
 def test_a_tie_counts_against_the_model_and_own_candidates_do_not() -> None:
     query = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.0], [1.0, 0.0]])
-    groups = torch.tensor([4, 5, 6, 4])  # two of its own, one tie, one worse
-    assert find_matches(query, candidates, torch.tensor([4]), groups).ranks.tolist() == [2]
-    assert find_matches(query, candidates, torch.tensor([6]), groups).ranks.tolist() == [4]
+    groups = torch.tensor([[4], [5], [6], [4]])  # two of its own, one tie, one worse
+    assert find_matches(query, candidates, torch.tensor([[4]]), groups).ranks.tolist() == [2]
+    assert find_matches(query, candidates, torch.tensor([[6]]), groups).ranks.tolist() == [4]
 
 
 @pytest.mark.parametrize("value", [0.37, math.nan])
 def test_one_point_for_everything_comes_last_everywhere(value: float) -> None:
     queries, candidates, query_groups, candidate_groups = problem()
-    own = [int((candidate_groups == group).sum()) for group in query_groups]
+    own = [int(torch.isin(candidate_groups[:, 0], groups).sum()) for groups in query_groups]
     found = find_matches(
         torch.full_like(queries, value), torch.full_like(candidates, value), query_groups, candidate_groups, 3
     )
@@ -78,7 +82,7 @@ def test_equal_embeddings_tie_wherever_they_stand() -> None:
     row = torch.nn.functional.normalize(torch.randn(1, 513, generator=draw), dim=1)
     candidates = row.repeat(1001, 1)
     for tile in (1, 64, 100, 1001):
-        found = find_matches(row.repeat(5, 1), candidates, torch.arange(5), torch.arange(1001), tile)
+        found = find_matches(row.repeat(5, 1), candidates, torch.arange(5)[:, None], torch.arange(1001)[:, None], tile)
         assert found.ranks.tolist() == [1001] * 5
 
 

@@ -164,6 +164,51 @@ def test_the_figures_are_those_of_open_clip(tmp_path: Path) -> None:
     assert (figures["top1"], figures["top5"]) == (top1 / 60, top5 / 60)
 
 
+EQUAL = ("missile", "red", "Missile ", "blue", "projectile", "missile", "white")  # to CLIP's tokenizer: 0, 2 and 5
+
+
+@pytest.mark.parametrize("shifts", [(), (0.0,)])
+def test_of_classes_with_equal_prompts_the_first_is_the_answer(tmp_path: Path, shifts: tuple[float, ...]) -> None:
+    """As where the first of the highest scores is taken, which is what the public harnesses do."""
+    labels = [n % len(EQUAL) for n in range(70)]
+    samples = [sample(n, jpg=picture(n, (48, 40)), cls=label) for n, label in enumerate(labels)]
+    pattern = str(write_shard(tmp_path / "test.tar", samples))
+    model = TinyClip()
+    config = ZeroShotConfig(
+        kind="zeroshot", shards=pattern, classes=EQUAL, templates="simple", batch_size=16, shifts=shifts
+    )
+    found = ZeroShot(config, model.spec, full_length, None)
+    (batch,) = HeldOutSet(pattern, model.spec).batches(World(), 100)
+    with torch.no_grad():
+        scores = (model.encode_image(batch.images) @ found.class_embeddings(model, World()).T).tolist()
+    orders = [sorted(range(len(EQUAL)), key=lambda k: -row[k]) for row in scores]
+    figures = found.run(model, World())
+    for most, name in ((1, "top1"), (5, "top5")):
+        assert figures[name] == sum(y in order[:most] for y, order in zip(labels, orders, strict=True)) / 70
+    answered = {order[0] for order in orders}
+    assert 0 in answered
+    assert not answered & {2, 5}
+    if shifts:
+        assert figures["shift_0_top1"] == figures["top1"]
+    assert found.notices == (
+        "shards: classes 0 and 2 ('Missile ') have equal prompts: the first is the answer to both, and 1 more such",
+    )
+
+
+def test_classes_that_differ_in_one_template_only_are_not_equal(tmp_path: Path) -> None:
+    pattern = labelled_shard(tmp_path, [0, 1, 2])
+    for templates, expected in ((("{}",), 1), (("{}", "x {}", "{c!r}"), 0)):
+        config = ZeroShotConfig(kind="zeroshot", shards=pattern, classes=("a  b", "a b", "c"), templates=templates)
+        assert len(ZeroShot(config, IMAGE, Spaceless(), None).notices) == expected
+
+
+class Spaceless(WordTokenizer):
+    """Takes spaces together, but for text in quotes."""
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        return super().__call__([text if "'" in text else " ".join(text.split()) for text in texts])
+
+
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_collapsed_model_recognises_nothing(tmp_path: Path, value: float) -> None:
     figures = evaluation(labelled_shard(tmp_path, LABELS)).run(PointEncoder(value), World())

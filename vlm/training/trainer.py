@@ -88,6 +88,10 @@ class BatchSource(Protocol):
 class RunnableEvaluator(Protocol):
     """Measures a model; all ranks share the work and get the same figures."""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Lines on the set that a reader of the figures should know."""
+
     def run(self, model: Any, world: World) -> dict[str, float]:
         """The figures by name."""
 
