@@ -88,10 +88,10 @@ class CaptionedImages:
         first, second = list(shared[0])[:2]
         caption = self._texts[shared[0][first]]
         number = "1 caption is" if len(shared) == 1 else f"{len(shared):,} captions are"
-        return (
-            f"{self._where}: {number} the same for several images, each a right answer to all of them: {caption[:80]!r} (samples {keys[first]}, {keys[second]})"
-            + (", ..." if len(shared) > 1 or len(shared[0]) > 2 else ""),
-        )
+        example = f"{caption[:80]!r} (samples {keys[first]}, {keys[second]})"
+        more = ", ..." if len(shared) > 1 or len(shared[0]) > 2 else ""
+        said = f"{number} the same for several images, each a right answer to all of them"
+        return (f"{self._where}: {said}: {example}{more}",)
 
     @cached_property
     def _texts(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Which charts a report shows, of one run or of several."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,8 +57,21 @@ def training_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Cha
     quantities = [_Quantity("loss", "Loss", smooth=True)]
     if len(terms) > 1:
         quantities += [_Quantity(term, f"Loss term: {term.replace('_', ' ')}", smooth=True) for term in terms]
-    charts = [_training_chart(quantity, names, runs) for quantity in (*quantities, *_QUANTITIES)]
+    shares = list(dict.fromkeys(share for run in runs for share in run.data_shares))
+    mixes = [_Quantity(share, _title_of_share(share), value_format=_percent) for share in _shares_of_several(shares)]
+    charts = [_training_chart(quantity, names, runs) for quantity in (*quantities, *_QUANTITIES, *mixes)]
     return [chart for chart in charts if chart is not None]
+
+
+def _shares_of_several(shares: Sequence[str]) -> list[str]:
+    """Those of kinds with more than one member: a share that is always the whole says nothing."""
+    kinds = Counter(share.rpartition("/")[0] for share in shares)
+    return [share for share in shares if kinds[share.rpartition("/")[0]] > 1]
+
+
+def _title_of_share(share: str) -> str:
+    _, kind, name = share.split("/", 2)
+    return f"Share of samples from {name}" if kind == "source" else f"Share of {kind}s from {name}"
 
 
 def evaluation_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Chart]:

@@ -1,6 +1,7 @@
 """Names and values of metrics, in the words and the precision that a reader wants."""
 
 import math
+import re
 
 _NAMES = {
     "top1": "top-1",
@@ -12,6 +13,8 @@ _NAMES = {
     "num_skipped": "skipped samples",
 }
 
+# A word of these in a metric's name says that less of it is better.
+_BETTER_LOW = {"rank", "loss", "error", "mae", "mse", "rmse", "ece", "brier", "nll", "perplexity", "distance", "fid"}
 
 # What describes the geometry of embeddings: neither more nor less of it is better in itself.
 _DESCRIPTIONS = (
@@ -59,8 +62,8 @@ def is_description(metric: str) -> bool:
 
 
 def is_better_high(metric: str) -> bool:
-    """Whether more is better."""
-    return not metric.endswith(("rank", "loss", "error"))
+    """Whether more is better: not of ranks, losses and errors, whatever else the name says of them."""
+    return _BETTER_LOW.isdisjoint(re.split(r"[^a-z]+", metric.lower()))
 
 
 def spoken_value(metric: str, value: float) -> str:

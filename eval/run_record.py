@@ -15,7 +15,7 @@ from vlm.errors import UserError
 Point = tuple[int, float]
 
 _NOT_TERMS = {"step", "samples", "loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait"}
-_EVALUATION, _GEOMETRY = "eval/", "geometry/"
+_EVALUATION, _GEOMETRY, _DATA = "eval/", "geometry/", "data/"
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,15 @@ class RunRecord:
     @property
     def terms(self) -> list[str]:
         """The objective's terms that were logged."""
-        names = dict.fromkeys(key for line in self.training for key in line)
-        return [name for name in names if name not in _NOT_TERMS]
+        return [name for name in self._logged() if name not in _NOT_TERMS and "/" not in name]
+
+    @property
+    def data_shares(self) -> list[str]:
+        """The logged shares of data: "data/source/<name>" of the samples, "data/<field>/<name>" of what was read."""
+        return [name for name in self._logged() if name.startswith(_DATA)]
+
+    def _logged(self) -> list[str]:
+        return list(dict.fromkeys(key for line in self.training for key in line))
 
     def curve(self, key: str) -> list[Point]:
         """A logged quantity over steps."""

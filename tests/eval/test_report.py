@@ -139,6 +139,27 @@ def test_each_of_several_terms_has_a_chart(tmp_path: Path) -> None:
     assert "Loss term" not in report(tmp_path, full_run(tmp_path / "plain")).text
 
 
+def test_shares_of_data_are_called_what_they_are_and_are_no_terms(tmp_path: Path) -> None:
+    shares = {"data/source/web": 0.75, "data/source/photo": 0.25, "data/caption/alt/text": 1.0}
+    page = report(tmp_path, write_run(tmp_path / "run", [logged(n, 2.0) | shares for n in (1, 2)]))
+    assert "Share of samples from web 75%" in page.text
+    assert "Share of samples from photo 25%" in page.text
+    assert "alt/text" not in page.text  # all captions are from there
+    assert "Loss term" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [("mae", "1"), ("count_rmse", "1"), ("ece", "1"), ("perplexity", "1"), ("mean_rank", "1"), ("auc", "2")],
+)
+def test_of_errors_the_least_is_the_best(tmp_path: Path, metric: str, best: str) -> None:
+    runs = [
+        write_run(tmp_path / str(value), [logged(9, 2.0), evaluated(9, {f"x/{metric}": value})]) for value in (1.0, 2.0)
+    ]
+    report(tmp_path, *runs)
+    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == [best]
+
+
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     first = full_run(tmp_path / "first")
     lines = [logged(n, 4.0, batch=64) for n in (10, 20)] + [evaluated(n, {"zs/top1": 0.9}, batch=64) for n in (10, 20)]
