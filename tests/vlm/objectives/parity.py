@@ -1,6 +1,7 @@
 """A term on several ranks against a definition written out on the whole batch, in float64."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from tests.vlm.objectives.small_blocks import small_blocks
 from vlm.batch import AllCaptions, Batch
 from vlm.encoded import Encoded
 from vlm.objectives.objective import Objective
@@ -104,8 +106,16 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def on_this_rank(setting: Setting) -> dict[str, Tensor]:
-    """The value, and the gradient that the engine's mean over ranks leaves at each leaf, as one dictionary."""
+    """The value, and the gradient that the engine's mean over ranks leaves at each leaf, as one dictionary.
+
+    One process takes the fixture in one block; several ranks take it in blocks of two or three rows and columns.
+    """
     world = World.current()
+    with small_blocks() if world.size > 1 else nullcontext():
+        return _on_this_rank(setting, world)
+
+
+def _on_this_rank(setting: Setting, world: World) -> dict[str, Tensor]:
     counts = UNEVEN[world.size]
     first = sum(counts[: world.rank])
     rows = slice(first, first + counts[world.rank])

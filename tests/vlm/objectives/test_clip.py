@@ -51,6 +51,25 @@ def test_a_sample_that_is_twice_in_the_batch_is_not_its_own_negative() -> None:
     assert_defined_by(repeated, cross_entropy, (1, 3))
 
 
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_a_low_precision_wire_rounds_other_pairs_and_never_the_own(exchange: str) -> None:
+    def own_pairs_exact(whole: Whole) -> Tensor:
+        sent = whole.text.to(torch.bfloat16).double()
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(len(sent)):
+            own = whole.scale[0] * whole.image[i] @ whole.text[i]
+            others = [j for j in range(len(sent)) if j != i]
+            for rows, columns in ((whole.image, sent), (sent, whole.image)):
+                logits = [own, *(whole.scale[0] * rows[i] @ columns[j] for j in others)]
+                total = total + torch.logsumexp(torch.stack(logits), 0) - own
+        return total / (2 * len(sent))
+
+    rounded = replace(CLIP, similarity={"wire": "bf16", "exchange": exchange})
+    found, expected = on_ranks(rounded, 3)["value"], defined(CLIP, own_pairs_exact)["value"]
+    assert abs(expected - defined(CLIP, cross_entropy)["value"]) > 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_groups_of_ranks_give_the_mean_of_the_groups_losses() -> None:
     """Four ranks of 3, 1, 5 and 2 rows in groups of two: the pairs of a group are negatives of each other only."""
 

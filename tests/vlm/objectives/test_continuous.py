@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
 from vlm.batch import Batch
 from vlm.encoded import Encoded
+from vlm.objectives.clip import Clip
 from vlm.objectives.continuous import Continuous
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
@@ -64,6 +65,21 @@ def test_sharpened_and_cut_weights_in_a_ring(source: str) -> None:
 def test_a_sample_that_is_twice_in_the_batch_is_not_compared_with_itself() -> None:
     setting = replace(setting_of(), ids=(7, 3, 11, 5, 20, 2, 31, 8, 7, 40, 3))
     assert_defined_by(setting, lambda whole: written_out(whole, "text_to_image", "image"))
+
+
+def test_rows_that_are_opposite_to_the_last_bit_and_beyond_weigh_nothing() -> None:
+    """Rounding may leave rows a little longer than 1, and so a similarity below -1, which has no square root."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.nn.functional.normalize(torch.randn(200, 7, generator=generator), dim=1)
+    long = drawn[(drawn * drawn).sum(1) > 1][0]
+    assert -long @ long < -1
+    image = torch.stack([long, -long])
+    encoded = Encoded(image, image.flip(1), torch.tensor([2.0]))
+    halves = [Continuous(sharpness=0.5, direction=way) for way in ("text_to_image", "both")]
+    for term in halves:
+        value, _ = Objective({"continuous": term}).evaluate(encoded, batch_of(2))
+        plain, _ = Objective({"clip": Clip()}).evaluate(encoded, batch_of(2))
+        assert value.item() == pytest.approx(plain.item(), rel=1e-6)  # only the own pairs weigh
 
 
 def batch_of(count: int) -> Batch:

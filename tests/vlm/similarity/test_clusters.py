@@ -27,10 +27,10 @@ def unit_rows(count: int, dim: int = 4, seed: int = 0, groups: int | None = None
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def labels_on_this_rank(count: int, iterations: int) -> Tensor:
+def labels_on_this_rank(count: int, iterations: int, rows: Tensor | None = None) -> Tensor:
     world = World.current()
     ranks = RowGroup(None, world.rank, COUNTS[world.size])
-    return spherical_k_means(unit_rows(30), ranks, KEYS, count, iterations)
+    return spherical_k_means(unit_rows(30) if rows is None else rows, ranks, KEYS, count, iterations)
 
 
 @pytest.mark.parametrize("iterations", [0, 4])
@@ -40,18 +40,25 @@ def test_all_ranks_find_the_clusters_that_one_finds(iterations: int) -> None:
         assert labels.tolist() == alone.tolist()
 
 
-def test_iterations_are_those_of_lloyd(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_equal", [1, 4])
+def test_iterations_are_those_of_lloyd(monkeypatch: pytest.MonkeyPatch, num_equal: int) -> None:
+    """Where some of the first centres are equal, all but the first of these have no members and stay."""
     monkeypatch.setattr(clusters, "_BLOCK", 7)
     rows = unit_rows(30)
-    centres = [rows[i] for i in sorted(range(30), key=lambda i: KEYS[i].item())[:6]]
+    first = sorted(range(30), key=lambda i: KEYS[i].item())
+    rows[first[:num_equal]] = rows[first[0]].clone()
+    centres = [rows[i] for i in first[:6]]
+    empty = 0
     for _ in range(4):
         members: list[list[int]] = [[] for _ in centres]
         for i in range(30):
             members[max(range(6), key=lambda c: (rows[i] @ centres[c]).item())].append(i)
+        empty += members.count([])
         means = [sum((rows[i] for i in some), start=torch.zeros(4)) for some in members]
         centres = [mean / mean.norm() if some else old for mean, some, old in zip(means, members, centres, strict=True)]
     expected = [max(range(6), key=lambda c: (rows[i] @ centres[c]).item()) for i in range(30)]
-    assert labels_on_this_rank(6, 4).tolist() == expected
+    assert (empty > 0) == (num_equal > 1)
+    assert labels_on_this_rank(6, 4, rows).tolist() == expected
 
 
 def test_as_many_clusters_as_rows_leave_each_row_alone_even_equal_ones() -> None:

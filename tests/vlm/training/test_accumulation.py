@@ -108,3 +108,15 @@ def test_the_number_of_forwards_is_the_same_on_every_rank() -> None:
     assert cuts.count == 4
     assert cuts.cut(4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert cuts.cut(3) == [(0, 0), (0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("global_batch", [1, 5, 11, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 20])
+def test_no_micro_batch_is_larger_than_asked_for(global_batch: int, world_size: int, rows: int) -> None:
+    cuts = MicroBatches(global_batch, world_size, rows)
+    for rank in range(world_size):
+        own = global_batch // world_size + (rank < global_batch % world_size)
+        parts = cuts.cut(own)
+        assert [row for start, stop in parts for row in range(start, stop)] == list(range(own))
+        assert max(stop - start for start, stop in parts) <= rows
