@@ -41,10 +41,10 @@ class FixedColumns(Provider):
         return SharedNegatives(pairs, {"image": columns, "text": columns}, (ids,))
 
 
-def leaves(num_rows: int, scale: float, bias: float, world: World, kind: str = "random") -> Leaves:
+def leaves(num_rows: int, scale: float, bias: float, world: World, kind: str = "random", dim: int = DIM) -> Leaves:
     """This rank's unit rows and the numbers of the loss. `aligned`: pairs at a cosine of about 0.9."""
     generator = torch.Generator().manual_seed(world.rank)
-    image, text = (torch.randn(num_rows, DIM, generator=generator) for _ in range(2))
+    image, text = (torch.randn(num_rows, dim, generator=generator) for _ in range(2))
     if kind == "aligned":
         text = image + 0.5 * text
     return {
@@ -65,7 +65,7 @@ def term(objective: dict[str, Any], product: str = "fp32", exchange: str = "gath
             TypeAdapter(Terms).validate_python(objective),
             {"benchmark_columns": FixedColumns()} if extra else {},
             Exchange(world, similarity),
-            RunFacts(DIM, count, 1, 1, 0, world),
+            RunFacts(rows["image"].shape[1], count, 1, 1, 0, world),
         )
         encoded = Encoded(rows["image"], rows["text"], rows["scale"], rows["bias"])
         return own.evaluate(encoded, batch_of(count, world))[0]

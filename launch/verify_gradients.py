@@ -13,7 +13,7 @@ from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
-from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.accumulation import MicroBatches, accumulate, remember
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint
 from vlm.training.engine import Engine, Precision
@@ -23,12 +23,15 @@ from vlm.training.teacher import Teacher
 from vlm.training.verification import GroupComparison, compare_gradients, reference_gradients
 from vlm.world import World
 
+_REMEMBERED = 2  # batches that fill a new memory: a sample may come twice, a small queue runs over
+
 
 def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
     """Whether the gradient of one real batch agrees with the reference in every group of parameters. Collective.
 
     The reference is one graph over the whole global batch on rank 0, in fp32, without sharding: take a recipe (or an
-    override of `global_batch`) whose batch fits there. Prints a table on rank 0; writes nothing.
+    override of `global_batch`) whose batch fits there. Where the objective remembers (a queue, a table of samples) and
+    no checkpoint brings its memory, that is filled by the batches before. Prints a table on rank 0; writes nothing.
     """
     if recipe.similarity.group_ranks is not None:
         raise UserError("similarity.group_ranks: the reference is of one process, which has no groups; leave it out")
@@ -42,23 +45,24 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
     try:
         world = World.current(accelerator.device)
         saved = None if checkpoint is None else Checkpoint(checkpoint)
-        model, objective, batch = _prepare(recipe, world, saved)
-        batches = world.gather_objects(batch)
-        expected = _reference(recipe, objective.facts.num_samples, batches, saved) if world.is_main else None
+        model, objective, batches = _prepare(recipe, world, saved)
+        steps = [world.gather_objects(batch) for batch in batches]
+        expected = _reference(recipe, objective.facts.num_samples, steps, saved) if world.is_main else None
         world.barrier()
         optimizer = build_optimizer(model, recipe.optimizer, no_weight_decay_names(model))
         engine = build_engine(
             recipe.engine, accelerator, model, optimizer, precision=recipe.precision, max_grad_norm=None
         )
-        compared = _compare(recipe, engine, objective, batch, expected)
+        compared = _compare(recipe, engine, objective, batches, expected)
     finally:
         accelerator.end_training()
     if world.is_main:
-        _show(compared, recipe, world)
+        _show(compared, recipe, world, len(batches) - 1)
     return all(group.is_right(_precision(recipe)) for group in compared)
 
 
-def _prepare(recipe: Recipe, world: World, saved: Checkpoint | None) -> tuple[DualEncoder, Objective, Batch]:
+def _prepare(recipe: Recipe, world: World, saved: Checkpoint | None) -> tuple[DualEncoder, Objective, list[Batch]]:
+    """Model, objective, and the batches of some steps: those that only fill the memory, then the one compared."""
     model = build_model(recipe.model, recipe.seed)
     source = open_stream(recipe, model, world, record=False)
     objective = build_objective(recipe, model, source.num_samples, world)
@@ -66,18 +70,19 @@ def _prepare(recipe: Recipe, world: World, saved: Checkpoint | None) -> tuple[Du
     step = 0 if saved is None else saved.manifest.step
     if saved is not None:
         source.restore(saved.manifest.stream)
-    return model, objective, next(iter(source.batches(step, 1)))
+    num_earlier = _REMEMBERED if objective.states and saved is None else 0
+    return model, objective, list(source.batches(step, 1 + num_earlier))
 
 
 def _reference(
-    recipe: Recipe, num_samples: int, batches: list[Batch], saved: Checkpoint | None
+    recipe: Recipe, num_samples: int, steps: list[list[Batch]], saved: Checkpoint | None
 ) -> dict[str, torch.Tensor]:
-    alone = World(device=batches[0].images.device)
+    alone = World(device=steps[0][0].images.device)
     model = build_model(recipe.model, recipe.seed)
     plain = recipe.model_copy(update={"similarity": type(recipe.similarity)()})
     objective = build_objective(plain, model, num_samples, alone)
     _restore(model, objective, saved)
-    return reference_gradients(model.to(alone.device).train(), objective, batches, recipe.micro_batch, recipe.seed)
+    return reference_gradients(model.to(alone.device).train(), objective, steps, recipe.micro_batch, recipe.seed)
 
 
 @torch.no_grad()
@@ -88,14 +93,16 @@ def _restore(model: DualEncoder, objective: Objective, saved: Checkpoint | None)
 
 
 def _compare(
-    recipe: Recipe, engine: Engine, objective: Objective, batch: Batch, expected: dict[str, torch.Tensor] | None
+    recipe: Recipe, engine: Engine, objective: Objective, batches: list[Batch], expected: dict[str, torch.Tensor] | None
 ) -> list[GroupComparison]:
     engine.module.train()
-    here = batch.to(engine.world.device)
-    engine.warm_up(here)
+    *earlier, last = (batch.to(engine.world.device) for batch in batches)
+    engine.warm_up(last)
     teacher = Teacher(recipe.teacher, engine) if objective.needs_teacher else None
     cuts = MicroBatches(recipe.global_batch, engine.world.size, recipe.micro_batch)
-    accumulate(engine, objective, here, cuts, recipe.seed, teacher)
+    for batch in earlier:
+        remember(engine, objective, batch, cuts, recipe.seed, teacher)
+    accumulate(engine, objective, last, cuts, recipe.seed, teacher)
     compared = compare_gradients(engine.parameters(), engine.gradient, expected)
     shared: list[list[GroupComparison]] = engine.world.gather_objects(compared)
     return shared[0]
@@ -106,9 +113,11 @@ def _precision(recipe: Recipe) -> Precision:
     return "bf16" if low else "fp32"
 
 
-def _show(compared: list[GroupComparison], recipe: Recipe, world: World) -> None:
+def _show(compared: list[GroupComparison], recipe: Recipe, world: World, num_earlier: int) -> None:
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
-    table = Table(title=f"gradient of {recipe.global_batch} pairs: {recipe.engine} on {ranks}, {recipe.precision}")
+    memory = f", memory filled by {num_earlier} batches" if num_earlier else ""
+    what = f"gradient of {recipe.global_batch} pairs: {recipe.engine} on {ranks}, {recipe.precision}{memory}"
+    table = Table(title=what)
     for column in ("parameters", "values", "cosine", "norm ratio", ""):
         table.add_column(column, justify="left" if column in ("parameters", "") else "right")
     for group in compared:

@@ -13,6 +13,7 @@ from launch.recipe import load_recipe
 from launch.verify_gradients import verify
 from tests.launch.tiny import MODEL, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
+from vlm.objectives import queue
 from vlm.objectives.pairs import Pairs
 from vlm.similarity import collectives
 from vlm.training.engine import EngineName
@@ -23,6 +24,7 @@ DROPPED = {
         "vision_cfg": {**MODEL["architecture"]["vision_cfg"], "image_size": 32, "patch_dropout": 0.5},
     }
 }
+QUEUED = {"providers": {"queue": {"size": 20}}}
 OBJECTIVE = {"objective": {"clip": {"weight": 1.0, "label_smoothing": 0.1}}}
 
 
@@ -62,6 +64,17 @@ def dropout_not_replayed() -> None:
     accumulation.seed_step = first_time_only
 
 
+def queue_forgets_other_ranks() -> None:
+    """Each rank remembers its own rows alone."""
+    whole = queue.teacher_keys
+
+    def own_only(pairs: Pairs, ranks: collectives.RowGroup) -> queue.Keys:
+        found = whole(pairs, ranks)
+        return queue.Keys(*(tensor[ranks.own] for tensor in found))
+
+    queue.teacher_keys = own_only
+
+
 def verdict(recipe: str, fault: Callable[[], None]) -> bool:
     fault()
     return verify(load_recipe(recipe))
@@ -82,7 +95,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
         ("ddp", 3, {"global_batch": 11, "similarity": {"exchange": "ring"}}),
         ("ddp", 2, {"precision": "bf16"}),
         ("ddp", 2, {"objective": {"attract_repel": 1.0}}),  # reads no scale
-        ("zero2", 2, {"micro_batch": 3}),
+        ("zero2", 2, {"micro_batch": 3, **QUEUED}),
         ("zero3", 2, {"micro_batch": 2}),
     ],
 )
@@ -102,6 +115,7 @@ def test_a_right_launch_is_right(
         (missing_world_size_factor, 2, {}),
         (scale_gradient_doubled, 1, {"micro_batch": 4}),
         (dropout_not_replayed, 1, {"micro_batch": 4, "model": DROPPED}),
+        (queue_forgets_other_ranks, 2, QUEUED),
     ],
 )
 def test_a_planted_fault_is_found(

@@ -20,7 +20,8 @@ class Clip(Term):
 
     with a the logit scale, N pairs, and t_ij = (1 - e) [i = j] + e / N at a label smoothing of e (CLIP: Radford et al.,
     2021, figure 3; smoothing: ALIGN, Jia et al., 2021, which sums the two directions: weight 2). A sample that is in
-    the batch twice is not a negative of itself.
+    the batch twice is not a negative of itself. A margin m lowers a pair's own logit to a (<x_i, y_i> - m) in the
+    softmax and in its own share of the target; the spread share e / N is of logits without margin.
     """
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})

@@ -32,6 +32,10 @@ class FastClip(IndividualTemperature):
 
     The sum is over both directions; the paper adds them without the half: weight 2. In v3 a gradient reaches tau by the
     factor and by s_i, as in the paper. (The authors' code takes the second at twice the weight of all the rest.)
+
+    Temperatures learn at other rates there: v3's at one of its own (the authors' script: 2e-4 beside the model's 1e-3,
+    constant after the warm-up, lowered at a threshold of tau), here as the logarithm of the logit scale with
+    `optimizer.lr` and its schedule; v2's at 0.0133 by the script, here at `rate`, whose default is iSogCLR's 0.03.
     """
 
     version: Literal["v0", "v1", "v2", "v3"] = Field(default="v3", description="which of the four")

@@ -29,8 +29,10 @@ class MomentumDistillation(Term):
         t_ij = alpha softmax_j(a <x'_i, y'_j>) + (1 - alpha) [i = j]                 j over K, without gradient
         value = 1/(2N) sum_i [ - sum_j t_ij log softmax_j(a <x_i, y'_j>) - (the same of y_i over images x'_j) ]
 
-    alpha grows linearly from 0 over the first `ramp_epochs`. Keys carry no gradient; the scale learns. The one-hot part
-    is a row's own pair alone: another row, or an entry of the queue, of the same sample counts as any other key, and
+    As in the authors' code the teacher's part is a cross-entropy; equation 6 has the KL divergence, which is less by
+    the entropy of the targets: another value, the same gradient. alpha grows linearly from 0 over the first
+    `ramp_epochs`. Keys carry no gradient; the scale learns. The one-hot part is a row's own pair alone: another row, or
+    an entry of the queue, of the same sample counts as any other key, and
     the teacher's part is what finds it. The queue begins empty and costs 8 `queue_size` dim bytes on every rank.
     """
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from vlm.similarity.entries import EntryWeights
 from vlm.similarity.tiles import slices
 
-_BLOCK_ENTRIES = 2**22  # of rows x all columns at a time
+_BLOCK_ENTRIES, _CUDA_BLOCK_ENTRIES = 2**20, 2**24  # of rows x all columns at a time
 
 
 @torch.no_grad()
@@ -33,7 +34,8 @@ def upper_thresholds(
     largest_norm = columns.norm(dim=1).max() if len(columns) else columns.new_zeros(())
     thresholds = rows.new_empty(len(rows), dtype=precise)
     everything = slice(0, len(columns))
-    for block in slices(len(rows), max(1, _BLOCK_ENTRIES // max(1, len(columns)))):
+    at_a_time = _CUDA_BLOCK_ENTRIES if rows.is_cuda else _BLOCK_ENTRIES
+    for block in slices(len(rows), max(1, at_a_time // max(1, len(columns)))):
         factors = rows[block].to(columns.dtype)
         similarities = (factors @ columns.T).to(precise)
         for some in weights:
@@ -48,13 +50,24 @@ def upper_thresholds(
 
 def _last_that_counts(similarities: Tensor, share: float) -> Float[Tensor, " rows"]:
     """The ceil(share m)-th largest of the m finite entries of each row; -inf where there are none."""
-    present = similarities.isfinite().sum(1)
+    present = (similarities > -math.inf).sum(1)
     counts: Int64[Tensor, " rows"] = (share * present.double() - 1e-9).ceil().long()  # 0.07 x 100 are 7, not 8
-    most = int(counts.max()) if len(counts) else 0
-    if most == 0:
+    if not similarities.numel():
         return similarities.new_full((len(similarities),), -math.inf)
-    largest = similarities.topk(most, dim=1).values
-    return torch.where(counts > 0, largest.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0], -math.inf)
+    return torch.where(counts > 0, _nth_largest(similarities, counts.clamp(min=1)), -math.inf)
+
+
+def _nth_largest(values: Float[Tensor, "rows columns"], counts: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Of each row the value that is `counts`-th from above, by selection; rows differ in few counts."""
+    places = values.shape[1] - counts
+    if values.device.type == "cpu":  # numpy selects about ten times as fast as torch
+        selected = np.partition(values.numpy(), places.unique().tolist(), axis=1)
+        return torch.from_numpy(selected).gather(1, places[:, None])[:, 0]
+    found = values.new_empty(len(values))
+    for place in places.unique().tolist():
+        rows = (places == place).nonzero()[:, 0]
+        found[rows] = values[rows].kthvalue(place + 1, dim=1).values
+    return found
 
 
 def _midway_below(similarities: Tensor, last: Tensor, rounding: Tensor) -> Float[Tensor, " rows"]:

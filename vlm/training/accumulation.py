@@ -74,6 +74,19 @@ def accumulate(
     return _evaluated(total.detach() + more, {**shares, **other_shares}, encoded)
 
 
+@torch.no_grad()
+def remember(
+    engine: Engine, objective: Objective, batch: Batch, cuts: MicroBatches, seed: int, teacher: Teacher | None = None
+) -> None:
+    """Let what the objective remembers see the global batch as a step would, without a gradient. Collective."""
+    parts = cuts.cut(len(batch.images))
+    captions = objective.needs_captions and batch.captions is not None
+    taught = teacher.embed(batch, parts, captions=captions) if teacher else None
+    leaves = _TwoPasses(engine, objective, batch, parts, seed).embed()
+    objective.evaluate(leaves.encoded(batch.captions if captions else None), batch, teacher=taught)
+    objective.commit()
+
+
 def _evaluated(loss: Tensor, terms: dict[str, Tensor], encoded: Encoded) -> Evaluated:
     return Evaluated(loss, terms, encoded.image.detach(), encoded.text.detach(), encoded.logit_scale.detach())
 

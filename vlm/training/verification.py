@@ -1,7 +1,7 @@
 """Whether a launch computes the gradient that one process computes on the whole batch, without sharding, in fp32."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,13 +80,33 @@ def _comparison(group: str, size: int, product: float, found: float, expected: f
 
 
 def reference_gradients(
-    model: DualEncoder, objective: Objective, batches: list[Batch], rows: int | None, seed: int
+    model: DualEncoder,
+    objective: Objective,
+    steps: Sequence[list[Batch]],
+    rows: int | None,
+    seed: int,
 ) -> dict[str, Tensor]:
-    """The gradient of the objective over all ranks' rows, from one graph in this process, in fp32.
+    """The gradient of the objective over all ranks' rows of the last step, from one graph in this process, in fp32.
 
-    `batches` are the ranks' in rank order; `rows` is the micro-batch, so that dropout draws what each rank drew for
-    each of its micro-batches. `objective` is one process's: of the ranks' it has terms and memory, not their exchange.
+    Each of `steps` are the ranks' batches in rank order; the objective only remembers those before the last. `rows` is
+    the micro-batch, so that dropout draws what each rank drew for each of its micro-batches. `objective` is one
+    process's: of the ranks' it has terms and memory, not their exchange.
     """
+    *earlier, last = steps
+    for batches in earlier:
+        with torch.no_grad():
+            _value(model, objective, batches, rows, seed)
+        objective.commit()
+    with whole_gradients():
+        _value(model, objective, last, rows, seed).backward()
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _value(model: DualEncoder, objective: Objective, batches: list[Batch], rows: int | None, seed: int) -> Tensor:
     device = objective.exchange.world.device
     cuts = MicroBatches(sum(len(batch.images) for batch in batches), len(batches), rows)
     several = objective.needs_captions and all(batch.captions is not None for batch in batches)
@@ -98,13 +118,7 @@ def reference_gradients(
             if filled:
                 encodings.append(encoding(model, part, captions=several))
     value, _ = objective.evaluate(_joined(encodings), joined_batches(batches).to(device), teacher=teacher)
-    with whole_gradients():
-        value.backward()
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    return value
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ def rows_and_columns(num_rows: int, num_columns: int, dtype: torch.dtype) -> tup
 
 @pytest.mark.parametrize("share", [0.001, 0.07, 0.5, 0.999])
 def test_as_many_entries_reach_it_as_the_share_says(share: float) -> None:
-    """More rows than fit one block of 2^22 entries; counted by a product of the other order and precision."""
-    rows, columns = rows_and_columns(2200, 2000, torch.float32)
+    """More rows than fit one block of 2^20 entries; counted by a product of the other order and precision."""
+    rows, columns = rows_and_columns(1100, 2000, torch.float32)
     thresholds = upper_thresholds(14.3 * rows, columns, share)
     products = (columns.double() @ (14.3 * rows).double().T).T
     reached = (products >= thresholds[:, None]).sum(1)
