@@ -115,7 +115,10 @@ def export(
     checkpoint: ModelName,
     folder: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")],
     to: Annotated[str, typer.Option(help="open_clip")],
-    data: Annotated[list[str] | None, typer.Option(help="Shards whose first samples check the parity.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Check the parity on the first samples of these shards, not on drawn pictures."),
+    ] = None,
     before_head: Annotated[bool, typer.Option("--before-head", help="Leave out the projection heads.")] = False,
 ) -> None:
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""

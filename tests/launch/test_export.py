@@ -1,0 +1,34 @@
+"""An export needs the checkpoint and nothing else: neither the data nor a word of the run's recipe."""
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from launch.export import NUM_CHECKED, drawn_images, export_model
+from tests.launch.saved import save_checkpoint
+from tests.vlm.model.tiny import perturb, tiny_model
+
+
+def test_an_export_needs_no_shards_and_runs_nothing_that_the_recipe_names(tmp_path: Path) -> None:
+    model = tiny_model()
+    perturb(model)
+    run = tmp_path / "run"
+    save_checkpoint(run, model)
+    ran = tmp_path / "ran"
+    sources = {"gone": {"shards": "/nowhere/train-*.tar"}, "command": {"shards": f"pipe:touch {ran}"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {"root": "/nowhere", "sources": sources}}))
+    parity = export_model(str(run), "open_clip", tmp_path / "out", ())
+    assert (parity.num_images, parity.num_texts) == (NUM_CHECKED, NUM_CHECKED)
+    assert max(parity.image, parity.text) < 1e-5
+    assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 24
+    assert not ran.exists()
+
+
+def test_drawn_pictures_differ_and_stay_the_same() -> None:
+    drawn = drawn_images(8, 12)
+    assert drawn.shape == (8, 3, 12, 12)
+    assert (int(drawn[0].max()), int(drawn[1].min())) == (0, 255)
+    assert all(not torch.equal(one, other) for place, one in enumerate(drawn) for other in drawn[:place])
+    assert torch.equal(drawn, drawn_images(8, 12))
