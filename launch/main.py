@@ -4,18 +4,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.data_commands import data_app
+from vlm import __version__
 from vlm.errors import EveryRankError, UserError
 
+if TYPE_CHECKING:
+    from launch.recipe import Recipe
+
 app = typer.Typer(
-    help="Train vision-language dual encoders from webdataset shards, and measure what was trained.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.", no_args_is_help=True)
@@ -47,6 +49,21 @@ def run() -> None:
         sys.exit(2)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vlm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train vision-language dual encoders from webdataset shards, and measure what was trained."""
+
+
 def _complain(line: str, *, everywhere: bool) -> None:
     """Say what is wrong: once where all ranks found it, together or before they met, else with the rank that did."""
     rank = os.environ.get("RANK", "0")
@@ -54,6 +71,16 @@ def _complain(line: str, *, everywhere: bool) -> None:
         print(f"vlm: {line}", file=sys.stderr)
     elif not everywhere and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         print(f"vlm: rank {rank}: {line}", file=sys.stderr)
+
+
+def _checked_recipe(name: str, overrides: list[str] | None) -> "Recipe":
+    """The recipe, read before torch is imported, which takes seconds: most mistakes are told at once."""
+    from launch.recipe_file import read_recipe
+
+    path, values = read_recipe(name, overrides or ())
+    from launch.recipe import check_recipe
+
+    return check_recipe(values, str(path))
 
 
 @app.command()
@@ -64,11 +91,11 @@ def train(
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Resume although the recipe changed.")] = False,
 ) -> None:
     """Train a recipe. Under torchrun or accelerate launch, on all their ranks."""
-    from launch.recipe import load_recipe
+    checked = _checked_recipe(recipe, overrides)
     from launch.train import REPORT
     from launch.train import train as run_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or ()), resume=resume, allow_changes=allow_changes)
+    folder = run_recipe(checked, resume=resume, allow_changes=allow_changes)
     if os.environ.get("RANK", "0") == "0":
         print(f"report: {folder / REPORT}")
 
@@ -80,10 +107,10 @@ def verify_gradients(
     checkpoint: Annotated[Path | None, typer.Option(help="Take these weights and this memory, not the first.")] = None,
 ) -> None:
     """Compare one step's gradient, as this launch computes it, with one process in fp32; exit code 1 if it is off."""
-    from launch.recipe import load_recipe
+    checked = _checked_recipe(recipe, overrides)
     from launch.verify_gradients import verify
 
-    if not verify(load_recipe(recipe, overrides or ()), checkpoint):
+    if not verify(checked, checkpoint):
         raise typer.Exit(1)
 
 
@@ -138,6 +165,21 @@ def schema() -> None:
     from launch.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.", metavar="[RECIPE]")] = None,
+) -> None:
+    """List the recipes that ship, or print one: to begin your own, `vlm recipes scenes > mine.yaml`."""
+    from launch.recipe_file import find_recipe, shipped_recipes
+
+    if name is not None:
+        print(find_recipe(name).read_text(encoding="utf-8"), end="")
+        return
+    shipped = shipped_recipes()
+    for title, words in shipped.items():
+        print(f"{title:<{max(map(len, shipped))}}  {words}")
 
 
 @eval_app.command()

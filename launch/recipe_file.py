@@ -1,0 +1,242 @@
+"""Recipe files: YAML read with care, bases inherited, single keys overridden. Nothing here takes long to import."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from vlm.errors import UserError, nearest, reason
+
+RECIPES = Path(__file__).parent / "recipes"
+
+_MAX_BYTES = 2**20
+_MAX_DEPTH = 40
+_MAX_VALUES = 100_000
+_MAX_BASES = 20
+_STR = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+
+# Where `name: null` takes away what a base has under that name; elsewhere null is a value.
+_REMOVABLE = (("evaluate",), ("data", "sources"), ("objective",), ("providers",))
+
+
+class Written(NamedTuple):
+    """A recipe as its file, bases and overrides write it; its values are not looked at yet."""
+
+    path: Path
+    values: dict[str, Any]
+
+
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> Written:
+    """The recipe in file `name`, or the one that ships under this name, its bases below, `key.path=value` above.
+
+    Raises:
+        UserError: no such recipe, no valid YAML, a key that comes twice, a base that is not there or leads back, an
+            override that is none.
+    """
+    path = find_recipe(name)
+    values = _read(path, ())
+    for override in overrides:
+        _override(values, override)
+    values.setdefault("run", f"runs/{path.stem}")
+    return Written(path, values)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path, or by the name of one that ships. Raises UserError when there is none."""
+    path = Path(name)
+    if _is_file(path):
+        return path
+    shipped = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.parent == Path() and _is_file(shipped):
+        return shipped
+    raise UserError(
+        f"recipe {name}: no such file, and no recipe ships under this name; {nearest(path.stem, shipped_recipes())}"
+    )
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that ship, by name, each with the comment at its head in one line."""
+    heads = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        heads[path.stem] = first.removeprefix("#").strip()
+    return heads
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text describes, without what YAML does to surprise.
+
+    Raises yaml.YAMLError, also for a key that comes twice or is no text, for more than 40 levels or 100,000 values,
+    and for numbers and dates that Python cannot hold.
+    """
+    loader = _Loader(text)
+    try:
+        return _copied(loader.get_single_data())
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which every key comes once, and aliases cannot make a small file large."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, tuple[int, int]] = {}  # values in a node, aliases followed, and its levels
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node, whose size and depth are known before the next is read."""
+        mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_MAX_DEPTH} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if id(node) not in self._sizes:
+            if is_alias:
+                raise yaml.composer.ComposerError(None, None, "an alias to what it lies in", mark)
+            self._sizes[id(node)] = self._measure(node)
+        size, levels = self._sizes[id(node)]
+        if size > _MAX_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {_MAX_VALUES:,} values, aliases followed", mark)
+        if levels > _MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_MAX_DEPTH} deep", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping whose keys are texts, each once."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _STR:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {getattr(key, 'value', '')!r:.60} is no text; quote it", key.start_mark
+                )
+            line = key.start_mark.line + 1
+            if key.value in first:
+                words = f"the key {key.value!r:.60} comes twice (before in line {first[key.value]})"
+                raise yaml.composer.ComposerError(None, None, words, key.start_mark)
+            first[key.value] = line
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; what Python cannot hold ends like other mistakes."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(None, None, reason(error), node.start_mark) from None
+
+    def _measure(self, node: yaml.Node) -> tuple[int, int]:
+        if isinstance(node, yaml.ScalarNode):
+            return 1, 1
+        inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        sizes = [self._sizes[id(part)] for part in inner]
+        return 1 + sum(size for size, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+
+
+def _copied(value: Any) -> Any:
+    """The same value with nothing shared: an override of one place must not change another that an alias ties to it."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base:` leads back to itself")
+    if len(seen) > _MAX_BASES:
+        raise UserError(f"{path}: a chain of more than {_MAX_BASES} bases ends here")
+    values = _parsed(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: found {base!r:.60}; it is the file, or the name, of another recipe")
+    beside = path.parent / base
+    inherited = _read(beside if _is_file(beside) else find_recipe(base), (*seen, path.resolve()))
+    return _merge(inherited, values, ())
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes are no recipe; at most {_MAX_BYTES:,} are read")
+        return parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {_where(error)}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not readable as YAML: {reason(error)}") from None
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """A mistake in YAML with its line, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f"not readable as YAML: {' '.join(str(error).split())}"
+    context = getattr(error, "context", None)  # None where the words are ours
+    return f"line {mark.line + 1}: {f'not readable as YAML: {context}, ' if context else ''}{problem}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered
+        return False
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inherited = merged.get(key)
+        if value is None and key in merged and place in _REMOVABLE:
+            del merged[key]
+        elif isinstance(inherited, dict) and isinstance(value, dict):
+            merged[key] = _merge(inherited, value, (*place, key))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r:.200}: write key.path=value")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        words = _where(error).removeprefix("line 1: ")
+        raise UserError(f"override {override!r:.200}: {text!r:.200} is no YAML value ({words})") from None
+    *parents, last = key.split(".")
+    if len(parents) >= _MAX_DEPTH:
+        raise UserError(f"override {override!r:.200}: nested more than {_MAX_DEPTH} deep")
+    place: Any = values
+    for part in parents:
+        place = _step_into(place, part, key)
+    if isinstance(place, list):
+        place[_position(place, last, key)] = value
+    elif value is None and last in place and tuple(parents) in _REMOVABLE:
+        del place[last]
+    else:
+        place[last] = value
+
+
+def _step_into(place: Any, part: str, key: str) -> Any:
+    where: Any = _position(place, part, key) if isinstance(place, list) else part
+    inner = place[where] if isinstance(place, list) else place.get(part)
+    if not isinstance(inner, dict | list):
+        inner = place[where] = {}
+    return inner
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not (part.isascii() and part.isdecimal()) or int(part) >= len(place):
+        raise UserError(f"override {key}: {part!r:.60} is no position in a list of {len(place)}")
+    return int(part)
