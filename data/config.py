@@ -9,6 +9,7 @@ from data.images.augment import AugmentConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
 from vlm.config import Config
+from vlm.paths import Named
 
 # "weight": shares by weight, every source repeats. "once": shares by size, so that all sources end an epoch together.
 MixName = Literal["weight", "once"]
@@ -41,7 +42,7 @@ class DataConfig(Config):
     """
 
     root: str | None = None
-    sources: Annotated[dict[str, SourceConfig], Field(min_length=1)]
+    sources: Annotated[Named[SourceConfig], Field(min_length=1)]
     mix: Annotated[MixName, Field(description="weight: shares by weight; once: every sample once an epoch.")] = "weight"
     caption: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()

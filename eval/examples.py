@@ -1,14 +1,19 @@
 """The best and the worst retrievals of a model, as pictures with captions, in memory and in a run's folder."""
 
+import hashlib
 import io
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from vlm.atomic import write_bytes, write_text
+
 EXAMPLES_FILE = "examples.json"
+_PICTURE = re.compile(r"(\d{3}|[0-9a-f]{16})\.jpg")
+_FORMATS = ("JPEG", "PNG", "WEBP")  # of others, some are programs (EPS)
 _LONGEST_SIDE = 384
 
 
@@ -36,28 +41,27 @@ class Examples(NamedTuple):
     worst: list[Example]
 
     def write(self, folder: Path) -> None:
-        """Write `examples.json` and its pictures into `folder`, replacing what was there once all is written."""
-        aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        """Write the pictures, then `examples.json`, which names them, in place of earlier ones; other files stay."""
+        folder.mkdir(parents=True, exist_ok=True)
         listing: dict[str, list[dict[str, Any]]] = {}
-        number = 0
         for kind, examples in self._asdict().items():
             listing[kind] = []
             for example in examples:
-                name = f"{number:03d}.jpg"
-                (aside / name).write_bytes(example.image)
+                # Named by their content: what the old listing names stays as it is until the new one is there.
+                name = f"{hashlib.blake2b(example.image, digest_size=8).hexdigest()}.jpg"
+                write_bytes(folder / name, example.image)
                 retrieved = [found._asdict() for found in example.retrieved]
                 listing[kind].append({**example._asdict(), "image": name, "retrieved": retrieved})
-                number += 1
-        (aside / EXAMPLES_FILE).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        write_text(folder / EXAMPLES_FILE, json.dumps(listing, indent=1) + "\n")
+        named = {example["image"] for examples in listing.values() for example in examples}
+        for file in folder.iterdir():
+            if _PICTURE.fullmatch(file.name) and file.name not in named:
+                file.unlink()
 
 
 def picture(stored: bytes) -> bytes:
     """A stored image as a JPEG for a page, at most 384 pixels a side; a small JPEG stays as it is."""
-    with Image.open(io.BytesIO(stored)) as image:
+    with Image.open(io.BytesIO(stored), formats=_FORMATS) as image:
         if image.format == "JPEG" and max(image.size) <= _LONGEST_SIDE:
             return stored
         small = image.convert("RGB")

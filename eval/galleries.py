@@ -3,10 +3,15 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from eval.examples import EXAMPLES_FILE, picture
 from eval.figures import spoken_number
 from eval.run_record import RunRecord
+from vlm.paths import below
 
 _MOST_CAPTIONS = 2
 _KINDS = {"best": "Best retrievals", "worst": "Worst retrievals"}
@@ -14,9 +19,9 @@ _KINDS = {"best": "Best retrievals", "worst": "Worst retrievals"}
 
 @dataclass(frozen=True)
 class Card:
-    """One image with its true captions and what it retrieved: text, whether it is its own, cosine."""
+    """One image (None: it is lost), its true captions, and what it retrieved: text, whether it is its own, cosine."""
 
-    picture: str
+    picture: str | None
     rank: str
     is_first: bool
     captions: list[str]
@@ -49,13 +54,20 @@ def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
 
 
 def _card(run: RunRecord, evaluation: str, example: Mapping[str, Any]) -> Card:
-    file = run.path / "examples" / evaluation / example["image"]
-    picture = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
     return Card(
-        picture=f"data:image/jpeg;base64,{picture}",
+        picture=_embedded(run.path / "examples" / evaluation, str(example["image"])),
         rank=spoken_number(example["rank"]),
         is_first=example["rank"] == 1,
         captions=list(example["captions"][:_MOST_CAPTIONS]),
         num_more=max(0, len(example["captions"]) - _MOST_CAPTIONS),
         retrieved=[(found["text"], found["correct"], f"{found['score']:.2f}") for found in example["retrieved"]],
     )
+
+
+def _embedded(folder: Path, name: str) -> str | None:
+    """The picture as a data URL; a listing may name anything: only pictures in its own folder are shown."""
+    try:
+        shown = picture(below(folder, name, str(folder / EXAMPLES_FILE)).read_bytes())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(shown).decode()}"

@@ -21,8 +21,8 @@ from eval.tables import (
     recipe_differences,
     skip_table,
 )
-from vlm.atomic import write_text
 from vlm.errors import UserError
+from vlm.paths import write_output
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -38,10 +38,7 @@ def write_report(run_dirs: Sequence[Path], target: Path) -> None:
     runs = [read_run(path) for path in run_dirs]
     names = run_names(run_dirs)
     page = _TEMPLATES.get_template("report.html.j2").render(_view(names, runs))
-    try:
-        write_text(target, page)
-    except OSError as error:
-        raise UserError(f"report {target}: cannot be written: {error.strerror}") from None
+    write_output(target, page, "report")
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 
 from eval.examples import EXAMPLES_FILE
 from vlm.errors import UserError
+from vlm.paths import below
 
 Point = tuple[int, float]
 
@@ -71,21 +72,27 @@ def read_run(path: Path) -> RunRecord:
         raise UserError(f"{path}: there is no such run directory")
     if not any((path / name).is_file() for name in ("recipe.yaml", "metrics.jsonl")):
         raise UserError(f"{path}: not a run directory: it holds neither recipe.yaml nor metrics.jsonl")
-    lines = _read_lines(path / "metrics.jsonl")
+    # A run from elsewhere may hold links to files that are not its own.
+    lines = _read_lines(below(path, "metrics.jsonl", "report"))
+    skips = _read_lines(below(path, "ledger.jsonl", "report"))
     return RunRecord(
         path=path,
-        recipe=_read_recipe(path / "recipe.yaml"),
-        facts=_read_object(path / "run.json"),
+        recipe=_read_recipe(below(path, "recipe.yaml", "report")),
+        facts=_read_object(below(path, "run.json", "report")),
         training=[line for line in lines if "loss" in line],
         evaluations=_numbers(lines, _EVALUATION),
         geometry=_numbers(lines, _GEOMETRY),
         histograms=_histograms(lines),
         alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
-        skips=Counter((line["source"], _kind(line["reason"])) for line in _read_lines(path / "ledger.jsonl")),
-        examples={
-            file.parent.name: _read_object(file) for file in sorted(path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
-        },
+        skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
+        examples=_examples(path),
     )
+
+
+def _examples(path: Path) -> dict[str, dict[str, Any]]:
+    """The listed retrievals of each evaluation; what else lies in the folder is left alone."""
+    names = sorted(file.parent.name for file in path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
+    return {name: _read_object(below(path, f"examples/{name}/{EXAMPLES_FILE}", "report")) for name in names}
 
 
 def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[Point]]:

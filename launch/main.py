@@ -131,8 +131,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page on one run, or several side by side."""
     from eval.report import write_report
+    from vlm.paths import below, output_file
 
-    target = out or runs[0] / "report.html"
+    target = below(runs[0], "report.html", "report") if out is None else output_file(out, "--out")
     write_report(runs, target)
     print(target)
 

@@ -12,6 +12,7 @@ from launch.recipe_file import read_recipe
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
+from vlm.paths import Named
 from vlm.training.trainer import TrainingConfig
 
 # What may differ between a run and its resumption: none of it changes what is learned.
@@ -41,7 +42,7 @@ class Recipe(TrainingConfig):
     run: str = Field(description="the run directory: metrics, checkpoints, report")
     model: ModelConfig
     data: DataConfig
-    evaluate: dict[str, EvaluatorConfig] = Field(default={}, description="evaluations by name")
+    evaluate: Named[EvaluatorConfig] = Field(default={}, description="evaluations by name")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

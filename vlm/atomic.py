@@ -13,7 +13,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` aside, flush it to the disk, and rename it to `path`; any number of processes may at once."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:48]}.", suffix=".partial")
     aside = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

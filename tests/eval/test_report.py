@@ -1,7 +1,9 @@
 """The report: one file that needs nothing else, showing what the run measured and leaving out what it did not."""
 
 import base64
+import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -221,7 +223,7 @@ def test_runs_are_told_apart_by_as_many_folders_as_it_takes(tmp_path: Path) -> N
 def test_nothing_is_half_written(tmp_path: Path) -> None:
     run = full_run(tmp_path / "run")
     target = tmp_path / "out" / "page.html"
-    with pytest.raises(UserError, match=r"^report .*page\.html: cannot be written: No such file or directory$"):
+    with pytest.raises(UserError, match=r"^report .*page\.html: there is no folder .*out$"):
         write_report([run], target)
     target.parent.mkdir()
     target.write_text("older")
@@ -231,3 +233,25 @@ def test_nothing_is_half_written(tmp_path: Path) -> None:
     write_report([run], target)
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
     assert target.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../secret.jpg", "/etc/passwd", "link.jpg", "notes.jpg", "none.jpg", "fifo.jpg", "cut.png", "", "a\x00"],
+)
+def test_a_listing_can_embed_nothing_but_pictures_beside_it(tmp_path: Path, name: str) -> None:
+    secret = picture(7)
+    (tmp_path / "secret.jpg").write_bytes(secret)
+    run = full_run(tmp_path / "run")
+    folder = run / "examples" / "ret"
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "notes.jpg").write_text("root:x:0:0:the secret")
+    (folder / "cut.png").write_bytes(picture(7, form="PNG")[:200])
+    os.mkfifo(folder / "fifo.jpg")
+    listing = json.loads((folder / "examples.json").read_text())
+    listing["best"][0]["image"] = name
+    (folder / "examples.json").write_text(json.dumps(listing))
+    page = report(tmp_path, run)
+    assert sum(address.startswith("data:image/") for address in page.addresses) == 1  # the worst one's
+    assert base64.b64encode(secret).decode() not in " ".join(page.addresses)
+    assert "the picture is lost" in page.text

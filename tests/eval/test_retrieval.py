@@ -108,7 +108,8 @@ def test_written_examples_replace_older_ones_whole(tmp_path: Path) -> None:
     examples = evaluation(captioned_shard(tmp_path, CAPTIONS)).examples(SmallEncoder(), World(), 2)
     folder = tmp_path / "examples" / "val"
     folder.mkdir(parents=True)
-    (folder / "stale.jpg").write_bytes(b"old")
+    (folder / "000.jpg").write_bytes(b"old")
+    (folder / "note.txt").write_text("somebody's own")
     examples.write(folder)
     listing = json.loads((folder / "examples.json").read_text())
     assert {kind: [entry["rank"] for entry in entries] for kind, entries in listing.items()} == {
@@ -116,7 +117,7 @@ def test_written_examples_replace_older_ones_whole(tmp_path: Path) -> None:
         "worst": [e.rank for e in examples.worst],
     }
     names = [entry["image"] for entries in listing.values() for entry in entries]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "examples.json"])
+    assert {path.name for path in folder.iterdir()} == {*names, "examples.json", "note.txt"}
     assert [path.name for path in folder.parent.iterdir()] == ["val"]
     assert set(listing["best"][0]["retrieved"][0]) == {"text", "correct", "score"}
     with Image.open(folder / names[0]) as image:

@@ -1,6 +1,7 @@
 """Reading a run: whole lines only, missing parts empty, damage named."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,21 @@ def test_what_is_no_run_or_is_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml: not readable as YAML") as error:
         read_run(run)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.yaml", "metrics.jsonl", "run.json", "ledger.jsonl", "examples/a/examples.json"]
+)
+def test_a_run_from_elsewhere_shows_no_file_but_its_own(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", [logged(10, 2.5)])
+    (run / "examples" / "a").mkdir(parents=True)
+    (tmp_path / "secret").write_text("{}")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=rf"^report: .*{name} is a link that leads out of"):
+        read_run(run)
+    (run / name).unlink()
+    os.mkfifo(run / name)  # reading it would never end
+    if name != "recipe.yaml":
+        with pytest.raises(UserError, match=rf"^report: .*{name} is a FIFO, not a file"):
+            read_run(run)

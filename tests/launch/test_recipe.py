@@ -131,3 +131,21 @@ def test_the_schema_knows_every_key(recipe: Path) -> None:
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert "clip" in json.dumps(schema["properties"]["objective"])
+
+
+@pytest.mark.parametrize("key", ["evaluate", "data.sources"])
+@pytest.mark.parametrize("name", ["../checkpoints", "a/b", "..", "", "/abs", ".hidden", "x" * 300])
+def test_a_name_that_would_be_another_path_is_refused_where_the_recipe_is_read(
+    tmp_path: Path, key: str, name: str
+) -> None:
+    one = {"data.sources": {"shards": "x.tar"}, "evaluate": {"kind": "retrieval", "shards": "x.tar"}}
+    values = {
+        "model": {"open_clip": "ViT-B-32"},
+        "data": {"sources": {"a": one["data.sources"]}},
+        "duration": "1 steps",
+    }
+    holder = values if key == "evaluate" else values["data"]
+    holder[key.rpartition(".")[2]] = {"good": one[key], name: one[key]}  # type: ignore[index]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=rf"recipe\.yaml: {key}: the name .* may become a file name"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
