@@ -55,7 +55,7 @@ class HeldOutSet:
     copies of remote and gzipped shards, `where` is the key that messages blame.
 
     Raises:
-        UserError: a pattern matches nothing, or a file is no tar.
+        UserError: a pattern matches nothing, or no file of it holds an image.
     """
 
     def __init__(

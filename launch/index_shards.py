@@ -13,6 +13,7 @@ from data.shards.manifest import NAME
 from data.shards.patterns import expand_shards
 from data.shards.source import Source
 from data.shards.store import is_remote
+from data.shards.tar import shown_name
 from vlm.errors import UserError
 
 _QUANTILES = (0.5, 0.9, 0.99)
@@ -22,7 +23,7 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     """Index what the patterns name, write manifests and sidecars beside it, and print a table of what is there.
 
     Raises:
-        UserError: a pattern matches nothing, or a shard cannot be read, is no tar, or cannot be indexed (a pipe).
+        UserError: a pattern matches nothing, or a shard cannot be read or indexed (a pipe).
     """
     shards = expand_shards(patterns, None, "SHARDS")
     piped = next((shard for shard in shards if shard.startswith("pipe:")), None)
@@ -43,7 +44,8 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     source = Source("SHARDS", entries, index)
     console.print(_table(source))
     for problem in source.problems(cache):
-        console.print(f"left out: {problem.shard} {problem.key}: {problem.reason}", highlight=False, soft_wrap=True)
+        line = f"left out: {problem.shard} {shown_name(problem.key)}: {problem.reason}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for folder in dict.fromkeys(map(folder_of, shards)):
         where = folder if is_remote(folder) else folder or "./"
         console.print(f"index: {where}{NAME}", highlight=False, soft_wrap=True)

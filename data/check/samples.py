@@ -11,12 +11,13 @@ from typing import Any, Final, NamedTuple
 from data.bad_sample import BadSampleError
 from data.captions import read_captions, read_fields
 from data.shards.cache import ShardCache
-from data.shards.tar import IMAGE_SUFFIXES, Extent, Problem, list_shard
+from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, read_extent
 from vlm.errors import UserError
 
 UNREADABLE_SHARD: Final = "unreadable shard"
 DAMAGED_SHARD: Final = "damaged shard"
 UNSAFE_MEMBER: Final = "unsafe member"
+UNREADABLE_MEMBER: Final = "unreadable member"
 REPEATED_MEMBER: Final = "repeated member"
 NO_IMAGE: Final = "no image"
 EMPTY_IMAGE: Final = "empty image"
@@ -155,10 +156,7 @@ class OpenShard:
         Raises:
             OSError: the file is unreadable, or shorter than it was.
         """
-        data = os.pread(self._descriptor, extent.size, extent.offset)
-        if len(data) != extent.size:
-            raise OSError(f"{self.name} ends before byte {extent.offset + extent.size:,}")
-        return data
+        return read_extent(self._descriptor, extent)
 
 
 def shard_state(name: str) -> str:
@@ -183,8 +181,9 @@ def _cache() -> ShardCache:
 def _finding(problem: Problem) -> Finding:
     if not problem.key:
         return Finding(DAMAGED_SHARD, "", problem.reason)
-    outside = problem.key.startswith("/") or ".." in problem.key.split("/")
-    return Finding(UNSAFE_MEMBER if outside else REPEATED_MEMBER, problem.key, problem.reason)
+    if problem.key.startswith("/") or ".." in problem.key.split("/"):
+        return Finding(UNSAFE_MEMBER, problem.key, problem.reason)
+    return Finding(REPEATED_MEMBER if TWICE in problem.reason else UNREADABLE_MEMBER, problem.key, problem.reason)
 
 
 def hash64(data: bytes) -> int:

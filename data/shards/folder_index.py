@@ -59,7 +59,7 @@ class FolderIndex:
         `progress` hears how many of how many shards are indexed.
 
         Raises:
-            UserError: a shard cannot be read, or is no tar.
+            UserError: a shard cannot be read.
         """
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):

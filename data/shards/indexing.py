@@ -11,7 +11,7 @@ from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, pars
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, histogram, text_fields, usual_captions
 from data.shards.store import is_remote, read_bytes
-from data.shards.tar import list_shard, read_extent
+from data.shards.tar import Listing, NoTarError, Problem, list_shard, read_extent
 from vlm.errors import UserError
 
 # Fewer bytes, or remote shards, than this are indexed here: processes of their own take a second to start.
@@ -23,10 +23,16 @@ _COUNTED_FIELDS = 64
 def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
     """Read the headers and the texts of a plain tar and describe them; `shown` is the shard's name for messages.
 
+    A file that is no tar is described as a shard without samples, and with that problem.
+
     Raises:
-        UserError: the file cannot be read, or is no tar.
+        UserError: the file cannot be read.
     """
-    index = make_index(list_shard(file, shown, where), stamp)
+    try:
+        listing = list_shard(file, shown, where)
+    except NoTarError as error:
+        listing = Listing({}, (Problem("", f"it {str(error).removeprefix(f'{where}: {shown} ')}"),))
+    index = make_index(listing, stamp)
     header = index.header.model_copy(update={"statistics": _statistics(file, index)})
     return replace(index, header=header)
 
@@ -72,7 +78,7 @@ class Indexer:
         """The index of the shard as it is now: its sidecar when that is fresh, else a new one, which is kept.
 
         Raises:
-            UserError: the shard cannot be read, or is no tar.
+            UserError: the shard cannot be read.
         """
         try:
             stamp = self.cache.stamp(name)

@@ -23,9 +23,11 @@ from data.shards.sidecar import PARTS
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
-from data.shards.tar import IMAGE_SUFFIXES
+from data.shards.tar import IMAGE_SUFFIXES, shown_name
 from vlm.batch import Skip
 from vlm.errors import UserError
+
+_MOST_DIGITS = 18  # of a class number: those fit 64 bits
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,15 @@ class Sample:
         """The class in its cls member; None when it has none.
 
         Raises:
-            BadSampleError: the member is no whole number of at least 0.
+            BadSampleError: the member is no whole number of at least 0 and at most 18 digits.
         """
         stored = self.parts.get("cls")
         if stored is None:
             return None
-        if not stored.strip().isdigit():
+        digits = stored.strip()
+        if not digits.isdigit() or len(digits.lstrip(b"0")) > _MOST_DIGITS:
             raise BadSampleError(f"its cls is no class number but {stored[:20]!r}")
-        return int(stored)
+        return int(digits)
 
 
 class Source:
@@ -171,14 +174,19 @@ def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root:
     """The source whose shards `patterns` name; what no index covers yet is indexed.
 
     Raises:
-        UserError: a pattern matches nothing, a shard cannot be read or is no tar, or no shard holds an image.
+        UserError: a pattern matches nothing, a shard cannot be read, or no shard holds an image.
     """
     shards = expand_shards(patterns, root, index.where)
     source = Source(name, index.know(shards), index)
     if not source.num_samples:
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}")
+        found = next((_told(problem) for problem in source.problems(index.cache)), "")
+        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}{found}")
     return source
+
+
+def _told(problem: Skip) -> str:
+    return f": {shown_name(problem.key)}: {problem.reason}" if problem.key else f": {problem.reason}"
 
 
 def require_captions(source: Source, policy: CaptionConfig, where: str) -> None:

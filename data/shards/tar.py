@@ -2,16 +2,33 @@
 
 import os
 import re
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from data.shards.headers import NO_HEADER, DamagedTarError, Member, TarReader
 from vlm.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_BLOCK = 512
+TEXT_SUFFIXES = ("txt", "json", "cls")
+MOST_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, 256 << 20), **dict.fromkeys(TEXT_SUFFIXES, 16 << 20)}
+"""How large a member that is read may be: what a header claims is memory that a reader takes."""
+
+TWICE = "comes twice"
+_BEFORE = "the samples before it are used"
+_LONGEST_NAME = 4096
+_LONGEST_SHOWN = 200
+_LONGEST_MAGIC = 6
+_MAGIC = {
+    b"\x1f\x8b": "gzipped",
+    b"BZh": "packed by bzip2: unpack it, or pack it by gzip",
+    b"\xfd7zXZ\0": "packed by xz: unpack it, or pack it by gzip",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it, or pack it by gzip",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "a parquet file",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+}
 # webdataset's rule: a sample's key ends at the first dot of the file name; the folder part belongs to the key.
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^/.]*)\.([^/]+)$", re.DOTALL)
 
@@ -38,87 +55,120 @@ class Listing:
     problems: tuple[Problem, ...]
 
 
+class NoTarError(UserError):
+    """A file that is no tar at all, as against one that is damaged."""
+
+
 def list_shard(path: Path, shown: str, where: str) -> Listing:
     """Group the members of the plain tar `path` into samples, reading headers only.
 
     A truncated or damaged tar yields the samples that are complete before the damage. `shown` is the name for messages.
 
     Raises:
-        UserError: the file cannot be opened or is no tar.
+        UserError: the file cannot be opened or read; a NoTarError where it is no tar.
     """
-    samples: dict[str, dict[str, Extent]] = {}
-    problems: list[Problem] = []
-    damage = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in _members(tar):
-                if isinstance(member, str):
-                    damage = member
-                elif member.isreg():
-                    _add(member, samples, problems)
-    except tarfile.TarError as error:
-        raise UserError(f"{where}: {shown} is no tar file ({error})") from error
+        with path.open("rb") as file:
+            return _list(file, os.fstat(file.fileno()).st_size)
+    except NoTarError as error:
+        raise NoTarError(f"{where}: {shown} is no tar file ({error})") from None
     except OSError as error:
         raise UserError(f"{where}: {shown} cannot be read ({error.strerror or error})") from error
-    if damage is not None:
-        problems.append(Problem("", damage))
-        _drop_incomplete_end(samples, path.stat().st_size)
+
+
+def _list(file: BinaryIO, size: int) -> Listing:
+    samples: dict[str, dict[str, Extent]] = {}
+    problems: list[Problem] = []
+    last = None
+    tar = TarReader(file, size)
+    try:
+        for member in tar:
+            last = member
+            if (problem := add_member(member, samples)) is not None:
+                problems.append(problem)
+    except DamagedTarError as error:
+        if last is None and not error.member:
+            file.seek(0)
+            raise NoTarError(_what_else(file.read(_LONGEST_MAGIC), error.what)) from None
+        what = f"{error.what}: {shown_name(error.member)}" if error.member else error.what
+        problems.append(Problem("", f"the shard is cut off or damaged at byte {error.offset:,} ({what}); {_BEFORE}"))
+        _drop_incomplete_end(samples, error.member)
+        return Listing(samples, tuple(problems))
+    if last is not None and _ends_in_zeros(last, file.fileno()):
+        problems.append(Problem("", f"the last member, {shown_name(last.name)}, is filled up with zeros; {_BEFORE}"))
+        samples.pop(_key_of(last.name), None)
+    if (wrong := tar.tail()) is not None:
+        problems.append(Problem("", wrong))
+    elif last is None:
+        problems.append(Problem("", f"the shard has no members, only {size:,} zeros"))
     return Listing(samples, tuple(problems))
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | str]:
-    """The tar's members, then, if it does not end as a tar should, a description of the damage."""
-    first = True
-    while True:
-        try:
-            member = tar.next()
-        except tarfile.ReadError as error:
-            if first:
-                raise
-            yield _damage(tar.offset, str(error))
-            return
-        if member is None:
-            break
-        first = False
-        yield member
-    if tar.fileobj is not None:
-        tar.fileobj.seek(tar.offset)
-        if (tail := tar.fileobj.read(_BLOCK)) != bytes(_BLOCK):
-            yield _damage(tar.offset, "nothing follows" if len(tail) < _BLOCK else "no header follows")
-
-
-def _damage(offset: int, what: str) -> str:
-    return f"the shard is cut off or damaged at byte {offset:,} ({what}); the samples before it are used"
-
-
-def _add(member: tarfile.TarInfo, samples: dict[str, dict[str, Extent]], problems: list[Problem]) -> None:
+def add_member(member: Member, samples: dict[str, dict[str, Extent]]) -> Problem | None:
+    """Add a member to the samples by key and suffix, as webdataset does; what is wrong with it if it cannot be used."""
     match = _MEMBER.match(member.name)
-    if match is None:
-        return
-    key, suffix = match[1], match[2].lower()
+    if match is None or member.kind == "folder":
+        return None
+    key, suffix, name = match[1], match[2].lower(), shown_name(member.name)
+    if len(member.name) > _LONGEST_NAME:
+        return Problem(key[:_LONGEST_SHOWN], f"member {name} has a name of {len(member.name):,} characters")
     if key.startswith("/") or ".." in key.split("/"):
-        problems.append(Problem(key, f"member {member.name} points outside the shard"))
-        return
+        return Problem(key, f"member {name} points outside the shard")
+    if member.kind != "file":
+        return Problem(key, f"member {name} is a {member.kind}, which is not read")
+    if member.size > MOST_BYTES.get(suffix, member.size):
+        return Problem(key, f"member {name} has {member.size:,} bytes; at most {MOST_BYTES[suffix]:,} are read")
     members = samples.setdefault(key, {})
     if suffix in members:
-        problems.append(Problem(key, f"member {member.name} comes twice; the first one is used"))
-    else:
-        members[suffix] = Extent(member.offset_data, member.size)
+        return Problem(key, f"member {name} {TWICE}; the first one is used")
+    members[suffix] = Extent(member.offset, member.size)
+    return None
 
 
-def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], file_size: int) -> None:
-    """Take out a cut shard's last sample if a member is cut, or missing while the sample before has it."""
+def shown_name(name: str) -> str:
+    """A member's name for messages: no control characters, and not endless."""
+    plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name[:_LONGEST_SHOWN])
+    return plain + ("..." if len(name) > _LONGEST_SHOWN else "")
+
+
+def _key_of(name: str) -> str:
+    match = _MEMBER.match(name)
+    return match[1] if match else ""
+
+
+def _what_else(start: bytes, what: str) -> str:
+    """What a file that is no tar begins like; `what` is wrong with it as a header."""
+    if not start:
+        return "it is empty"
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind:
+        return f"it is {kind}"
+    return "it does not begin with a tar header" if what == NO_HEADER else f"it begins with {what}"
+
+
+def _ends_in_zeros(member: Member, descriptor: int) -> bool:
+    """Whether a picture or text ends in zero bytes, as it does where a copy was made longer than its bytes."""
+    suffix = member.name.rpartition(".")[2].lower()
+    count = 1 if suffix in TEXT_SUFFIXES else 2  # WebP is padded with one
+    if suffix not in MOST_BYTES or member.size < count:
+        return False
+    return os.pread(descriptor, count, member.offset + member.size - count) == bytes(count)
+
+
+def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], cut: str) -> None:
+    """Take out a damaged shard's last sample if a member of it is cut, or missing while the sample before has it."""
     if not samples:
         return
     last, *before = list(samples)[-1], *list(samples)[-2:-1]
-    cut = any(extent.offset + extent.size > file_size for extent in samples[last].values())
-    if cut or (before and samples[last].keys() < samples[before[0]].keys()):
+    if _key_of(cut) == last or (before and samples[last].keys() < samples[before[0]].keys()):
         del samples[last]
 
 
 def read_extent(descriptor: int, extent: Extent) -> bytes:
     """The bytes of one member of an open shard. Raises OSError where the file is too short."""
-    data = os.pread(descriptor, extent.size, extent.offset)
+    data = b""
+    if extent.offset + extent.size <= os.fstat(descriptor).st_size:  # else pread would first take that much memory
+        data = os.pread(descriptor, extent.size, extent.offset)
     if len(data) != extent.size:
         raise OSError(f"it ends before byte {extent.offset + extent.size:,}")
     return data

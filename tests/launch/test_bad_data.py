@@ -60,6 +60,32 @@ def write_cut(path: Path) -> None:
     os.truncate(path, last.offset_data + last.size // 2)
 
 
+def write_negative(path: Path) -> None:
+    """A tar whose only member claims less than nothing."""
+    block = bytearray(tarfile.TarInfo("000090.jpg").tobuf(tarfile.GNU_FORMAT))
+    block[124:136], block[148:156] = b"\xff" * 12, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path.write_bytes(bytes(block) + bytes(1024))
+
+
+def write_half_zeros(path: Path) -> None:
+    write_shard(path, [sample(n, jpg=picture(n, (100, 100)), txt="x") for n in (90, 91, 92)])
+    with tarfile.open(path) as tar:
+        start = tar.getmember("000091.jpg").offset
+    size = path.stat().st_size
+    os.truncate(path, start)
+    os.truncate(path, size)
+
+
+def write_two(path: Path) -> None:
+    stored = b"".join(write_shard(path, [sample(number)]).read_bytes() for number in (90, 91))
+    path.write_bytes(stored)
+
+
+def containing(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
 PAIR = (("000050.jpg", picture(50)), ("000050.txt", b"fifty"))
 KINDS = {
     "a corrupt image": Kind(holding(sample(40, jpg=picture(1)[:200], txt="x")), in_training=(("000040", "decoded"),)),
@@ -86,6 +112,12 @@ KINDS = {
         at_start=(("a/../../x", "outside the shard"),),
         usable=("000050",),
     ),
+    "a shard of 0 bytes": Kind(containing(b""), at_start=(("", "it is no tar file (it is empty)"),)),
+    "a text file": Kind(containing(b"no tar" * 99), at_start=(("", "it is no tar file"),)),
+    "a negative size": Kind(write_negative, at_start=(("", "it is no tar file (it begins with a negative size)"),)),
+    "a shard of zeros": Kind(containing(bytes(20_480)), at_start=(("", "20,480 zeros"),)),
+    "a zero-filled tail": Kind(write_half_zeros, at_start=(("", "zeros follow byte"),), usable=("000090",)),
+    "two tars in one": Kind(write_two, at_start=(("", "a second tar?"),), usable=("000090",)),
     "a cut shard": Kind(write_cut, at_start=(("", "cut off"),), usable=("000090", "000091")),
 }
 

@@ -100,7 +100,10 @@ def test_samples_without_an_image_are_left_out_and_told(tmp_path: Path, cache: S
 
 def test_a_source_without_any_image_is_refused(tmp_path: Path, cache: ShardCache) -> None:
     shard = write_shard(tmp_path / "a.tar", [sample(0, txt="alone")])
-    with pytest.raises(UserError, match=rf"^data\.sources\.a\.shards: no image \(jpg, jpeg, png, webp\) in {shard}$"):
+    said = (
+        rf"^data\.sources\.a\.shards: no image \(jpg, jpeg, png, webp\) in {shard}: 000000: it has no image, only txt$"
+    )
+    with pytest.raises(UserError, match=said):
         opened(cache, str(shard))
 
 
