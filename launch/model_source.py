@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
+from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
-from vlm.training.checkpoint import MANIFEST, Checkpoint, complete_checkpoints, first_differences
+from vlm.training.checkpoint import Checkpoint, first_differences
+from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints
 
 
 def load_model(name: str, device: torch.device | None = None) -> DualEncoder:
@@ -33,12 +36,16 @@ def _checkpoint_below(path: Path) -> Checkpoint:
     complete = complete_checkpoints(path / "checkpoints") or complete_checkpoints(path)
     if not complete:
         raise UserError(f"{path}: neither a checkpoint (no {MANIFEST}) nor a run with a complete one")
-    return Checkpoint(complete[-1])
+    return Checkpoint(list(complete.values())[-1])
 
 
 @torch.no_grad()
 def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
-    model = build_model(ModelConfig.model_validate(checkpoint.manifest.model))
+    try:
+        config = ModelConfig.model_validate(checkpoint.manifest.model)
+    except ValidationError as error:
+        raise UserError(f"{checkpoint.folder / MANIFEST}: model.{first_problem(error, ModelConfig)}") from None
+    model = build_model(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = checkpoint.inference_weights()
     differences = first_differences(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})

@@ -9,13 +9,13 @@ from rich.table import Table
 from launch.recipe import Recipe, resolve_order
 from launch.train import build_objective, open_stream, rows_per_rank
 from vlm.batch import Batch
-from vlm.errors import UserError
+from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.training.accumulation import MicroBatches, accumulate, remember
 from vlm.training.build_engine import build_engine, start_accelerator
-from vlm.training.checkpoint import Checkpoint
+from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.engine import Engine, Precision
 from vlm.training.optimizer import build_optimizer
 from vlm.training.state import restore_memory
@@ -88,6 +88,9 @@ def _reference(
 @torch.no_grad()
 def _restore(model: DualEncoder, objective: Objective, saved: Checkpoint | None) -> None:
     if saved is not None:
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if differences := first_differences(expected, saved.shapes("weights")):
+            raise EveryRankError(f"checkpoint {saved.folder} is of another architecture: {differences}")
         model.load_state_dict(saved.tensors("weights"))
         restore_memory(saved, objective)
 

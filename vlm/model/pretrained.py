@@ -20,7 +20,8 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import from_open_clip
 from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.resolve import open_clip_name, pretrained_tag
-from vlm.training.checkpoint import MANIFEST, Checkpoint, first_differences
+from vlm.training.checkpoint import Checkpoint, first_differences
+from vlm.training.checkpoint_folder import MANIFEST
 
 _WEIGHTS_IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.

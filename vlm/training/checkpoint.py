@@ -1,43 +1,45 @@
 """Engine-neutral checkpoints: named fp32 tensors as safetensors, each rank writing its share, under a JSON manifest.
 
     step-00000100/
-        manifest.json                  step, what ran, and size and SHA-256 of every file below
+        manifest.json                  step, what ran, size and SHA-256 of every file below, and a checksum of its own
         weights-00000.safetensors      one file a group and a rank: weights, exp_avg, exp_avg_sq, ema
         ...
 
-Written under another name, checked, then renamed. Loading reads JSON and safetensors only: nothing is ever unpickled.
+Written under another name, checked, then renamed. Loading reads JSON and safetensors only, and no file
+before its checksum was compared: nothing is ever unpickled.
 """
 
-import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from safetensors import safe_open
+from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vlm.atomic import flush_to_disk, sha256, write_text
-from vlm.config import Config
-from vlm.errors import UserError
+from vlm.config import Config, first_problem
+from vlm.errors import EveryRankError, UserError, reason
+from vlm.sealed import is_sealed, read_json_object, sealed_json
 from vlm.tensor_file import save_tensors
+from vlm.training.checkpoint_folder import MANIFEST, PARTIAL, folder_name, remove_checkpoint, step_of
 from vlm.world import World
 
-MANIFEST = "manifest.json"
-FORMAT = "vlm-checkpoint-1"
+FORMAT = "vlm-checkpoint-2"
+_FORMAT = re.compile(r"vlm-checkpoint-(\d{1,9})")
+_UNSEALED = "vlm-checkpoint-1"  # whose manifest carries no checksum of its own
 TERM_PARAMETERS = "term_parameters."
-_FOLDER = re.compile(r"step-(\d{8})")
-_PARTIAL = ".partial"
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]*-\d{5,9}\.safetensors$")]
 
 
 class FileRecord(Config):
     """What must be true of one file of a checkpoint."""
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
 
 
@@ -45,9 +47,9 @@ class Manifest(Config):
     """What a checkpoint holds and where it comes from; all but the tensors."""
 
     format: str = FORMAT
-    step: int
-    samples: int
-    num_updates: int
+    step: NonNegativeInt
+    samples: NonNegativeInt
+    num_updates: NonNegativeInt
     world_size: int
     engine: str
     threads: int
@@ -56,29 +58,7 @@ class Manifest(Config):
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
     counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
     versions: dict[str, str]
-    files: dict[str, FileRecord] = Field(default={})
-
-
-def folder_name(step: int) -> str:
-    """The name of the checkpoint folder after `step` steps."""
-    return f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """After how many steps the checkpoint in a folder of this name was written."""
-    return int(folder.name.rpartition("-")[2])
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints below `folder`, oldest first."""
-    found = [path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: path.name)
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a crash left of checkpoints that were never completed."""
-    for path in folder.glob(f"*{_PARTIAL}"):
-        shutil.rmtree(path)
+    files: dict[FileName, FileRecord] = Field(default={})
 
 
 # One group of tensors: their names with sizes in elements, and how all ranks together get one of them whole.
@@ -97,43 +77,72 @@ def write_checkpoint(
     `pieces` are groups of which each rank has tensors of its own, under names that others may have too.
     """
     target = folder / folder_name(manifest.step)
-    aside = folder / f"{target.name}{_PARTIAL}"
+    aside = folder / f"{target.name}{PARTIAL}"
     if world.is_main:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.barrier()
     files: dict[str, FileRecord] = {}
-    for group, (sizes, whole) in groups.items():
+    problem = None
+    for group, tensors in _shares(groups, pieces or {}, world):
         path = aside / f"{group}-{world.rank:05d}.safetensors"
-        if _write_share(path, sizes, whole, world):
-            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-    for group, tensors in (pieces or {}).items():
-        path = aside / f"{group}-{world.rank:05d}.safetensors"
-        save_tensors(path, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-    written = {name: record for share in world.gather_objects(files) for name, record in share.items()}
-    if world.is_main:
+        try:
+            # After a failure the others' tensors still need this rank's parts of them.
+            if problem is None:
+                save_tensors(path, tensors)
+                files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
+        except (OSError, SafetensorError) as error:
+            problem = f"{path.name}: {reason(error)}"
+    shares = world.gather_objects((files, problem))
+    problem = next((told for _, told in shares if told is not None), None)
+    if problem is None:
+        written = {name: record for names, _ in shares for name, record in names.items()}
         complete = manifest.model_copy(update={"files": dict(sorted(written.items()))})
-        write_text(aside / MANIFEST, complete.model_dump_json(indent=2))
-        _check_files(aside, complete.files)
-        flush_to_disk(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        flush_to_disk(folder)
-    world.barrier()
+        (problem,) = world.gather_objects(_complete(aside, target, complete) if world.is_main else None)[:1]
+    if problem is not None:
+        if world.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise EveryRankError(
+            f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
+        )
     return target
 
 
-def _write_share(path: Path, sizes: dict[str, int], whole: Callable[[str], Tensor], world: World) -> bool:
-    owners = _owners(sizes, world.size)
-    share = {}
-    for name in sizes:
-        tensor = whole(name)  # every rank takes part, the owner keeps it
-        if owners[name] == world.rank:
-            share[name] = tensor.detach().cpu().contiguous().clone()
-    if share:
-        save_tensors(path, share)
-    return bool(share)
+def _shares(
+    groups: dict[str, Group], pieces: dict[str, dict[str, Tensor]], world: World
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What this rank has to write, group by group, copied to the CPU. Collective."""
+    for group, (sizes, whole) in groups.items():
+        owners = _owners(sizes, world.size)
+        share = {}
+        for name in sizes:
+            tensor = whole(name)  # every rank takes part, the owner keeps it
+            if owners[name] == world.rank:
+                share[name] = _copy(tensor)
+        if share:
+            yield group, share
+    for group, tensors in pieces.items():
+        yield group, {name: _copy(tensor) for name, tensor in tensors.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _complete(aside: Path, target: Path, manifest: Manifest) -> str | None:
+    """Describe and check what lies aside, then give it its name; what kept it from that, in words."""
+    try:
+        write_text(aside / MANIFEST, sealed_json(manifest.model_dump(mode="json")))
+        for name, record in manifest.files.items():
+            _check_file(aside, name, record)
+        flush_to_disk(aside)
+        if target.exists():
+            remove_checkpoint(target)
+        aside.rename(target)
+        flush_to_disk(target.parent)
+    except (OSError, UserError) as error:
+        return reason(error)
+    return None
 
 
 def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:
@@ -146,37 +155,97 @@ def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:
     return owners
 
 
-def _check_files(folder: Path, files: dict[str, FileRecord], names: Iterable[str] | None = None) -> None:
-    for name in files if names is None else names:
-        path, record = folder / name, files[name]
-        if not path.is_file():
-            raise UserError(f"checkpoint {folder}: {name} is missing")
-        if path.stat().st_size != record.bytes or sha256(path) != record.sha256:
-            raise UserError(f"checkpoint {folder}: {name} is damaged (its bytes do not match the manifest's SHA-256)")
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    path = folder / name
+    try:
+        right = path.stat().st_size == record.bytes and sha256(path) == record.sha256
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {folder}: {name} is missing") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: {name} cannot be read: {reason(error)}") from None
+    if not right:
+        raise UserError(f"checkpoint {folder}: {name} is damaged (its bytes do not match the manifest's SHA-256)")
+
+
+class NewerCheckpointError(UserError):
+    """A checkpoint that a newer version of this program wrote: whole, but not to be read here."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        UserError: the folder holds none, or it is damaged.
+        NewerCheckpointError: a newer version wrote it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}")
+    values = read_json_object(path)
+    form = str(values.get("format"))
+    known = _FORMAT.fullmatch(form)
+    if known is None:
+        raise UserError(f"{path}: format {form!r} is not {FORMAT!r}")
+    if int(known[1]) > int(FORMAT.rpartition("-")[2]):
+        raise NewerCheckpointError(f"{path}: a newer version of vlm wrote it ({form}; this one reads up to {FORMAT})")
+    if form != _UNSEALED and not is_sealed(path):
+        raise UserError(f"{path} is damaged: the checksum in its last line is missing")
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        raise _misread(path, form, error) from None
+    named = step_of(folder)
+    if named is not None and named != manifest.step:
+        raise UserError(f"{path} is of step {manifest.step}: the folder was renamed, or holds another's manifest")
+    return manifest
+
+
+def _misread(path: Path, form: str, error: ValidationError) -> UserError:
+    """What to say of a manifest that is JSON and fits its checksum, if it has one, but not this version."""
+    problem = first_problem(error, Manifest)
+    if form != _UNSEALED and all(found["type"] == "extra_forbidden" for found in error.errors(include_url=False)):
+        return NewerCheckpointError(f"{path}: a newer version of vlm wrote it ({problem})")
+    return UserError(f"{path} is not a readable manifest: {problem}")
 
 
 class Checkpoint:
-    """A complete checkpoint on disk; tensors are read one by one, by group and name."""
+    """A complete checkpoint on disk; tensors are read one by one, by group and name.
+
+    A file is compared with its checksum before the first tensor is read from it, unless `verify` has done so.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}")
-        try:
-            self.manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValidationError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not a readable manifest: {str(error).splitlines()[0]}") from None
-        if self.manifest.format != FORMAT:
-            raise UserError(f"{path}: format {self.manifest.format!r} is not {FORMAT!r}")
+        self.manifest = read_manifest(folder)
         self._where: dict[str, dict[str, Path]] = {}
+        self._verified: set[str] = set()
         for name in self.manifest.files:
             if not (folder / name).is_file():
                 raise UserError(f"checkpoint {folder}: {name} is missing")
 
     def verify(self, world: World) -> None:
-        """Compare every file with its checksum, the ranks sharing the work. Raises UserError on a damaged file."""
-        _check_files(self.folder, self.manifest.files, list(self.manifest.files)[world.rank :: world.size])
+        """Compare every file with its checksum, the ranks sharing the work. Collective.
+
+        Raises:
+            EveryRankError: a file is damaged, whichever rank found it.
+        """
+        problem = None
+        try:
+            for name in list(self.manifest.files)[world.rank :: world.size]:
+                self._checked(name)
+        except UserError as error:
+            problem = str(error)
+        for told in world.gather_objects(problem):
+            if told is not None:
+                raise EveryRankError(told)
+        self._verified.update(self.manifest.files)
+
+    def _checked(self, name: str) -> Path:
+        """The path of a file that is as it was written."""
+        if name not in self._verified:
+            _check_file(self.folder, name, self.manifest.files[name])
+            self._verified.add(name)
+        return self.folder / name
 
     def names(self, group: str) -> list[str]:
         """The names of the tensors in a group, empty when the checkpoint has no such group."""
@@ -202,7 +271,7 @@ class Checkpoint:
     def pieces(self, group: str) -> list[dict[str, Tensor]]:
         """What each rank had of its own in a group when this was written, in rank order, on the CPU."""
         names = sorted(name for name in self.manifest.files if name.rsplit("-", 1)[0] == group)
-        return [load_file(self.folder / name) for name in names]
+        return [load_file(self._checked(name)) for name in names]
 
     def inference_weights(self) -> dict[str, Tensor]:
         """The weights and buffers to use the model with: the averaged ones where the run kept an average.
@@ -217,8 +286,9 @@ class Checkpoint:
             places: dict[str, Path] = {}
             for file_name in self.manifest.files:
                 if file_name.rsplit("-", 1)[0] == group:
-                    with safe_open(self.folder / file_name, framework="pt") as file:
-                        places.update(dict.fromkeys(file.keys(), self.folder / file_name))
+                    path = self._checked(file_name)
+                    with safe_open(path, framework="pt") as file:
+                        places.update(dict.fromkeys(file.keys(), path))
             self._where[group] = places
         return self._where[group]
 
@@ -238,17 +308,3 @@ def first_differences(
         if len(words) == count:
             break
     return "; ".join(words) or None
-
-
-def prune(folder: Path, keep: int | None, good_steps: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints (None: keep all) and the newest up to each of `good_steps`."""
-    if keep is None:
-        return
-    complete = complete_checkpoints(folder)
-    good = {max((path for path in complete if step_of(path) <= step), key=step_of, default=None) for step in good_steps}
-    for path in complete[:-keep]:
-        if path in good:
-            continue
-        doomed = path.with_name(path.name + _PARTIAL)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)

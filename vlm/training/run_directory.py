@@ -10,7 +10,7 @@ import yaml
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
-from vlm.training.checkpoint import clear_unfinished, complete_checkpoints, step_of
+from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints
 from vlm.world import World
 
 RECIPE = "recipe.yaml"
@@ -35,12 +35,11 @@ class RunDirectory:
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        complete = complete_checkpoints(self.checkpoints)
-        return complete[-1] if complete else None
+        return next(reversed(complete_checkpoints(self.checkpoints).values()), None)
 
     def checkpoint_steps(self) -> list[int]:
         """After how many steps each complete checkpoint was written, oldest first."""
-        return [step_of(path) for path in complete_checkpoints(self.checkpoints)]
+        return list(complete_checkpoints(self.checkpoints))
 
     def require_usable(self, *, resuming: bool) -> None:
         """Raise UserError when the folder cannot be written to, or holds another run that is not being resumed."""

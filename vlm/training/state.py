@@ -65,15 +65,20 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
     differences = first_differences(engine.shapes, checkpoint.shapes("weights"))
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
+    trained = {name: engine.shapes[name] for name in engine.parameters()}
+    for kind in MOMENTS:
+        differences = first_differences(trained, checkpoint.shapes(kind))
+        if differences:
+            raise UserError(f"checkpoint {checkpoint.folder}: other weights were trained there ({kind}): {differences}")
     for name in engine.shapes:
         engine.load_weight(name, checkpoint.tensor("weights", name))
     moments = {kind: checkpoint.tensors(kind) for kind in MOMENTS}
     by_name: dict[str, dict[Moment, torch.Tensor]] = {
-        name: {kind: moments[kind][name] for kind in MOMENTS} for name in engine.parameters()
+        name: {kind: moments[kind][name] for kind in MOMENTS} for name in trained
     }
     engine.load_moments(by_name, checkpoint.manifest.num_updates)
-    for kind, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
-        group = kind if checkpoint.names(kind) else "weights"
+    for own, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
+        group = own if checkpoint.names(own) else "weights"
         if average is not None:
             for name in average.shards:
                 average.load(name, checkpoint.tensor(group, name))

@@ -22,7 +22,8 @@ from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
 from vlm.training.alarm import Alarm, AlarmConfig, Alarms, kind_of
-from vlm.training.checkpoint import Manifest, prune, write_checkpoint
+from vlm.training.checkpoint import Manifest, write_checkpoint
+from vlm.training.checkpoint_folder import prune
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
 from vlm.training.ledger import Ledger
@@ -222,7 +223,7 @@ class Trainer:
             groups = state_groups(self.engine, self.ema, self.teacher) | memory_groups(self.objective)
             write_checkpoint(folder, manifest, groups, self.engine.world, own_pieces(self.objective))
         if self.engine.world.is_main:
-            prune(folder, self.config.keep_checkpoints, self._alarms.good_steps())
+            prune(folder, self.config.keep_checkpoints, step, self._alarms.good_steps())
             self.source.forget(min(self.run_directory.checkpoint_steps()))
 
     def _log(

@@ -1,6 +1,8 @@
 """Checkpoints are complete or absent, and damage is noticed."""
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,17 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.errors import UserError
+from tests.ranks import run_ranks
+from vlm.errors import EveryRankError, UserError
+from vlm.sealed import sealed_json
 from vlm.training.checkpoint import (
     Checkpoint,
     Group,
     Manifest,
-    clear_unfinished,
-    complete_checkpoints,
+    NewerCheckpointError,
     first_differences,
-    prune,
     write_checkpoint,
 )
+from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints, prune
 from vlm.world import World
 
 
@@ -63,15 +66,120 @@ def test_no_pickle_is_in_a_checkpoint(tmp_path: Path) -> None:
     assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors"}
 
 
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    """Turn one bit of a file round, as a disk does."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
     path = write_checkpoint(tmp_path, manifest(1), groups(TENSORS), World())
     (file,) = path.glob("*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content if damage == "flip" else content[:-4])
-    with pytest.raises(UserError, match=r"weights-00000\.safetensors is damaged"):
+    if damage == "flip":
+        flip(file, -1)
+    else:
+        file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(EveryRankError, match=r"weights-00000\.safetensors is damaged"):
         Checkpoint(path).verify(World())
+    for read in (Checkpoint(path).inference_weights, lambda: Checkpoint(path).shapes("weights")):
+        with pytest.raises(UserError, match=r"weights-00000\.safetensors is damaged"):
+            read()
+
+
+def test_every_file_is_checked_by_verify_and_by_whoever_reads_it(tmp_path: Path) -> None:
+    both = groups(TENSORS) | {"ema": groups(TENSORS)["weights"], "exp_avg": groups(TENSORS)["weights"]}
+    own = {"own": {"table": torch.arange(3.0)}}
+    names = [f"{group}-00000.safetensors" for group in ("ema", "exp_avg", "own", "weights")]
+    for name in names:
+        path = write_checkpoint(tmp_path, manifest(1), both, World(), own)
+        assert list(Checkpoint(path).manifest.files) == names
+        flip(path / name, -1)
+        with pytest.raises(EveryRankError, match=rf"{name} is damaged"):
+            Checkpoint(path).verify(World())
+        group = name.partition("-")[0]
+        read = Checkpoint(path).pieces if group == "own" else Checkpoint(path).tensors
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
+            read(group)
+
+
+def problem_of(folder: Path) -> str:
+    """What is wrong with a checkpoint, as far as its manifest tells; nothing when it is right."""
+    try:
+        Checkpoint(folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_no_bit_of_a_manifest_flips_unseen(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, manifest(12), groups(TENSORS), World()) / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole) * 8, 9):  # each bit of a byte in turn, of every byte but one in nine
+        flip(path, place // 8, place % 8)
+        said = problem_of(path.parent)
+        if place // 8 == len(whole) - 1 and said == "":  # white space in place of the last line break says the same
+            assert json.loads(path.read_text())["step"] == 12
+        else:
+            assert str(path) in said
+        path.write_bytes(whole)
+
+
+def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, manifest(12), groups(TENSORS), World()) / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    for newer in ({"format": "vlm-checkpoint-3"}, {"an_invention": 1}):
+        path.write_text(sealed_json(values | newer))
+        with pytest.raises(NewerCheckpointError, match="a newer version of vlm wrote it"):
+            Checkpoint(path.parent)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged: the checksum in its last line is missing"):
+        Checkpoint(path.parent)
+    path.write_text(sealed_json(values | {"step": -1}))
+    with pytest.raises(UserError, match="not a readable manifest: step"):
+        Checkpoint(path.parent)
+    path.write_text(sealed_json(values | {"files": {"../../secret.safetensors": {"bytes": 1, "sha256": ""}}}))
+    with pytest.raises(UserError, match="not a readable manifest: files"):
+        Checkpoint(path.parent)
+    path.write_text(sealed_json(values))
+    other = path.parent.rename(tmp_path / "step-00000013")
+    with pytest.raises(UserError, match="is of step 12: the folder was renamed"):
+        Checkpoint(other)
+
+
+def write_and_damage(folder: Path) -> list[str]:
+    """On two ranks: what each has written, and what all of them say of damage to each file in turn."""
+    world = World.current()
+    tensors = {str(n): torch.full((10,), float(n)) for n in range(4)}
+    path = write_checkpoint(folder, manifest(1), groups(tensors), world, {"own": {"rank": torch.tensor(world.rank)}})
+    told = []
+    for name in Checkpoint(path).manifest.files:
+        if world.is_main:
+            flip(path / name, -1)
+        world.barrier()
+        try:
+            Checkpoint(path).verify(world)
+            told.append("")
+        except EveryRankError as error:
+            told.append(str(error).partition(f"{path}: ")[2].partition(" ")[0])
+        world.barrier()
+        if world.is_main:
+            flip(path / name, -1)
+        world.barrier()
+    Checkpoint(path).verify(world)
+    held = [sorted(Checkpoint(path).tensors("weights")), sorted(os.listdir(path))]
+    return [*told, str(held)]
+
+
+@pytest.mark.slow
+def test_ranks_share_the_writing_and_all_of_them_hear_of_damage(tmp_path: Path) -> None:
+    names = [f"{group}-{rank:05d}.safetensors" for group in ("own", "weights") for rank in (0, 1)]
+    held = str([["0", "1", "2", "3"], ["manifest.json", *names]])
+    assert run_ranks(write_and_damage, 2, tmp_path) == [[*names, held]] * 2
+    halves = [(tmp_path / f"step-00000001/weights-0000{rank}.safetensors").stat().st_size for rank in (0, 1)]
+    assert halves[0] == halves[1]  # two tensors each
 
 
 def test_a_missing_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
@@ -81,18 +189,51 @@ def test_a_missing_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> None
         Checkpoint(path)
     with pytest.raises(UserError, match="is no checkpoint"):
         Checkpoint(tmp_path)
-    (tmp_path / "manifest.json").write_text("{not json")
-    with pytest.raises(UserError, match="not a readable manifest"):
-        Checkpoint(tmp_path)
+    for content in ("{not json", "[1]", "[" * 100_000, "\xff"):
+        (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(UserError, match=r"manifest\.json(:| is damaged)"):
+            Checkpoint(tmp_path)
+
+
+def test_a_folder_without_its_manifest_is_no_complete_checkpoint(tmp_path: Path) -> None:
+    paths = {step: write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World()) for step in (1, 2)}
+    (paths[2] / "manifest.json").unlink()
+    (tmp_path / "step-3").mkdir()
+    (tmp_path / "step-3" / "manifest.json").write_text("")
+    assert complete_checkpoints(tmp_path) == {1: paths[1]}
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
-    prune(tmp_path, 2)
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000003", "step-00000010"]
-    prune(tmp_path, None)
+    prune(tmp_path, 2, step=10)
+    assert list(complete_checkpoints(tmp_path)) == [3, 10]
+    prune(tmp_path, None, step=10)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_checkpoints_beyond_the_step_of_a_run_are_neither_counted_nor_touched(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 25, 30):
+        write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
+    prune(tmp_path, 2, step=3)
+    assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
+    prune(tmp_path, 1, step=3, good_steps=[2])
+    assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    before = write_checkpoint(tmp_path, manifest(1), groups(TENSORS), World())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(EveryRankError, match=r"step-00000002 cannot be written \(weights-00000\.safetensors: .*"):
+            write_checkpoint(tmp_path, manifest(2), groups({"large": torch.zeros(100_000)}), World())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert os.listdir(tmp_path) == [before.name]
+    Checkpoint(before).verify(World())
 
 
 _WRITER = """
@@ -125,10 +266,10 @@ def test_killed_while_writing_nothing_is_lost(tmp_path: Path, delay: float) -> N
     done = int(rest[-1]) if rest else done
     complete = complete_checkpoints(tmp_path)
     assert len(complete) >= done
-    for path in complete:
+    for path in complete.values():
         Checkpoint(path).verify(World())
     clear_unfinished(tmp_path)
-    assert sorted(tmp_path.iterdir()) == complete
+    assert sorted(tmp_path.iterdir()) == list(complete.values())
 
 
 def test_the_first_differing_tensors_are_named() -> None:

@@ -1,0 +1,56 @@
+"""A run's folder of checkpoints: which are complete, which are old, which were left for a new way."""
+
+import os
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+_FOLDER = re.compile(r"step-(\d{8,18})")
+
+
+def folder_name(step: int) -> str:
+    """The name of the checkpoint folder after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """After how many steps the checkpoint in a folder of this name was written; None for any other name."""
+    found = _FOLDER.fullmatch(folder.name)
+    return int(found[1]) if found and folder_name(int(found[1])) == folder.name else None
+
+
+def complete_checkpoints(folder: Path) -> dict[int, Path]:
+    """All complete checkpoints below `folder` by step, oldest first."""
+    found = {step_of(path): path for path in folder.glob("step-*") if (path / MANIFEST).is_file()}
+    return {step: found[step] for step in sorted(step for step in found if step is not None)}
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a crash left of checkpoints that were never completed."""
+    for path in folder.glob(f"step-*{PARTIAL}"):
+        shutil.rmtree(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint so that a crash on the way leaves it whole, or marked as unfinished."""
+    doomed = path.with_name(f"{path.name}.old{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def prune(folder: Path, keep: int | None, step: int, good_steps: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints up to `step` (None: keep all) and the newest up to each good step.
+
+    `step` is where the run is: what lies beyond it is of another life, and neither counted nor touched.
+    """
+    if keep is None:
+        return
+    complete = {saved: path for saved, path in complete_checkpoints(folder).items() if saved <= step}
+    good = {max((saved for saved in complete if saved <= limit), default=None) for limit in good_steps}
+    for saved in list(complete)[:-keep]:
+        if saved not in good:
+            remove_checkpoint(complete[saved])
