@@ -1,6 +1,7 @@
 """What each stage of the training stream costs alone, the library's own limit of it, and how near its pixels are."""
 
 import io
+import mmap
 import os
 import statistics
 import time
@@ -21,9 +22,10 @@ from data.config import AugmentConfig
 from data.images import jpeg
 from data.images.crop import Pixels, random_crop, resize_crop
 from data.images.views import Region, read_region, training_view
-from data.loader import Rows, shared_pixels
+from data.loader import Rows
 from data.order.order import Order, SourceCounts
 from data.randomness import Draws
+from data.ring import PixelRing
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
@@ -177,20 +179,24 @@ def caption(one: Stored) -> Any:
 
 
 def fresh_memory(batch: int, size: int) -> None:
-    """The first touch of every page of a new batch, in memory as a worker takes it."""
-    storage = torch.UntypedStorage._new_shared(batch * 3 * size * size)
-    torch.empty(0, dtype=torch.uint8).set_(storage)[::4096] = 0
+    """The first touch of every page of a new batch, in memory that processes share."""
+    mmap.mmap(-1, batch * 3 * size * size)[::4096] = bytes(-(-batch * 3 * size * size // 4096))
 
 
 def transfer(batch: int, size: int) -> float:
     """Seconds for a batch to go from a worker, which does nothing else, to this process, in a run of many."""
     tokens = torch.zeros(batch, 24, dtype=torch.int64)
+    ring = PixelRing.ahead(1, 2, batch, size)
 
-    def load(step: int, stage: Stage) -> Rows:  # noqa: ARG001
+    def load(step: int, stage: Stage) -> Rows:
         keys = tuple(f"{row:06d}" for row in range(batch))
-        return Rows(step, shared_pixels(batch, size), tokens, tokens[:, 0], tokens[:, 0], keys, None, (), None, {})
+        images, _ = ring.room(stage.worker)
+        return Rows(step, images, tokens, tokens[:, 0], tokens[:, 0], keys, None, (), None, {})
 
-    arriving = load_ahead(load, range(TRANSFERRED + 4), workers=1)
+    def arrive(rows: Rows) -> Rows:
+        return rows._replace(images=ring.images(rows.images))
+
+    arriving = load_ahead(load, range(TRANSFERRED + 4), workers=1, prefetch=2, arrive=arrive)
     for _ in range(4):
         next(arriving)
     began = time.perf_counter()

@@ -12,7 +12,7 @@ from torch import Tensor
 from data.bad_sample import BadSampleError
 from data.captions import read_captions
 from data.images.views import evaluation_view
-from data.loader import shared_pixels
+from data.ring import PixelRing, Slot
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
@@ -23,6 +23,7 @@ from vlm.model.image_spec import ImageSpec
 from vlm.world import World
 
 Value = TypeVar("Value")
+_PREFETCH = 2  # batches that each worker holds ready
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,24 @@ class HeldOutSet:
         share = range(world.rank * len(self) // world.size, (world.rank + 1) * len(self) // world.size)
         most = -(-len(self) // world.size)
         rows = min(batch_size, most)
-        load = _ViewLoader(self._source, self._reader, self._image, share, rows)
-        pinned = world.device.type == "cuda"
-        for views in load_ahead(load, range(-(-most // rows)), workers=workers, pinned=pinned):
+        ring = PixelRing.ahead(workers, _PREFETCH, rows, self._image.size)
+        loaded = load_ahead(
+            _ViewLoader(self._source, self._reader, self._image, share, ring),
+            range(-(-most // rows)),
+            workers=workers,
+            prefetch=_PREFETCH,
+            arrive=lambda views: views._replace(images=ring.images(views.images)),
+            pinned=world.device.type == "cuda",
+        )
+        for views in loaded:
             self._skipped.update({(skip.shard, skip.key): skip for skip in views.skipped})
-            yield self._with_labels(views)
+            yield self._with_labels(views, ring.images(views.images))
 
-    def _with_labels(self, views: "_Views") -> HeldOutBatch:
+    def _with_labels(self, views: "_Views", images: UInt8[Tensor, "batch 3 height width"]) -> HeldOutBatch:
         if self.labels is None:
-            return HeldOutBatch(views.images, views.indices, views.valid, None)
+            return HeldOutBatch(images, views.indices, views.valid, None)
         labelled = torch.tensor([self._read_labels[index] is not None for index in views.indices.tolist()])
-        return HeldOutBatch(views.images, views.indices, views.valid & labelled, self.labels[views.indices])
+        return HeldOutBatch(images, views.indices, views.valid & labelled, self.labels[views.indices])
 
     def _or_skip(self, number: int, parts: Sequence[str], read: Callable[[Sample], Value], otherwise: Value) -> Value:
         try:
@@ -162,7 +170,7 @@ def _captions(sample: Sample) -> tuple[str, ...]:
 class _Views(NamedTuple):
     """Decoded rows on their way between processes."""
 
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch 3 height width"] | Slot
     indices: Int64[Tensor, " batch"]
     valid: Bool[Tensor, " batch"]
     skipped: tuple[Skip, ...]
@@ -170,20 +178,21 @@ class _Views(NamedTuple):
 
 @dataclass(frozen=True)
 class _ViewLoader:
-    """Decodes batch number n of a rank's share; picklable, so that workers can."""
+    """Decodes batch number n of a rank's share, in this process or in one forked from it."""
 
     source: Source
     reader: ShardReader
     image: ImageSpec
     share: range
-    rows: int
+    ring: PixelRing
 
     def __call__(self, number: int, stage: Stage) -> _Views:
-        mine = self.share[number * self.rows : (number + 1) * self.rows]
-        images = shared_pixels(self.rows, self.image.size).zero_()
-        pixels = images.numpy()
-        valid = torch.zeros(self.rows, dtype=torch.bool)
-        indices = torch.zeros(self.rows, dtype=torch.int64)
+        images, pixels = self.ring.room(stage.worker)
+        pixels[:] = 0  # what a batch before left there
+        rows = len(pixels)
+        mine = self.share[number * rows : (number + 1) * rows]
+        valid = torch.zeros(rows, dtype=torch.bool)
+        indices = torch.zeros(rows, dtype=torch.int64)
         skipped = []
         for row, position in enumerate(mine):
             shard, place = self.source.place(position)

@@ -90,7 +90,7 @@ class SampleReader:
 
 
 class BatchLoader:
-    """Loads the rows in `slots` of global batch number `step`; picklable, so that workers can."""
+    """Loads the rows in `slots` of global batch number `step`, in this process or in one forked from it."""
 
     def __init__(
         self,
@@ -114,18 +114,18 @@ class BatchLoader:
         cache = reader.reader.cache
         self._prefetcher = Prefetcher(cache, most_shards=_MOST_AHEAD, most_bytes=room) if remote else None
         self._asked_ahead = False
-        self._ring: PixelRing | None = None
+        self._ring = self.use_ring(0, 0)
 
-    def use_ring(self, slots_per_worker: int, workers: int) -> PixelRing:
+    def use_ring(self, workers: int, prefetch: int) -> PixelRing:
         """Send the pixels through memory that is used again, shared with workers that are forked from now on."""
-        self._ring = PixelRing(workers, slots_per_worker, len(self._slots), self._reader.image.size)
+        self._ring = PixelRing.ahead(workers, prefetch, len(self._slots), self._reader.image.size)
         return self._ring
 
     def __call__(self, step: int, stage: Stage) -> Rows:
         """The rows of one step, bad samples replaced; `stage` hears what is being read."""
         self._fetch_ahead(step, stage)
         picks = self._order.picks(step, self._slots)
-        images, buffer = self._room(stage)
+        images, buffer = self._ring.room(stage.worker)
         examples: list[Example] = []
         skipped: list[Skip] = []
         for row, (number, epoch, *place) in enumerate(zip(*(part.tolist() for part in picks), strict=True)):
@@ -137,15 +137,6 @@ class BatchLoader:
                 skipped.append(skip)
         self._log.forget(step)
         return collate(step, images, examples, tuple(skipped), self._tokenizer)
-
-    def _room(self, stage: Stage) -> tuple[UInt8[Tensor, "batch 3 size size"] | Slot, NDArray[np.uint8]]:
-        """What to send, and the memory [rows, 3, size, size] to write to."""
-        taken = None if self._ring is None else self._ring.take(stage.worker)
-        if taken is not None:
-            slot, pixels = taken
-            return slot, pixels.transpose(0, 3, 1, 2)
-        images = shared_pixels(len(self._slots), self._reader.image.size)
-        return images, images.numpy()
 
     def _example(
         self, step: int, slot: int, number: int, epoch: int, place: Place, pixels: NDArray[np.uint8]
@@ -239,14 +230,3 @@ def _counts(examples: Sequence[Example]) -> dict[str, int]:
     named = Counter(f"source/{example.sample.source}" for example in examples)
     named.update(f"caption/{example.caption.field}" for example in examples)
     return dict(named)
-
-
-def shared_pixels(rows: int, size: int) -> UInt8[Tensor, "batch 3 size size"]:
-    """An empty batch in memory that other processes can map: it leaves a worker without being copied.
-
-    Its channels lie innermost in memory, as decoders write them: no pixel is moved twice.
-    """
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(rows, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    storage = torch.UntypedStorage._new_shared(rows * 3 * size * size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, size, size, 3).permute(0, 3, 1, 2)

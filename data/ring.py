@@ -36,6 +36,11 @@ class PixelRing:
         self._memory = mmap.mmap(-1, workers * slots * self._bytes)
         self._states = mmap.mmap(-1, workers * slots)
 
+    @staticmethod
+    def ahead(workers: int, prefetch: int, rows: int, size: int) -> "PixelRing":
+        """Room for what each of `workers` processes (0: this one) holds ready, a batch in use, and one just let go."""
+        return PixelRing(max(1, workers), prefetch + 2, rows, size)
+
     def take(self, worker: int) -> tuple[Slot, NDArray[np.uint8]] | None:
         """A free slot of this worker with its memory [rows, size, size, 3]; None when there is none."""
         for number in range(worker * self._slots, (worker + 1) * self._slots):
@@ -44,10 +49,24 @@ class PixelRing:
                 return Slot(number), self._array(number)
         return None
 
-    def images(self, slot: Slot) -> UInt8[Tensor, "batch 3 size size"]:
-        """The batch in a slot, in the training process, without a copy."""
-        array = self._array(slot.number)
-        weakref.finalize(array, self._free, slot.number)
+    def room(self, worker: int) -> tuple[Slot | UInt8[Tensor, "batch 3 size size"], NDArray[np.uint8]]:
+        """What to send and the memory [rows, 3, size, size] to write to; that of a slot, or fresh where none is free.
+
+        Channels lie innermost in memory, as decoders write them: no pixel is moved twice.
+        """
+        taken = self.take(worker)
+        if taken is not None:
+            slot, pixels = taken
+            return slot, pixels.transpose(0, 3, 1, 2)
+        images = torch.empty(self._shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+        return images, images.numpy()
+
+    def images(self, sent: Slot | UInt8[Tensor, "batch 3 size size"]) -> UInt8[Tensor, "batch 3 size size"]:
+        """The batch that was sent, in the training process; what is in a slot is not copied."""
+        if isinstance(sent, torch.Tensor):
+            return sent
+        array = self._array(sent.number)
+        weakref.finalize(array, self._free, sent.number)
         # The tensor keeps this array, and no other name does.
         return torch.from_numpy(array).permute(0, 3, 1, 2)
 

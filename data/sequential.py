@@ -10,8 +10,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.bad_sample import BadSampleError
 from data.config import DataConfig
-from data.loader import Example, Rows, SampleReader, Tokenize, collate, shared_pixels
+from data.loader import Example, Rows, SampleReader, Tokenize, collate
 from data.randomness import Draws, hash_key
+from data.ring import PixelRing
 from data.shards.cache import ShardCache
 from data.shards.patterns import expand_shards
 from data.shards.reader import ShardReader
@@ -70,12 +71,15 @@ class SequentialStream:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
         pieces = {name: _Pieces(name, shards, self._config.retry) for name, shards in self._shards.items()}
         key = (self._reader.seed, start_step, self._world.rank)
-        load = SequentialLoader(pieces, self._shares, self._rows, self._reader, self._tokenizer, key)
+        workers, prefetch = self._config.workers, self._config.prefetch
+        ring = PixelRing.ahead(workers, prefetch, self._rows, self._reader.image.size)
+        load = SequentialLoader(pieces, self._shares, ring, self._reader, self._tokenizer, key)
         loaded = load_ahead(
             load,
             range(start_step, start_step + num_steps),
-            workers=self._config.workers,
-            prefetch=self._config.prefetch,
+            workers=workers,
+            prefetch=prefetch,
+            arrive=lambda rows: rows._replace(images=ring.images(rows.images)),
             pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )
@@ -100,14 +104,14 @@ class SequentialLoader:
         self,
         sources: Mapping[str, "_Pieces"],
         shares: Mapping[str, float],
-        rows: int,
+        ring: PixelRing,
         reader: SampleReader,
         tokenizer: Tokenize,
         key: tuple[int, ...],
     ) -> None:
         self._sources = dict(sources)
         self._shares = dict(shares)
-        self._rows = rows
+        self._ring = ring
         self._reader = reader
         self._tokenizer = tokenizer
         self._key = key
@@ -119,12 +123,11 @@ class SequentialLoader:
             self._streams = {
                 name: source.stream((*self._key, stage.worker), stage) for name, source in self._sources.items()
             }
-        images = shared_pixels(self._rows, self._reader.image.size)
-        buffer = images.numpy()
+        images, buffer = self._ring.room(stage.worker)
         draws = Draws("sequential-mix", *self._key, step)
         examples: list[Example] = []
         skipped: list[Skip] = []
-        for row in range(self._rows):
+        for row in range(len(buffer)):
             name = draws.weighted(self._shares)
             example, skips = self._next(self._streams[name], step, buffer[row])
             examples.append(example)

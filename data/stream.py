@@ -8,7 +8,6 @@ from typing import Any
 from data.config import DataConfig
 from data.loader import BatchLoader, SampleReader, Tokenize
 from data.order.order import Order, SourceCounts
-from data.ring import Slot
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
@@ -86,20 +85,17 @@ class TrainStream:
         """
         self._log.load(start_step, self._restored)
         workers, prefetch = self._config.workers, self._config.prefetch
-        pinned = self._world.device.type == "cuda"
-        # A batch to train on, and those that a worker holds ready; pinning copies, so it needs no ring.
-        ring = None if pinned else self._load.use_ring(prefetch + 1, max(1, workers))
+        ring = self._load.use_ring(workers, prefetch)
         loaded = load_ahead(
             self._load,
             range(start_step, start_step + num_steps),
             workers=workers,
             prefetch=prefetch,
-            pinned=pinned,
+            arrive=lambda rows: rows._replace(images=ring.images(rows.images)),
+            pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )
         for rows in loaded:
-            if ring is not None and isinstance(rows.images, Slot):
-                rows = rows._replace(images=ring.images(rows.images))
             yield Batch(**rows._asdict())
 
     def state(self, step: int) -> dict[str, Any]:

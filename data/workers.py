@@ -1,17 +1,17 @@
 """Loading processes: numbered pieces of work in, their results in order out, and no waiting for ever."""
 
-import ctypes
 import mmap
-import os
-import signal
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.crew import Crew, WorkerDiedError
 from vlm.errors import UserError
 
 Loaded = TypeVar("Loaded", bound=tuple[object, ...])
@@ -19,7 +19,6 @@ Loaded = TypeVar("Loaded", bound=tuple[object, ...])
 _TEXT = 512  # bytes of a worker's place in the table of stages
 _POLL_SECONDS = 5.0
 _WARN_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Stages:
@@ -43,10 +42,9 @@ class Stages:
 class Stage:
     """The place of this process among those that load for a rank, and where it tells what it is doing."""
 
-    def __init__(self, stages: Stages) -> None:
-        info = get_worker_info()
+    def __init__(self, stages: Stages, worker: int = 0) -> None:
         self._stages = stages
-        self.worker = 0 if info is None else int(info.id)
+        self.worker = worker
         self.is_first = self.worker == 0
         self.stride = max(1, stages.num_workers)
 
@@ -55,30 +53,13 @@ class Stage:
         self._stages.write(self.worker, text)
 
 
-class _Failure(str):
-    """A user's error on its way from a worker: pickled exceptions would arrive as tracebacks."""
-
-
-class _Numbered(Dataset[Loaded | _Failure], Generic[Loaded]):
-    """Work by number, as a DataLoader wants it."""
-
-    def __init__(self, load: Callable[[int, Stage], Loaded], stages: Stages) -> None:
-        self._load = load
-        self._stages = stages
-
-    def __getitem__(self, number: int) -> Loaded | _Failure:
-        try:
-            return self._load(number, Stage(self._stages))
-        except UserError as error:
-            return _Failure(error)
-
-
 def load_ahead(
     load: Callable[[int, Stage], Loaded],
     numbers: range,
     *,
     workers: int,
     prefetch: int = 2,
+    arrive: Callable[[Loaded], Loaded] | None = None,
     pinned: bool = False,
     patience: float = 1800.0,
 ) -> Iterator[Loaded]:
@@ -86,69 +67,111 @@ def load_ahead(
 
     Workers are forked, one thread each; they take the numbers in turn. Nothing is drawn from this process's random
     generators. Leaving the iterator ends the workers. One that is waited for is named, with the shard it is reading,
-    after a minute on standard error, and after `patience` seconds in the error.
+    after a minute on standard error, and after `patience` seconds in the error. `arrive` is done to each result in
+    this process, before its tensors are copied to pinned memory where that is asked for.
 
     Raises:
         UserError: as `load` raised it, in whichever process; or a worker died, or kept this process waiting too long.
     """
     stages = Stages(workers)
-    loader = DataLoader(
-        _Numbered(load, stages),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=pinned,
-        collate_fn=_as_loaded,
-        worker_init_fn=_start_worker,
-        timeout=min(_POLL_SECONDS, patience) if workers else 0,
-        generator=torch.Generator(),  # else each iterator takes a number from the global generator
-        multiprocessing_context="fork" if workers else None,
-    )
-    arriving = iter(loader)
-    for place in range(len(numbers)):
-        worker = place % workers if workers else 0
-        loaded = _next(arriving, worker, stages, patience)
-        if isinstance(loaded, _Failure):
-            raise UserError(str(loaded))
-        yield loaded
+    if workers == 0:
+        stage = Stage(stages)
+        results = (load(number, stage) for number in numbers)
+        yield from _arriving(results, arrive, pinned)
+        return
+    crew = Crew(lambda worker, number: load(number, Stage(stages, worker)), workers)
+    try:
+        arriving = _arriving(_in_turn(crew, numbers, workers, prefetch, stages, patience), arrive, pinned)
+        yield from _pinned_ahead(arriving, prefetch) if pinned else arriving
+    finally:
+        crew.close()
 
 
-def _next(arriving: Iterator[Loaded | _Failure], worker: int, stages: Stages, patience: float) -> Loaded | _Failure:
-    """The next result; DataLoader's time-outs are taken as occasions to look at the clock."""
-    began, warned = time.monotonic(), False
-    while True:
+def _in_turn(crew: Crew, numbers: range, workers: int, prefetch: int, stages: Stages, patience: float) -> Iterator[Any]:
+    """The results in order; each worker is asked for `prefetch` more than it has delivered."""
+    ahead = workers * prefetch
+    place = 0
+    try:
+        for first, number in enumerate(numbers[:ahead]):
+            crew.send(first % workers, number)
+        for place in range(len(numbers)):
+            result = crew.receive(place % workers, _Watchdog(place % workers, stages, patience))
+            if place + ahead < len(numbers):
+                crew.send(place % workers, numbers[place + ahead])
+            yield result
+    except WorkerDiedError:
+        worker = place % workers
+        told = f"loading worker {worker} died (killed? out of memory?) at {stages.read(worker)}"
+        raise UserError(told) from None
+
+
+class _Watchdog:
+    """How long one result is waited for: says who is waited for after a minute, raises after `patience` seconds."""
+
+    def __init__(self, worker: int, stages: Stages, patience: float) -> None:
+        self._worker = worker
+        self._stages = stages
+        self._patience = patience
+        self._began = time.monotonic()
+        self._warned = False
+
+    def __call__(self) -> float:
+        waited, worker = time.monotonic() - self._began, self._worker
+        if waited >= self._patience:
+            doing = self._stages.read(worker)
+            raise UserError(
+                f"loading worker {worker} kept this rank waiting for {waited:.0f} s (data.patience) at {doing}"
+            )
+        if waited >= _WARN_SECONDS and not self._warned:
+            self._warned = True
+            doing = self._stages.read(worker)
+            print(f"waiting for loading worker {worker} for {waited:.0f} s: {doing}", file=sys.stderr)  # noqa: T201
+        return min(_POLL_SECONDS, self._patience - waited)
+
+
+def _arriving(results: Iterator[Loaded], arrive: Callable[[Loaded], Loaded] | None, pinned: bool) -> Iterator[Loaded]:
+    for result in results:
+        here = result if arrive is None else arrive(result)
+        yield _pin(here) if pinned else here
+
+
+def _pin(value: Any) -> Any:
+    """The same with its tensors, also those of named tuples in it, in memory that a GPU reads by itself."""
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    return type(value)(*map(_pin, value)) if hasattr(value, "_fields") else value
+
+
+def _pinned_ahead(arriving: Iterator[Loaded], ahead: int) -> Iterator[Loaded]:
+    """The same, received and copied by a thread, so that a step does not wait for the copy."""
+    ready: queue.Queue[tuple[Loaded | None, BaseException | None]] = queue.Queue(ahead)
+    left = threading.Event()
+
+    def put(entry: tuple[Loaded | None, BaseException | None]) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return
+
+    def receive() -> None:
         try:
-            return next(arriving)
-        except RuntimeError as error:
-            waited, doing = time.monotonic() - began, stages.read(worker)
-            if "exited unexpectedly" in str(error):
-                raise UserError(f"loading worker {worker} died (killed? out of memory?) at {doing}") from error
-            if "timed out" not in str(error):
-                raise
-            if waited >= patience:
-                raise UserError(
-                    f"loading worker {worker} kept this rank waiting for {waited:.0f} s (data.patience) at {doing}"
-                ) from error
-            if waited >= _WARN_SECONDS and not warned:
-                warned = True
-                print(f"waiting for loading worker {worker} for {waited:.0f} s: {doing}", file=sys.stderr)  # noqa: T201
+            for result in arriving:
+                put((result, None))
+                if left.is_set():
+                    return
+        except BaseException as error:
+            put((None, error))
+        else:
+            put((None, None))
 
-
-def _as_loaded(loaded: Loaded | _Failure) -> Loaded | _Failure:
-    """DataLoader's own conversion would turn tuples into lists."""
-    return loaded
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001 (DataLoader passes the number)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # an interrupt is the training process's to handle, which ends its workers
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    """End this worker at once when the training process is killed (Linux; elsewhere torch looks every few seconds)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=receive, daemon=True, name="pin").start()
+    try:
+        while True:
+            result, error = ready.get()
+            if error is not None:
+                raise error
+            if result is None:
+                return
+            yield result
+    finally:
+        left.set()

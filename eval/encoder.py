@@ -86,10 +86,11 @@ def embed_batches(
 
 def embed_images(model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int) -> ImageEmbeddings:
     """All usable images of a held-out set, on every rank. Collective."""
-    batches = list(embed_batches(model, held_out, world, batch_size, workers))
-    rows = gather_rows(torch.cat([rows for _, rows in batches]), world)
-    indices = gather_rows(torch.cat([batch.indices for batch, _ in batches]), world)
-    valid = gather_rows(torch.cat([batch.valid for batch, _ in batches]).byte(), world).bool()
+    batches = embed_batches(model, held_out, world, batch_size, workers)
+    kept = [(rows, batch.indices, batch.valid) for batch, rows in batches]  # the pixels are let go
+    own_rows, own_indices, own_valid = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    rows, indices = gather_rows(own_rows, world), gather_rows(own_indices, world)
+    valid = gather_rows(own_valid.byte(), world).bool()
     return ImageEmbeddings(rows[valid], indices[valid])
 
 

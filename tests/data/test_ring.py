@@ -45,7 +45,6 @@ def test_a_worker_takes_slots_of_its_own_only() -> None:
     assert ring.take(0) is None
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, workers: int) -> None:
     pattern = write_source(tmp_path, [23, 14])

@@ -82,7 +82,6 @@ def test_a_global_batch_is_the_same_at_any_world_size(tmp_path: Path, world_size
         assert sum((part.skipped for part in parts), ()) == batch.skipped
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
     write_shard(tmp_path / "part-99.tar", [sample(99, jpg=b"", txt="x")])

@@ -14,6 +14,8 @@ import torch
 from data.workers import Stage, load_ahead
 from vlm.errors import UserError
 
+BIG = 4_000_000  # bytes, more than a socket holds
+
 
 class Work(NamedTuple):
     number: int
@@ -32,7 +34,6 @@ def broken(number: int, stage: Stage) -> Work:
     raise ZeroDivisionError(f"a mistake of ours at {number}")
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_order_from_each_worker_in_turn(workers: int) -> None:
     results = list(load_ahead(work, range(10, 20), workers=workers))
@@ -104,4 +105,88 @@ def test_a_worker_that_died_is_named_with_its_shard() -> None:
     stream = load_ahead(dying, range(10, 30), workers=2)
     assert next(stream).number == 10
     with pytest.raises(UserError, match=r"worker 1 died \(killed\? out of memory\?\) at step 11: shard-11\.tar$"):
+        next(stream)
+
+
+def stopping(number: int, stage: Stage) -> Work:
+    stage.tell(f"step {number}: shard-{number}.tar")
+    if number == 11:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return work(number, stage)
+
+
+def test_a_stopped_worker_is_named_when_patience_is_over() -> None:
+    stream = load_ahead(stopping, range(10, 30), workers=2, patience=0.3)
+    assert next(stream).number == 10
+    with pytest.raises(UserError, match=r"worker 1 kept this .*data\.patience.* at step 11: shard-11\.tar$"):
+        next(stream)
+
+
+class Large(NamedTuple):
+    tensor: torch.Tensor
+
+
+def large(number: int, stage: Stage) -> Large:
+    return Large(torch.full((BIG,), number, dtype=torch.uint8))
+
+
+def test_a_worker_stopped_in_the_midst_of_sending_is_named_too() -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    stream = load_ahead(large, range(10, 30), workers=1, patience=0.3)
+    assert next(stream).tensor.tolist() == [10] * BIG
+    (worker,) = {child.pid for child in psutil.Process().children()} - before
+    while psutil.Process(worker).status() != psutil.STATUS_SLEEPING:  # it waits for room in the socket
+        time.sleep(0.01)
+    os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(UserError, match="worker 0 kept this"):
+        list(stream)
+    assert not psutil.pid_exists(worker)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_worker_killed_at_any_moment_is_named_and_nothing_else_is_raised(moment: int) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    stream = load_ahead(large, range(10, 10_000), workers=2)
+    next(stream)
+    worker = min({child.pid for child in psutil.Process().children()} - before)
+    for _ in range(moment):
+        next(stream)
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.01)  # where a handler would raise
+    with pytest.raises(UserError, match=r"^loading worker 0 died \(killed\? out of memory\?\)"):
+        list(stream)
+
+
+class UnsendableError(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+
+
+def unsendable(number: int, stage: Stage) -> Work:
+    raise UnsendableError(3, "it needs two arguments")
+
+
+def test_an_exception_that_cannot_be_pickled_is_told_all_the_same() -> None:
+    with pytest.raises(RuntimeError, match="UnsendableError: it needs two arguments"):
+        next(load_ahead(unsendable, range(1), workers=1))
+
+
+def test_workers_leave_the_signals_of_a_group_to_the_training_process() -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    stream = load_ahead(work, range(10, 40), workers=2)
+    next(stream)
+    for worker in {child.pid for child in psutil.Process().children()} - before:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker, number)
+    assert len(list(stream)) == 29
+
+
+def test_pinned_results_come_in_order_and_an_error_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing can be pinned: the thread and the queue are real, the copy is a plain one."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    numbers = [one.tensor[0].item() for one in load_ahead(large, range(10, 16), workers=2, pinned=True)]
+    assert numbers == list(range(10, 16))
+    stream = load_ahead(work, range(5, 20), workers=2, pinned=True)
+    assert [next(stream).number, next(stream).number] == [5, 6]
+    with pytest.raises(UserError, match="shard 7 is no tar"):
         next(stream)
