@@ -35,7 +35,7 @@ class CaptionConfig(Config):
 
     policy: Annotated[CaptionPolicy, Field(description="Which captions a step reads.")] = "random"
     fields: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | None,
+        dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] | None,
         Field(
             min_length=1,
             description="Weights by json field, or `txt`; by default json `captions`, else txt, else json `caption`.",

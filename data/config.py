@@ -22,11 +22,14 @@ class SourceConfig(Config):
         str | tuple[str, ...],
         Field(description="Tar files: local names or URLs (s3, gs, hf, https, pipe), {00..03} and * patterns."),
     ]
-    weight: Annotated[float, Field(gt=0, description="Share of the samples, relative to the other sources.")] = 1.0
+    weight: Annotated[
+        float, Field(ge=1e-6, le=1e6, description="Share of the samples, relative to the other sources.")
+    ] = 1.0
     caption: Annotated[CaptionConfig | None, Field(description="Instead of data.caption.")] = None
     augment: Annotated[AugmentConfig | None, Field(description="Instead of data.augment.")] = None
     num_samples: Annotated[
-        int | None, Field(gt=0, description="Samples in the shards; needed, and read, by `mode: sequential` alone.")
+        int | None,
+        Field(gt=0, le=10**12, description="Samples in the shards; needed, and read, by `mode: sequential` alone."),
     ] = None
 
     @property
@@ -41,26 +44,40 @@ class DataConfig(Config):
     Relative patterns lie below `root` (or the current folder). The order of `sources` is part of the order of samples.
     """
 
-    root: str | None = None
-    sources: Annotated[Named[SourceConfig], Field(min_length=1)]
+    root: Annotated[
+        str | None, Field(description="Folder or store of relative patterns; null: the current folder.")
+    ] = None
+    sources: Annotated[Named[SourceConfig], Field(min_length=1, description="Sets of shards by name, in order.")]
     mix: Annotated[MixName, Field(description="weight: shares by weight; once: every sample once an epoch.")] = "weight"
-    caption: CaptionConfig = CaptionConfig()
-    augment: AugmentConfig = AugmentConfig()
+    caption: Annotated[CaptionConfig, Field(description="Which captions a step reads; sources may differ.")] = (
+        CaptionConfig()
+    )
+    augment: Annotated[AugmentConfig, Field(description="What becomes of images; sources may differ.")] = (
+        AugmentConfig()
+    )
     lanes: Annotated[
         int | None,
-        Field(gt=0, description="Virtual readers; a divisor of global_batch. null: the largest one up to 1,024."),
+        Field(
+            gt=0, le=2**20, description="Virtual readers; a divisor of global_batch. null: the largest one up to 1,024."
+        ),
     ] = None
-    shuffle_shards: Annotated[int, Field(gt=0, description="Shards that are shuffled together, per lane.")] = 8
-    workers: Annotated[int, Field(ge=0, description="Loading processes per rank; 0 loads in the training process.")] = 2
-    prefetch: Annotated[int, Field(ge=1, description="Batches that each worker holds ready.")] = 2
+    shuffle_shards: Annotated[
+        int, Field(gt=0, le=10**6, description="Shards that are shuffled together, per lane.")
+    ] = 8
+    workers: Annotated[
+        int, Field(ge=0, le=512, description="Loading processes per rank; 0 loads in the training process.")
+    ] = 2
+    prefetch: Annotated[int, Field(ge=1, le=1024, description="Batches that each worker holds ready.")] = 2
     patience: Annotated[
-        float, Field(gt=0, description="Seconds that a rank waits for a batch before it stops the run.")
+        float, Field(gt=0, le=30 * 86400, description="Seconds that a rank waits for a batch before it stops the run.")
     ] = 1800.0
     max_bad_share: Annotated[
         float, Field(ge=0, le=1, description="Share of samples that may be skipped before the run stops.")
     ] = 0.01
-    cache: CacheConfig = CacheConfig()
-    retry: RetryConfig = RetryConfig()
+    cache: Annotated[CacheConfig, Field(description="Copies of remote and gzipped shards on each node.")] = (
+        CacheConfig()
+    )
+    retry: Annotated[RetryConfig, Field(description="How long a store that fails is asked again.")] = RetryConfig()
     mode: Annotated[
         Literal["indexed", "sequential"],
         Field(description="sequential: streams shards without index or copy, without exact resume or elastic order."),

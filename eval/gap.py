@@ -1,8 +1,13 @@
 """Moving the two clouds of embeddings together or apart (Liang et al., 2022, section 4.2)."""
 
+from typing import Annotated
+
 from jaxtyping import Float32
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
+
+Shift = Annotated[float, Field(ge=-100, le=100)]
 
 
 def moved_together(

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
-from eval.gap import moved_together
+from eval.gap import Shift, moved_together
 from eval.ranks import find_matches_shared, score
 from eval.shards import ShardEvaluation
 from vlm.errors import EveryRankError
@@ -32,12 +32,14 @@ _HELD_OUT = 5  # of so many pairs one is held out from the classifier
 class GeometryEvaluationConfig(ShardEvaluation):
     """The geometry of the captioned samples of shards."""
 
-    kind: Literal["geometry"]
+    kind: Annotated[Literal["geometry"], Field(description="the clouds of embeddings and the gap between them")]
     shifts: Annotated[
-        tuple[float, ...],
+        tuple[Shift, ...],
         Field(description="Shares of the centroids' difference by which the clouds are moved together."),
     ] = (-0.5, 0.0, 0.5, 1.0, 1.5)
-    sample: Annotated[int, Field(ge=5, description="Pairs whose products are all looked at, evenly spaced.")] = 2048
+    sample: Annotated[
+        int, Field(ge=5, le=16384, description="Pairs whose products are all looked at, evenly spaced.")
+    ] = 2048
 
 
 @runtime_checkable

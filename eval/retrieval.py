@@ -23,8 +23,8 @@ _NUM_RETRIEVED = 5
 class RetrievalConfig(ShardEvaluation):
     """Retrieval of captions by image and of images by caption, over the captioned samples of shards."""
 
-    kind: Literal["retrieval"]
-    tile: Annotated[int, Field(gt=0, description="Scores are computed in tiles of tile x tile.")] = TILE
+    kind: Annotated[Literal["retrieval"], Field(description="images to texts and back")]
+    tile: Annotated[int, Field(gt=0, le=2**20, description="Scores are computed in tiles of tile x tile.")] = TILE
 
 
 class Retrieval:

@@ -19,9 +19,11 @@ class ShardEvaluation(Config):
     every: Annotated[
         PositiveDuration | None, Field(description="In training, evaluate this often; null: only at the end.")
     ] = None
-    batch_size: Annotated[int, Field(gt=0, description="Images, or texts, a forward on each rank.")] = 256
-    limit: Annotated[int | None, Field(gt=0, description="Only the first so many samples.")] = None
-    workers: Annotated[int, Field(ge=0, description="Loading processes per rank; 0 loads in the process itself.")] = 0
+    batch_size: Annotated[int, Field(gt=0, le=2**20, description="Images, or texts, a forward on each rank.")] = 256
+    limit: Annotated[int | None, Field(gt=0, le=10**12, description="Only the first so many samples.")] = None
+    workers: Annotated[
+        int, Field(ge=0, le=512, description="Loading processes per rank; 0 loads in the process itself.")
+    ] = 0
     embedding: Annotated[
         Reading,
         Field(description="What is compared where the model has projection heads: their output, or the towers'."),

@@ -22,7 +22,7 @@ from eval.encoder import (
     gather_shares,
 )
 from eval.equal_texts import equal_rows, equal_tokens, token_rows
-from eval.gap import moved_together
+from eval.gap import Shift, moved_together
 from eval.ranks import find_matches, find_matches_shared
 from eval.shards import ShardEvaluation
 from vlm.errors import UserError
@@ -36,14 +36,14 @@ _STRINGS = tuple[str, ...]
 class ZeroShotConfig(ShardEvaluation):
     """Zero-shot classification of labelled shards."""
 
-    kind: Literal["zeroshot"]
+    kind: Annotated[Literal["zeroshot"], Field(description="classes by their names")]
     classes: Annotated[str | _STRINGS, Field(description='Class names: a list, a JSON file, or "imagenet".')]
     templates: Annotated[
         str | _STRINGS | None,
         Field(description='Prompts with {} for the name: a list, a JSON file, "openai-imagenet" or "simple".'),
     ] = None
     shifts: Annotated[
-        tuple[float, ...],
+        tuple[Shift, ...],
         Field(
             description="Also top-1 with images and classes moved together by shares of their centroids' difference."
         ),

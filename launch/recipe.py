@@ -40,8 +40,8 @@ class Recipe(TrainingConfig):
     """A run: the model, the data, how it trains, and what is measured on the way."""
 
     run: str = Field(description="the run directory: metrics, checkpoints, report")
-    model: ModelConfig
-    data: DataConfig
+    model: ModelConfig = Field(description="what is trained: two towers and their heads")
+    data: DataConfig = Field(description="what it is trained on")
     evaluate: Named[EvaluatorConfig] = Field(default={}, description="evaluations by name")
 
 

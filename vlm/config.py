@@ -4,7 +4,8 @@ import types
 import typing
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.errors import nearest
 
@@ -14,13 +15,27 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, given: Any) -> Any:
+        """Python takes true for 1; who writes it for a number meant another key."""
+        if isinstance(given, dict):
+            for name, value in given.items():
+                field = cls.model_fields.get(name)
+                where = None if field is None else _truth_for_number(field.annotation, value)
+                if where is not None:
+                    problem = PydanticCustomError("number", "input should be a number, not true or false")
+                    details = InitErrorDetails(type=problem, loc=(name, *where[0]), input=where[1])
+                    raise ValidationError.from_exception_data(cls.__name__, [details])
+        return given
+
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line on the first mistake in a configuration: its path, the value found, and what would be right."""
     found = error.errors(include_url=False)
     # An unknown key explains more than the missing one it was meant for.
     problem = next((p for p in found if p["type"] == "extra_forbidden"), found[0])
-    location = [str(part) for part in problem["loc"]]
+    location = [_key(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         parents, owner = _walk(model, location[:-1])
         fields = owner.model_fields if isinstance(owner, type) and issubclass(owner, BaseModel) else {}
@@ -35,8 +50,34 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{path}: found {_shown(problem['input'])}; {words[0].lower()}{words[1:]}"
 
 
+def _key(part: int | str) -> str:
+    """One part of a path, in one line whatever was written."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= 60 else _shown(text)
+
+
+def _truth_for_number(annotation: Any, value: Any) -> tuple[tuple[int | str, ...], bool] | None:
+    """Where within `value` true or false stands for a number, and which of them; None where it does not."""
+    if not isinstance(value, bool | list | tuple | dict):
+        return None
+    kinds = [_plain(member) for member in _members(_plain(annotation))]
+    if isinstance(value, bool):
+        return ((), value) if {int, float}.intersection(kinds) and bool not in kinds else None
+    if not any(isinstance(inner, bool) for inner in (value.values() if isinstance(value, dict) else value)):
+        return None
+    items = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) in (tuple, list, dict)]
+    for place, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        found = next((_truth_for_number(item[-1 if item[-1] is not ... else 0], inner) for item in items if item), None)
+        if found is not None:
+            return (place, *found[0]), found[1]
+    return None
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or of more digits than Python writes
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

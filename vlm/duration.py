@@ -14,6 +14,7 @@ Unit = Literal["steps", "samples", "epochs"]
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kMG]?)\s*(step|sample|epoch)s?", re.IGNORECASE)
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _UNITS: dict[str, Unit] = {"step": "steps", "sample": "samples", "epoch": "epochs"}
+_LONGEST: dict[Unit, int] = {"steps": 10**12, "samples": 10**15, "epochs": 10**9}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Duration:
         if match is None:
             raise ValueError('a duration is a number and a unit: "40 epochs", "2000 steps" or "1.2M samples"')
         number, multiple, unit = match.groups()
-        return Duration(float(number) * _MULTIPLES[multiple.lower()], _UNITS[unit.lower()])
+        amount = float(number) * _MULTIPLES[multiple.lower()]
+        of_unit = _UNITS[unit.lower()]
+        if amount > _LONGEST[of_unit]:
+            raise ValueError(f"{text.strip():.60} is longer than any run; at most {_LONGEST[of_unit]:.0e} {of_unit}")
+        return Duration(amount, of_unit)
 
     def steps(self, global_batch: int, samples_per_epoch: int) -> int:
         """The same length in optimizer steps, rounded up; zero stays zero."""
@@ -60,7 +65,10 @@ class Duration:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "pattern": r"^[0-9.]+\s*[kMG]?\s*(steps?|samples?|epochs?)$"}
+        return {
+            "type": "string",
+            "pattern": r"^\s*[0-9_,]*\.?[0-9_,]+(e[+-]?[0-9]+)?\s*[kKmMgG]?\s*(steps?|samples?|epochs?)\s*$",
+        }
 
 
 def _positive(duration: Duration) -> Duration:

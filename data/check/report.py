@@ -23,7 +23,9 @@ class CheckConfig(Config):
     """How shards are checked: which hashes count as the same picture, and how much is named rather than counted."""
 
     distance_bits: int = Field(default=4, ge=0, le=16, description="picture hashes that differ in at most so many bits")
-    listed: int = Field(default=100, ge=0, description="groups, matches and findings of a kind that are named")
+    listed: int = Field(
+        default=100, ge=0, le=10**9, description="groups, matches and findings of a kind that are named"
+    )
     clip_tokens: bool = Field(default=True, description="count the CLIP tokens of captions")
 
 

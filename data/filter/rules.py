@@ -30,21 +30,26 @@ class AlignRules(Config):
     missing captions) no limit changes. Words are made as `data.filter.words` says.
     """
 
-    min_side: int = Field(default=200, ge=0, description="pixels that the shorter side must exceed")
-    max_aspect_ratio: float = Field(default=3.0, gt=1, description="longer / shorter side must be below this")
-    max_texts_per_image: int = Field(default=1000, ge=1, description="an image with more different texts is dropped")
-    max_images_per_text: int = Field(default=10, ge=1, description="a text of more different images is dropped")
+    min_side: int = Field(default=200, ge=0, le=10**6, description="pixels that the shorter side must exceed")
+    max_aspect_ratio: float = Field(default=3.0, gt=1, le=1e6, description="longer / shorter side must be below this")
+    max_texts_per_image: int = Field(
+        default=1000, ge=1, le=10**9, description="an image with more different texts is dropped"
+    )
+    max_images_per_text: int = Field(
+        default=10, ge=1, le=10**9, description="a text of more different images is dropped"
+    )
     max_ngrams: int = Field(
         default=100_000_000,
         ge=1,
+        le=10**12,
         description="most frequent unigrams and bigrams (counted together; those as frequent as the last one included) "
         "outside which a text must have none",
     )
     min_ngram_count: int = Field(
-        default=1, ge=1, description="a unigram or bigram that occurs fewer times is rare too; for small data"
+        default=1, ge=1, le=10**9, description="a unigram or bigram that occurs fewer times is rare too; for small data"
     )
-    min_words: int = Field(default=3, ge=0, description="least unigrams of a text")
-    max_words: int = Field(default=20, ge=1, description="most unigrams of a text")
+    min_words: int = Field(default=3, ge=0, le=10**6, description="least unigrams of a text")
+    max_words: int = Field(default=20, ge=1, le=10**6, description="most unigrams of a text")
     distance_bits: int = Field(
         default=4, ge=0, le=16, description="bits in which the hashes of a picture and of a test picture may differ"
     )

@@ -16,13 +16,16 @@ from data.randomness import Draws
 from vlm.config import Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Jitter = Annotated[float, Field(ge=0, le=10)]
+Sigma = Annotated[float, Field(ge=0.01, le=100)]
 _BLUR_REACH = 3  # standard deviations
 
 
 class RandAugmentConfig(Config):
     """RandAugment (Cubuk et al., 2020) with torchvision's operations."""
 
-    num_ops: Annotated[int, Field(ge=1, description="Operations that each image goes through.")] = 2
+    num_ops: Annotated[int, Field(ge=1, le=100, description="Operations that each image goes through.")] = 2
     magnitude: Annotated[int, Field(ge=0, le=30, description="Strength of each operation, of 30.")] = 9
 
 
@@ -33,22 +36,22 @@ class AugmentConfig(Config):
     """
 
     crop_scale: Annotated[
-        tuple[float, float], Field(description="Least and greatest area of the crop, as shares of the image.")
+        tuple[Share, Share], Field(description="Least and greatest area of the crop, as shares of the image.")
     ] = (0.9, 1.0)
     crop_ratio: Annotated[
-        tuple[float, float], Field(description="Least and greatest width / height of the crop, before it is squashed.")
+        tuple[Ratio, Ratio], Field(description="Least and greatest width / height of the crop, before it is squashed.")
     ] = (3 / 4, 4 / 3)
     flip: Annotated[bool, Field(description="Mirror every other view (captions naming sides no longer fit).")] = False
     rand_augment: Annotated[RandAugmentConfig | None, Field(description="Random operations of given strength.")] = None
     color_jitter: Annotated[
-        tuple[float, float, float, float] | None,
+        tuple[Jitter, Jitter, Jitter, Share] | None,
         Field(description="Greatest change of brightness, contrast, saturation (shares) and hue (of the circle)."),
     ] = None
     color_jitter_prob: Annotated[Share, Field(description="Share of the views whose colours are jittered.")] = 0.8
     gray_scale_prob: Annotated[Share, Field(description="Share of the views that lose their colours.")] = 0.0
     blur_prob: Annotated[Share, Field(description="Share of the views that are blurred.")] = 0.0
     blur_sigma: Annotated[
-        tuple[float, float], Field(description="Least and greatest standard deviation of the blur, in view pixels.")
+        tuple[Sigma, Sigma], Field(description="Least and greatest standard deviation of the blur, in view pixels.")
     ] = (0.1, 2.0)
     exact: Annotated[
         bool, Field(description="Decode large JPEG files at full size: slower, pixels within rounding of Pillow's.")

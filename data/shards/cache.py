@@ -46,8 +46,15 @@ def parse_size(text: str | int) -> int:
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
-    Field(ge=0),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^[0-9.]+ ?[kKMGTP]?i?B?$"}, {"type": "integer"}]}),
+    Field(ge=0, le=2**60),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9.]+ ?[kKMGTP]?i?B?$"},
+                {"type": "integer", "minimum": 0, "maximum": 2**60},
+            ]
+        }
+    ),
 ]
 """A number of bytes that a recipe may write with its unit."""
 

@@ -44,10 +44,12 @@ _log = logging.getLogger(__name__)
 class RetryConfig(Config):
     """How long a store that fails is asked again: waits double from `first_wait` to `longest_wait`, less up to half."""
 
-    attempts: Annotated[int, Field(ge=1, description="How often a read is tried before it counts as failed.")] = 8
-    first_wait: Annotated[float, Field(ge=0, description="Seconds before the second attempt.")] = 1.0
-    longest_wait: Annotated[float, Field(ge=0, description="Seconds that the waits grow to.")] = 30.0
-    silence: Annotated[float, Field(gt=0, description="Seconds without a byte that end a connection.")] = 60.0
+    attempts: Annotated[
+        int, Field(ge=1, le=1000, description="How often a read is tried before it counts as failed.")
+    ] = 8
+    first_wait: Annotated[float, Field(ge=0, le=86400, description="Seconds before the second attempt.")] = 1.0
+    longest_wait: Annotated[float, Field(ge=0, le=86400, description="Seconds that the waits grow to.")] = 30.0
+    silence: Annotated[float, Field(gt=0, le=86400, description="Seconds without a byte that end a connection.")] = 60.0
 
 
 class UnavailableError(OSError):

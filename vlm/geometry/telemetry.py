@@ -24,7 +24,7 @@ class GeometryConfig(Config):
     """What is written about the two clouds of embeddings on the way."""
 
     every: PositiveDuration | None = Field(default=Duration(100, "steps"), description="null: never")
-    sample: int = Field(default=256, ge=2, description="pairs of the global batch that are looked at")
+    sample: int = Field(default=256, ge=2, le=16384, description="pairs of the global batch that are looked at")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers towers."""
 
-from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm.config import Config
-from vlm.errors import nearest
 from vlm.model.heads import HeadConfig
+from vlm.model.image_spec import ImageSize, Interpolation, Mean, ResizeMode, Std
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
+from vlm.model.open_clip_fields import checked_fields
+
+EmbedDim = Annotated[int, Field(gt=0, le=65536, description="width of the embeddings that are compared")]
+LogitBias = Annotated[float, Field(ge=-1000, le=1000)]
 
 
 class Architecture(Config):
@@ -19,38 +22,42 @@ class Architecture(Config):
     dual encoder: its description is accepted and left out.
     """
 
-    embed_dim: PositiveInt
-    vision_cfg: dict[str, Any]
-    text_cfg: dict[str, Any]
-    quick_gelu: bool = False
-    custom_text: bool = False
-    multimodal_cfg: dict[str, Any] | None = None
-    init_logit_scale: float | None = None
-    init_logit_bias: float | None = None
+    embed_dim: EmbedDim
+    vision_cfg: dict[str, Any] = Field(description="the image tower: open_clip's CLIPVisionCfg")
+    text_cfg: dict[str, Any] = Field(description="the text tower: open_clip's CLIPTextCfg")
+    quick_gelu: bool = Field(default=False, description="OpenAI's approximation of GELU")
+    custom_text: bool = Field(
+        default=False, description="of no effect here: the text tower is always a part of its own"
+    )
+    multimodal_cfg: dict[str, Any] | None = Field(default=None, description="a caption decoder, which is left out")
+    init_logit_scale: float | None = Field(
+        default=None, ge=-10, le=10, description="logarithm of the first logit scale; null: that of 1/0.07"
+    )
+    init_logit_bias: LogitBias | None = Field(default=None, description="first logit bias; null: the model has none")
 
     @field_validator("vision_cfg")
     @classmethod
     def _known_vision_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return _checked(fields, CLIPVisionCfg)
+        return checked_fields(fields, CLIPVisionCfg)
 
     @field_validator("text_cfg")
     @classmethod
     def _known_text_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return _checked(fields, CLIPTextCfg)
+        return checked_fields(fields, CLIPTextCfg)
 
 
 class ImageTowerConfig(Config):
     """An image tower: a transformers model (local folder or hub name), or open_clip's `vision_cfg`."""
 
-    transformers: str | None = None
-    pool: Literal["pooler", "first", "mean"] = "pooler"
-    pretrained: bool = True  # read the transformers model's weights, not its configuration alone
-    vision_cfg: dict[str, Any] | None = None
+    transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
+    pool: Literal["pooler", "first", "mean"] = Field(default="pooler", description="what becomes the embedding")
+    pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
+    vision_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPVisionCfg instead")
 
     @field_validator("vision_cfg")
     @classmethod
     def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else _checked(fields, CLIPVisionCfg)
+        return None if fields is None else checked_fields(fields, CLIPVisionCfg)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ImageTowerConfig":
@@ -65,17 +72,17 @@ class TextTowerConfig(Config):
     the model's own pooler.
     """
 
-    transformers: str | None = None
-    tokenizer: str | None = None  # by default the one saved with the transformers model
-    pool: Literal["mean", "first", "end", "pooler"] = "mean"
-    context_length: PositiveInt = 77
-    pretrained: bool = True
-    text_cfg: dict[str, Any] | None = None
+    transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
+    tokenizer: str | None = Field(default=None, description="null: the one saved with the transformers model")
+    pool: Literal["mean", "first", "end", "pooler"] = Field(default="mean", description="what becomes the embedding")
+    context_length: int = Field(default=77, ge=2, le=65536, description="tokens that a text is cut to")
+    pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
+    text_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPTextCfg instead")
 
     @field_validator("text_cfg")
     @classmethod
     def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else _checked(fields, CLIPTextCfg)
+        return None if fields is None else checked_fields(fields, CLIPTextCfg)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TextTowerConfig":
@@ -86,9 +93,9 @@ class TextTowerConfig(Config):
 class Towers(Config):
     """Two towers of any kind, each projected to `embed_dim`."""
 
-    embed_dim: PositiveInt
-    image: ImageTowerConfig
-    text: TextTowerConfig
+    embed_dim: EmbedDim
+    image: ImageTowerConfig = Field(description="the image tower")
+    text: TextTowerConfig = Field(description="the text tower")
 
 
 class ModelConfig(Config):
@@ -99,22 +106,28 @@ class ModelConfig(Config):
     the embedding included.
     """
 
-    open_clip: str | None = None
-    architecture: Architecture | None = None
-    towers: Towers | None = None
-    pretrained: str | None = None
-    image_head: HeadConfig | None = None
-    text_head: HeadConfig | None = None
-    freeze_batch_norm: bool = False
-    quick_gelu: bool | None = None
-    image_size: PositiveInt | None = None
-    image_mean: tuple[float, float, float] | None = None
-    image_std: tuple[float, float, float] | None = None
-    interpolation: Literal["bicubic", "bilinear"] | None = None
-    resize_mode: Literal["shortest", "squash", "longest"] | None = None
-    init_logit_scale: float | None = Field(default=None, gt=0, le=MAX_LOGIT_SCALE)  # None: 1/0.07
-    init_logit_bias: float | None = None
-    learn_logit_scale: bool = True  # false: the scale stays where it starts, or where the pretrained weights have it
+    open_clip: str | None = Field(default=None, description="a model by its open_clip name")
+    architecture: Architecture | None = Field(default=None, description="the fields of open_clip's JSON model files")
+    towers: Towers | None = Field(default=None, description="two towers of any kind")
+    pretrained: str | None = Field(
+        default=None, description="open_clip's tag, or a local checkpoint; null: from scratch"
+    )
+    image_head: HeadConfig | None = Field(default=None, description="a projection head behind the image tower")
+    text_head: HeadConfig | None = Field(default=None, description="a projection head behind the text tower")
+    freeze_batch_norm: bool = Field(default=False, description="keep the statistics of batch norm as they are")
+    quick_gelu: bool | None = Field(default=None, description="OpenAI's approximation of GELU")
+    image_size: ImageSize | None = Field(default=None, description="pixels a side")
+    image_mean: tuple[Mean, Mean, Mean] | None = Field(default=None, description="subtracted from values in [0, 1]")
+    image_std: tuple[Std, Std, Std] | None = Field(default=None, description="by which they are divided then")
+    interpolation: Interpolation | None = Field(default=None, description="how images are resized")
+    resize_mode: ResizeMode | None = Field(default=None, description="which side gets the size in evaluation")
+    init_logit_scale: float | None = Field(
+        default=None, gt=0, le=MAX_LOGIT_SCALE, description="first logit scale, by default 1/0.07"
+    )
+    init_logit_bias: LogitBias | None = Field(default=None, description="first logit bias, as `sigmoid` needs it")
+    learn_logit_scale: bool = Field(
+        default=True, description="false: the scale stays where it starts, or where the pretrained weights have it"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ModelConfig":
@@ -127,23 +140,3 @@ def _exactly_one(**choices: object) -> None:
     if len(given) != 1:
         found = "none of them" if not given else " and ".join(given)
         raise ValueError(f"exactly one of {', '.join(choices)} is needed; found {found}")
-
-
-@cache
-def _validator(owner: type) -> Any:
-    return TypeAdapter(owner)
-
-
-def _checked(fields: dict[str, Any], owner: type) -> dict[str, Any]:
-    """The fields, if open_clip's dataclass `owner` has them all, of these types."""
-    known = owner.__dataclass_fields__  # type: ignore[attr-defined]
-    for name, value in fields.items():
-        if name not in known:
-            raise ValueError(f"{name}: unknown key (value {value!r}); {nearest(name, known)}")
-    try:
-        # None stands for open_clip's own default in its JSON files.
-        _validator(owner).validate_python({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise ValueError(f"{problem['loc'][0]}: found {problem['input']!r}; {problem['msg']}") from None
-    return fields

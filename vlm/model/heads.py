@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -24,11 +24,11 @@ class HeadConfig(Config):
     2024): the loss sees some coordinates less, and `before_head` reads them all the same.
     """
 
-    kind: Literal["linear", "mlp", "reweight"]
-    dim: Annotated[PositiveInt | None, Field(description="width of one head; null: that of the tower")] = None
-    hidden: Annotated[PositiveInt, Field(description="width of the hidden layer of an mlp")] = 4096
-    kappa: Annotated[float, Field(ge=1, description="of reweight: 1 leaves everything as it is")] = 1.01
-    heads: Annotated[PositiveInt, Field(description="how many, each with weights of its own")] = 1
+    kind: Annotated[Literal["linear", "mlp", "reweight"], Field(description="what the head is made of")]
+    dim: Annotated[int | None, Field(gt=0, le=65536, description="width of one head; null: that of the tower")] = None
+    hidden: Annotated[int, Field(gt=0, le=2**20, description="width of the hidden layer of an mlp")] = 4096
+    kappa: Annotated[float, Field(ge=1, le=10, description="of reweight: 1 leaves everything as it is")] = 1.01
+    heads: Annotated[int, Field(gt=0, le=1024, description="how many, each with weights of its own")] = 1
 
     def embed_dim(self, tower_dim: int) -> int:
         """The width of what the heads make together. Raises ValueError where they can have no such width."""

@@ -1,11 +1,17 @@
 """What a picture must look like when it reaches the image tower."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from vlm.config import Config
+
+ImageSize = Annotated[int, Field(ge=8, le=4096)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Std = Annotated[float, Field(ge=1e-3, le=10)]
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash", "longest"]
 
 
 class ImageSpec(Config):
@@ -15,8 +21,8 @@ class ImageSpec(Config):
     scaled to [0, 1]) on its own device.
     """
 
-    size: PositiveInt = 224
-    mean: tuple[float, float, float] = Field(default=OPENAI_DATASET_MEAN)
-    std: tuple[float, float, float] = Field(default=OPENAI_DATASET_STD)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    size: ImageSize = Field(default=224, description="pixels a side")
+    mean: tuple[Mean, Mean, Mean] = Field(default=OPENAI_DATASET_MEAN, description="subtracted from values in [0, 1]")
+    std: tuple[Std, Std, Std] = Field(default=OPENAI_DATASET_STD, description="by which they are divided then")
+    interpolation: Interpolation = Field(default="bicubic", description="how images are resized")
+    resize_mode: ResizeMode = Field(default="shortest", description="which side gets the size in evaluation")

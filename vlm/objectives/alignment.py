@@ -17,7 +17,7 @@ class Alignment(Term):
     value = 1/N sum_i |x_i - y_i|^alpha, which is 2 - 2 mean <x_i, y_i> at alpha = 2
     """
 
-    alpha: float = Field(default=2.0, ge=1, description="power of the distance")
+    alpha: float = Field(default=2.0, ge=1, le=100, description="power of the distance")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         squared = (pairs.image - pairs.text).square().sum(1)

@@ -39,10 +39,14 @@ class AttractRepel(Term):
         description="what belongs together: sample (a pair; an image with all its captions where the batch brings "
         "several), caption (equal captions), label (equal class)",
     )
-    t_plus: float = Field(default=1.0, ge=0, description="sharpness of the weights of positives; 0: plain mean")
-    t_minus: float = Field(default=1.0, ge=0, description="sharpness of the weights of negatives; 0: plain mean")
-    alpha: float = Field(default=1.0, ge=0, description="weight of attraction")
-    beta: float = Field(default=1.0, ge=0, description="weight of repulsion")
+    t_plus: float = Field(
+        default=1.0, ge=0, le=1000, description="sharpness of the weights of positives; 0: plain mean"
+    )
+    t_minus: float = Field(
+        default=1.0, ge=0, le=1000, description="sharpness of the weights of negatives; 0: plain mean"
+    )
+    alpha: float = Field(default=1.0, ge=0, le=1e6, description="weight of attraction")
+    beta: float = Field(default=1.0, ge=0, le=1e6, description="weight of repulsion")
     cost: Literal["euclidean", "rbf"] = Field(default="euclidean", description="cost of negatives")
     rbf_t: float = Field(default=2.0, gt=0, le=20, description="t of the RBF cost exp(-t c)")
     detach_weights: bool = Field(default=False, description="no gradient through the softmax weights")

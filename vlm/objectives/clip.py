@@ -28,7 +28,7 @@ class Clip(Term):
     takes_providers: ClassVar[bool] = True
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all N columns")
-    margin: float = Field(default=0.0, ge=0, description="subtracted from the positives' similarity")
+    margin: float = Field(default=0.0, ge=0, le=2, description="subtracted from the positives' similarity")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         own, of_images, of_texts = pairs.logits(pairs.logit_scale)

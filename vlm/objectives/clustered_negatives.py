@@ -1,7 +1,7 @@
 """Negatives by cluster: far ones stood for by their cluster's mean, or those of the own cluster weighing less."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -45,12 +45,12 @@ class ClusteredNegatives(Term):
     form: Literal["meta_nodes", "cluster_weights", "learned_weights"] = Field(
         default="meta_nodes", description="how negatives are summed"
     )
-    clusters: tuple[int, ...] = Field(
+    clusters: tuple[Annotated[int, Field(gt=0, le=2**20)], ...] = Field(
         default=(64,), min_length=1, description="numbers of clusters; meta_nodes: one, cluster_weights: R of them"
     )
-    iterations: int = Field(default=5, ge=0, description="of k-means in each step")
-    nearest: int = Field(default=16, ge=0, description="meta_nodes: negatives a row that are exact")
-    hidden: int = Field(default=16, gt=0, description="learned_weights: hidden units of the MLP")
+    iterations: int = Field(default=5, ge=0, le=1000, description="of k-means in each step")
+    nearest: int = Field(default=16, ge=0, le=2**24, description="meta_nodes: negatives a row that are exact")
+    hidden: int = Field(default=16, gt=0, le=65536, description="learned_weights: hidden units of the MLP")
 
     @model_validator(mode="after")
     def _check_clusters(self) -> "ClusteredNegatives":

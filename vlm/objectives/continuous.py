@@ -37,7 +37,7 @@ class Continuous(Term):
         default="text_to_image", description="whose loss is weighted: queries to columns; the other one's is plain"
     )
     weights_from: Source = Field(default="image", description="the embeddings q that the weights compare")
-    sharpness: float = Field(default=1.0, ge=0, description="the power k of the weights; the paper's is 1")
+    sharpness: float = Field(default=1.0, ge=0, le=1000, description="the power k of the weights; the paper's is 1")
     threshold: float = Field(default=0.0, ge=0, le=1, description="weights (after the power) below this are 0")
 
     @property

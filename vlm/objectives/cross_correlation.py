@@ -24,8 +24,8 @@ class CrossCorrelation(Term):
     (`standardize: false`: as it is). C is a sum over ranks: D x D numbers, in float64 inside.
     """
 
-    factor: float = Field(default=0.025, gt=0, description="factor of the whole")
-    off_diagonal: float = Field(default=5e-3, ge=0, description="factor of the entries off the diagonal")
+    factor: float = Field(default=0.025, gt=0, le=1e6, description="factor of the whole")
+    off_diagonal: float = Field(default=5e-3, ge=0, le=1e6, description="factor of the entries off the diagonal")
     standardize: bool = Field(default=True, description="mean 0 and variance 1 of each dimension over the global batch")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102

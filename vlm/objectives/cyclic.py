@@ -21,8 +21,8 @@ class Cyclic(Term):
     X^T Y, summed over ranks), at 6 N D^2 operations. They are float64 inside, for the differences of near traces.
     """
 
-    cross_modal: float = Field(default=0.25, ge=0, description="factor of the cross-modal consistency")
-    in_modal: float = Field(default=0.25, ge=0, description="factor of the in-modal consistency")
+    cross_modal: float = Field(default=0.25, ge=0, le=1e6, description="factor of the cross-modal consistency")
+    in_modal: float = Field(default=0.25, ge=0, le=1e6, description="factor of the in-modal consistency")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         of_images, of_texts, of_both = (

@@ -33,7 +33,7 @@ class Decoupled(Term):
     weighting: Literal["von_mises"] | None = Field(
         default=None, description="von_mises: DCLW, pairs that are far apart attract more; null: DCL"
     )
-    sigma: float = Field(default=0.5, gt=0, description="width of von_mises, in units of cosine similarity")
+    sigma: float = Field(default=0.5, gt=0, le=1000, description="width of von_mises, in units of cosine similarity")
     detach_weights: bool = Field(default=False, description="take the weights as constants in the gradient")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102

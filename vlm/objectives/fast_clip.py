@@ -43,10 +43,14 @@ class FastClip(IndividualTemperature):
     gamma_schedule: Literal["constant", "cosine"] = Field(
         default="cosine", description="cosine: from 1 in the first epoch down to gamma, by whole epochs"
     )
-    rho: float = Field(default=6.5, ge=0, description="weight of the temperature itself; v2: 7.0; not in v0 and v1")
-    temperature: float = Field(default=0.07, gt=0, description="v1's constant temperature")
-    temperature_init: float = Field(default=0.03, gt=0, description="v2: temperature of a sample not seen before")
-    temperature_min: float = Field(default=0.01, gt=0, description="v2: lowest temperature")
+    rho: float = Field(
+        default=6.5, ge=0, le=1000, description="weight of the temperature itself; v2: 7.0; not in v0 and v1"
+    )
+    temperature: float = Field(default=0.07, gt=0, le=100, description="v1's constant temperature")
+    temperature_init: float = Field(
+        default=0.03, gt=0, le=100, description="v2: temperature of a sample not seen before"
+    )
+    temperature_min: float = Field(default=0.01, gt=0, le=100, description="v2: lowest temperature")
 
     @model_validator(mode="before")
     @classmethod

@@ -31,8 +31,12 @@ class FeatureTransform(Provider):
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
 
-    positive: float | None = Field(default=2.0, gt=0.5, description="a of the positives' Beta; null: as they are")
-    negative: float | None = Field(default=1.6, gt=0.5, description="b of the negatives' Beta; null: none added")
+    positive: float | None = Field(
+        default=2.0, gt=0.5, le=1e6, description="a of the positives' Beta; null: as they are"
+    )
+    negative: float | None = Field(
+        default=1.6, gt=0.5, le=1e6, description="b of the negatives' Beta; null: none added"
+    )
     unit_norm: bool = Field(default=False, description="bring interpolated negatives back to unit norm")
 
     def positive_spread(self, pairs: Pairs) -> Float[Tensor, " rows"] | None:  # noqa: D102

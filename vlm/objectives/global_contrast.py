@@ -36,9 +36,11 @@ class GlobalContrast(Term):
         default="constant", description="cosine: from 1 in the first epoch down to gamma, by whole epochs"
     )
     gamma_decay_epochs: float | None = Field(
-        default=None, gt=0, description="epochs until the cosine reaches gamma; null: half the run"
+        default=None, gt=0, le=1e6, description="epochs until the cosine reaches gamma; null: half the run"
     )
-    eps: float = Field(default=1e-14, ge=0, description="added to the average: samples below it lose their weight")
+    eps: float = Field(
+        default=1e-14, ge=0, le=1, description="added to the average: samples below it lose their weight"
+    )
 
     def gamma_at(self, step: int, facts: RunFacts) -> float:
         """The share of step `step` (0 is the first): constant, or FastCLIP's cosine by epochs."""

@@ -39,13 +39,13 @@ class IndividualTemperature(GlobalContrast):
     six numbers in the checkpoint; rows without negatives count 0 and change nothing.
     """
 
-    rho: float = Field(default=8.0, ge=0, description="bound of the divergence; the authors take 6 for CC3M")
-    temperature_init: float = Field(default=0.01, gt=0, description="temperature of a sample not seen before")
-    temperature_min: float = Field(default=5e-3, gt=0, description="lowest temperature")
-    temperature_max: float = Field(default=1.0, gt=0, description="highest temperature")
-    rate: float = Field(default=0.03, ge=0, description="learning rate of temperatures (eta)")
+    rho: float = Field(default=8.0, ge=0, le=1000, description="bound of the divergence; the authors take 6 for CC3M")
+    temperature_init: float = Field(default=0.01, gt=0, le=100, description="temperature of a sample not seen before")
+    temperature_min: float = Field(default=5e-3, gt=0, le=100, description="lowest temperature")
+    temperature_max: float = Field(default=1.0, gt=0, le=100, description="highest temperature")
+    rate: float = Field(default=0.03, ge=0, le=100, description="learning rate of temperatures (eta)")
     momentum: float = Field(default=0.9, gt=0, le=1, description="share of the newest derivative in its average (beta)")
-    gradient_limit: float = Field(default=5.0, gt=0, description="bound of a temperature's derivative")
+    gradient_limit: float = Field(default=5.0, gt=0, le=1e6, description="bound of a temperature's derivative")
 
     @model_validator(mode="after")
     def _ordered(self) -> "IndividualTemperature":

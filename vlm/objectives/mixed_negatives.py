@@ -32,9 +32,11 @@ class MixedNegatives(Provider):
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
 
-    hardest: int = Field(default=1024, gt=0, description="nearest negatives to mix; all where the batch has fewer")
-    mixed: int = Field(default=1024, ge=0, description="mixtures of two negatives for each query")
-    mixed_with_query: int = Field(default=128, ge=0, description="mixtures of a negative and the query")
+    hardest: int = Field(
+        default=1024, gt=0, le=2**20, description="nearest negatives to mix; all where the batch has fewer"
+    )
+    mixed: int = Field(default=1024, ge=0, le=2**20, description="mixtures of two negatives for each query")
+    mixed_with_query: int = Field(default=128, ge=0, le=2**20, description="mixtures of a negative and the query")
 
     def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: D102
         return Mixtures(self, pairs) if self.mixed + self.mixed_with_query else None

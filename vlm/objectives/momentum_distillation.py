@@ -39,8 +39,12 @@ class MomentumDistillation(Term):
     needs_teacher: ClassVar[bool] = True
 
     alpha: float = Field(default=0.4, ge=0, le=1, description="share of the teacher's softmax in the targets")
-    ramp_epochs: float = Field(default=1.0, ge=0, description="epochs over which alpha grows from 0; 0: at once")
-    queue_size: int = Field(default=65536, ge=0, description="past keys of each modality; 0: those of the batch alone")
+    ramp_epochs: float = Field(
+        default=1.0, ge=0, le=1e6, description="epochs over which alpha grows from 0; 0: at once"
+    )
+    queue_size: int = Field(
+        default=65536, ge=0, le=2**26, description="past keys of each modality; 0: those of the batch alone"
+    )
 
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return DistillationState(self.queue_size, facts, self.ramp_epochs * facts.steps_per_epoch)

@@ -39,12 +39,14 @@ class MultiHead(Term):
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
 
-    heads: int = Field(default=3, gt=0, description="into so many equal parts the embedding is cut")
-    hardest: int = Field(default=100, gt=0, description="negatives of each row that count; all where there are fewer")
-    beta: float = Field(default=0.01, ge=0, description="weight of what keeps temperatures from the ends")
-    temperature_min: float = Field(default=1e-5, gt=0, description="least temperature")
-    temperature_max: float = Field(default=2.0, gt=0, description="largest temperature")
-    hidden: int = Field(default=128, gt=0, description="width of the temperature network")
+    heads: int = Field(default=3, gt=0, le=1024, description="into so many equal parts the embedding is cut")
+    hardest: int = Field(
+        default=100, gt=0, le=2**24, description="negatives of each row that count; all where there are fewer"
+    )
+    beta: float = Field(default=0.01, ge=0, le=1e6, description="weight of what keeps temperatures from the ends")
+    temperature_min: float = Field(default=1e-5, gt=0, le=100, description="least temperature")
+    temperature_max: float = Field(default=2.0, gt=0, le=100, description="largest temperature")
+    hidden: int = Field(default=128, gt=0, le=65536, description="width of the temperature network")
 
     @model_validator(mode="after")
     def _ordered(self) -> "MultiHead":

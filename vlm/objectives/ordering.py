@@ -36,8 +36,8 @@ class Ordering(Term):
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
     needs_captions: ClassVar[bool] = True
 
-    num_negatives: int = Field(default=10, gt=0, description="nearest negatives that are sorted (K)")
-    steepness: float = Field(default=1.0, gt=0, description="of the comparison 1/2 + atan(steepness x) / pi")
+    num_negatives: int = Field(default=10, gt=0, le=4096, description="nearest negatives that are sorted (K)")
+    steepness: float = Field(default=1.0, gt=0, le=1e6, description="of the comparison 1/2 + atan(steepness x) / pi")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         own = torch.arange(len(pairs.image), device=pairs.image.device)

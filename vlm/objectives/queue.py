@@ -102,7 +102,7 @@ class Queue(Provider):
 
     needs_teacher: ClassVar[bool] = True
 
-    size: int = Field(default=65536, gt=0, description="embeddings of each modality that are remembered")
+    size: int = Field(default=65536, gt=0, le=2**26, description="embeddings of each modality that are remembered")
 
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return EmbeddingQueue(self.size, facts)

@@ -69,7 +69,10 @@ def _write(parts: dict[str, BaseModel]) -> dict[str, Any]:
 
 
 def _schema(registry: Registry[Any], short: dict[str, Any]) -> dict[str, Any]:
-    parts = {name: {"anyOf": [short, kind.model_json_schema()]} for name, kind in registry.all().items()}
+    parts = {
+        name: {"description": (kind.__doc__ or "").partition("\n")[0], "anyOf": [short, kind.model_json_schema()]}
+        for name, kind in registry.all().items()
+    }
     return {"type": "object", "properties": parts, "patternProperties": {":": {}}, "additionalProperties": False}
 
 
@@ -77,7 +80,9 @@ Terms = Annotated[
     dict[str, Term],
     BeforeValidator(_read_terms),
     PlainSerializer(_write),
-    WithJsonSchema({"anyOf": [{"enum": list(PRESETS)}, _schema(TERMS, {"type": "number", "description": "weight"})]}),
+    WithJsonSchema(
+        {"anyOf": [{"enum": list(PRESETS)}, _schema(TERMS, Term.model_json_schema()["properties"]["weight"])]}
+    ),
 ]
 
 Providers = Annotated[

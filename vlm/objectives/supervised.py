@@ -34,7 +34,7 @@ class Supervised(Term):
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
     takes_providers: ClassVar[bool] = True
 
-    temperature: float | None = Field(default=0.1, gt=0, description="T; null: 1 / the model's logit scale")
+    temperature: float | None = Field(default=0.1, gt=0, le=100, description="T; null: 1 / the model's logit scale")
     by: GroupKey = Field(default="label", description="what makes positives: the same class label, sample or caption")
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102

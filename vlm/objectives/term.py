@@ -28,7 +28,9 @@ class Term(Config):
     # A term that compares no pairs (captioning) runs with each micro-batch's graph and the global normaliser.
     pairwise: ClassVar[bool] = True
 
-    weight: float = Field(default=1.0, description="factor of this term in the objective; 0 leaves it out")
+    weight: float = Field(
+        default=1.0, ge=0, le=1e6, description="factor of this term in the objective; 0 leaves it out"
+    )
 
     def start(self, facts: RunFacts) -> TermState | None:  # noqa: ARG002
         """The state with which a run begins; None for a term without memory."""
@@ -50,7 +52,7 @@ class Provider(Config):
     needs_teacher: ClassVar[bool] = False
 
     attach_to: tuple[str, ...] | None = Field(default=None, description="terms by name; null: all that take providers")
-    start_step: int = Field(default=0, ge=0, description="steps before it joins in")
+    start_step: int = Field(default=0, ge=0, le=10**12, description="steps before it joins in")
 
     def start(self, facts: RunFacts) -> TermState | None:  # noqa: ARG002
         """The state with which a run begins; None for a provider without memory."""

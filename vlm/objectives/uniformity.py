@@ -31,10 +31,12 @@ class Uniformity(Term):
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
 
-    t: float = Field(default=2.0, gt=0, description="inverse width of the potential")
-    image: float = Field(default=0.5, ge=0, description="factor of the images' uniformity")
-    text: float = Field(default=0.5, ge=0, description="factor of the texts' uniformity")
-    cross: float = Field(default=0.0, ge=0, description="factor of the uniformity of images against other pairs' texts")
+    t: float = Field(default=2.0, gt=0, le=100, description="inverse width of the potential")
+    image: float = Field(default=0.5, ge=0, le=1e6, description="factor of the images' uniformity")
+    text: float = Field(default=0.5, ge=0, le=1e6, description="factor of the texts' uniformity")
+    cross: float = Field(
+        default=0.0, ge=0, le=1e6, description="factor of the uniformity of images against other pairs' texts"
+    )
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         value = pairs.image.new_zeros(())

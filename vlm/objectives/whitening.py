@@ -39,9 +39,11 @@ class Whitening(Term):
     Raises EveryRankError where `group_size` does not divide the embedding's dimensions.
     """
 
-    views: int = Field(default=2, gt=0, description="shuffles of each batch")
-    group_size: int = Field(default=8, gt=0, description="dimensions whitened together; 1 standardises each")
-    epsilon: float = Field(default=1e-4, gt=0, description="added to the covariance, in mean variances of its group")
+    views: int = Field(default=2, gt=0, le=64, description="shuffles of each batch")
+    group_size: int = Field(default=8, gt=0, le=65536, description="dimensions whitened together; 1 standardises each")
+    epsilon: float = Field(
+        default=1e-4, gt=0, le=1, description="added to the covariance, in mean variances of its group"
+    )
     image: bool = Field(default=True, description="whiten images")
     text: bool = Field(default=True, description="whiten texts")
     head: bool = Field(default=True, description="a dense layer with tanh behind the whitening, dropped after training")

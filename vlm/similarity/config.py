@@ -25,4 +25,6 @@ class SimilarityConfig(Config):
     )
     wire: Literal["fp32", "bf16"] = Field(default="fp32", description="precision of embeddings on the wire")
     product: Literal["fp32", "bf16"] = Field(default="fp32", description="precision of the factors of products")
-    group_ranks: int | None = Field(default=None, gt=0, description="ranks in a group of negatives; null: all ranks")
+    group_ranks: int | None = Field(
+        default=None, gt=0, le=2**20, description="ranks in a group of negatives; null: all ranks"
+    )

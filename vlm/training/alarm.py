@@ -16,8 +16,8 @@ class Movement(Config):
     """A figure of metrics.jsonl by name, and how far it may not fall from its highest or rise from its lowest."""
 
     metric: str = Field(description="as in metrics.jsonl: eval/NAME/FIGURE, geometry/FIGURE, loss, a term's name")
-    falls_by: float | None = Field(default=None, gt=0, description="in the figure's own unit")
-    rises_by: float | None = Field(default=None, gt=0, description="in the figure's own unit")
+    falls_by: float | None = Field(default=None, gt=0, le=1e12, description="in the figure's own unit")
+    rises_by: float | None = Field(default=None, gt=0, le=1e12, description="in the figure's own unit")
 
     @model_validator(mode="after")
     def _one_way(self) -> "Movement":

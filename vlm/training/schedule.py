@@ -12,8 +12,8 @@ from vlm.duration import Duration
 class ScheduleConfig(Config):
     """Linear warm-up, then a cosine to `final` times the peak rate, or the peak rate kept."""
 
-    kind: Literal["cosine", "constant"] = "cosine"
-    warmup: Duration = Duration(0, "steps")
+    kind: Literal["cosine", "constant"] = Field(default="cosine", description="what follows the warm-up")
+    warmup: Duration = Field(default=Duration(0, "steps"), description="length of the linear rise at the start")
     final: float = Field(default=0.0, ge=0, le=1, description="share of the peak rate that is left at the end")
 
 

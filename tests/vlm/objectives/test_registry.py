@@ -1,6 +1,7 @@
 """Terms are found by name, a user's own by module and class."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -45,3 +46,19 @@ def test_a_preset_is_a_sum_by_one_name(name: str, cross: float) -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ValidationError, match="no objective preset 'gap-cau'; nearest: gap-cua"):
         TypeAdapter(Terms).validate_python("gap-cau")
+
+
+def test_a_term_of_ones_own_is_found_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_terms.py").write_text("from vlm.objectives.clip import Clip\n\n\nclass Pull(Clip): pass\n")
+    (tmp_path / "my_broken_terms.py").write_text("1 / 0\n")
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    assert TERMS.find("my_own_terms:Pull").__name__ == "Pull"
+    assert sys.path[-1] == str(tmp_path)  # after all others: a folder of one's own called data shadows nothing
+    with pytest.raises(UserError, match=r"my_missing:Pull.*No module named.*looked where Python looks and in /"):
+        TERMS.find("my_missing:Pull")
+    with pytest.raises(UserError, match="its module fails: ZeroDivisionError"):
+        TERMS.find("my_broken_terms:Pull")
+    for name in (":", "a:", ":b", ".a:b", "a..b:c", "os:path"):
+        with pytest.raises(UserError):
+            TERMS.find(name)
