@@ -15,7 +15,10 @@ from vlm.paths import below
 
 Point = tuple[int, float]
 
-_NOT_TERMS = {"step", "samples", "loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait"}
+_NOT_TERMS = {
+    *("step", "samples", "samples_per_second", "data_wait"),
+    *("loss", "logit_scale", "lr", "grad_norm", "steps_left_out"),
+}
 _EVALUATION, _GEOMETRY, _DATA = "eval/", "geometry/", "data/"
 
 
@@ -25,7 +28,8 @@ class RunRecord:
 
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
     of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
-    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind.
+    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind. `left_out`
+    counts the steps whose loss or gradient was no finite number.
     """
 
     path: Path
@@ -38,6 +42,7 @@ class RunRecord:
     alarms: Sequence[tuple[int, str]]
     skips: Mapping[tuple[str, str], int]
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    left_out: int = 0
 
     @property
     def terms(self) -> list[str]:
@@ -86,6 +91,7 @@ def read_run(path: Path) -> RunRecord:
         alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
+        left_out=max((int(line.get("steps_left_out", 0)) for line in lines), default=0),
     )
 
 

@@ -51,6 +51,9 @@ def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
     loss = run.last("loss")
     if loss is not None:
         figures.append((spoken_number(loss), "final loss", ""))
+    left_out = run.left_out
+    if left_out:
+        figures.append((f"{left_out:,}", "steps left out, their loss or gradient being no finite number", ""))
     rates = [rate for _, rate in run.curve("samples_per_second")]
     if rates:
         figures.append((spoken_number(round(statistics.median(rates))), "samples a second", "median"))

@@ -28,6 +28,7 @@ FREE_ON_RESUME = (
     "log_every",
     "geometry",
     "alarm",
+    "max_bad_steps",
     "checkpoint_every",
     "keep_checkpoints",
     "record_samples",

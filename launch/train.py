@@ -171,7 +171,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: 
         restore_state(checkpoint, engine, trainer.ema, trainer.teacher)
         restore_memory(checkpoint, trainer.objective)
         parts.source.restore(checkpoint.manifest.stream)
-        trainer.restore_counts(checkpoint.manifest.counts)
+        trainer.restore_counts(checkpoint.manifest)
     recipe = trainer.config
     run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
     run.cut_back(start_step if start_step else -1)  # from the first step on, what the start found is told anew

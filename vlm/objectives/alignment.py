@@ -23,6 +23,6 @@ class Alignment(Term):
         squared = (pairs.image - pairs.text).square().sum(1)
         if self.alpha != 2:
             # A power below 2 has no gradient at a distance of 0; there it gets 0.
-            some = squared > 0
+            some = squared != 0
             squared = torch.where(some, torch.where(some, squared, 1.0) ** (self.alpha / 2), 0.0)
         return pairs.share(squared)

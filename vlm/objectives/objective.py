@@ -82,12 +82,21 @@ class Objective:
             share = term(self._as_seen_by(name, pairs, provided))
             total = total + term.weight * share
             shares[name] = share.detach()
+        for state in self.states.values():
+            check = state.proposal_check()
+            if check is not None:
+                total = total + check.to(total)
         return total, shares
 
     def commit(self) -> None:
         """Make what the last evaluation proposed last, once a step. Collective."""
         for state in self.states.values():
             state.commit()
+
+    def discard(self) -> None:
+        """Drop what the last evaluation proposed: the step is left out."""
+        for state in self.states.values():
+            state.discard()
 
     def _provide(self, pairs: Pairs) -> dict[str, tuple[ExtraNegatives | None, Tensor | None]]:
         provided = {}

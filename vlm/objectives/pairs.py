@@ -176,7 +176,7 @@ class Pairs:
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     """log(exp(a) + exp(b)), whose gradient is 0, not NaN, where neither has an entry."""
-    some = torch.maximum(a, b) > float("-inf")
+    some = ~torch.maximum(a, b).isneginf()
     return torch.where(some, torch.logaddexp(torch.where(some, a, 0.0), torch.where(some, b, 0.0)), float("-inf"))
 
 

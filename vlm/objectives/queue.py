@@ -59,6 +59,14 @@ class EmbeddingQueue(TermState):
             self._write(self._proposed)
         self._proposed = None
 
+    def proposal_check(self) -> Float[Tensor, ""] | None:  # noqa: D102
+        if self._proposed is None:
+            return None
+        return 0.0 * (self._proposed.image.sum() + self._proposed.text.sum())
+
+    def discard(self) -> None:  # noqa: D102
+        self._proposed = None
+
     def replicated(self) -> dict[str, Tensor]:  # noqa: D102
         if not self.size:
             return {}

@@ -62,6 +62,15 @@ class SampleTable(TermState):
         self._shelf.store(ids[kept], values[kept])
         self._batch = self._proposed = None
 
+    def proposal_check(self) -> Float[Tensor, ""] | None:  # noqa: D102
+        if self._proposed is None:
+            return None
+        # -inf is a value here: a sample without negatives.
+        return torch.where(self._proposed.isnan().any(), torch.nan, 0.0)
+
+    def discard(self) -> None:  # noqa: D102
+        self._batch = self._proposed = None
+
     def own(self) -> dict[str, Tensor]:  # noqa: D102
         ids, values = self._shelf.contents()
         return {_IDS: ids, **dict(zip(self._columns, values.unbind(1), strict=True))}

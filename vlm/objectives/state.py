@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from vlm.world import World
@@ -24,11 +25,20 @@ class TermState(ABC):
     """What a term or provider remembers from step to step; it is in the checkpoint, whatever the world size.
 
     A step proposes a change while the term is evaluated; `commit` makes it last, once a step, after the update.
+    `discard` drops it where the step is left out.
     """
 
     @abstractmethod
     def commit(self) -> None:
         """Make the last evaluation's proposal last. Collective."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Drop the last evaluation's proposal."""
+
+    @abstractmethod
+    def proposal_check(self) -> Float[Tensor, ""] | None:
+        """0, or NaN where the last evaluation's proposal holds what is no number: added to the loss, it stops both."""
 
     def replicated(self) -> dict[str, Tensor]:
         """Tensors that are the same on all ranks."""

@@ -183,7 +183,7 @@ class _MergeLogSumExp(torch.autograd.Function):
         dist.all_reduce(total, group=ranks.group)
         merged = reference + total.log()
         ctx.ranks = ranks
-        ctx.save_for_backward((parts - merged).exp().nan_to_num(0.0))
+        ctx.save_for_backward((parts - merged.masked_fill(merged.isneginf(), 0.0)).exp())
         return merged[ranks.own].clone()
 
     @staticmethod

@@ -130,7 +130,7 @@ class _Launch:
         """The gradients of rows and columns, fp32."""
         d_x, d_y = (torch.zeros_like(matrix, dtype=torch.float32) for matrix in (self._x, self._y))
         # No entry: weight exp(-inf) = 0.
-        row_logs, column_logs = (result.nan_to_num(neginf=float("inf")) for result in results)
+        row_logs, column_logs = (result.masked_fill(result.isneginf(), float("inf")) for result in results)
         g, h = (gradient.contiguous() for gradient in gradients)
         buffer = self._x.new_empty(min(len(self._x), _TILE_ROWS) * min(len(self._y), _TILE_COLUMNS))
         for rows in slices(len(self._x), _TILE_ROWS):

@@ -63,7 +63,7 @@ def _finite(largest):
 @_kernel
 def _log_sum(reference, total):
     """Reference + log total; -inf for an empty sum."""
-    return tl.where(total > 0.0, reference + tl.log(tl.where(total == 0.0, 1.0, total)), float("-inf"))
+    return tl.where(total == 0.0, float("-inf"), reference + tl.log(tl.where(total == 0.0, 1.0, total)))
 
 
 @_kernel

@@ -22,9 +22,12 @@ def inverse_root(matrices: Float[Tensor, "... dim dim"]) -> Float[Tensor, "... d
 class _InverseRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrices)
+        # eigh raises where a number is none; its result is none either.
+        finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
+        values, vectors = torch.linalg.eigh(torch.where(finite, matrices, torch.eye(matrices.shape[-1]).to(matrices)))
         # Rounding may leave the smallest a little below what the caller has added to all.
         roots = values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+        vectors = torch.where(finite, vectors, torch.nan)
         ctx.save_for_backward(roots, vectors)
         inverse: Tensor = (vectors / roots[..., None, :]) @ vectors.mT
         return inverse

@@ -33,7 +33,8 @@ def log_sum_exp_of_lines(
     largest = logits.new_zeros(num_lines).scatter_reduce(0, lines, logits.detach(), "amax", include_self=False)
     total = logits.new_zeros(num_lines).index_add(0, lines, (logits - largest[lines]).exp())
     # Without the inner choice a line of nothing would have the gradient 0/0.
-    return torch.where(total > 0, torch.where(total > 0, total, 1.0).log() + largest, float("-inf"))
+    some = total != 0
+    return torch.where(some, torch.where(some, total, 1.0).log() + largest, float("-inf"))
 
 
 def sum_of_lines(

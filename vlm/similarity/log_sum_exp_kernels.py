@@ -224,7 +224,7 @@ class _Running:
 
     def begin_backward(self, gradient: Tensor) -> None:
         """Take the gradient of the result; what nothing was added to has none."""
-        self._factors = torch.where(self.total > 0, gradient / self.total, 0.0)
+        self._factors = torch.where(self.total == 0, 0.0, gradient / self.total)
 
     def factors(self, lines: slice) -> Tensor:
         """Gradient over sum of each line, as a column or as a row."""

@@ -78,7 +78,7 @@ class _SoftmaxMean(TileKernel):
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
         # No entry: probability exp(-inf) = 0.
-        self._references = tuple(logs.nan_to_num(neginf=float("inf")) for _, logs in self._results)
+        self._references = tuple(logs.masked_fill(logs.isneginf(), float("inf")) for _, logs in self._results)
         # d z_ij = P_ij (slope z_ij + level), of the row and of the column
         factors = []
         for (means, _), of_mean, of_logs in zip(self._results, gradients[::2], gradients[1::2], strict=True):
@@ -124,5 +124,5 @@ class _RunningMean:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The means (0 where nothing was added), and the log-sum-exps (there -inf)."""
-        means = torch.where(self._total > 0, self._weighted / self._total, 0.0)
+        means = torch.where(self._total == 0, 0.0, self._weighted / self._total)
         return means, self._reference + self._total.log()

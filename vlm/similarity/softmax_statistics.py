@@ -65,7 +65,7 @@ class _Statistics(TileKernel):
     def finish(self) -> tuple[Tensor, ...]:
         results = (*self._row.results(), *self._column.results())
         # No entry: probability exp(-inf) = 0.
-        self._references = tuple(logs.nan_to_num(neginf=float("inf")) for logs in results[::2])
+        self._references = tuple(logs.masked_fill(logs.isneginf(), float("inf")) for logs in results[::2])
         return results
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
@@ -105,5 +105,5 @@ class _Line:
         self._reference[lines] = new
 
     def results(self) -> tuple[Tensor, Tensor]:
-        means = torch.where(self._total > 0, self._weighted / self._total, 0.0)
+        means = torch.where(self._total == 0, 0.0, self._weighted / self._total)
         return self._reference + self._total.log(), means

@@ -55,6 +55,7 @@ def accumulate(
     embedded without a graph, the objective is evaluated once on all of the rank's embeddings and differentiated there,
     then each is embedded again under the same random numbers and takes its embeddings' gradient back through the
     towers. Terms that compare no pairs join the second pass. Memory: one micro-batch's graph and O(rows dim).
+    A loss that is no finite number makes the gradient NaN on all ranks, whatever the term's own gradient is.
     """
     parts = cuts.cut(len(batch.images))
     captions = objective.needs_captions and batch.captions is not None
@@ -63,14 +64,14 @@ def accumulate(
         seed_step(seed, batch.step, engine.world.rank)
         encoded = engine.encode(batch, captions=captions)
         total, shares = objective.evaluate(encoded, batch, teacher=taught)
-        engine.backward(total + 0.0 * touched(encoded))  # DDP waits for parameters that no term reads
+        engine.backward(_or_nan(total) + 0.0 * touched(encoded))  # DDP waits for parameters that no term reads
         return _evaluated(total.detach(), shares, encoded)
     passes = _TwoPasses(engine, objective, batch, parts, seed)
     leaves = passes.embed()
     seed_step(seed, batch.step, engine.world.rank)
     encoded = leaves.encoded(batch.captions if captions else None)
     total, shares = objective.evaluate(encoded, batch, teacher=taught, pairwise=True)
-    more, other_shares = passes.backward(leaves.gradients(total), cuts.global_batch)
+    more, other_shares = passes.backward(leaves.gradients(_or_nan(total)), cuts.global_batch)
     return _evaluated(total.detach() + more, {**shares, **other_shares}, encoded)
 
 
@@ -156,7 +157,7 @@ class _TwoPasses:
             if number == len(self._parts) - 1:
                 loss = loss + _of_parameters(encoded, gradients)
             more, of_terms = self._objective.evaluate(encoded, part, pairwise=False, num_pairs=num_pairs)
-            self._engine.backward(loss + more * filled)
+            self._engine.backward(loss + _or_nan(more) * filled)
             total = total + more.detach() * filled
             for name, share in of_terms.items():
                 shares[name] = shares.get(name, 0.0) + share * filled
@@ -177,6 +178,15 @@ class _TwoPasses:
             owners = self._batch.captions.rows
             start, stop = torch.searchsorted(owners, torch.tensor([start, stop], device=owners.device)).tolist()
         return image + (_texts(encoded) * gradients.texts[start:stop]).sum()
+
+
+def _or_nan(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The loss itself where it is finite, else one whose gradient is NaN: the gradient's sum over ranks tells them all.
+
+    So the ranks agree on a bad loss without a message or a wait of its own.
+    """
+    finite = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+    return loss * finite
 
 
 def _texts(encoded: Encoded) -> Tensor:

@@ -9,9 +9,10 @@ Written under another name, checked, then renamed. Loading reads JSON and safete
 before its checksum was compared: nothing is ever unpickled.
 """
 
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,13 @@ class FileRecord(Config):
     sha256: str
 
 
+class LeftOut(Config):
+    """How many steps a run has left out, their loss or gradient being no finite number."""
+
+    total: int = Field(default=0, ge=0, description="since the run's first step")
+    in_a_row: int = Field(default=0, ge=0, description="up to the checkpoint's step")
+
+
 class Manifest(Config):
     """What a checkpoint holds and where it comes from; all but the tensors."""
 
@@ -56,6 +64,7 @@ class Manifest(Config):
     model: dict[str, Any]
     data: dict[str, int]
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
+    left_out: LeftOut = Field(default=LeftOut(), description="steps whose loss or gradient was no finite number")
     counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
     versions: dict[str, str]
     files: dict[FileName, FileRecord] = Field(default={})
@@ -75,6 +84,9 @@ def write_checkpoint(
     """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint.
 
     `pieces` are groups of which each rank has tensors of its own, under names that others may have too.
+
+    Raises:
+        EveryRankError: a tensor holds NaN or +inf, or the disk is full; what was there before stays as it was.
     """
     target = folder / folder_name(manifest.step)
     aside = folder / f"{target.name}{PARTIAL}"
@@ -89,9 +101,10 @@ def write_checkpoint(
         try:
             # After a failure the others' tensors still need this rank's parts of them.
             if problem is None:
+                _require_numbers(group, tensors)
                 save_tensors(path, tensors)
                 files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UserError) as error:
             problem = f"{path.name}: {reason(error)}"
     shares = world.gather_objects((files, problem))
     problem = next((told for _, told in shares if told is not None), None)
@@ -127,6 +140,13 @@ def _shares(
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
+
+
+def _require_numbers(group: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for NaN or +inf in a tensor; -inf stands for "none yet", and in masks."""
+    for name, tensor in tensors.items():
+        if not bool((tensor < math.inf).all()):
+            raise UserError(f"{group} of {name} holds what is no finite number")
 
 
 def _complete(aside: Path, target: Path, manifest: Manifest) -> str | None:

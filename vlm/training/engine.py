@@ -1,5 +1,6 @@
 """Engines: what runs forward, backward and step on one or many ranks, behind one small interface."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -73,7 +74,10 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, lr: float) -> float:
-        """Clip, update and clear the gradients; their norm before clipping. Collective."""
+        """Clip, update and clear the gradients; their norm before clipping, the same on all ranks. Collective.
+
+        Where the norm is no finite number, nothing is updated.
+        """
 
     @abstractmethod
     def gradient(self, name: str) -> Tensor:
@@ -168,12 +172,13 @@ class ReplicatedEngine(Engine):
         self.accelerator.backward(loss)
 
     def step(self, lr: float) -> float:  # noqa: D102
-        norm = nn.utils.clip_grad_norm_(list(self.parameters().values()), self._max_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
+        norm = float(nn.utils.clip_grad_norm_(list(self.parameters().values()), self._max_norm))
+        if math.isfinite(norm):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def gradient(self, name: str) -> Tensor:  # noqa: D102
         parameter = self.parameters()[name]

@@ -1,5 +1,6 @@
 """One training step."""
 
+import math
 from dataclasses import dataclass
 
 from vlm.batch import Batch
@@ -27,13 +28,25 @@ class StepResult:
     evaluated: Evaluated
     grad_norm: float
 
+    @property
+    def left_out(self) -> bool:
+        """Whether the step changed nothing, its loss or its gradient being no finite number; alike on all ranks."""
+        return not math.isfinite(self.grad_norm)
+
 
 def train_step(learner: Learner, batch: Batch, cuts: MicroBatches, seed: int, lr: float) -> StepResult:
-    """Encode, compare, differentiate, update; then let memory and averages follow. Collective."""
+    """Encode, compare, differentiate, update; then let memory and averages follow. Collective.
+
+    A step whose loss (on any rank) or gradient is no finite number is left out: weights, moments, memory and averages
+    stay bit for bit what they were.
+    """
     found = accumulate(learner.engine, learner.objective, batch, cuts, seed, learner.teacher)
-    grad_norm = learner.engine.step(lr)
+    result = StepResult(found, learner.engine.step(lr))
+    if result.left_out:
+        learner.objective.discard()
+        return result
     learner.objective.commit()
     for average in (learner.ema, learner.teacher):
         if average is not None:
             average.update(batch.step)
-    return StepResult(found, grad_norm)
+    return result

@@ -1,6 +1,5 @@
 """The run: steps, logs, evaluations and checkpoints in their order."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pydantic import Field
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.errors import EveryRankError, UserError, nearest
+from vlm.errors import EveryRankError, nearest
 from vlm.geometry.telemetry import GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
@@ -26,6 +25,8 @@ from vlm.training.checkpoint import Manifest, write_checkpoint
 from vlm.training.checkpoint_folder import prune
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.failures import FAILURES
+from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
@@ -36,6 +37,8 @@ from vlm.training.step import Learner, StepResult, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
 from vlm.training.trackers import log_cosine_histogram
 from vlm.world import World
+
+LEFT_OUT = "steps_left_out"
 
 
 class TrainingConfig(Config):
@@ -64,6 +67,12 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="the learning rate over the run")
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
+    )
+    max_bad_steps: int = Field(
+        default=3,
+        gt=0,
+        le=1_000_000,
+        description="the run ends when so many steps in a row have a loss or gradient that is not finite",
     )
     ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
     log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")
@@ -147,6 +156,7 @@ class Trainer:
         self._alarms = Alarms(config.alarm, self._steps)
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._counts: Mapping[str, int] = {}
+        self._guard = Guard(run, config.max_bad_steps, manifest.left_out)
         self._warmup_steps = self._steps(config.schedule.warmup)
 
     def _require_alarms(self) -> None:
@@ -161,9 +171,10 @@ class Trainer:
                     choices = nearest(kind, kinds - {""})
                     raise EveryRankError(f"alarm.{place}: nothing in this run measures {movement.metric}; {choices}")
 
-    def restore_counts(self, counts: Mapping[str, int]) -> None:
-        """Go on counting where a checkpoint stopped between two lines of the log."""
-        self._counts = counts
+    def restore_counts(self, manifest: Manifest) -> None:
+        """Go on counting where a checkpoint stopped: rows between two lines of the log, steps left out."""
+        self._counts = manifest.counts
+        self._guard.left_out = manifest.left_out
 
     def run(self, start_step: int, progress: ProgressDisplay) -> None:
         """Train from `start_step` completed steps to the end. Collective."""
@@ -191,12 +202,33 @@ class Trainer:
             ledger.add(batch)
             if self.config.record_samples:
                 self.run_directory.record_samples(step, batch)
-            if step == 1 or step % self._log_every == 0 or step == self.num_steps:
-                self._log(step, lr, result, ledger, clock, progress)
-            if self._observe_every is not None and step % self._observe_every == 0:
-                self._observe(step, result.evaluated, batch, progress)
+            self._guard.note(step, batch, result)
+            if result.left_out:
+                self._tell_left_out(step, progress)
+            else:
+                self._log_and_observe(step, lr, result, batch, ledger, clock, progress)
             with clock.paused():
                 self._evaluate_and_save(step, ledger, progress)
+
+    def _log_and_observe(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        batch: Batch,
+        ledger: Ledger,
+        clock: "_Clock",
+        progress: ProgressDisplay,
+    ) -> None:
+        if step == 1 or step % self._log_every == 0 or step == self.num_steps:
+            self._log(step, lr, result, ledger, clock, progress)
+        if self._observe_every is not None and step % self._observe_every == 0:
+            self._observe(step, result.evaluated, batch, progress)
+
+    def _tell_left_out(self, step: int, progress: ProgressDisplay) -> None:
+        """Write that a step was left out, on the screen and to the metrics."""
+        progress.say(f"step {step}  left out: its loss or gradient is no finite number ({FAILURES} names its samples)")
+        self._record(step, {LEFT_OUT: self._guard.left_out.total})
 
     def _evaluate_and_save(self, step: int, ledger: Ledger, progress: ProgressDisplay) -> None:
         last = step == self.num_steps
@@ -227,6 +259,7 @@ class Trainer:
                 "threads": torch.get_num_threads(),
                 "stream": self.source.state(step),
                 "counts": dict(counts),
+                "left_out": self._guard.left_out,
             }
         )
         folder = self.run_directory.checkpoints
@@ -255,12 +288,9 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "samples_per_second": rate,
             "data_wait": wait,
+            LEFT_OUT: self._guard.left_out.total,
             **ledger.shares(),
         }
-        if not math.isfinite(loss):
-            raise UserError(
-                f"step {step}: the loss is {loss}; lower optimizer.lr, or resume from an earlier checkpoint"
-            )
         skipped = f"  skipped {ledger.num_skipped}" if ledger.num_skipped else ""
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
         self._write(step, metrics, progress)
@@ -275,13 +305,7 @@ class Trainer:
 
     def _write(self, step: int, figures: Mapping[str, Any], progress: ProgressDisplay) -> None:
         """Log what rank 0 knows, and do what the alarms say about it. Collective where there are any."""
-        place = {"step": step, "samples": step * self.config.global_batch}
-        self.run_directory.log_metrics({**place, **figures})
-        numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
-        self.engine.accelerator.log(numbers, step=step)
-        for key, counts in figures.items():
-            if isinstance(counts, list):
-                log_cosine_histogram(self.engine.accelerator, key, counts, step)
+        self._record(step, figures)
         if not self.config.alarm:
             return
         said = self._alarms.mistake(figures), self._alarms.observe(step, figures)
@@ -290,9 +314,21 @@ class Trainer:
             raise EveryRankError(mistake)
         for alarm in raised:
             progress.say(f"step {step}  {alarm.message}")
-            self.run_directory.log_metrics({**place, "alarm": alarm.message})
+            self.run_directory.log_metrics({**self._place(step), "alarm": alarm.message})
             if alarm.stops:
                 self._stop(step, alarm)
+
+    def _record(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Write figures to the run's metrics and to the trackers (rank 0)."""
+        self.run_directory.log_metrics({**self._place(step), **figures})
+        numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
+        self.engine.accelerator.log(numbers, step=step)
+        for key, counts in figures.items():
+            if isinstance(counts, list):
+                log_cosine_histogram(self.engine.accelerator, key, counts, step)
+
+    def _place(self, step: int) -> dict[str, int]:
+        return {"step": step, "samples": step * self.config.global_batch}
 
     def _stop(self, step: int, alarm: Alarm) -> NoReturn:
         good = [saved for saved in self.run_directory.checkpoint_steps() if saved <= alarm.since]

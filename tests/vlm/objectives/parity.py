@@ -38,6 +38,7 @@ class Setting:
     ids: tuple[int, ...] = (7, 3, 11, 5, 20, 2, 31, 8, 9, 40, 1)
     captions: tuple[int, ...] = (0, 1, 2, 3, 0, 5, 6, 7, 1, 9, 10)  # equal numbers: equal captions
     several_captions: bool = False  # row i has 1 + i % 3 captions, the first of them its text
+    spoiled: tuple[str, int] | None = None  # a leaf and its row that are NaN at step 0
     num_steps: int = 1  # steps evaluated and committed; the last one's value and gradients are returned
 
 
@@ -70,6 +71,9 @@ def leaves(setting: Setting, step: int = 0) -> dict[str, Tensor]:
     )
     drawn["scale"] = torch.tensor([setting.scale], dtype=torch.float64)
     drawn["bias"] = torch.tensor([setting.bias], dtype=torch.float64)
+    if setting.spoiled is not None and step == 0:
+        name, row = setting.spoiled
+        drawn[name][row] = torch.nan
     return {name: tensor.requires_grad_(not name.startswith("teacher")) for name, tensor in drawn.items()}
 
 

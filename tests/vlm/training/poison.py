@@ -1,0 +1,37 @@
+"""A term that spoils chosen steps: its value, or its gradient only, on one rank or on all."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlm.objectives.pairs import Pairs
+from vlm.objectives.term import Term
+
+
+class Poison(Term):
+    """Adds 0 to the loss of most steps."""
+
+    steps: tuple[int, ...]
+    rank: int = 0
+    kind: Literal["nan", "inf", "gradient", "-inf", "infinite gradient"] = "nan"
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        nothing = pairs.share(0.0 * pairs.image.sum(1))
+        if pairs.batch.step not in self.steps or pairs.exchange.world.rank != self.rank:
+            return nothing
+        if "gradient" in self.kind:
+            factor: Tensor = _Spoiled.apply(nothing, torch.nan if self.kind == "gradient" else torch.inf)
+            return factor
+        return nothing + float(self.kind)
+
+
+class _Spoiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None

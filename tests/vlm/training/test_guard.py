@@ -1,0 +1,125 @@
+"""A step whose loss or gradient is no finite number changes nothing, under every engine; a few in a row end the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from tests.vlm.training.poison import Poison
+from tests.vlm.training.toy import GLOBAL_BATCH, TERMS, Setup, start, toy_batch
+from vlm.errors import EveryRankError
+from vlm.objectives.fast_clip import FastClip
+from vlm.objectives.objective import Objective
+from vlm.objectives.queue import Queue
+from vlm.objectives.state import RunFacts
+from vlm.similarity.exchange import Exchange
+from vlm.training.accumulation import MicroBatches
+from vlm.training.checkpoint import Manifest, write_checkpoint
+from vlm.training.ema import Ema, EmaConfig
+from vlm.training.engine import Engine, EngineName
+from vlm.training.state import memory_groups, own_pieces, state_groups
+from vlm.training.step import Learner, train_step
+from vlm.training.teacher import Teacher, TeacherConfig
+
+BAD_STEP = 2
+NUM_STEPS = 4
+WAYS: list[tuple[EngineName, int]] = [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+
+
+def learner_with_memory(engine: Engine, poison: Poison | None) -> Learner:
+    """The toy with a queue, a table of samples, a teacher and an average."""
+    terms = {**TERMS, "fast_clip": FastClip(), **({} if poison is None else {"poison": poison})}
+    facts = RunFacts(16, 40, NUM_STEPS, 2, 0, engine.world)
+    objective = Objective(terms, {"queue": Queue(size=20)}, Exchange(engine.world), facts)
+    return Learner(engine, objective, Ema(EmaConfig(decay=0.9), engine), Teacher(TeacherConfig(decay=0.9), engine))
+
+
+def state_of(learner: Learner) -> dict[str, Tensor]:
+    """All that lasts from step to step on this rank, copied."""
+    with torch.no_grad():
+        groups = state_groups(learner.engine, learner.ema, learner.teacher) | memory_groups(learner.objective)
+        tensors = {f"{group}.{name}": whole(name).clone() for group, (sizes, whole) in groups.items() for name in sizes}
+    own = {name: tensor.clone() for part in own_pieces(learner.objective).values() for name, tensor in part.items()}
+    return {**tensors, **own, "updates": torch.tensor(learner.engine.num_updates())}
+
+
+def run(setup: Setup, world_size: int, steps: tuple[int, ...], poison: Poison | None, rows: int | None) -> Any:
+    """The state before and after the bad step and at the end, and which steps were left out."""
+    engine = start(setup, world_size)
+    learner = learner_with_memory(engine, poison)
+    cuts = MicroBatches(GLOBAL_BATCH, world_size, rows)
+    left_out, states = [], {}
+    engine.module.train()
+    engine.warm_up(toy_batch(0, engine.world.rank, world_size))
+    for step in steps:
+        states[f"before {step}"] = state_of(learner)
+        if train_step(learner, toy_batch(step, engine.world.rank, world_size), cuts, seed=0, lr=1e-3).left_out:
+            left_out.append(step)
+    states["end"] = state_of(learner)
+    engine.accelerator.end_training()
+    return left_out, states
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "kind", "rank", "rows"),
+    [
+        (("ddp", 1), "gradient", 0, 5),
+        (("ddp", 2), "inf", 1, None),
+        (("zero1", 2), "infinite gradient", 1, None),
+        (("zero2", 2), "nan", 1, 3),
+        (("zero3", 2), "-inf", 0, None),
+    ],
+)
+def test_a_bad_step_leaves_every_bit_as_it_was(
+    way: tuple[EngineName, int], kind: Any, rank: int, rows: int | None
+) -> None:
+    engine, world_size = way
+    poison = Poison(steps=(BAD_STEP,), rank=rank, kind=kind)
+    spoiled = run_ranks(run, world_size, Setup(engine), world_size, (0, 1, 2, 3), poison, rows, group=False)
+    for left_out, states in spoiled:
+        assert left_out == [BAD_STEP]
+        assert_equal(states["before 3"], states["before 2"])
+        assert states["end"]["updates"] == NUM_STEPS - 1
+    if rows is None:
+        return
+    # The same run without that step: none of its random numbers depend on how many steps there were.
+    without = run_ranks(run, world_size, Setup(engine), world_size, (0, 1, 3), poison, rows, group=False)
+    for (_, states), (_, expected) in zip(spoiled, without, strict=True):
+        assert_equal(states["end"], expected["end"])
+
+
+def as_checkpoint(setup: Setup, folder: str, spoil: str) -> str:
+    """What is said when a state with a NaN is to be saved."""
+    engine = start(setup, 2)
+    learner = learner_with_memory(engine, None)
+    manifest = Manifest(
+        step=7, samples=0, num_updates=0, world_size=2, engine=setup.engine, threads=1, model={}, data={}, versions={}
+    )
+
+    def save() -> None:
+        with torch.no_grad():
+            groups = state_groups(engine, learner.ema) | memory_groups(learner.objective)
+            pieces = {"own": {"queue/image": torch.full((3,), float(spoil) if engine.world.rank == 1 else -torch.inf)}}
+            write_checkpoint(Path(folder), manifest, groups, engine.world, pieces)
+
+    with pytest.raises(EveryRankError) as caught:
+        save()
+    engine.accelerator.end_training()
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
+    for said in run_ranks(as_checkpoint, 2, Setup("ddp"), str(tmp_path), "nan", group=False):
+        assert "step-00000007 cannot be written (own-00001.safetensors: own of queue/image holds what is no" in said
+    assert list(tmp_path.iterdir()) == []
