@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from data.order.order import Order, Picks
 from data.randomness import Draws
+from vlm.aside import remove_files
 from vlm.batch import Skip
 from vlm.errors import UserError
 
@@ -91,7 +91,7 @@ class SubstitutionLog:
         """Remove the records of steps before `before`, which no checkpoint can lead back to."""
         for folder in self._folders():
             if (int(folder.name) + 1) * _STEPS_A_FOLDER <= before:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_files(folder, r".*\.jsonl")
 
     def _stored(self, start_step: int) -> Iterator[dict[str, Any]]:
         """The records in the folder, oldest first; a line that a kill tore was never acted on."""

@@ -12,27 +12,28 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from eval.geometry import GeometryFigures
-from vlm.atomic import write_bytes
+from vlm.paths import write_output
 
 Rows = NDArray[np.float64]
 
+PLOTS = ("clouds.png", "scores.png", "spectra.png")
 _IMAGE, _TEXT = "#2f6db5", "#c9622b"
 _MOST_LINES, _MOST_POINTS = 60, 1000
 _PERPLEXITY = 30
 
 
 def write_plots(measured: GeometryFigures, folder: Path) -> list[Path]:
-    """Write `clouds.png`, `scores.png` and `spectra.png` into a folder, each whole or not at all."""
+    """Write the files called `PLOTS` into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figures = {"clouds": _clouds(measured), "scores": _scores(measured), "spectra": _spectra(measured)}
-        return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+        figures = (_clouds(measured), _scores(measured), _spectra(measured))
+        return [_write(figure, folder / name) for name, figure in zip(PLOTS, figures, strict=True)]
 
 
 def _write(figure: Figure, path: Path) -> Path:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
-    write_bytes(path, drawn.getvalue())
+    write_output(path, drawn.getvalue(), "--plots")
     return path
 
 

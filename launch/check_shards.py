@@ -51,10 +51,13 @@ def run_check(
     workers: int | None,
 ) -> "CheckReport":
     """Check the shards with a progress bar, print the tables, write the files asked for."""
-    from data.check.plots import draw_plots
+    from data.check.plots import PLOTS, draw_plots
     from data.check.report import check_shards
     from data.shards.patterns import expand_shards
+    from vlm.paths import output_file, output_folder
 
+    json_file = None if json_file is None else output_file(json_file, "--json")
+    plots = None if plots is None else output_folder(plots, "--plots", files=PLOTS)
     names = expand_shards(tuple(patterns), None, "SHARDS")
     given = tuple(against)
     others = expand_shards(given, None, "--against") if given else ()

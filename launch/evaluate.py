@@ -14,12 +14,12 @@ from rich.table import Table
 
 from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluators
 from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
-from eval.geometry_plots import write_plots
+from eval.geometry_plots import PLOTS, write_plots
 from launch.model_source import load_model
-from vlm.atomic import write_text
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
+from vlm.paths import output_file, output_folder, write_output
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
 
@@ -42,7 +42,7 @@ def shard_options(data: Sequence[str], batch_size: int, limit: int | None, *, be
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:
     """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
-    _require_folder("--json", json_file)
+    json_file = None if json_file is None else output_file(json_file, "--json")
     with _loaded(name) as (model, world):
         (evaluator,) = build_evaluators({config.kind: config}, model.image_spec, model.tokenizer, None).values()
         _tell(evaluator, world)
@@ -58,8 +58,8 @@ def evaluate_geometry(
     name: str, config: GeometryEvaluationConfig, json_file: Path | None, plots: Path | None
 ) -> GeometryFigures:
     """The same for geometry, whose JSON holds spectra and histograms too, and which draws into the folder `plots`."""
-    _require_folder("--json", json_file)
-    _require_folder("--plots", plots)
+    json_file = None if json_file is None else output_file(json_file, "--json")
+    plots = None if plots is None else output_folder(plots, "--plots", parents=False, files=PLOTS)
     with _loaded(name) as (model, world):
         geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(geometry, world)
@@ -81,11 +81,6 @@ def _tell(evaluator: Evaluator, world: World) -> None:
             print(line, file=sys.stderr)
 
 
-def _require_folder(option: str, path: Path | None) -> None:
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}")
-
-
 @contextmanager
 def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
@@ -99,7 +94,8 @@ def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
 
 def _write_json(file: Path | None, name: str, kind: str, figures: Mapping[str, Any]) -> None:
     if file is not None:
-        write_text(file, json.dumps({"model": name, "evaluation": kind, **figures}, indent=2) + "\n")
+        content = json.dumps({"model": name, "evaluation": kind, **figures}, indent=2) + "\n"
+        write_output(file, content, "--json")
 
 
 def _show(name: str, kind: str, figures: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from data.heldout import HeldOutSet
 from launch.model_source import load_model
 from vlm.errors import UserError, nearest
 from vlm.model.exchange import Parity, export_open_clip
+from vlm.paths import new_folder
 from vlm.world import World
 
 FORMATS = ("open_clip",)
@@ -46,6 +47,7 @@ def export_model(name: str, to: str, folder: Path, data: Sequence[str], *, befor
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
+    folder = new_folder(folder, "export")
     model = load_model(name)
     if before_head:
         model.drop_heads()

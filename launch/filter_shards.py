@@ -48,7 +48,11 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
     """
     from data.filter.run import FilterJob
     from data.shards.patterns import expand_shards
+    from vlm.paths import local_path, output_file
 
+    json_file = None if json_file is None else output_file(json_file, "--json")
+    out = local_path(out, "--out")
+    work = None if work is None else local_path(work, "--work")
     rules = _rules(
         min_side=min_side,
         max_aspect_ratio=max_aspect,

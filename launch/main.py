@@ -49,7 +49,7 @@ def run() -> None:
         sys.exit(2)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool | None) -> None:
     if wanted:
         print(f"vlm {__version__}")
         raise typer.Exit
@@ -58,8 +58,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def vlm(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
+        bool | None, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = None,
 ) -> None:
     """Train vision-language dual encoders from webdataset shards, and measure what was trained."""
 

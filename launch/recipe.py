@@ -12,7 +12,7 @@ from launch.recipe_file import read_recipe
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
-from vlm.paths import Named
+from vlm.paths import LocalPath, Named
 from vlm.training.trainer import TrainingConfig
 
 # What may differ between a run and its resumption: none of it changes what is learned.
@@ -40,7 +40,7 @@ FREE_ON_RESUME = (
 class Recipe(TrainingConfig):
     """A run: the model, the data, how it trains, and what is measured on the way."""
 
-    run: str = Field(description="the run directory: metrics, checkpoints, report")
+    run: LocalPath = Field(description="the run directory: metrics, checkpoints, report")
     model: ModelConfig = Field(description="what is trained: two towers and their heads")
     data: DataConfig = Field(description="what it is trained on")
     evaluate: Named[EvaluatorConfig] = Field(default={}, description="evaluations by name")

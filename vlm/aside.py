@@ -4,10 +4,13 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from vlm.atomic import default_mode
 
@@ -34,7 +37,8 @@ def folder_aside(directory: Path) -> Iterator[Path]:
         _locked(lock)
         aside.chmod(default_mode() | 0o111 & ~_mask())
         (aside / _MARKER).touch()
-        yield aside
+        with _ended_by_exceptions():
+            yield aside
         (aside / _MARKER).unlink()
         aside.replace(directory)
     except BaseException:
@@ -42,6 +46,26 @@ def folder_aside(directory: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """Signals that would end the process without a chance to tidy up end it as an exit does; others' handlers stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    plain = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in plain:
+            signal.signal(number, _exit)
+        yield
+    finally:
+        for number in plain:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def remove_files(folder: Path, names: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from vlm.atomic import write_bytes
 from vlm.errors import UserError
@@ -79,21 +79,34 @@ def local_path(text: str | Path, where: str) -> Path:
 
     Remote addresses, commands, the empty text, control characters and parts too long for any disk are refused.
     """
+    try:
+        return Path(_local(str(text)))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _local(text: str) -> str:
     kind = address_kind(text)
     if kind is not None:
         told = "write the path alone" if kind == "file" else "a path on this machine is needed"
-        raise UserError(f"{where}: {shown(str(text))} is no local path but an address ({kind}); {told}")
-    if not str(text):
-        raise UserError(f"{where}: the path is empty")
-    if _NO_TEXT.search(str(text)):
-        raise UserError(f"{where}: {shown(str(text))} holds characters that no path should")
+        raise ValueError(f"{shown(text)} is no local path but an address ({kind}); {told}")
+    if not text:
+        raise ValueError("the path is empty")
+    if _NO_TEXT.search(text):
+        raise ValueError(f"{shown(text)} holds characters that no path should")
     long = next((part for part in Path(text).parts if len(os.fsencode(part)) > _PART_BYTES), None)
     if long is not None:
-        raise UserError(f"{where}: {shown(long)} is longer than the {_PART_BYTES} bytes of a file name")
+        raise ValueError(f"{shown(long)} is longer than the {_PART_BYTES} bytes of a file name")
+    if not text.startswith("~"):
+        return text
     try:
-        return Path(text).expanduser()
+        return str(Path(text).expanduser())
     except RuntimeError:
-        raise UserError(f"{where}: {shown(str(text))}: there is no such user") from None
+        raise ValueError(f"{shown(text)}: there is no such user") from None
+
+
+LocalPath = Annotated[str, AfterValidator(_local)]
+"""A path of a recipe on this machine, `~` replaced."""
 
 
 def below(folder: Path, name: str, where: str) -> Path:
@@ -154,12 +167,13 @@ def output_file(text: str | Path, where: str) -> Path:
     return path
 
 
-def output_folder(text: str | Path, where: str, *, parents: bool = True) -> Path:
+def output_folder(text: str | Path, where: str, *, parents: bool = True, files: Iterable[str] = ()) -> Path:
     """The path of a folder, there or not, into which files can be written: to be asked before the work.
 
     Raises:
         UserError: it begins with `where`; the path is no local one, or no folder, or cannot be made or written to, or
-            the folder above is missing although it is not to be made (`parents` False).
+            the folder above is missing although it is not to be made (`parents` False), or one of the `files` to come
+            cannot be written.
     """
     path = local_path(text, where)
     try:
@@ -172,6 +186,20 @@ def output_folder(text: str | Path, where: str, *, parents: bool = True) -> Path
         _require_writable(there, path, where)
     except OSError as error:
         raise _refused(path, where, error) from None
+    if path.is_dir():
+        for name in files:
+            output_file(path / name, where)
+    return path
+
+
+def new_folder(text: str | Path, where: str) -> Path:
+    """As `output_folder`, of a folder that is missing or empty. Raises UserError where it is not."""
+    path = output_folder(text, where)
+    if path.is_mount():
+        raise UserError(f"{where}: {path} is a mount point and cannot be replaced; name a folder below it")
+    if path.is_symlink() or (path.is_dir() and any(path.iterdir())):
+        what = "a link" if path.is_symlink() else "not empty"
+        raise UserError(f"{where}: {path} is {what}; name a new or an empty folder")
     return path
 
 

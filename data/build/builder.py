@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +15,16 @@ from numpy.typing import NDArray
 from data.bad_sample import BadSampleError
 from data.build.entry import Columns, entry_of
 from data.build.indexing import index_folder, index_shard
-from data.build.journal import Journal, open_journal
+from data.build.journal import JOURNAL, Journal, open_journal
 from data.build.shard import Finished, ShardJob, class_number, write_shard
 from data.build.source import Source, open_source
 from data.build.table import Groups, Table
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
+from vlm.aside import remove_files
 from vlm.atomic import write_text
 from vlm.errors import UserError
+from vlm.paths import output_folder
 
 LEDGER: Final = "build-ledger.jsonl"
 _ASIDE = ".build-images"
@@ -100,6 +101,7 @@ def build_shards(
     Raises:
         UserError: the source or the folder cannot be used, or too many rows are bad (the shards stay).
     """
+    folder = output_folder(folder, "OUT_DIR", files=(LEDGER, JOURNAL))
     table = open_source(source)
     if len(table) == 0:
         raise UserError(f"{source.path}: holds no rows")
@@ -114,7 +116,7 @@ def build_shards(
                     build.run(journal, processes, report)
                 finally:
                     write_text(build.folder / LEDGER, _ledger(journal))
-            shutil.rmtree(build.folder / _ASIDE, ignore_errors=True)
+            remove_files(build.folder / _ASIDE, r"\d{5}-\d{5}\..*")
             summary = build.summary(journal)
             index_folder(summary.shards)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Pictures of the check's distributions, as PNG files."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data.check.histogram import Histogram
+from vlm.paths import write_output
 
 Values = NDArray[np.float64]
 _BINS = 60
@@ -22,6 +24,7 @@ _PLOTS = {
     "captions_per_sample": (("captions_per_sample",), "captions a sample", 1, False),
     "caption_clip_tokens": (("caption_clip_tokens",), "CLIP tokens", 1, False),
 }
+PLOTS = tuple(f"{name}.png" for name in _PLOTS)
 
 
 def draw_plots(histograms: Mapping[str, Histogram], folder: Path) -> tuple[Path, ...]:
@@ -51,7 +54,9 @@ def _draw(path: Path, series: Mapping[str, tuple[Values, Values]], label: str, l
         axes.set_xscale("log")
     if len(series) > 1:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_output(path, drawn.getvalue(), "--plots")
     return path
 
 

@@ -13,8 +13,8 @@ from data.check.duplicates import Duplicates, find_duplicates
 from data.check.histogram import Distribution, Histogram
 from data.check.scan import DISTRIBUTIONS, ScanJob, ShardScan, scan_shard
 from data.processes import WorkerPool
-from vlm.atomic import write_text
 from vlm.config import Config
+from vlm.paths import write_output
 
 _THOUSANDTHS = "_thousandths"
 
@@ -72,8 +72,8 @@ class CheckReport:
         return asdict(self)
 
     def write(self, path: Path) -> None:
-        """Write the JSON file, whole or not at all."""
-        write_text(path, json.dumps(self.to_json(), indent=1, ensure_ascii=True) + "\n")
+        """Write the JSON file, whole or not at all. Raises UserError where it cannot be written."""
+        write_output(path, json.dumps(self.to_json(), indent=1, ensure_ascii=True) + "\n", "--json")
 
 
 def check_shards(

@@ -5,7 +5,7 @@ once stays bounded however many rows there are; each part is one streaming query
 """
 
 import json
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from data.check.samples import hash64
 from data.filter.extract import FORMAT, Extracted
 from data.filter.rules import ImageIdentity
+from vlm.aside import folder_aside, remove_files
 from vlm.atomic import flush_to_disk, write_text
 from vlm.errors import UserError
 
 SETTINGS: Final = "counts.json"
+_FILES: Final = rf"(texts|images|grams)-\d{{4}}\.parquet|{re.escape(SETTINGS)}"
 _PART_ROWS = 16_000_000  # 1.5 GB of memory
 _IDENTITIES: Final[dict[ImageIdentity, pl.Expr]] = {
     "bytes": pl.col("file_id"),
@@ -83,9 +85,22 @@ def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity,
     signature = _signature(extracted, identity)
     if (folder / SETTINGS).is_file() and json.loads((folder / SETTINGS).read_text()) == signature:
         return Counts(folder)
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    _require_ours(folder)
+    with folder_aside(folder) as aside:
+        _count(extracted, aside, identity, part_rows)
+        write_text(aside / SETTINGS, json.dumps(signature, indent=1) + "\n")
+        remove_files(folder, _FILES)
+    return Counts(folder)
+
+
+def _require_ours(folder: Path) -> None:
+    """What is to be replaced must be counts: somebody may have a folder of his own under this name."""
+    others = [entry for entry in folder.iterdir() if not re.fullmatch(_FILES, entry.name)] if folder.is_dir() else []
+    if others:
+        raise UserError(f"{folder}: holds files that are no counts ({others[0].name}); name another folder by --work")
+
+
+def _count(extracted: Sequence[Extracted], aside: Path, identity: ImageIdentity, part_rows: int) -> None:
     rows = pl.scan_parquet([one.rows for one in extracted]).filter(pl.col("unusable").is_null())
     pairs = rows.select(text="text_id", image=image_id(identity))
     grams = pl.scan_parquet([one.grams for one in extracted])
@@ -102,10 +117,6 @@ def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity,
         summed.sort("gram").sink_parquet(aside / f"grams-{part:04d}.parquet", engine="streaming")
     for file in aside.iterdir():
         flush_to_disk(file)
-    write_text(aside / SETTINGS, json.dumps(signature, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
-    return Counts(folder)
 
 
 def saved_counts(folder: Path, identity: ImageIdentity) -> Counts:

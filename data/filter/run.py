@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -23,8 +22,10 @@ from data.filter.rules import AlignRules
 from data.filter.verdicts import TestPictures, make_lists
 from data.filter.write import LEVELS, NOTHING, Dropped, WriteJob, filter_shard
 from data.processes import WorkerPool
+from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, write_text
 from vlm.errors import UserError, reason
+from vlm.paths import output_folder, write_output
 
 REPORT: Final = "filter.json"
 KEPT_LIST: Final = "kept.parquet"
@@ -80,8 +81,8 @@ class FilterReport:
         return asdict(self)
 
     def write(self, path: Path) -> None:
-        """Write the JSON file, whole or not at all."""
-        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+        """Write the JSON file, whole or not at all. Raises UserError where it cannot be written."""
+        write_output(path, json.dumps(self.to_json(), indent=1) + "\n", "figures of the filter")
 
 
 def filter_shards(job: FilterJob, *, workers: int | None = None, progress: Progress = _silent) -> FilterReport:
@@ -94,6 +95,8 @@ def filter_shards(job: FilterJob, *, workers: int | None = None, progress: Progr
         UserError: a shard cannot be read, the counts do not fit, or `out` holds something else.
     """
     targets = output_names(sorted(set(job.shards)))
+    output_folder(job.out, "--out", files=(REPORT, KEPT_LIST, SETTINGS))
+    output_folder(job.work_folder, "--work")
     try:
         _refuse_occupied(job)
         for name in ("rows", "grams", "kept"):
@@ -129,7 +132,7 @@ class _Passes:
         ]
         filtered = self._all("filtering", filter_shard, jobs)
         _write_list(kept, job.out / KEPT_LIST)
-        shutil.rmtree(lists.folder)
+        remove_files(lists.folder, r"\w+\.npy")
         report = FilterReport(
             shards=len(jobs),
             shards_written=sum(copy is not None and copy.exists() for copy in copies),

@@ -1,10 +1,7 @@
 """Writes the scenes as webdataset shards: all of them or nothing, and the same bytes from any number of processes."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +11,9 @@ from data.processes import WorkerPool
 from data.scenes.render import encode, render
 from data.scenes.splits import SPLITS, ZEROSHOT_TEMPLATES, Plan
 from data.scenes.vocabulary import class_names
+from vlm.aside import folder_aside
 from vlm.errors import UserError
+from vlm.paths import new_folder
 
 MIN_IMAGE_SIZE: Final = 32
 SETTINGS_FILE: Final = "scenes.json"
@@ -96,9 +95,9 @@ def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
     """
     settings = Settings(train, val, seed, image_size, shard_size)
     workers = None if workers is None else at_least("workers", workers, 1)
-    _refuse_occupied(directory)
+    directory = new_folder(directory, "scenes")
     try:
-        with _aside(directory) as folder:
+        with folder_aside(directory) as folder:
             jobs = settings.jobs(folder)
             with WorkerPool(workers) as pool:
                 for written in pool.as_done(write_shard, jobs):
@@ -157,27 +156,6 @@ def _truth(plan: Plan, image_size: int) -> dict[str, object]:
         "background": scene.background,
         "relation": relation,
     }
-
-
-def _refuse_occupied(directory: Path) -> None:
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise UserError(f"{directory}: already holds files; name a new or an empty directory for the scenes")
-    if directory.is_mount():
-        raise UserError(f"{directory}: is a mount point and cannot be replaced; name a directory below it")
-
-
-@contextmanager
-def _aside(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` that takes its name at the end, or goes without a trace on an error."""
-    directory = directory.absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    folder = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        folder.replace(directory)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _manifest(settings: Settings, jobs: list[ShardJob]) -> dict[str, object]:

@@ -28,6 +28,7 @@ from data.shards.stamp import Stamp
 from data.shards.store import is_remote, local_path, stamp_once
 from data.shards.unpack import GZIP_MAGIC, unzipped
 from vlm.config import Config
+from vlm.paths import LocalPath
 
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
 
@@ -62,7 +63,9 @@ Size = Annotated[
 class CacheConfig(Config):
     """Where copies of remote and gzipped shards are kept on each node, and how much they may take."""
 
-    folder: Annotated[str | None, Field(description="On a local disk; by default in the user's cache folder.")] = None
+    folder: Annotated[
+        LocalPath | None, Field(description="On a local disk; by default in the user's cache folder.")
+    ] = None
     limit: Annotated[Size, Field(description='What the copies may take together, as in "200GB".')] = 100 * 10**9
 
     @property

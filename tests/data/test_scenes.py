@@ -26,6 +26,7 @@ from data.scenes.shapes import OUTLINES
 from data.scenes.splits import SPLITS
 from data.scenes.vocabulary import BACKGROUNDS, CLEAR_BACKGROUNDS, COLOURS, NUMBER_WORDS, contrast
 from data.scenes.writer import ScenesSummary, sample_of, write_scenes
+from vlm.aside import folder_aside
 from vlm.errors import UserError
 
 Truth = dict[str, Any]
@@ -328,16 +329,16 @@ def test_contrast_is_the_cie_difference_and_leaves_a_background_for_any_four_col
 
 def test_a_directory_that_holds_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"already holds files"):
+    with pytest.raises(UserError, match=r"is not empty; name a new"):
         write_scenes(tmp_path, train=1, val=1)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/scenes: cannot be written"):
+    with pytest.raises(UserError, match=r"file/scenes cannot be made: .*file is a file"):
         write_scenes(tmp_path / "file" / "scenes", train=1, val=1)
-    with pytest.raises(UserError, match=r"file: already holds files"):
+    with pytest.raises(UserError, match=r"file is a file, not a folder"):
         write_scenes(tmp_path / "file", train=1, val=1)
 
 
@@ -368,7 +369,7 @@ def test_a_kill_leaves_no_directory_and_no_orphan(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "scenes")], env=environment)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".scenes.partial-*/*.tar")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".scenes.*.partial/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
@@ -378,3 +379,6 @@ def test_a_kill_leaves_no_directory_and_no_orphan(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert not (tmp_path / "scenes").exists()
+    with folder_aside(tmp_path / "scenes"):  # the same command once more
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]

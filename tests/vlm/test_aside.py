@@ -27,6 +27,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [entry.name for entry in target.parent.iterdir()] == ["made"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with pytest.raises(SystemExit) as ended, folder_aside(tmp_path / "made"):
+        os.kill(os.getpid(), number)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is signal.SIG_DFL
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_next_one_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a[1]"
     code = f"""

@@ -1,8 +1,6 @@
 """Models in open_clip's own format, with proof that open_clip computes the same from them."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm.aside import folder_aside
 from vlm.atomic import write_text
 from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
+from vlm.paths import new_folder
 from vlm.tensor_file import save_tensors
 
 CONFIG_FILE = "open_clip_config.json"
@@ -48,18 +48,13 @@ def export_open_clip(
     nothing behind, when open_clip cannot express or load the model, or when an embedding differs by more than 1e-5.
     """
     model_cfg = open_clip_config(model)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already exists and is not an empty folder")
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    directory = new_folder(directory, "export")
     try:
-        _write(model, model_cfg, aside)
-        parity = _measure(model, aside, images, captions)
-        aside.replace(directory)
+        with folder_aside(directory) as aside:
+            _write(model, model_cfg, aside)
+            return _measure(model, aside, images, captions)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return parity
 
 
 def open_clip_config(model: DualEncoder) -> dict[str, Any]:
@@ -87,7 +82,6 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
 
 
 def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True)
     preprocessing = model.image_spec.model_dump(mode="json")
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=2))

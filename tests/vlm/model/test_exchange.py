@@ -144,9 +144,9 @@ def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 def test_existing_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match="is not empty"):
         export_open_clip(tiny_model(), tmp_path, some_images(), TEXTS)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made"):
         export_open_clip(tiny_model(), tmp_path / "note.txt" / "out", some_images(), TEXTS)
     assert (tmp_path / "note.txt").read_text() == "mine"
 
