@@ -24,6 +24,7 @@ from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
+from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint, Manifest
@@ -56,6 +57,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     `resume` is None for a new run, "auto" for the newest complete checkpoint (or a new run where there is none), or a
     checkpoint's folder. Raises UserError for what the user can mend; nothing is written before everything was checked.
     """
+    output_folder(recipe.run, "run")
     _require_trackers(recipe.trackers)
     recipe = resolve_order(recipe)
     accelerator = start_accelerator(
