@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from data.images.jpeg import reduction_to
+from data.images.picture import Picture
+from data.images.pillow import turned_upright
 from vlm.atomic import write_bytes, write_text
 
 EXAMPLES_FILE = "examples.json"
 _PICTURE = re.compile(r"(\d{3}|[0-9a-f]{16})\.jpg")
-_FORMATS = ("JPEG", "PNG", "WEBP")  # of others, some are programs (EPS)
 _LONGEST_SIDE = 384
 
 
@@ -60,12 +62,18 @@ class Examples(NamedTuple):
 
 
 def picture(stored: bytes) -> bytes:
-    """A stored image as a JPEG for a page, at most 384 pixels a side; a small JPEG stays as it is."""
-    with Image.open(io.BytesIO(stored), formats=_FORMATS) as image:
-        if image.format == "JPEG" and max(image.size) <= _LONGEST_SIDE:
-            return stored
-        small = image.convert("RGB")
-        small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    """A stored image as a JPEG for a page, upright, at most 384 pixels a side; a small JPEG stays as it is.
+
+    Raises:
+        BadSampleError: it is not whole.
+    """
+    opened = Picture(stored)
+    if opened.format == "JPEG" and max(opened.width, opened.height) <= _LONGEST_SIDE:
+        opened.check()
+        return stored
+    reduction = reduction_to(opened.width, opened.height, _LONGEST_SIDE) if opened.reducible else 1
+    small = turned_upright(Image.fromarray(opened.rgb(reduction)), opened.orientation)
+    small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=88)
     return written.getvalue()

@@ -1,21 +1,20 @@
 """The image as it goes into a shard: as it is wherever nothing asks for a change."""
 
 import io
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from data.bad_sample import BadSampleError
+from data.images.jpeg import reduction_to
+from data.images.picture import Picture
+from data.images.pillow import MAX_PIXELS, foreign_bytes, turned_upright
 
 DEFAULT_QUALITY: Final = 95
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 # A JPEG is decoded at no less than so many times the wanted size before it is resized, which no eye or model can tell.
 _OVERSAMPLING = 2
 
@@ -38,45 +37,24 @@ def prepare_image(stored: bytes, max_size: int | None, quality: int | None) -> S
     or JPEG where a quality is given. What is written anew is upright, and keeps the colour profile.
 
     Raises:
-        BadSampleError: it cannot be decoded to the end.
+        BadSampleError: it cannot be decoded to the end, or has more pixels than Pillow's limit.
     """
-    if not stored:
-        raise BadSampleError("its image is empty (0 bytes)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata; what matters is whether the pixels can be decoded
-        try:
-            return _prepare(stored, max_size, quality)
-        except BadSampleError:
-            raise
-        except UnidentifiedImageError as error:
-            raise BadSampleError("its image cannot be decoded (unknown format)") from error
-        except Exception as error:  # whatever a decoder raises on foreign bytes, the sample is bad
-            raise BadSampleError(f"its image cannot be decoded ({type(error).__name__}: {error})"[:200]) from error
-
-
-def _prepare(stored: bytes, max_size: int | None, quality: int | None) -> StoredImage:
-    image = Image.open(io.BytesIO(stored), formats=_READ)
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise BadSampleError(f"its image has {image.width} x {image.height} pixels, more than {limit:,}")
-    kind = str(image.format)
-    sideways = _orientation(image) in _SIDEWAYS
-    original = (image.height, image.width) if sideways else image.size
+    picture = Picture(stored, max_pixels=MAX_PIXELS, formats=_READ)
+    original = picture.upright_size
     size = shrunk(original, max_size)
-    finer = quality is not None and _is_finer(image, quality)
-    if size == original and kind in _KEPT and not finer:
-        image.draft(None, (1, 1))  # an eighth of the resolution tells as well whether all of the file is there
-        image.load()
-        return StoredImage(_KEPT[kind], stored, original, original)
-    written = _KEPT.get(kind, "png")
-    if finer and (written == "jpg" or not image.has_transparency_data):
+    finer = quality is not None and _is_finer(picture.opened, quality)
+    if size == original and picture.format in _KEPT and not finer:
+        picture.check()
+        return StoredImage(_KEPT[picture.format], stored, original, original)
+    written = _KEPT.get(picture.format, "png")
+    if finer and (written == "jpg" or not picture.opened.has_transparency_data):
         written = "jpg"
-    if size != original:
-        reach = tuple(side * _OVERSAMPLING for side in (size[::-1] if sideways else size))
-        image.draft(None, (reach[0], reach[1]))
-    data = _encode(_resized(image, size), written, DEFAULT_QUALITY if quality is None else quality)
-    if size == original and kind in _KEPT and len(data) >= len(stored):
-        return StoredImage(_KEPT[kind], stored, original, original)
+    reduction = reduction_to(*original, _OVERSAMPLING * min(size)) if picture.reducible and size != original else 1
+    image = picture.image(reduction)
+    with foreign_bytes():
+        data = _encode(_resized(image, picture.orientation, size), written, quality or DEFAULT_QUALITY)
+    if size == original and picture.format in _KEPT and len(data) >= len(stored):
+        return StoredImage(_KEPT[picture.format], stored, original, original)
     return StoredImage(written, data, size, original)
 
 
@@ -87,13 +65,6 @@ def shrunk(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
         return size
     rest = round(longer * max_size / shorter)
     return (max_size, rest) if size[0] <= size[1] else (rest, max_size)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return 1
 
 
 def _is_finer(image: Image.Image, quality: int) -> bool:
@@ -112,18 +83,13 @@ def _coarseness(quality: int) -> int:
     return sum(Image.open(file).quantization[0])  # type: ignore[attr-defined]
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    image.load()
-    profile = image.info.get("icc_profile")
+def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
     plain = _plain(image)
-    if profile and plain.mode == image.mode:
-        plain.info["icc_profile"] = profile
-    if _orientation(image) != 1:
-        plain = ImageOps.exif_transpose(plain)
-    kept = plain.info.get("icc_profile")
+    profile = image.info.get("icc_profile") if plain.mode == image.mode else None
+    plain = turned_upright(plain, orientation)
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.LANCZOS)
-    plain.info = {"icc_profile": kept} if kept else {}
+    plain.info = {"icc_profile": profile} if profile else {}
     return plain
 
 

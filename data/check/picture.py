@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.images.pillow import MAX_PIXELS, foreign_bytes, open_image, orientation_of, turned_upright
+from data.images.jpeg import reduction_to
+from data.images.picture import Picture as StoredPicture
+from data.images.pillow import MAX_PIXELS, turned_upright
 
 NO_HASH: Final = 0
 _SIDE = 32
@@ -29,14 +31,11 @@ def look_at(stored: bytes) -> Picture:
     Raises:
         BadSampleError: it is no JPEG, PNG or WebP, is cut off or damaged, or has more pixels than PIL's limit.
     """
-    with foreign_bytes():
-        image = open_image(stored, MAX_PIXELS)
-        width, height, form, mode = image.width, image.height, image.format or "", image.mode
-        orientation = orientation_of(image)
-        image.draft("L", (2 * _SIDE, 2 * _SIDE))
-        grey = turned_upright(_grey(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), orientation)
-    width, height = (height, width) if orientation >= 5 else (width, height)
-    return Picture(width, height, form, mode, perceptual_hash(np.asarray(grey)))
+    picture = StoredPicture(stored, max_pixels=MAX_PIXELS)
+    reduction = reduction_to(picture.width, picture.height, 2 * _SIDE)
+    grey = picture.grey(reduction).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    hashed = perceptual_hash(np.asarray(turned_upright(grey, picture.orientation)))
+    return Picture(*picture.upright_size, picture.format, picture.mode, hashed)
 
 
 def perceptual_hash(grey: NDArray[np.uint8]) -> int:
@@ -61,13 +60,3 @@ def _cosines() -> NDArray[np.float64]:
 
 
 _COSINES = _cosines()
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip at 255
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without PIL's warning about transparent palettes
-    if image.mode in ("CMYK", "P"):
-        image = image.convert("RGB")
-    return image.convert("L") if image.mode != "L" else image

@@ -3,20 +3,42 @@
 import importlib
 import io
 import logging
-import warnings
+import re
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
 from data.bad_sample import BadSampleError
 from data.images.crop import Box, Pixels
-from data.images.pillow import orientation_of
+from data.images.pillow import foreign_bytes, orientation_of
+
+Reduction = Literal[1, 2, 4, 8]
 
 _log = logging.getLogger(__name__)
-_COLOURS = ("YCbCr", "Gray", "RGB")
+_MODES = {"YCbCr": "RGB", "RGB": "RGB", "Gray": "L"}  # what the fast decoder takes, as Pillow calls it
+_BALKS = (ValueError, KeyError)  # KeyError: of colours that it has no name for
 _START_OF_SCAN = 0xDA
-_ORIENTED = (b"Exif\0", b"tiff:Orientation")
+# Frames (baseline, extended, progressive), Huffman and quantisation tables, restart interval, comment: of what is in
+# these libjpeg is at least as critical as Pillow, which reads them on its own.
+_PLAIN = {0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, 0xFE}
+# Segments that Pillow looks into and libjpeg does not: marker, how they begin, and the least length that satisfies it
+# (including the two bytes of the length itself; None: it depends on more).
+_READ_BY_PILLOW: tuple[tuple[int, bytes, int | None], ...] = (
+    (0xE0, b"JFIF", 9),
+    (0xE1, b"Exif\0", None),
+    (0xE1, b"http://ns.adobe.com/xap/", None),
+    (0xE2, b"ICC_PROFILE\0", 16),
+    (0xE2, b"MPF\0", None),
+    (0xED, b"Photoshop 3.0\0", None),
+    (0xEE, b"Adobe", 9),
+)
+# libjpeg's warnings that leave the pixels of a part of the image unknown; it says the first warning of a file only.
+_DAMAGE = re.compile(
+    "premature end|bad (huffman|arithmetic) code|inconsistent progression|instead of rst"
+    "|extraneous bytes before marker 0xd[0-7]",
+    re.IGNORECASE,
+)
 # Reduced pixels per pixel of the result, each way. A reduced image is sharper than an antialiased one right up to its
 # limit, so the resize that follows must have something left to do: at 2 photographs keep 49 to 53 dB, at 1 hardly 40.
 _OVERSAMPLING = 2
@@ -24,46 +46,83 @@ _SMALLEST = 8  # pixels; the decoder picks its factor by the size wanted, which 
 
 
 class JpegHeader(NamedTuple):
-    """Pixels of the stored image, and its EXIF orientation (1 to 8)."""
+    """Pixels of the stored image, its EXIF orientation (1 to 8), and its mode as Pillow calls it."""
 
     width: int
     height: int
     orientation: int
+    mode: str
 
 
 def read_header(stored: bytes) -> JpegHeader | None:
-    """What the header of a JPEG file says; None when it is none that the fast decoder takes (CMYK, for one)."""
+    """What the header of a JPEG file says; None where it is none that the fast decoder takes (CMYK, for one).
+
+    Raises:
+        BadSampleError: Pillow refuses what the header says of the image.
+    """
     decoder = fast_decoder()
     if decoder is None or not stored.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, colours, _ = decoder.decode_jpeg_header(stored)
-    except ValueError:
+    except _BALKS:
         return None
-    return JpegHeader(width, height, _orientation(stored)) if colours in _COLOURS else None
+    told = _tells_more(stored)
+    if colours not in _MODES or told is None:
+        return None
+    return JpegHeader(width, height, _orientation(stored) if told else 1, _MODES[colours])
 
 
-def reduction_for(box: Box, size: int) -> int:
+def reduction_for(box: Box, size: int) -> Reduction:
     """The largest of 1, 2, 4 and 8 by which an image can be reduced and still resolve `size` pixels well in the box."""
-    most = min(box.width, box.height) / (_OVERSAMPLING * size)
-    return next((reduction for reduction in (8, 4, 2) if reduction <= most and size >= _SMALLEST), 1)
+    return reduction_to(box.width, box.height, _OVERSAMPLING * size) if size >= _SMALLEST else 1
 
 
-def decode(stored: bytes, header: JpegHeader, reduction: int) -> Pixels | None:
-    """The stored image at 1 / `reduction` of its size, [height, width, 3] RGB; None when the fast decoder balks.
+def reduction_to(width: int, height: int, least: int) -> Reduction:
+    """The largest of 1, 2, 4 and 8 that leaves at least so many pixels of the shorter side; 1 where none does."""
+    most = min(width, height) / least
+    reductions: tuple[Reduction, ...] = (8, 4, 2)
+    return next((reduction for reduction in reductions if reduction <= most), 1)
+
+
+def decode(
+    stored: bytes, header: JpegHeader, reduction: Reduction, colours: Literal["RGB", "GRAY"] = "RGB"
+) -> Pixels | None:
+    """The stored image at 1 / `reduction` of its size, [height, width, channels]; None where Pillow shall decide.
 
     Raises:
-        BadSampleError: a part of the data is missing.
+        BadSampleError: a part of the data is missing or makes no sense.
     """
     height, width = -(-header.height // reduction), -(-header.width // reduction)
     least = {} if reduction == 1 else {"min_height": height, "min_width": width}
     try:
-        pixels: Pixels = fast_decoder().decode_jpeg(stored, **least)
-    except ValueError as error:
-        if "premature end" in str(error).lower():  # which Pillow may take for a grey area
-            raise BadSampleError(f"its image cannot be decoded ({error})") from error
+        pixels: Pixels = fast_decoder().decode_jpeg(stored, colours, **least)
+    except _BALKS as error:
+        _refuse_damage(str(error))
         return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    return pixels if pixels.shape[:2] == (height, width) else None
+
+
+def refuse_damaged(stored: bytes) -> None:
+    """Look for damage that Pillow would fill up with grey, at the least cost; nothing where libjpeg cannot read it.
+
+    Raises:
+        BadSampleError: a part of the data is missing or makes no sense.
+    """
+    decoder = fast_decoder()
+    if decoder is None:
+        return
+    try:
+        colours = "GRAY" if decoder.decode_jpeg_header(stored, strict=False)[2] in _MODES else "CMYK"
+        decoder.decode_jpeg(stored, colours, min_height=1, min_width=1)
+    except _BALKS as error:
+        _refuse_damage(str(error))
+
+
+def _refuse_damage(warning: str) -> None:
+    """Tell damage from what is merely odd, about which Pillow decides."""
+    if _DAMAGE.search(warning):
+        raise BadSampleError(f"its image cannot be decoded ({warning})")
 
 
 @cache
@@ -77,22 +136,31 @@ def fast_decoder() -> Any:
 
 
 def _orientation(stored: bytes) -> int:
-    """Pillow's answer, asked only where the header has a word on it: most files of the web have none."""
-    end = _end_of_header(stored)
-    if all(stored.find(word, 0, end) < 0 for word in _ORIENTED):
-        return 1
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return orientation_of(Image.open(io.BytesIO(stored), formats=("JPEG",)))
-    except Exception:  # the decoder will say what is wrong with the file
-        return 1
+    with foreign_bytes():
+        image = Image.open(io.BytesIO(stored), formats=("JPEG",))
+    return orientation_of(image)
 
 
-def _end_of_header(stored: bytes) -> int:
-    """The offset of the first scan, or the end where the segments before it are not laid out as they should be."""
-    at = 2
+def _tells_more(stored: bytes) -> bool | None:
+    """Whether the header has segments that Pillow reads and libjpeg does not; most files of the web have none.
+
+    None where the header is not laid out as usual.
+    """
+    at, more = 2, False
     while at + 4 <= len(stored) and stored[at] == 0xFF:  # a marker and the length of its segment
-        if stored[at + 1] == _START_OF_SCAN:
-            return at
-        at += 2 + int.from_bytes(stored[at + 2 : at + 4], "big")
-    return len(stored)
+        marker, length = stored[at + 1], int.from_bytes(stored[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN:
+            return more
+        if 0xE0 <= marker <= 0xEF:
+            more = more or _is_read(stored, at, marker, length)
+        elif marker not in _PLAIN:
+            return None
+        at += 2 + length
+    return None
+
+
+def _is_read(stored: bytes, at: int, marker: int, length: int) -> bool:
+    return any(
+        marker == one and stored.startswith(start, at + 4) and (enough is None or length < enough)
+        for one, start, enough in _READ_BY_PILLOW
+    )

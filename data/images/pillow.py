@@ -1,6 +1,5 @@
 """What Pillow decodes, as people expect to see it: other formats and colours, transparency, 16 bits, orientation."""
 
-import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from PIL import Image, UnidentifiedImageError
 
 from data.bad_sample import BadSampleError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 89_478_485  # from where on Pillow suspects a decompression bomb
 
 _ORIENTATION = 0x0112
@@ -27,7 +25,7 @@ _UPRIGHT = {
 
 @contextmanager
 def foreign_bytes() -> Iterator[None]:
-    """Whatever a decoder raises in here, the sample is bad; what it only warns of is not worth a line per image."""
+    """For calls of Pillow and nothing else: whatever it raises, the sample is bad; what it warns of is not said."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -40,40 +38,22 @@ def foreign_bytes() -> Iterator[None]:
         raise BadSampleError(f"its image cannot be decoded ({reason:.200})") from error
 
 
-def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image by what its header says, before memory is spent on it.
-
-    Raises:
-        BadSampleError: it has more than `max_pixels` pixels.
-    """
-    if width * height > max_pixels:
-        raise BadSampleError(f"its image has {width} x {height} pixels, more than {max_pixels:,}")
-
-
-def open_image(stored: bytes, max_pixels: int) -> Image.Image:
-    """A stored image whose header only is read.
-
-    Raises:
-        BadSampleError: it is empty, or has too many pixels.
-    """
-    if not stored:
-        raise BadSampleError("its image is empty (0 bytes)")
-    image = Image.open(io.BytesIO(stored), formats=FORMATS)
-    check_pixels(image.width, image.height, max_pixels)
-    return image
-
-
 def orientation_of(image: Image.Image) -> int:
-    """The image's EXIF orientation; 1 (upright) where it has none that can be read."""
+    """The EXIF orientation of a JPEG, or of an image that is loaded; 1 (upright) where it has none that can be read.
+
+    Of other files that are not loaded it must not be asked: Pillow would look for the metadata behind the pixels, load
+    these, and what is wrong with them would be lost in here.
+    """
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata does not spoil the pixels
+        with warnings.catch_warnings(action="ignore"):
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata does not spoil the pixels, and may raise anything
         return 1
-    return orientation if orientation in _UPRIGHT else 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The decoded image in 8-bit RGB: transparency over white, 16 bits scaled; the first frame of several."""
+    """A loaded image in 8-bit RGB: transparency over white, 16 bits scaled; the first frame of several."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64).clip(0, 65_535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
@@ -82,8 +62,18 @@ def rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    image.load()
     return image
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """A loaded image in 8 bits of grey, its transparency disregarded."""
+    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip at 255
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning about transparent palettes
+    if image.mode in ("CMYK", "P"):
+        image = image.convert("RGB")
+    return image.convert("L") if image.mode != "L" else image
 
 
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:

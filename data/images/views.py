@@ -10,15 +10,8 @@ from data.bad_sample import BadSampleError
 from data.images import jpeg
 from data.images.augment import AugmentConfig, augmented
 from data.images.crop import Box, Pixels, on_grid, random_crop, resize_crop, stored_box, upright
-from data.images.pillow import (
-    MAX_PIXELS,
-    check_pixels,
-    foreign_bytes,
-    open_image,
-    orientation_of,
-    rgb,
-    turned_upright,
-)
+from data.images.picture import Picture
+from data.images.pillow import MAX_PIXELS, turned_upright
 from data.randomness import Draws
 from vlm.model.image_spec import ImageSpec
 
@@ -64,33 +57,11 @@ def read_region(stored: bytes, spec: ImageSpec, augment: AugmentConfig, key: tup
     Raises:
         BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
     """
-    draws = Draws("crop", *key)
-    header = jpeg.read_header(stored)
-    if header is not None:
-        check_pixels(header.width, header.height, augment.max_pixels)
-        box = _crop(header.width, header.height, header.orientation, augment, draws)
-        reduction = 1 if augment.exact else jpeg.reduction_for(box, spec.size)
-        pixels = jpeg.decode(stored, header, reduction)
-        if pixels is not None:
-            box = on_grid(box, reduction, header.width, header.height)
-            return Region(pixels, reduction, box, header.orientation)
-        draws = Draws("crop", *key)
-    return _read_region_with_pillow(stored, spec, augment, draws)
-
-
-def _read_region_with_pillow(stored: bytes, spec: ImageSpec, augment: AugmentConfig, draws: Draws) -> Region:
-    with foreign_bytes():
-        image = open_image(stored, augment.max_pixels)
-        orientation = orientation_of(image)
-        width, height = image.size
-        box = _crop(width, height, orientation, augment, draws)
-        reduction = 1
-        if image.format == "JPEG" and not augment.exact:
-            reduction = jpeg.reduction_for(box, spec.size)
-            image.draft("RGB", (width // reduction, height // reduction))
-            reduction = reduction if image.width < width else 1
-        pixels = np.array(rgb(image))  # a copy: torch wants to own what it reads
-    return Region(pixels, reduction, on_grid(box, reduction, width, height), orientation)
+    picture = Picture(stored, max_pixels=augment.max_pixels)
+    box = _crop(picture.width, picture.height, picture.orientation, augment, Draws("crop", *key))
+    reduction = jpeg.reduction_for(box, spec.size) if picture.reducible and not augment.exact else 1
+    pixels = picture.rgb(reduction)
+    return Region(pixels, reduction, on_grid(box, reduction, picture.width, picture.height), picture.orientation)
 
 
 def _crop(width: int, height: int, orientation: int, augment: AugmentConfig, draws: Draws) -> Box:
@@ -106,10 +77,8 @@ def evaluation_view(stored: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS
     Raises:
         BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
     """
-    with foreign_bytes():
-        image = open_image(stored, max_pixels)
-        orientation = orientation_of(image)
-        image = turned_upright(rgb(image), orientation)
+    picture = Picture(stored, max_pixels=max_pixels)
+    image = turned_upright(Image.fromarray(picture.rgb()), picture.orientation)
     width, height = resized(image.width, image.height, spec)
     if min(width, height) < 1:
         raise BadSampleError(f"its image of {image.width} x {image.height} pixels is too narrow to be resized")

@@ -161,7 +161,14 @@ def test_bad_rows_are_left_out_and_listed(tmp_path: Path) -> None:
     summary = build_shards(Source(str(folder / "t.jsonl")), tmp_path / "out", settings, workers=1)
     ledger = [json.loads(line) for line in (tmp_path / "out" / "build-ledger.jsonl").read_text().splitlines()]
     assert {entry["row"]: entry["path"] for entry in ledger} == {n: f"{n:03d}.jpg" for n in range(1, 7)}
-    expected = ["No such file", "0 bytes", "truncated", "no caption", "Is a directory", "a caption is no text but 6"]
+    expected = [
+        "No such file",
+        "0 bytes",
+        "Premature end",
+        "no caption",
+        "Is a directory",
+        "a caption is no text but 6",
+    ]
     for entry, reason in zip(ledger, expected, strict=True):
         assert reason in entry["reason"]
     assert [sample["__key__"] for sample in read_shards(tmp_path / "out")] == ["000000000", "000000007"]

@@ -110,7 +110,7 @@ def test_exif_orientation_is_applied(orientation: int, size: tuple[int, int]) ->
     seen = photograph(size, seed=3)
     data = stored(turned_back(seen, orientation), quality=98, subsampling=0, exif=with_orientation(orientation))
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    assert jpeg.read_header(data) == (*Image.open(io.BytesIO(data)).size, orientation)
+    assert jpeg.read_header(data) == (*Image.open(io.BytesIO(data)).size, orientation, "RGB")
     for number in range(4):
         augment = AugmentConfig(crop_scale=(0.3, 0.5), exact=True)
         same = view(stored(Image.fromarray(upright), "PNG"), SPEC, augment, number)
