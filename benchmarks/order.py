@@ -157,7 +157,7 @@ def write_shards(folder: Path) -> None:
         tokens = tuple(random.poisson(count * shares / shares.sum()).tolist())
         texts[file.name] = ShardStatistics(samples=count, captions=count, fields={"txt": count}, tokens=tokens)
         version = f"mtime:{file.stat().st_mtime_ns}"
-        entries[file.name] = ShardEntry(0, version, count, 0, count, 0)
+        entries[file.name] = ShardEntry(0, version, count, 0, count, 0, "0" * 16)
     (folder / NAME).write_bytes(manifest_bytes(Manifest(entries)))
     (folder / TEXTS).write_bytes(texts_bytes(texts))
 

@@ -59,22 +59,26 @@ class FolderIndex:
         `progress` hears how many of how many shards are indexed.
 
         Raises:
-            UserError: a shard cannot be read.
+            UserError: a shard cannot be read, or the store of its manifest.
         """
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):
             with self._alone(folder_of(names[0])):
-                entries = {} if fresh else self._covered(names)
+                entries = {} if fresh else self._covered(names, tell=True)
                 missing = [name for name in names if name not in entries]
-                entries.update(self._index(missing, workers, progress))
+                entries.update(self._index(missing, workers, progress, fresh=fresh))
         return {name: entries[name] for name in names}
 
-    def _covered(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+    def _covered(self, names: Sequence[str], *, tell: bool = False) -> dict[str, ShardEntry]:
         found: dict[str, ShardEntry] = {}
         for folder in dict.fromkeys(map(folder_of, names)):
-            found.update({_join(folder, name): entry for name, entry in self._read(folder).shards.items()})
+            found.update({_join(folder, name): entry for name, entry in self._read(folder, tell=tell).shards.items()})
         found = {name: found[name] for name in names if name in found}
         local = [name for name in found if not is_remote(name)]
+        for name in local:
+            if not found[name].content:  # of an index without checksums: it is cheap to find out again
+                del found[name]
+        local = [name for name in local if name in found]
         for name, now in zip(local, self._stamps(local), strict=True):
             if now != Stamp(found[name].bytes, found[name].version):
                 del found[name]
@@ -103,15 +107,20 @@ class FolderIndex:
             return None
 
     def _index(
-        self, names: Sequence[str], workers: int | None, progress: Callable[[int, int], None] | None
+        self,
+        names: Sequence[str],
+        workers: int | None,
+        progress: Callable[[int, int], None] | None,
+        *,
+        fresh: bool = False,
     ) -> dict[str, ShardEntry]:
-        indexer = Indexer(self.cache, self.where)
+        indexer = Indexer(self.cache, self.where, fresh)
         entries: dict[str, ShardEntry] = {}
         texts: dict[str, ShardStatistics] = {}
         for name, index in index_shards(names, indexer, workers=workers):
             entries[name], texts[name] = ShardEntry.of(index), index.header.statistics
             if self.publish and is_remote(name):
-                write_remote(name + SUFFIX, to_bytes(index), self.cache.retry)
+                self._write_remote(name + SUFFIX, to_bytes(index))
             if progress is not None:
                 progress(len(entries), len(names))
         for folder in dict.fromkeys(map(folder_of, names)):
@@ -125,42 +134,54 @@ class FolderIndex:
         for folder in dict.fromkeys(map(folder_of, names)):
             texts.update({_join(folder, name): found for name, found in self._read_texts(folder).items()})
         indexer = Indexer(self.cache, self.where)
-        return sum_statistics(texts[name] if name in texts else indexer(name).header.statistics for name in names)
+        missing = {name: indexer(name).header.statistics for name in names if name not in texts}
+        for folder in dict.fromkeys(map(folder_of, missing)):
+            mine = {_base(name): found for name, found in missing.items() if folder_of(name) == folder}
+            self._store(folder, TEXTS, texts_bytes({**self._read_texts(folder, tell=False), **mine}))
+        return sum_statistics({**texts, **missing}[name] for name in names)
 
-    def _read(self, folder: str) -> Manifest:
+    def _read(self, folder: str, *, tell: bool) -> Manifest:
         """The manifest beside the shards, and over it what was kept in the cache folder."""
         shards: dict[str, ShardEntry] = {}
         for where, content in self._stored(_join(folder, NAME)):
-            try:
+            with _told_if(tell):  # what it said can be found out again
                 shards.update(parse_manifest(content, where).shards)
-            except UserError as error:  # what it said can be found out again
-                _log.warning("%s", error)
         return Manifest(shards)
 
-    def _read_texts(self, folder: str) -> dict[str, ShardStatistics]:
+    def _read_texts(self, folder: str, *, tell: bool = True) -> dict[str, ShardStatistics]:
         texts: dict[str, ShardStatistics] = {}
         for where, content in self._stored(_join(folder, TEXTS)):
-            try:
+            with _told_if(tell):
                 texts.update(parse_texts(content, where))
-            except UserError as error:
-                _log.warning("%s", error)
         return texts
 
     def _stored(self, name: str) -> Iterator[tuple[str, bytes]]:
         """What is stored beside the shards under a name, then what the cache folder holds in its stead."""
-        if is_remote(name):
-            if exists(name, self.cache.retry):
-                yield name, read_bytes(name, self.cache.retry)
-        elif os.path.exists(name):
-            yield name, Path(name).read_bytes()
         kept = self.cache.place(name, "")
-        if kept.exists():
-            yield str(kept), kept.read_bytes()
+        try:
+            if not is_remote(name):
+                if os.path.exists(name):
+                    yield name, Path(name).read_bytes()
+            elif exists(name, self.cache.retry):
+                yield name, read_bytes(name, self.cache.retry)
+            if kept.exists():
+                yield str(kept), kept.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.where}: {_named(error, name)}") from error
+
+    def _write_remote(self, name: str, content: bytes) -> None:
+        try:
+            write_remote(name, content, self.cache.retry)
+        except OSError as error:
+            raise UserError(f"{self.where}: {_named(error, name)}") from error
 
     def _write(self, folder: str, entries: dict[str, ShardEntry], texts: dict[str, ShardStatistics]) -> None:
         """Add these shards to the folder's manifest, and drop local ones that are gone."""
-        merged = {**self._read(folder).shards, **{_base(name): entry for name, entry in entries.items()}}
-        described = {**self._read_texts(folder), **{_base(name): found for name, found in texts.items()}}
+        merged = {**self._read(folder, tell=False).shards, **{_base(name): entry for name, entry in entries.items()}}
+        described = {
+            **self._read_texts(folder, tell=False),
+            **{_base(name): found for name, found in texts.items()},
+        }
         remote = is_remote(folder)
         shards = {name: merged[name] for name in sorted(merged) if remote or os.path.exists(_join(folder, name))}
         self._store(folder, NAME, manifest_bytes(Manifest(shards)))
@@ -170,7 +191,7 @@ class FolderIndex:
         remote, name = is_remote(folder), _join(folder, base)
         kept = self.cache.place(name, "")
         if remote and self.publish:
-            write_remote(name, content, self.cache.retry)
+            self._write_remote(name, content)
         elif not remote and os.access(folder, os.W_OK):
             write_bytes(Path(name), content)
         else:
@@ -186,6 +207,21 @@ class FolderIndex:
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def _told_if(tell: bool) -> Iterator[None]:
+    """Goes on without an index that cannot be read, with a warning if this is the place for it."""
+    try:
+        yield
+    except UserError as error:
+        if tell:
+            _log.warning("%s", error)
+
+
+def _named(error: OSError, name: str) -> str:
+    """An error of the system, or of a store, that names the file."""
+    return str(error) if name in str(error) else f"{name} cannot be read ({error.strerror or error})"
 
 
 def folder_of(name: str) -> str:

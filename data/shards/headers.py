@@ -17,6 +17,7 @@ RECORD = 20 * BLOCK
 _LARGEST_EXTENSION = 1 << 20
 _PIECE = 1 << 20
 _MOST_TAIL = 64 << 20
+_LONG_KEY = 80
 _ZEROS = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _LARGEST_OCTAL = 8**11
@@ -165,9 +166,7 @@ class TarReader:
             return None
         if len(block) < BLOCK:
             raise DamagedTarError(at, "a header is cut" if block else "nothing follows")
-        right = sum(block) - sum(block[148:156]) + 8 * 32
-        if _number(block[148:156], at, "checksum") not in (right, right - 256 * _high_bytes(block)):
-            raise DamagedTarError(at, NO_HEADER)
+        _check_header(block, at)
         return block
 
     def _extension(self, at: int, size: int) -> bytes:
@@ -205,6 +204,27 @@ class TarReader:
             size -= len(piece)
             self._position += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def is_header_of(block: bytes, key: str, size: int) -> bool:
+    """Whether this block is the header of a member of so many bytes whose name begins with `key`.
+
+    A long name is not looked at: what a header holds of it is up to who wrote it.
+    """
+    if len(block) < BLOCK:
+        return False
+    try:
+        _check_header(block, 0)
+        same_size = _number(block[124:136], 0, "size") == size
+    except DamagedTarError:
+        return False
+    return same_size and (len(key) > _LONG_KEY or _name(block).startswith(f"{key}."))
+
+
+def _check_header(block: bytes, at: int) -> None:
+    right = sum(block) - sum(block[148:156]) + 8 * 32
+    if _number(block[148:156], at, "checksum") not in (right, right - 256 * _high_bytes(block)):
+        raise DamagedTarError(at, NO_HEADER)
 
 
 def _number(field: bytes, at: int, what: str) -> int:

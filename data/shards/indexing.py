@@ -1,9 +1,12 @@
 """Indexing shards: on first use, or ahead by `vlm data index`."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from data.processes import WorkerPool
 from data.shards.cache import ShardCache
@@ -11,13 +14,15 @@ from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, pars
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, histogram, text_fields, usual_captions
 from data.shards.store import is_remote, read_bytes
-from data.shards.tar import Listing, NoTarError, Problem, list_shard, read_extent
+from data.shards.tar import TEXT_SUFFIXES, Listing, NoTarError, Problem, list_shard, read_extent
 from vlm.errors import UserError
 
 # Fewer bytes, or remote shards, than this are indexed here: processes of their own take a second to start.
 _WORTH_A_POOL = 256 << 20
 _REMOTE_WORTH_A_POOL = 8
 _COUNTED_FIELDS = 64
+_COUNTED_LETTERS = 10_000  # of a caption: longer ones are in the histogram's last place anyway
+_CONTENT_DIGITS = 16
 
 
 def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
@@ -33,46 +38,58 @@ def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
     except NoTarError as error:
         listing = Listing({}, (Problem("", f"it {str(error).removeprefix(f'{where}: {shown} ')}"),))
     index = make_index(listing, stamp)
-    header = index.header.model_copy(update={"statistics": _statistics(file, index)})
-    return replace(index, header=header)
+    statistics, content = _read_texts(file, index)
+    return replace(index, header=index.header.model_copy(update={"statistics": statistics, "content": content}))
 
 
-def _statistics(file: Path, index: ShardIndex) -> ShardStatistics:
+def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
+    """What the texts look like, and a hash of all that is cheap to read of the content: keys, sizes, texts, labels.
+
+    It depends neither on where the shard lies nor on how its tar was written.
+    """
     from vlm.model.byte_pairs import clip_token_counts  # seconds of imports, which opening a shard can do without
 
     fields: dict[str, int] = {}
     captions: list[str] = []
+    content = hashlib.sha256()
+    for array in (index.key_ends, index.keys, index.offsets > 0, index.sizes):
+        content.update(np.ascontiguousarray(array).data)
     descriptor = os.open(file, os.O_RDONLY)
     try:
         for row in range(len(index)):
             extents = index.extents(row)
-            text, stored = (
-                read_extent(descriptor, extents[part]) if part in extents else None for part in ("txt", "json")
-            )
-            found = text_fields(text, stored)
+            texts = {part: read_extent(descriptor, extents[part]) for part in TEXT_SUFFIXES if part in extents}
+            for text in texts.values():
+                content.update(text)
+            found = text_fields(texts.get("txt"), texts.get("json"))
             for name in found:
                 if name in fields or len(fields) < _COUNTED_FIELDS:
                     fields[name] = fields.get(name, 0) + 1
-            captions.extend(usual_captions(found))
+            captions.extend(caption[:_COUNTED_LETTERS] for caption in usual_captions(found))
     except OSError:
         pass  # a cut shard: its last texts are counted by whoever can read them
     finally:
         os.close(descriptor)
-    return index.header.statistics.model_copy(
+    statistics = index.header.statistics.model_copy(
         update={
             "captions": len(captions),
             "fields": fields,
             "tokens": histogram(clip_token_counts(captions)) if captions else (),
         }
     )
+    return statistics, content.hexdigest()[:_CONTENT_DIGITS]
 
 
 @dataclass(frozen=True)
 class Indexer:
-    """Finds or makes the index of shards; picklable, so that processes can share the work."""
+    """Finds or makes the index of shards; picklable, so that processes can share the work.
+
+    A `fresh` one believes no sidecar.
+    """
 
     cache: ShardCache
     where: str
+    fresh: bool = False
 
     def __call__(self, name: str) -> ShardIndex:
         """The index of the shard as it is now: its sidecar when that is fresh, else a new one, which is kept.
@@ -82,7 +99,7 @@ class Indexer:
         """
         try:
             stamp = self.cache.stamp(name)
-            kept = self.find(name, stamp)
+            kept = None if self.fresh else self.find(name, stamp)
             if kept is not None:
                 return kept
             index = index_file(self.cache.local(name, stamp), name, stamp, self.where)
@@ -104,10 +121,11 @@ class Indexer:
         return beside
 
     def _beside(self, name: str) -> ShardIndex | None:
+        sidecar = name + SUFFIX
         if not is_remote(name):
-            return load_index(Path(name + SUFFIX))
+            return load_index(Path(sidecar))
         try:
-            return None if name.startswith("pipe:") else parse_index(read_bytes(name + SUFFIX, self.cache.retry))
+            return None if name.startswith("pipe:") else parse_index(read_bytes(sidecar, self.cache.retry), sidecar)
         except OSError:
             return None
 

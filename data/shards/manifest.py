@@ -1,16 +1,19 @@
 """The index of a folder of shards: all that the start of a run reads, however many shards and samples there are.
 
-What their texts look like is in a file of its own, which a start does not need.
+What their texts look like is in a file of its own, which a start does not need. Both are gzipped JSON with a second
+line, the checksum of all bytes before it. Files of the first format, which had none, are still read; what they say of
+local shards is found out anew, for they do not know the shards' content either.
 """
 
 import gzip
+import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from pydantic import ValidationError
 
 from data.shards.sidecar import ShardIndex
 from data.shards.statistics import ShardStatistics
@@ -18,11 +21,16 @@ from vlm.errors import UserError, reason
 
 NAME = "vlm-index.json.gz"
 TEXTS = "vlm-index-texts.json.gz"
-FORMAT = "vlm-index-1"
+FORMAT = "vlm-index-2"
+FORMAT_WITHOUT_CHECKSUM = "vlm-index-1"
+_LARGEST = 1 << 30  # of the JSON; a million shards need a tenth
 
 
 class ShardEntry(NamedTuple):
-    """What is known of a shard without opening it; `problems` counts what its headers showed to be unusable."""
+    """What is known of a shard without opening it; `problems` counts what its headers showed to be unusable.
+
+    `content` is the hash in its sidecar; "" where an index of the first format did not say.
+    """
 
     bytes: int | None
     version: str
@@ -30,6 +38,7 @@ class ShardEntry(NamedTuple):
     labelled: int
     captions: int
     problems: int
+    content: str = ""
 
     @staticmethod
     def of(index: ShardIndex) -> "ShardEntry":
@@ -42,10 +51,12 @@ class ShardEntry(NamedTuple):
             labelled=texts.labelled,
             captions=texts.captions,
             problems=len(header.problems),
+            content=header.content,
         )
 
 
 _COLUMNS = ShardEntry._fields
+_COUNTS = ("samples", "labelled", "captions", "problems")
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,24 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         UserError: it is damaged or of another format; `where` is its name.
     """
     with _unpacking(content, where) as values:
-        entries = (ShardEntry(*row) for row in zip(*(values["shards"][name] for name in _COLUMNS), strict=True))
-        return Manifest(dict(zip(values["names"], entries, strict=True)))
+        names, stored = values["names"], values["shards"]
+        columns = {name: stored[name] for name in _COLUMNS if name in stored or name != "content"}
+        _require_possible(names, columns)
+        entries = (ShardEntry(*row) for row in zip(*columns.values(), strict=True))
+        return Manifest(dict(zip(names, entries, strict=True)))
+
+
+def _require_possible(names: list[str], columns: Mapping[str, list[Any]]) -> None:
+    """Raise ValueError where whoever wrote the file meant harm, or mistook what it is."""
+    if any(not isinstance(name, str) or "/" in name for name in names):
+        raise ValueError("it names shards of other folders")
+    for name in _COUNTS:
+        if any(type(count) is not int or not 0 <= count < 1 << 40 for count in columns[name]):
+            raise ValueError(f"{name} that are no counts")
+    if any(size is not None and (type(size) is not int or not 0 <= size < 1 << 60) for size in columns["bytes"]):
+        raise ValueError("sizes that are none")
+    if any(not isinstance(text, str) for name in ("version", "content") for text in columns.get(name, ())):
+        raise ValueError("versions that are no text")
 
 
 def texts_bytes(texts: Mapping[str, ShardStatistics]) -> bytes:
@@ -87,15 +114,40 @@ def parse_texts(content: bytes, where: str) -> dict[str, ShardStatistics]:
 
 
 def _packed(values: dict[str, Any]) -> bytes:
-    return gzip.compress(json.dumps(values, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+    body = gzip.compress(json.dumps(values, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+    return body + _seal(body)
+
+
+def _seal(body: bytes) -> bytes:
+    """A second member of the gzip file: a line with the checksum of the first."""
+    line = b'\n{"sha256":"%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+    stored = struct.pack("<BHH", 1, len(line), len(line) ^ 0xFFFF) + line  # one block that is not compressed
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + stored + struct.pack("<II", zlib.crc32(line), len(line))
+
+
+_SEAL_BYTES = len(_seal(b""))
 
 
 @contextmanager
 def _unpacking(content: bytes, where: str) -> Iterator[dict[str, Any]]:
     try:
-        values = json.loads(gzip.decompress(content))
-        if values["format"] != FORMAT:
+        body, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+        sealed = bool(body) and seal == _seal(body)
+        values = json.loads(_unzipped(body if sealed else content))
+        if values["format"] not in (FORMAT, FORMAT_WITHOUT_CHECKSUM):
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
+        if not sealed and values["format"] == FORMAT:
+            raise ValueError("its checksum does not match")
         yield values
-    except (OSError, EOFError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise UserError(f"{where}: is no readable index ({reason(error)}); `vlm data index --fresh` makes it") from None
+
+
+def _unzipped(content: bytes) -> bytes:
+    unzip = zlib.decompressobj(wbits=31)
+    plain = unzip.decompress(content, _LARGEST)
+    if not unzip.eof:
+        raise ValueError("it is cut off, or too large")
+    if unzip.unused_data:
+        raise ValueError("its checksum does not match")
+    return plain

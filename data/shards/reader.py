@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
+from data.shards.headers import BLOCK, is_header_of
 from data.shards.indexing import Indexer
 from data.shards.retry import UnavailableError, is_temporary, retried
 from data.shards.sidecar import PARTS, ShardIndex, make_index
@@ -112,14 +113,16 @@ class ShardReader:
         descriptor, stamp = opened = self.cache.open(shard, expected)
         try:
             indexer = Indexer(self.cache, shard)
-            index: ShardIndex | None = indexer.find(shard, stamp) or _listed(opened.path, shard, stamp)
-            if stamp != expected and index is not None:
-                before = indexer.find(shard, expected)
-                index = index if before is not None and index.same_keys(before) else None
+            kept = indexer.find(shard, stamp)
+            fits = kept is not None and _fits(descriptor, kept)
+            index = kept if kept is not None and fits else _listed(opened.path, shard, stamp)
+            before = kept if stamp == expected else indexer.find(shard, expected)
+            unknown = stamp == expected and before is None  # its index was lost: nothing says that it changed
+            same = unknown or (before is not None and index.same_keys(before))
         except BaseException:
             os.close(descriptor)
             raise
-        return _OpenShard(descriptor, index)
+        return _OpenShard(descriptor, index if same else None)
 
     def close(self) -> None:
         """Close every file; the reader stays usable."""
@@ -138,6 +141,15 @@ def _allow_open(shards: int) -> int:
     if soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return max(1, (max(soft, allowed) - _OTHER_FILES) // _FILES_A_SHARD)
+
+
+def _fits(descriptor: int, index: ShardIndex) -> bool:
+    """Whether the first, middle and last sample lie where the index says: a shard may be replaced unnoticed."""
+    for row in {0, len(index) // 2, len(index) - 1} if len(index) else ():
+        offset, size = index.extents(row)["image"]
+        if offset < BLOCK or not is_header_of(os.pread(descriptor, BLOCK, offset - BLOCK), index.key(row), size):
+            return False
+    return True
 
 
 def _listed(path: Path, shard: str, stamp: Stamp) -> ShardIndex:

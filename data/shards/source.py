@@ -23,7 +23,7 @@ from data.shards.sidecar import PARTS
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
-from data.shards.tar import IMAGE_SUFFIXES, shown_name
+from data.shards.tar import IMAGE_SUFFIXES, Problem, shown_name
 from vlm.batch import Skip
 from vlm.errors import UserError
 
@@ -133,9 +133,14 @@ class Source:
         indexer = Indexer(cache, self.name)
         found = []
         for name, entry in self._entries.items():
-            index = indexer.find(name, Stamp(entry.bytes, entry.version)) if entry.problems else None
-            if index is not None:
-                found += [Skip(self.name, name, problem.key, problem.reason, "") for problem in index.header.problems]
+            if not entry.problems:
+                continue
+            try:
+                index = indexer.find(name, Stamp(entry.bytes, entry.version))
+                problems = (indexer(name) if index is None else index).header.problems
+            except UserError as error:
+                problems = (Problem("", f"of {entry.problems:,} things that cannot be used nothing is known: {error}"),)
+            found += [Skip(self.name, name, problem.key, problem.reason, "") for problem in problems]
         return tuple(found)
 
     @cached_property

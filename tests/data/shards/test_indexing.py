@@ -38,7 +38,7 @@ def test_a_sidecar_tells_where_every_member_is(tmp_path: Path, cache: ShardCache
         assert stored[extents[0]["txt"].offset :][: extents[0]["txt"].size] == b"one"
         assert stored[extents[1]["image"].offset :][: extents[1]["image"].size] == picture(1)
         assert len(set(index.ids.tolist())) == 3
-    assert sorted(load_file(str(shard) + SUFFIX)) == ["ids", "key_ends", "keys", "offsets", "sizes"]
+    assert sorted(load_file(str(shard) + SUFFIX)) == ["ids", "key_ends", "keys", "offsets", "seal", "sizes"]
 
 
 def test_statistics_count_texts_by_field_and_tokens_as_open_clip_does(tmp_path: Path, cache: ShardCache) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_sidecar_or_manifest_is_no_trap(
         whole[:100],
         whole[:-30],
         b"\xff" * 200,
-        whole.replace(b"vlm-shard-index-1", b"vlm-shard-index-9"),
+        whole.replace(b"vlm-shard-index-2", b"vlm-shard-index-9"),
     ):
         sidecar.write_bytes(damaged)
         assert load_index(sidecar) is None
