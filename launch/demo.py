@@ -10,7 +10,7 @@ from data.scenes.writer import SETTINGS_FILE
 from launch.recipe import load_recipe
 from launch.scenes import render_scenes
 from launch.train import REPORT, train
-from vlm.training.run_directory import METRICS
+from vlm.training.run_files import METRICS
 
 RECIPE = "scenes"
 NUM_TRAIN, NUM_VAL, SEED, IMAGE_SIZE = 20_000, 2_000, 0, 64

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vlm.errors import UserError, nearest, reason
+from vlm.training.run_files import RECIPE, RUN
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -37,10 +38,17 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Written:
     """
     path = find_recipe(name)
     values = _read(path, ())
+    if _is_of_a_run(path) and Path(str(values.get("run"))).resolve() != path.parent.resolve():
+        values["run"] = str(path.parent)  # the run was copied or moved
     for override in overrides:
         _override(values, override)
     values.setdefault("run", f"runs/{path.stem}")
     return Written(path, values)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether this is the resolved recipe in a run directory: what it starts goes on there."""
+    return path.name == RECIPE and _is_file(path.parent / RUN)
 
 
 def find_recipe(name: str) -> Path:

@@ -17,7 +17,8 @@ from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
-from launch.recipe import Recipe, changed_keys, resolve_order
+from launch.recipe import Recipe, resolve_order
+from launch.resume import Start, find_start, require_same_data
 from vlm.batch import Skip
 from vlm.errors import UserError, nearest
 from vlm.model.build import build_model
@@ -27,7 +28,7 @@ from vlm.objectives.state import RunFacts
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine, start_accelerator
-from vlm.training.checkpoint import Checkpoint, Manifest
+from vlm.training.checkpoint import Manifest
 from vlm.training.engine import name_in_module
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.optimizer import build_optimizer
@@ -71,14 +72,16 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     try:
         world = World.current(accelerator.device)
         run = RunDirectory(Path(recipe.run), world)
-        checkpoint = _checkpoint_to_resume(run, recipe, resume, allow_changes)
-        world.barrier()  # every rank has looked at the folder before the first writes to it
-        parts = _build_parts(recipe, world)
-        if checkpoint is not None:
-            _require_same_data(checkpoint, parts.source)
-            _reuse_threads(checkpoint.manifest, recipe, world)
-        trainer = _build_trainer(recipe, accelerator, parts, run)
-        _run(trainer, accelerator, parts, checkpoint)
+        try:
+            start = find_start(run, recipe, resume, allow_changes=allow_changes)
+            parts = _build_parts(recipe, world)
+            if start.checkpoint is not None:
+                require_same_data(start.checkpoint, parts.source)
+                _reuse_threads(start.checkpoint.manifest, recipe, world)
+            trainer = _build_trainer(recipe, accelerator, parts, run)
+            _run(trainer, accelerator, parts, start)
+        finally:
+            run.release()
     finally:
         accelerator.end_training()
     return run.path
@@ -164,29 +167,28 @@ def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run:
     return Trainer(recipe, engine, objective, parts.source, parts.evaluations, run, manifest)
 
 
-def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, checkpoint: Checkpoint | None) -> None:
-    engine, run = trainer.engine, trainer.run_directory
-    start_step = 0
+def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start) -> None:
+    engine, run, checkpoint = trainer.engine, trainer.run_directory, start.checkpoint
     if checkpoint is not None:
-        start_step = checkpoint.manifest.step
-        checkpoint.verify(engine.world)
         restore_state(checkpoint, engine, trainer.ema, trainer.teacher)
         restore_memory(checkpoint, trainer.objective)
         parts.source.restore(checkpoint.manifest.stream)
         trainer.restore_counts(checkpoint.manifest)
     recipe = trainer.config
-    run.start(recipe.model_dump(mode="json"), run_facts(recipe.engine, recipe.precision, engine, parts.source))
-    run.cut_back(start_step if start_step else -1)  # from the first step on, what the start found is told anew
-    _start_trackers(accelerator, recipe.trackers, start_step)
-    progress = make_progress(engine.world.is_main, start_step, trainer.num_steps)
+    facts = run_facts(recipe.engine, recipe.precision, engine, parts.source)
+    folder = None if checkpoint is None else checkpoint.folder
+    told = run.start(recipe.model_dump(mode="json"), facts, start.step, folder)
+    told += run.cut_back(start.step if start.step else -1)  # from the first step on, what the start found is told anew
+    _start_trackers(accelerator, recipe.trackers, start.step)
+    progress = make_progress(engine.world.is_main, start.step, trainer.num_steps)
     try:
         evaluators = [evaluation.evaluator for evaluation in parts.evaluations]
         notices = [line for evaluator in evaluators for line in evaluator.notices] if engine.world.is_main else []
-        for line in (*parts.source.notices, *notices, *_told(parts.source.problems)):
+        for line in (*start.notices, *told, *parts.source.notices, *notices, *_told(parts.source.problems)):
             progress.say(line)
-        run.log_skips(start_step, list(parts.source.problems) if engine.world.is_main and start_step == 0 else [])
+        run.log_skips(start.step, list(parts.source.problems) if engine.world.is_main and start.step == 0 else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
-        trainer.run(start_step, progress)
+        trainer.run(start.step, progress)
     finally:
         progress.close()
     _write_examples(parts, trainer)
@@ -217,32 +219,6 @@ def _require_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"trackers: {name} is unknown; {nearest(name, map(str, LOGGER_TYPE_TO_CLASS))}")
         if name not in installed:
             raise UserError(f"trackers: {name} is not installed here")
-
-
-def _checkpoint_to_resume(
-    run: RunDirectory, recipe: Recipe, resume: str | None, allow_changes: bool
-) -> Checkpoint | None:
-    run.require_usable(resuming=resume is not None)
-    if resume is None:
-        return None
-    path = run.newest_checkpoint() if resume == "auto" else Path(resume)
-    if run.is_started and not allow_changes:
-        changed = changed_keys(run.recipe(), recipe.model_dump(mode="json"))
-        if changed:
-            raise UserError(
-                f"{run.path}: the recipe has changed since the run began ({', '.join(changed)}); "
-                "--allow-changes goes on all the same"
-            )
-    return None if path is None else Checkpoint(path)
-
-
-def _require_same_data(checkpoint: Checkpoint, source: TrainStream | SequentialStream) -> None:
-    found = {summary.name: summary.num_samples for summary in source.sources}
-    if checkpoint.manifest.data != found:
-        raise UserError(
-            f"{checkpoint.folder}: the data has changed since the checkpoint: "
-            f"it was trained on {checkpoint.manifest.data} samples, now there are {found}"
-        )
 
 
 def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:

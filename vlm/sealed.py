@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlm.errors import UserError, reason
 
 CHECKSUM = "checksum"
@@ -73,4 +75,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
     found.pop(CHECKSUM, None)
+    return found
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its checksum tested. Raises UserError for anything else."""
+    try:
+        found = yaml.safe_load(read_sealed(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(found).__name__}")
     return found

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from vlm.atomic import flush_to_disk
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -54,3 +56,28 @@ def prune(folder: Path, keep: int | None, step: int, good_steps: Collection[int]
     for saved in list(complete)[:-keep]:
         if saved not in good:
             remove_checkpoint(complete[saved])
+
+
+def move(checkpoints: Iterable[Path], into: Path) -> None:
+    """Move checkpoints, oldest first, into another folder of the same disk; the last to go is the newest."""
+    for path in checkpoints:
+        os.rename(path, into / path.name)
+
+
+def adopt(checkpoint: Path, step: int, folder: Path) -> None:
+    """Give `folder` the checkpoint of `step` that lies elsewhere, linked where the disk can; nothing if it has it."""
+    target = folder / folder_name(step)
+    if (target / MANIFEST).is_file():
+        return
+    aside = folder / f"{target.name}{PARTIAL}"
+    aside.mkdir()
+    for file in checkpoint.iterdir():
+        try:
+            os.link(file, aside / file.name)
+        except OSError:
+            shutil.copyfile(file, aside / file.name)
+    flush_to_disk(aside)
+    if target.exists():
+        remove_checkpoint(target)
+    aside.rename(target)
+    flush_to_disk(folder)

@@ -2,21 +2,40 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
-from vlm.errors import UserError
-from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints
+from vlm.errors import EveryRankError, UserError, reason
+from vlm.json_lines import read_lines
+from vlm.sealed import read_yaml_mapping, sealed_json, sealed_yaml
+from vlm.training.checkpoint_folder import adopt, clear_unfinished, complete_checkpoints, move
+from vlm.training.failures import FAILURES, Failures
+from vlm.training.history import HISTORY, History
+from vlm.training.owner import OWNER, Owner
+from vlm.training.run_files import CHECKPOINTS, LEDGER, METRICS, RECIPE, RUN, SAMPLES, SET_ASIDE, SUBSTITUTIONS
 from vlm.world import World
 
-RECIPE = "recipe.yaml"
-RUN = "run.json"
-METRICS = "metrics.jsonl"
-LEDGER = "ledger.jsonl"
+# What a start leaves that came to no first step, in a folder that may be begun in again.
+_OF_A_START = {
+    CHECKPOINTS,
+    RUN,
+    RECIPE,
+    METRICS,
+    LEDGER,
+    OWNER,
+    HISTORY,
+    FAILURES,
+    SAMPLES,
+    SUBSTITUTIONS,
+    "tensorboard",
+}
+Found = TypeVar("Found")
 
 
 class RunDirectory:
@@ -25,28 +44,59 @@ class RunDirectory:
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
         self.world = world
-        self.checkpoints = path / "checkpoints"
-        self._samples = path / "samples" / f"rank-{world.rank}.jsonl"
+        self.checkpoints = path / CHECKPOINTS
+        self.history = History(path)
+        self._owner = Owner(path)
+        self._was_started = self.is_started
+        self._samples = path / SAMPLES / f"rank-{world.rank}.jsonl"
 
     @property
     def is_started(self) -> bool:
-        """Whether a run was begun here."""
-        return (self.path / RECIPE).exists()
+        """Whether a run has been begun here, and has come to its first step or was not begun by this program."""
+        has_facts = (self.path / RUN).exists()
+        return (self.path / RECIPE).exists() and (not has_facts or self._has_work())
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        return next(reversed(complete_checkpoints(self.checkpoints).values()), None)
+    def _has_work(self) -> bool:
+        metrics = self.path / METRICS
+        return (metrics.exists() and metrics.stat().st_size > 0) or bool(complete_checkpoints(self.checkpoints))
 
     def checkpoint_steps(self) -> list[int]:
         """After how many steps each complete checkpoint was written, oldest first."""
         return list(complete_checkpoints(self.checkpoints))
 
-    def require_usable(self, *, resuming: bool) -> None:
-        """Raise UserError when the folder cannot be written to, or holds another run that is not being resumed."""
-        if self.is_started and not resuming:
+    def claim(self, *, resuming: bool) -> str | None:
+        """Own the folder for this process, where it is there already; a line on an owner that has ended. Collective.
+
+        Raises:
+            EveryRankError: the folder cannot be written to, holds other things or another run that is not being
+                resumed, or belongs to another process.
+        """
+        return self._agreed(lambda: self._claim(resuming))
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self.world.is_main:
+            self._owner.release()
+
+    def _claim(self, resuming: bool) -> str | None:
+        self._require_usable()
+        said = self._take() if self.path.exists() else None
+        self._was_started = self.is_started
+        if self._was_started and not resuming:
+            self._owner.release()
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume auto, or choose another run=DIR"
             )
+        return said
+
+    def _take(self) -> str | None:
+        said = self._owner.take()
+        if said is None:
+            return None
+        Failures(self.path, self.world.rank).add("taken_over", said)
+        return f"{self.path}: {said}"
+
+    def _require_usable(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run directory {self.path} is a file")
         parent = self.path
@@ -54,34 +104,117 @@ class RunDirectory:
             parent = parent.parent
         if not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"run directory {self.path} cannot be written: no permission on {parent}")
-        foreign = [] if self.is_started or not self.path.exists() else sorted(p.name for p in self.path.iterdir())
+        if self.is_started or not self.path.exists():
+            return
+        foreign = sorted(entry.name for entry in self.path.iterdir() if not _is_of_a_start(entry.name))
         if foreign:
             raise UserError(f"run directory {self.path} is not empty and holds no run (found {foreign[0]})")
+        if self._has_work():
+            raise UserError(
+                f"run directory {self.path} holds the work of a run but no {RECIPE}; put that back, or go on elsewhere "
+                f"by run=DIR --resume {self.checkpoints}/step-N"
+            )
 
-    def start(self, recipe: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Make the folder and write the resolved recipe and the facts of this start. Collective."""
-        if self.world.is_main:
-            try:
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-                clear_unfinished(self.checkpoints)
-                write_text(self.path / RUN, json.dumps(facts, indent=2))
-                write_text(self.path / RECIPE, yaml.safe_dump(recipe, sort_keys=False))
-            except OSError as error:
-                raise UserError(f"run directory {self.path} cannot be written: {error.strerror}") from None
-        self.world.barrier()
+    def start(
+        self, recipe: dict[str, Any], facts: dict[str, Any], step: int = 0, checkpoint: Path | None = None
+    ) -> list[str]:
+        """Make and own the folder, and write the resolved recipe and the facts of this start. Collective.
+
+        A run that goes on from an earlier step than it once came to leaves that way: later checkpoints, and a copy of
+        what was logged, are set aside. A checkpoint from elsewhere becomes this run's own. Returns lines on it.
+
+        Raises:
+            EveryRankError: the folder cannot be written to, or another process has begun a run there.
+        """
+        return self._agreed(lambda: self._start(recipe, facts, step, checkpoint))
+
+    def _start(self, recipe: dict[str, Any], facts: dict[str, Any], step: int, checkpoint: Path | None) -> list[str]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        said = self._take()
+        if self.is_started and not self._was_started:
+            raise UserError(f"{self.path}: another process has begun a run there meanwhile")
+        self.checkpoints.mkdir(exist_ok=True)
+        clear_unfinished(self.checkpoints)
+        for left in self.path.glob(".*.partial"):
+            left.unlink()
+        lines = [said] if said else []
+        lines += self._leave(step, checkpoint)
+        if checkpoint is not None:
+            adopt(checkpoint, step, self.checkpoints)
+        write_text(self.path / RUN, sealed_json(facts))
+        write_text(self.path / RECIPE, sealed_yaml(yaml.safe_dump(recipe, sort_keys=False)))
+        self.history.add("resumed" if self._was_started or checkpoint else "began", step)
+        return lines
+
+    def _leave(self, step: int, checkpoint: Path | None) -> list[str]:
+        """Set aside the checkpoints of a way that the run does not go on, with what was logged on it."""
+        left = {
+            saved: path
+            for saved, path in complete_checkpoints(self.checkpoints).items()
+            if saved > step or (saved == step and checkpoint is not None and not path.samefile(checkpoint))
+        }
+        if not left:
+            return []
+        place = self.path / SET_ASIDE
+        number = 1 + max((int(one.name) for one in place.glob("*") if one.name.isdecimal()), default=0)
+        into = place / str(number)
+        into.mkdir(parents=True)
+        for name in (METRICS, LEDGER):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, into / name)
+        move(list(left.values()), into)
+        self.history.add("set_aside", step, steps=list(left), folder=str(into.relative_to(self.path)))
+        steps = ", ".join(map(str, left))
+        return [f"going on from step {step}: the checkpoints of steps {steps} and the log until then lie in {into} now"]
 
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe that the run was started with."""
-        return yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        """The resolved recipe that the run was started with. Raises EveryRankError when it is damaged. Collective."""
+        return self._agreed(lambda: read_yaml_mapping(self.path / RECIPE))
 
-    def cut_back(self, step: int) -> None:
-        """Drop all lines written after `step`, and torn last lines; tensorboard has its own purge. Collective."""
+    def require_whole(self) -> None:
+        """Raise UserError when a file that a resumed run goes on writing to is damaged (rank 0 looks). Collective."""
+        self._agreed(self._require_whole)
+
+    def _require_whole(self) -> None:
+        for path in (*self._logs(), self.history.path):
+            read_lines(path)
+
+    def _logs(self) -> list[Path]:
+        return [self.path / METRICS, self.path / LEDGER, *sorted((self.path / SAMPLES).glob("rank-*.jsonl"))]
+
+    def cut_back(self, step: int) -> list[str]:
+        """Drop all lines written after `step`, and torn last lines, of which it tells. Collective.
+
+        Tensorboard has its own purge.
+        """
+        return self._agreed(lambda: self._cut_back(step))
+
+    def _cut_back(self, step: int) -> list[str]:
+        said = []
+        for path in self._logs():
+            if path.exists():
+                records, torn = read_lines(path)
+                kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+                write_text(path, "".join(kept))
+                if torn:
+                    said.append(f"{path}: the last line was torn, and is left out")
+        return said
+
+    def _agreed(self, do: Callable[[], Found]) -> Found:
+        """What rank 0 finds; what it cannot do is raised on every rank."""
+        found: Found | None = None
+        problem = None
         if self.world.is_main:
-            records = sorted((self.path / "samples").glob("rank-*.jsonl"))
-            for path in [self.path / METRICS, self.path / LEDGER, *records]:
-                if path.exists():
-                    write_text(path, "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step))
-        self.world.barrier()
+            try:
+                found = do()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"run directory {self.path} cannot be written: {error.strerror or reason(error)}"
+        (found, problem), *_ = self.world.gather_objects((found, problem))
+        if problem is not None:
+            raise EveryRankError(problem)
+        return found
 
     def log_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics (rank 0)."""
@@ -89,14 +222,12 @@ class RunDirectory:
             _append(self.path / METRICS, [metrics])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics so far, without a torn last one."""
-        path = self.path / METRICS
-        return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+        """The lines of metrics so far, without a torn last one. Raises UserError when one is damaged."""
+        return read_lines(self.path / METRICS).records
 
     def num_skips(self) -> int:
         """How many skips the ledger holds."""
-        path = self.path / LEDGER
-        return len(_whole_lines(path)) if path.exists() else 0
+        return len(read_lines(self.path / LEDGER).records)
 
     def log_skips(self, step: int, skips: list[Skip]) -> list[Skip]:
         """Append what all ranks skipped since the last call, and return it. Collective."""
@@ -116,8 +247,5 @@ def _append(path: Path, records: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    return lines
+def _is_of_a_start(name: str) -> bool:
+    return name in _OF_A_START or (name.startswith(".") and name.endswith(".partial"))

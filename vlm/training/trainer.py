@@ -267,6 +267,7 @@ class Trainer:
             groups = state_groups(self.engine, self.ema, self.teacher) | memory_groups(self.objective)
             write_checkpoint(folder, manifest, groups, self.engine.world, own_pieces(self.objective))
         if self.engine.world.is_main:
+            self.run_directory.history.add("saved", step)
             prune(folder, self.config.keep_checkpoints, step, self._alarms.good_steps())
             self.source.forget(min(self.run_directory.checkpoint_steps()))
 

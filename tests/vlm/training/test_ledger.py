@@ -37,6 +37,7 @@ def batch(skipped: tuple[Skip, ...] = (), counts: dict[str, int] | None = None) 
 def ledger(folder: Path, share: float = DEFAULT_SHARE, start_step: int = 0) -> Ledger:
     run = RunDirectory(folder / "run", World.current())
     run.start({}, {})
+    run.release()
     return Ledger(run, share, GLOBAL_BATCH, start_step)
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.vlm.training.test_checkpoint import TENSORS, groups, manifest
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
+from vlm.training.checkpoint import Checkpoint, write_checkpoint
+from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.run_directory import RunDirectory
 from vlm.world import World
 
@@ -34,36 +37,112 @@ def test_files_are_cut_back_to_a_step(tmp_path: Path) -> None:
         run.log_skips(step, [Skip("s", "x.tar", f"k{step}", "broken", "other")])
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')  # torn by a crash
-    run.cut_back(2)
+    assert run.cut_back(2) == [f"{run.path}/metrics.jsonl: the last line was torn, and is left out"]
     for name in ("metrics.jsonl", "ledger.jsonl", "samples/rank-0.jsonl"):
         lines = (run.path / name).read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert json.loads((run.path / "samples/rank-0.jsonl").read_text().splitlines()[1])["keys"] == ["a2", "b"]
 
 
-def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run", World())
-    run.require_usable(resuming=False)
+def begun(path: Path) -> RunDirectory:
+    """A run that has come to its first step, and whose process has ended."""
+    run = RunDirectory(path, World())
+    run.claim(resuming=False)
     run.start({}, {})
+    run.log_metrics({"step": 1})
+    run.release()
+    return run
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
     with pytest.raises(UserError, match=r"already holds a run; .*--resume auto"):
-        run.require_usable(resuming=False)
-    run.require_usable(resuming=True)
+        RunDirectory(tmp_path / "run", World()).claim(resuming=False)
+    RunDirectory(tmp_path / "run", World()).claim(resuming=True)
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not empty and holds no run \(found thesis.tex\)"):
-        RunDirectory(tmp_path, World()).require_usable(resuming=False)
+        RunDirectory(tmp_path, World()).claim(resuming=False)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        RunDirectory(tmp_path / "run", World()).require_usable(resuming=False)
+        RunDirectory(tmp_path / "run", World()).claim(resuming=False)
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+@pytest.mark.parametrize(
+    "left", [(), ("owner.json",), ("checkpoints/", ".run.json.x1.partial"), ("run.json", "recipe.yaml", "ledger.jsonl")]
+)
+def test_what_a_killed_start_left_is_begun_in_again(tmp_path: Path, left: tuple[str, ...], resuming: bool) -> None:
+    for name in left:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("")
+    run = RunDirectory(tmp_path, World())
+    run.claim(resuming=resuming)
+    assert not run.is_started
+    run.start({"seed": 1}, {})
+    assert run.recipe() == {"seed": 1}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_recipe_that_no_run_wrote_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("# my own\nseed: 1\n")
+    with pytest.raises(UserError, match="already holds a run"):
+        RunDirectory(tmp_path, World()).claim(resuming=False)
+
+
+def test_a_run_without_its_recipe_is_no_place_to_begin(tmp_path: Path) -> None:
+    begun(tmp_path)
+    (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"holds the work of a run but no recipe\.yaml; put that back"):
+        RunDirectory(tmp_path, World()).claim(resuming=True)
+
+
+def test_two_that_begin_at_once_are_told_apart(tmp_path: Path) -> None:
+    first, second = (RunDirectory(tmp_path / "run", World()) for _ in range(2))
+    for run in (first, second):
+        run.claim(resuming=False)  # nothing is there yet
+    first.start({}, {})
+    with pytest.raises(UserError, match=rf"run is being written by process {os.getpid()} on "):
+        second.start({}, {})
+    first.log_metrics({"step": 1})
+    first.release()
+    with pytest.raises(UserError, match="another process has begun a run there meanwhile"):
+        second.start({}, {})
+
+
+def test_going_back_sets_aside_what_was_saved_and_logged_later(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    steps = (10, 25, 30)
+    paths = {step: write_checkpoint(run.checkpoints, manifest(step), groups(TENSORS), World()) for step in steps}
+    for step in range(2, 31):
+        run.log_metrics({"step": step})
+    run.claim(resuming=True)
+    (said,) = run.start({}, {}, 10, paths[10])
+    assert said.startswith("going on from step 10: the checkpoints of steps 25, 30 and the log until then lie in ")
+    assert said.endswith(f"{tmp_path}/set-aside/1 now")
+    assert run.cut_back(10) == []
+    assert run.checkpoint_steps() == [10]
+    assert list(complete_checkpoints(tmp_path / "set-aside/1")) == [25, 30]
+    assert [line["step"] for line in run.metrics()] == list(range(1, 11))
+    assert (tmp_path / "set-aside/1/metrics.jsonl").read_text().count("\n") == 30
+    # And forth again, to a checkpoint that lies elsewhere: it becomes the run's own.
+    run.start({}, {}, 25, tmp_path / "set-aside/1/step-00000025")
+    assert run.checkpoint_steps() == [10, 25]
+    assert Checkpoint(paths[25]).tensors("weights").keys() == TENSORS.keys()
+    # Another checkpoint of the same step takes the place of the run's own.
+    other = write_checkpoint(tmp_path / "other", manifest(25), groups({"other": torch.ones(1)}), World())
+    assert "the checkpoints of steps 25 and the log" in run.start({}, {}, 25, other)[0]
+    assert list(Checkpoint(paths[25]).tensors("weights")) == ["other"]
+    assert list(complete_checkpoints(tmp_path / "set-aside/2")) == [25]
 
 
 def start(run: RunDirectory) -> None:
-    run.require_usable(resuming=False)
+    run.claim(resuming=False)
     run.start({}, {})
 
 

@@ -1,0 +1,126 @@
+"""From where a run goes on: which of its checkpoints is the newest whole one, and whether it may."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.sequential import SequentialStream
+from data.stream import TrainStream
+from launch.recipe import Recipe, changed_keys, check_recipe
+from vlm.errors import EveryRankError, UserError
+from vlm.paths import local_path
+from vlm.training.checkpoint import Checkpoint, NewerCheckpointError
+from vlm.training.checkpoint_folder import complete_checkpoints
+from vlm.training.run_directory import RunDirectory
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on: a whole checkpoint, or None for the first step; and lines to tell of it."""
+
+    checkpoint: Checkpoint | None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """The steps that are done."""
+        return 0 if self.checkpoint is None else self.checkpoint.manifest.step
+
+
+def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_changes: bool) -> Start:
+    """Claim the run directory and find from where to go on there. Collective.
+
+    `resume` is None for a new run, "auto" for the newest whole checkpoint (or a new run where none was saved yet), or a
+    checkpoint's folder.
+
+    Raises:
+        UserError: the folder is another's, the recipe has changed, a file of the run is damaged, or no checkpoint that
+            could be gone on from is left.
+    """
+    taken_over = run.claim(resuming=resume is not None)
+    notices = [] if taken_over is None else [taken_over]
+    if resume is None:
+        return Start(None, tuple(notices))
+    if run.is_started:
+        run.require_whole()
+        stored = run.recipe()
+        if not allow_changes:
+            _require_same_recipe(run, stored, recipe)
+        if Path(str(stored.get("run"))).resolve() != run.path.resolve():
+            notices.append(f"{run.path} was copied or moved from {stored.get('run')!a}: it goes on where it lies")
+    if resume != AUTO:
+        checkpoint, problem = _whole(local_path(resume, "--resume"), run)
+        if checkpoint is None:
+            raise EveryRankError(problem)
+        return Start(checkpoint, (*notices, _resuming_from(checkpoint)))
+    found = _newest_whole(run)
+    return Start(found.checkpoint, (*notices, *found.notices))
+
+
+def _newest_whole(run: RunDirectory) -> Start:
+    """The newest checkpoint that is as it was written; those passed over are told. Collective."""
+    passed_over: list[str] = []
+    for path in reversed(complete_checkpoints(run.checkpoints).values()):
+        checkpoint, problem = _whole(path, run)
+        if checkpoint is not None:
+            return Start(checkpoint, (*passed_over, _resuming_from(checkpoint)))
+        passed_over.append(f"{path} is passed over: {problem}")
+    if passed_over:
+        raise EveryRankError(f"{run.checkpoints}: no checkpoint is whole; {'; '.join(passed_over)}")
+    saved = run.history.last_saved()
+    if saved is not None:
+        raise EveryRankError(
+            f"{run.path}: the run saved checkpoints, the last after step {saved}, and none is left in "
+            f"{run.checkpoints}; put one back, or begin anew with another run=DIR"
+        )
+    return Start(None, ("no checkpoint was saved yet: beginning at step 0",) if run.is_started else ())
+
+
+def _resuming_from(checkpoint: Checkpoint) -> str:
+    return f"resuming from step {checkpoint.manifest.step} ({checkpoint.folder})"
+
+
+def _whole(path: Path, run: RunDirectory) -> tuple[Checkpoint | None, str]:
+    """The checkpoint if no rank finds anything wrong with it, or else what is wrong. Collective."""
+    checkpoint, problem, newer = None, "", False
+    try:
+        checkpoint = Checkpoint(path)
+    except UserError as error:
+        problem, newer = str(error), isinstance(error, NewerCheckpointError)
+    for told, is_newer in run.world.gather_objects((problem, newer)):
+        if is_newer:
+            raise EveryRankError(told)
+        problem = problem or told
+    if problem or checkpoint is None:
+        return None, problem
+    try:
+        checkpoint.verify(run.world)
+    except EveryRankError as error:
+        return None, str(error)
+    return checkpoint, ""
+
+
+def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> None:
+    """Raise where what is learned would change; keys that a newer version added count as their defaults."""
+    try:
+        before = check_recipe(stored, str(run.path)).model_dump(mode="json")
+    except UserError:
+        before = stored
+    changed = changed_keys(before, recipe.model_dump(mode="json"))
+    if changed:
+        raise EveryRankError(
+            f"{run.path}: the recipe has changed since the run began ({', '.join(changed)}); "
+            "--allow-changes goes on all the same"
+        )
+
+
+def require_same_data(checkpoint: Checkpoint, source: TrainStream | SequentialStream) -> None:
+    """Raise UserError when the sources have other samples than when the checkpoint was written."""
+    found = {summary.name: summary.num_samples for summary in source.sources}
+    if checkpoint.manifest.data != found:
+        raise UserError(
+            f"{checkpoint.folder}: the data has changed since the checkpoint: "
+            f"it was trained on {checkpoint.manifest.data} samples, now there are {found}"
+        )

@@ -1,0 +1,32 @@
+"""The history of a run: each life that it has had, and each checkpoint that it saved, left or set aside."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.json_lines import read_lines
+
+HISTORY = "history.jsonl"
+Event = Literal["began", "resumed", "saved", "set_aside"]
+
+
+class History:
+    """Writer and reader of `history.jsonl`, which no resume cuts back; rank 0's."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / HISTORY
+
+    def add(self, event: Event, step: int, **facts: Any) -> None:
+        """Append one line: when, what happened, after how many steps of the run."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "event": event, "step": step} | facts) + "\n")
+
+    def last_saved(self) -> int | None:
+        """After how many steps the run last saved a checkpoint; None when it never did, or is older than its history.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        saved = [record["step"] for record in read_lines(self.path).records if record.get("event") == "saved"]
+        return saved[-1] if saved else None

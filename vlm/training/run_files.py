@@ -1,0 +1,10 @@
+"""The names of a run's files."""
+
+RECIPE = "recipe.yaml"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+LEDGER = "ledger.jsonl"
+CHECKPOINTS = "checkpoints"
+SET_ASIDE = "set-aside"
+SAMPLES = "samples"
+SUBSTITUTIONS = "substitutions"
