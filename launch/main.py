@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.data_commands import data_app
+from launch.launcher import join_launcher
 from vlm import __version__
 from vlm.errors import EveryRankError, UserError
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+
+_ON_ALL_RANKS = ("train", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -43,25 +46,35 @@ BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings
 def run() -> None:
     """Run the command line; what a user can mend ends in one line and exit code 2."""
     try:
+        _join_ranks()
         app()
     except UserError as error:
         _complain(" ".join(str(error).split()), everywhere=isinstance(error, EveryRankError))
         sys.exit(2)
 
 
-def _print_version(wanted: bool | None) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"vlm {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def vlm(
-    version: Annotated[
-        bool | None, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Train vision-language dual encoders from webdataset shards, and measure what was trained."""
+
+
+def _join_ranks() -> None:
+    """Take part in what a launcher started. Raises UserError for commands that only one process can run."""
+    join_launcher()
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if command not in (None, *_ON_ALL_RANKS) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
 
 
 def _complain(line: str, *, everywhere: bool) -> None:

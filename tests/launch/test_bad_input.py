@@ -117,7 +117,9 @@ def test_an_unknown_open_clip_model(vlm: CommandLine, write: Any, folder: Path) 
 
 
 def test_a_batch_that_the_ranks_cannot_share(vlm: CommandLine, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "13")
+    launched = {"RANK": "0", "WORLD_SIZE": "13", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     recipe, run_folder = write()
     assert "global_batch: 12 pairs leave some of 13 ranks without any" in vlm.refuses("train", recipe)
     assert not run_folder.exists()

@@ -3,14 +3,15 @@
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
 from vlm.training.engine import Engine, EngineName, Precision, ReplicatedEngine
+from vlm.training.launcher_settings import overrule_launcher
 
 _STAGES: dict[EngineName, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -24,11 +25,23 @@ def start_accelerator(
     trackers: tuple[str, ...] = (),
     run: Path | None = None,
 ) -> Accelerator:
-    """Join the other ranks (gloo on CPU, NCCL on GPU) under accelerate, with DeepSpeed where the engine asks for it."""
+    """Join the other ranks (gloo on CPU, NCCL on GPU) under accelerate, with DeepSpeed where the engine asks for it.
+
+    Every setting is said here: what a launcher or its configuration file says otherwise changes nothing. Precision is
+    the engine's own autocast, and micro-batches are the trainer's.
+    """
+    overrule_launcher(engine, precision)
     project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")) if run else None
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    said: dict[str, Any] = {
+        "mixed_precision": "no",
+        "gradient_accumulation_steps": 1,
+        "dynamo_backend": "no",
+        "log_with": list(trackers) or None,
+        "project_config": project,
+    }
     if engine == "ddp":
-        return Accelerator(cpu=not cuda, log_with=list(trackers) or None, project_config=project)
+        return Accelerator(cpu=not cuda, **said)
     if not cuda:
         _use_deepspeed_on_cpu()
     from vlm.training.zero import deepspeed_config
@@ -42,9 +55,9 @@ def start_accelerator(
     )
     # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
     backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")
-    return Accelerator(
-        deepspeed_plugin=plugin, kwargs_handlers=[backend], log_with=list(trackers) or None, project_config=project
-    )
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend], **said)
+    overrule_launcher(engine, precision)  # what accelerate itself has just written there
+    return accelerator
 
 
 def build_engine(
