@@ -21,7 +21,7 @@ from data.shards.sidecar import key_id
 from data.shards.source import Sample, sample_id, stable_names
 from data.shards.store import open_stream
 from data.shards.tar import IMAGE_SUFFIXES
-from data.stream import SourceSummary
+from data.summary import SourceSummary, batch_notices
 from data.workers import Stage, load_ahead
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
@@ -46,7 +46,6 @@ class SequentialStream:
     """
 
     problems: tuple[Skip, ...] = ()
-    notices = (NOTICE,)
 
     def __init__(
         self, config: DataConfig, image: ImageSpec, tokenizer: Tokenize, *, global_batch: int, seed: int, world: World
@@ -66,6 +65,7 @@ class SequentialStream:
         self.sources = tuple(
             SourceSummary(name, len(self._shards[name]), sizes[name], share) for name, share in self._shares.items()
         )
+        self.notices = (NOTICE, *batch_notices(self.sources, global_batch))
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""

@@ -1,7 +1,6 @@
 """The training stream: global batches by number, and each rank's rows of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,12 @@ from data.shards.reader import ShardReader
 from data.shards.source import Source, open_source, require_captions
 from data.shards.store import is_remote
 from data.substitution import SubstitutionLog
+from data.summary import SourceSummary, batch_notices
 from data.workers import load_ahead
 from vlm.batch import Batch
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """What a run's record says about a source; `share` is the exact share of the samples in any 1,000 batches."""
-
-    name: str
-    num_shards: int
-    num_samples: int
-    share: float
 
 
 class TrainStream:
@@ -75,7 +65,10 @@ class TrainStream:
         reader = SampleReader(config, image, seed, ShardReader(cache))
         self._load = BatchLoader(opened, self.order, slots, reader, tokenizer, self._log)
         self._restored: list[dict[str, Any]] = []
-        self.notices = _notices(config, self.order, opened, world)
+        self.notices = (
+            *batch_notices(self.sources, global_batch),
+            *_cache_notices(config, self.order, opened, world),
+        )
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` global batches from `start_step` on, in pinned memory for a GPU.
@@ -121,7 +114,7 @@ def require_lanes(lanes: int | None, global_batch: int) -> None:
         raise UserError(f"data.lanes: {lanes} does not divide the global batch of {global_batch}; nearest: {best}")
 
 
-def _notices(config: DataConfig, order: Order, sources: Sequence[Source], world: World) -> tuple[str, ...]:
+def _cache_notices(config: DataConfig, order: Order, sources: Sequence[Source], world: World) -> tuple[str, ...]:
     """What a user should know before remote shards are read: a cache that cannot hold what is read at once."""
     remote = [source for source in sources if is_remote(source.shards[0])]
     at_once = config.shuffle_shards * -(-order.lanes // world.size)

@@ -1,0 +1,26 @@
+"""What a run says of its data at the start: its sources, and how they go together with the global batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What a run's record says about a source; `share` is the exact share of the samples in any 1,000 batches."""
+
+    name: str
+    num_shards: int
+    num_samples: int
+    share: float
+
+
+def batch_notices(sources: Iterable[SourceSummary], global_batch: int) -> tuple[str, ...]:
+    """Lines on batches whose pairs are negatives of themselves, or have none."""
+    if global_batch == 1:
+        return ("global_batch: a batch of 1 pair has no negatives: losses that compare pairs are always 0",)
+    return tuple(
+        f"global_batch: {source.share * global_batch:,.0f} of its {global_batch:,} pairs come from {source.name}, "
+        f"which has {source.num_samples:,}: samples come twice in a batch, and are negatives of themselves"
+        for source in sources
+        if source.share * global_batch > source.num_samples
+    )
