@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from data.bad_sample import BadSampleError
 from eval.examples import EXAMPLES_FILE, picture
 from eval.figures import spoken_number
 from eval.run_record import RunRecord
@@ -68,6 +67,6 @@ def _embedded(folder: Path, name: str) -> str | None:
     """The picture as a data URL; a listing may name anything: only pictures in its own folder are shown."""
     try:
         shown = picture(below(folder, name, str(folder / EXAMPLES_FILE)).read_bytes())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, BadSampleError):
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(shown).decode()}"
