@@ -230,8 +230,8 @@ def test_samples_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
 
 
 def test_labels_without_a_class_and_shards_without_labels_are_refused(tmp_path: Path) -> None:
-    pattern = labelled_shard(tmp_path, [0, 1, 9, 3])
-    words = r"^shards: sample 000002 has label 9, but there are 7 classes \(labels 0 to 6\)$"
+    pattern = labelled_shard(tmp_path, [0, 1, 7, 3])
+    words = r"^shards: sample 000002 has label 7, but there are 7 classes \(labels 0 to 6\)$"
     with pytest.raises(UserError, match=words):
         evaluation(pattern)
     with pytest.raises(UserError, match=r"^shards: no sample of .* has a label"):
