@@ -1,4 +1,4 @@
-"""The model that a command line names: a checkpoint, a run, or an open_clip model."""
+"""The model that a command line names: a checkpoint, a run, a folder of open_clip or transformers, a name."""
 
 from pathlib import Path
 
@@ -10,24 +10,38 @@ from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.foreign import CONFIG, ForeignFiles, files_beside
+from vlm.model.open_clip_folder import read_open_clip_folder
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints
+from vlm.training.model_files import files_of
 
 
-def load_model(name: str, device: torch.device | None = None) -> DualEncoder:
-    """The model in a checkpoint folder, in a run's newest checkpoint, or open_clip's MODEL or MODEL:PRETRAINED_TAG.
+def load_model(name: str, device: torch.device | None = None, *, trust: bool = False) -> DualEncoder:
+    """The model in a checkpoint folder, in a run's newest checkpoint, in a folder as open_clip or transformers write
+    them, or open_clip's MODEL or MODEL:PRETRAINED_TAG.
 
-    A checkpoint's averaged weights are taken where it has them. Raises UserError when nothing is found under the name.
+    A checkpoint's averaged weights are taken where it has them. Names of other files that stand in one (of a version
+    that did not keep them) are followed with `trust` only. Raises UserError when nothing is found under the name.
     """
     path = Path(name)
     if path.is_dir():
-        model = _from_checkpoint(_checkpoint_below(path))
+        model = _from_folder(path, trust=trust)
     elif path.suffix or "/" in name:
         raise UserError(f"{name}: no such checkpoint or run directory")
     else:
         architecture, _, tag = name.partition(":")
         model = build_model(ModelConfig(open_clip=architecture, pretrained=tag or None))
     return model.to(device or torch.device("cpu")).eval()
+
+
+def _from_folder(path: Path, *, trust: bool) -> DualEncoder:
+    if described := read_open_clip_folder(path):
+        config = ModelConfig(architecture=described.architecture, pretrained=str(path))
+        return build_model(config, files=ForeignFiles(files_beside(path), trust=trust))
+    if (path / CONFIG).is_file():
+        return build_model(ModelConfig(transformers=str(path)))
+    return model_of(_checkpoint_below(path), trust=trust)
 
 
 def _checkpoint_below(path: Path) -> Checkpoint:
@@ -40,12 +54,9 @@ def _checkpoint_below(path: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
-    try:
-        config = ModelConfig.model_validate(checkpoint.manifest.model)
-    except ValidationError as error:
-        raise UserError(f"{checkpoint.folder / MANIFEST}: model.{first_problem(error, ModelConfig)}") from None
-    model = build_model(config)
+def model_of(checkpoint: Checkpoint, *, trust: bool = False) -> DualEncoder:
+    """The model of a checkpoint with its inference weights."""
+    model = empty_model_of(checkpoint, trust=trust)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = checkpoint.inference_weights()
     differences = first_differences(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
@@ -53,3 +64,17 @@ def _from_checkpoint(checkpoint: Checkpoint) -> DualEncoder:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
     model.load_state_dict(weights)
     return model
+
+
+def empty_model_of(checkpoint: Checkpoint, *, trust: bool = False) -> DualEncoder:
+    """The model that a checkpoint describes, made of nothing but what lies in it, with weights that mean nothing."""
+    try:
+        config = ModelConfig.model_validate(checkpoint.manifest.model)
+    except ValidationError as error:
+        raise UserError(f"{checkpoint.folder / MANIFEST}: model.{first_problem(error, ModelConfig)}") from None
+    config = config.model_copy(update={"pretrained": None})
+    files = ForeignFiles(files_of(checkpoint), trust=trust)
+    try:
+        return build_model(config, load_pretrained=False, files=files)
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint.folder}: {error}") from error

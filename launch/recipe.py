@@ -16,6 +16,7 @@ from vlm.paths import LocalPath, Named
 from vlm.training.trainer import TrainingConfig
 
 # What may differ between a run and its resumption: none of it changes what is learned.
+_FOLLOW_THE_MODEL = ("model.towers.image.pool", "model.towers.text.pool", "model.towers.text.context_length")
 FREE_ON_RESUME = (
     "engine",
     "run",
@@ -74,6 +75,8 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two resolved recipes differ, those aside that may differ on resumption."""
     before, after = _flatten(old), _flatten(new)
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    # Runs of version 0.1.0 wrote the defaults out that now follow the model; the checkpoint says what they were.
+    keys = [key for key in keys if not (key in _FOLLOW_THE_MODEL and after.get(key) is None)]
     return [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)]
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from data.sequential import SequentialStream
 from data.stream import TrainStream
+from launch.model_source import empty_model_of
 from launch.recipe import Recipe, changed_keys, check_recipe
 from vlm.errors import EveryRankError, UserError
+from vlm.model.build import build_model
+from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.training.checkpoint import Checkpoint, NewerCheckpointError
 from vlm.training.checkpoint_folder import complete_checkpoints
@@ -104,16 +107,30 @@ def _whole(path: Path, run: RunDirectory) -> tuple[Checkpoint | None, str]:
 
 def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> None:
     """Raise where what is learned would change; keys that a newer version added count as their defaults."""
-    try:
-        before = check_recipe(stored, str(run.path)).model_dump(mode="json")
-    except UserError:
-        before = stored
-    changed = changed_keys(before, recipe.model_dump(mode="json"))
+    changed = changed_keys(_checked(run, stored), recipe.model_dump(mode="json"))
     if changed:
         raise EveryRankError(
             f"{run.path}: the recipe has changed since the run began ({', '.join(changed)}); "
             "--allow-changes goes on all the same"
         )
+
+
+def _checked(run: RunDirectory, stored: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return check_recipe(stored, str(run.path)).model_dump(mode="json")
+    except UserError:
+        return stored
+
+
+def model_to_train(recipe: Recipe, run: RunDirectory, checkpoint: Checkpoint | None) -> DualEncoder:
+    """The recipe's model; that of a resumed run is made of its checkpoint, and needs no other file any more."""
+    if checkpoint is None or not run.is_started:
+        return build_model(recipe.model, recipe.seed)
+    changed = changed_keys(_checked(run, run.recipe()), recipe.model_dump(mode="json"))
+    if any(key.startswith("model.") for key in changed):
+        return build_model(recipe.model, recipe.seed)
+    # A checkpoint of a version that kept no files names them, as the recipe does.
+    return empty_model_of(checkpoint, trust=True)
 
 
 def require_same_data(checkpoint: Checkpoint, source: TrainStream | SequentialStream) -> None:

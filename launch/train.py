@@ -18,10 +18,9 @@ from eval.report import write_report
 from eval.retrieval import Retrieval
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, resolve_order
-from launch.resume import Start, find_start, require_same_data
+from launch.resume import Start, find_start, model_to_train, require_same_data
 from vlm.batch import Skip
 from vlm.errors import UserError, nearest
-from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -74,7 +73,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
         run = RunDirectory(Path(recipe.run), world)
         try:
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
-            parts = _build_parts(recipe, world)
+            parts = _build_parts(recipe, world, model_to_train(recipe, run, start.checkpoint))
             if start.checkpoint is not None:
                 require_same_data(start.checkpoint, parts.source)
                 _reuse_threads(start.checkpoint.manifest, recipe, world)
@@ -87,8 +86,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     return run.path
 
 
-def _build_parts(recipe: Recipe, world: World) -> _Parts:
-    model = build_model(recipe.model, recipe.seed)
+def _build_parts(recipe: Recipe, world: World, model: DualEncoder) -> _Parts:
     source = open_stream(recipe, model, world)
     cache = ShardCache(recipe.data.cache, recipe.data.retry)
     evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root, cache)
@@ -184,6 +182,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
     try:
         evaluators = [evaluation.evaluator for evaluation in parts.evaluations]
         notices = [line for evaluator in evaluators for line in evaluator.notices] if engine.world.is_main else []
+        notices += parts.model.notices if engine.world.is_main else ()
         for line in (*start.notices, *told, *parts.source.notices, *notices, *_told(parts.source.problems)):
             progress.say(line)
         run.log_skips(start.step, list(parts.source.problems) if engine.world.is_main and start.step == 0 else [])

@@ -79,7 +79,7 @@ def test_the_resolved_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
             "evaluate.r.evry: unknown key (value '3 steps'); nearest: every",
         ),
         ("data.sources.photos.wait=2", "data.sources.photos.wait: unknown key (value 2)"),
-        ("model.open_clip=null", "exactly one of open_clip, architecture, towers is needed; found none"),
+        ("model.open_clip=null", "exactly one of open_clip, architecture, transformers, towers is needed; found none"),
         ("data.sources.photos.weight=-1", "data.sources.photos.weight: found -1; "),
         ("noequals", "override 'noequals': write key.path=value"),
         ("data.caption=[", "'[' is no YAML value"),

@@ -1,35 +1,46 @@
 """From a configuration to a dual encoder with seeded or pretrained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from vlm.model import open_clip_towers, transformers_towers
+from vlm.model import open_clip_towers
 from vlm.model.batch_norm import without_batch_norm
 from vlm.model.config import ModelConfig, TextTowerConfig, Towers
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.image_spec import ImageSpec
+from vlm.model.foreign import ForeignFiles
 from vlm.model.pretrained import load_pretrained_weights
-from vlm.model.resolve import image_spec, resolve, without_weights
+from vlm.model.resolve import architecture_of, image_spec, resolve, without_weights
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 from vlm.model.towers import ImageTower, TextTower
+from vlm.model.transformers_halves import are_halves_of_one
+from vlm.model.transformers_towers import TransformersModels
+from vlm.model.trial import require_working
+from vlm.model.vocabulary import require_vocabulary
 
 
-def build_model(config: ModelConfig, seed: int = 0, *, load_pretrained: bool = True) -> DualEncoder:
+def build_model(
+    config: ModelConfig, seed: int = 0, *, load_pretrained: bool = True, files: ForeignFiles | None = None
+) -> DualEncoder:
     """The dual encoder that `config` describes, on the CPU in fp32, in training mode.
 
     Its fresh weights depend on `seed` alone, and the caller's random state is left as it was. Without `load_pretrained`
-    no weights are read or downloaded (a checkpoint's will follow). Raises UserError for what cannot be built or loaded.
+    no weights are read or downloaded (a checkpoint's will follow). Configurations and tokenizers of transformers come
+    from `files`, by default from where `config` names them. Raises UserError for what cannot be built or loaded.
     """
-    resolved = resolve(config)
+    files = files or ForeignFiles()
+    resolved = resolve(config, files)
     skeleton = without_weights(resolved)
     with _seeded(seed), _whole_weights():
-        model = _assemble(resolved if load_pretrained else skeleton, skeleton)
+        model = _assemble(resolved if load_pretrained else skeleton, skeleton, files, config)
+        require_working(model)
     if load_pretrained and config.pretrained is not None:
         load_pretrained_weights(model, config)
+    model.files = dict(files.used)
+    model.notices = (*files.notices, *_left_out(config))
     return model.train()
 
 
@@ -51,33 +62,57 @@ def _whole_weights() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
-def _assemble(resolved: ModelConfig, skeleton: ModelConfig) -> DualEncoder:
-    assert resolved.towers is not None
+def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles, config: ModelConfig) -> DualEncoder:
+    towers = resolved.towers
+    assert towers is not None
+    models = TransformersModels(files)
     spec, quick_gelu, freeze = image_spec(resolved), bool(resolved.quick_gelu), resolved.freeze_batch_norm
-    trunk = without_batch_norm(_image_trunk(resolved.towers, spec, quick_gelu=quick_gelu), "image", freeze=freeze)
-    text, tokenizer = _text_tower(resolved.towers, quick_gelu=quick_gelu)
-    without_batch_norm(text, "text", freeze=freeze)
-    return DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
-
-
-def _image_trunk(towers: Towers, spec: ImageSpec, *, quick_gelu: bool) -> nn.Module:
     if towers.image.vision_cfg is None:
-        return transformers_towers.build_image_trunk(towers.image, towers.embed_dim, spec.size)
-    return open_clip_towers.build_image_trunk(towers.embed_dim, towers.image.vision_cfg, quick_gelu=quick_gelu)
-
-
-def _text_tower(towers: Towers, *, quick_gelu: bool) -> tuple[TextTower, Tokenizer]:
-    text_cfg = towers.text.text_cfg
-    full = full_tokenizer(_tokenizer_fields(towers.text) if text_cfg is None else text_cfg)
-    fixed = Tokenizer(full, shorten=False)
-    if text_cfg is None:
-        tower = transformers_towers.build_text_tower(towers.text, towers.embed_dim, fixed.pad_id)
+        trunk = models.image_trunk(towers.image, towers.embed_dim, spec.size)
     else:
-        tower = open_clip_towers.build_text_tower(
-            towers.embed_dim, text_cfg, fixed.context_length, fixed.pad_id, quick_gelu=quick_gelu
-        )
-    return tower, Tokenizer(full, shorten=tower.may_shorten)
+        trunk = open_clip_towers.build_image_trunk(towers.embed_dim, towers.image.vision_cfg, quick_gelu=quick_gelu)
+    text, tokenizer = _text_tower(towers, models, files, quick_gelu=quick_gelu)
+    trunk = without_batch_norm(trunk, "image", freeze=freeze)
+    without_batch_norm(text, "text", freeze=freeze)
+    model = DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
+    if towers.image.pretrained and are_halves_of_one(towers):
+        _take_scale_and_bias(model, models.scale_and_bias(), config)
+    return model
+
+
+@torch.no_grad()
+def _take_scale_and_bias(model: DualEncoder, learned: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Go on from where a dual encoder's own are, unless `config` says where to start."""
+    if config.init_logit_scale is None and "logit_scale" in learned:
+        model.logit_scale.copy_(learned["logit_scale"])
+    if config.init_logit_bias is None and model.logit_bias is not None and "logit_bias" in learned:
+        model.logit_bias.copy_(learned["logit_bias"])
+
+
+def _text_tower(
+    towers: Towers, models: TransformersModels, files: ForeignFiles, *, quick_gelu: bool
+) -> tuple[TextTower, Tokenizer]:
+    text_cfg = towers.text.text_cfg
+    full = full_tokenizer(_tokenizer_fields(towers.text) if text_cfg is None else text_cfg, files)
+    fixed = Tokenizer(full, shorten=False)
+    tower: TextTower
+    if text_cfg is None:
+        tower = models.text_tower(towers.text, towers.embed_dim, fixed.pad_id)
+    else:
+        tower = open_clip_towers.build_text_tower(towers.embed_dim, text_cfg, fixed, quick_gelu=quick_gelu, files=files)
+    learned = text_cfg is None or bool(text_cfg.get("hf_model_name"))
+    vocabulary = require_vocabulary(full, tower, learned=learned)
+    return tower, Tokenizer(full, shorten=tower.may_shorten, vocabulary=vocabulary)
 
 
 def _tokenizer_fields(config: TextTowerConfig) -> dict[str, object]:
     return {"hf_tokenizer_name": config.tokenizer or config.transformers, "context_length": config.context_length}
+
+
+def _left_out(config: ModelConfig) -> list[str]:
+    """Lines on what a configuration describes and this model has not."""
+    architecture = architecture_of(config)
+    if architecture is None or architecture.multimodal_cfg is None:
+        return []
+    name = config.open_clip or "architecture"
+    return [f"{name}: its caption decoder (multimodal_cfg) is left out; only the image and the text tower are used"]

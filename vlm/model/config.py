@@ -1,4 +1,4 @@
-"""Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers towers."""
+"""Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers models."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ class Architecture(Config):
     """The fields of open_clip's JSON model configurations.
 
     `init_logit_scale` is the logarithm of the scale, as there. A caption decoder (`multimodal_cfg`) is not part of a
-    dual encoder: its description is accepted and left out.
+    dual encoder: its description is accepted, and a notice says that it is left out.
     """
 
     embed_dim: EmbedDim
@@ -50,7 +50,11 @@ class ImageTowerConfig(Config):
     """An image tower: a transformers model (local folder or hub name), or open_clip's `vision_cfg`."""
 
     transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
-    pool: Literal["pooler", "first", "mean"] = Field(default="pooler", description="what becomes the embedding")
+    pool: Literal["own", "pooler", "first", "mean"] | None = Field(
+        default=None,
+        description="what is projected to the embedding; own: the image half of a CLIP or SigLIP, with its projection; "
+        "null: own for these, else pooler",
+    )
     pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
     vision_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPVisionCfg instead")
 
@@ -68,14 +72,21 @@ class ImageTowerConfig(Config):
 class TextTowerConfig(Config):
     """A text tower: a transformers model (local folder or hub name) with its tokenizer, or open_clip's `text_cfg`.
 
-    `pool` says what becomes the embedding: the mean of the last hidden states, the first, the one at the end token, or
-    the model's own pooler.
+    `pool` says what is projected to the embedding: the mean of the last hidden states, the first, the one at the end
+    token, or the model's pooler; `own` is the text half of a CLIP or SigLIP, with its projection.
     """
 
     transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
     tokenizer: str | None = Field(default=None, description="null: the one saved with the transformers model")
-    pool: Literal["mean", "first", "end", "pooler"] = Field(default="mean", description="what becomes the embedding")
-    context_length: int = Field(default=77, ge=2, le=65536, description="tokens that a text is cut to")
+    pool: Literal["own", "mean", "first", "end", "pooler"] | None = Field(
+        default=None, description="what is projected to the embedding; null: own for a CLIP or SigLIP, else mean"
+    )
+    context_length: int | None = Field(
+        default=None,
+        ge=2,
+        le=65536,
+        description="tokens that a text is cut to; null: as many as a CLIP or SigLIP has positions, else 77",
+    )
     pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
     text_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPTextCfg instead")
 
@@ -99,15 +110,20 @@ class Towers(Config):
 
 
 class ModelConfig(Config):
-    """One dual encoder. Exactly one of `open_clip`, `architecture` and `towers` says what it is made of.
+    """One dual encoder. Exactly one of `open_clip`, `architecture`, `transformers` and `towers` says what it is.
 
     `pretrained` is a tag that open_clip knows for that model, or the path of a local checkpoint. Fields that are None
-    follow the architecture and the pretrained tag. A head stands behind all that these call a tower, its projection to
-    the embedding included.
+    follow the model and what stands beside its pretrained weights. A head stands behind all that these call a
+    tower, its projection to the embedding included.
     """
 
     open_clip: str | None = Field(default=None, description="a model by its open_clip name")
     architecture: Architecture | None = Field(default=None, description="the fields of open_clip's JSON model files")
+    transformers: str | None = Field(
+        default=None,
+        description="a CLIP or SigLIP of transformers, whole (towers, projections, scale, bias, images): its local "
+        "folder, or its name on the hub",
+    )
     towers: Towers | None = Field(default=None, description="two towers of any kind")
     pretrained: str | None = Field(
         default=None, description="open_clip's tag, or a local checkpoint; null: from scratch"
@@ -122,16 +138,30 @@ class ModelConfig(Config):
     interpolation: Interpolation | None = Field(default=None, description="how images are resized")
     resize_mode: ResizeMode | None = Field(default=None, description="which side gets the size in evaluation")
     init_logit_scale: float | None = Field(
-        default=None, gt=0, le=MAX_LOGIT_SCALE, description="first logit scale, by default 1/0.07"
+        default=None, gt=0, le=MAX_LOGIT_SCALE, description="first logit scale; null: the model's, else 1/0.07"
     )
     init_logit_bias: LogitBias | None = Field(default=None, description="first logit bias, as `sigmoid` needs it")
     learn_logit_scale: bool = Field(
         default=True, description="false: the scale stays where it starts, or where the pretrained weights have it"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _both_towers(cls, values: Any) -> Any:
+        """`towers: {transformers: NAME}` is another way to write `transformers: NAME`."""
+        towers = values.get("towers") if isinstance(values, dict) else None
+        if isinstance(towers, dict) and set(towers) == {"transformers"} and values.get("transformers") is None:
+            return {**values, "towers": None, "transformers": towers["transformers"]}
+        return values
+
     @model_validator(mode="after")
     def _one_kind(self) -> "ModelConfig":
-        _exactly_one(open_clip=self.open_clip, architecture=self.architecture, towers=self.towers)
+        _exactly_one(
+            open_clip=self.open_clip,
+            architecture=self.architecture,
+            transformers=self.transformers,
+            towers=self.towers,
+        )
         return self
 
 

@@ -20,7 +20,7 @@ from vlm.model.towers import ImageTower, TextTower
 class DualEncoder(nn.Module):
     """Images and texts as unit vectors of one space (CLIP: Radford et al., 2021; SigLIP adds the bias).
 
-    `config` rebuilds this model without reading any weights. `logit_scale` is the logarithm of the scale.
+    `config` and `files` rebuild this model without reading any weights. `logit_scale` is the logarithm of the scale.
 
     Raises UserError for heads that make embeddings of unequal width.
     """
@@ -44,11 +44,19 @@ class DualEncoder(nn.Module):
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias, dtype=torch.float32))
         # What an objective's terms learn beside the model: it trains, and is saved, with it.
         self.term_parameters = nn.ParameterDict()
+        # Of transformers: configurations and tokenizer, with which a checkpoint is whole. And what a user should know.
+        self.files: dict[str, bytes] = {}
+        self.notices: tuple[str, ...] = ()
 
     @property
     def image_spec(self) -> ImageSpec:
         """What images must look like when they come here."""
         return self.image.spec
+
+    @property
+    def tower_dim(self) -> int:
+        """The width of what the towers make, before any head."""
+        return _tower_dim(self.config)
 
     def forward(
         self,

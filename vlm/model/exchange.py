@@ -18,12 +18,12 @@ from vlm.aside import folder_aside
 from vlm.atomic import write_text
 from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.foreign import write_beside
+from vlm.model.open_clip_folder import CONFIG_FILE, WEIGHTS_FILES
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
 from vlm.paths import new_folder
 from vlm.tensor_file import save_tensors
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
 TOLERANCE = 1e-5
 _LOAD_ERRORS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -85,8 +85,8 @@ def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:
     preprocessing = model.image_spec.model_dump(mode="json")
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=2))
-    save_tensors(folder / WEIGHTS_FILE, to_open_clip(model), {"format": "pt"})
-    model.tokenizer.save_pretrained(folder)
+    save_tensors(folder / WEIGHTS_FILES[0], to_open_clip(model), {"format": "pt"})
+    write_beside(folder, model.files)
 
 
 @torch.no_grad()

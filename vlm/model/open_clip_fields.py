@@ -1,5 +1,6 @@
 """The fields of open_clip's tower configurations, and the numbers among them that make a tower."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -29,6 +30,10 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "timm_drop_path": (0, 0.99, False),
 }
 
+_TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# Those of open_clip's tokenizers that name no code, file or address.
+_TOKENIZER_OPTIONS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
+
 
 def checked_fields(fields: dict[str, Any], owner: type) -> dict[str, Any]:
     """The fields, if open_clip's dataclass `owner` has them all, of these types, and a tower can be made of them.
@@ -50,6 +55,7 @@ def checked_fields(fields: dict[str, Any], owner: type) -> dict[str, Any]:
         if name in _BOUNDS:
             _require_within(name, value)
     _require_whole_patches(given)
+    _require_data(given)
     return fields
 
 
@@ -67,6 +73,20 @@ def _require_within(name: str, value: Any) -> None:
         if not (least < number if above else least <= number) or number > most:
             wanted = f"above {least:g}" if above else f"from {least:g}"
             raise ValueError(f"{name}: found {value!r:.60}; it is a number {wanted} to {most:g}")
+
+
+def _require_data(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for what would make a library read files that the field names, or run what is in them."""
+    name = fields.get("timm_model_name")
+    if name is not None and not _TIMM_NAME.fullmatch(name):
+        raise ValueError(
+            f"timm_model_name: {name!r:.60} is no name of timm's own; folders and addresses are not followed"
+        )
+    for option in fields.get("tokenizer_kwargs", {}):
+        if option not in _TOKENIZER_OPTIONS:
+            raise ValueError(
+                f"tokenizer_kwargs: {option!r:.60} is not taken from a file; {nearest(str(option), _TOKENIZER_OPTIONS)}"
+            )
 
 
 def _require_whole_patches(fields: Mapping[str, Any]) -> None:

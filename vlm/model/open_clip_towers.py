@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float, Int64
-from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIPTextCfg, _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
 from vlm.errors import UserError, reason
+from vlm.model.foreign import CONFIG, ForeignFiles, folder_of
+from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower
+from vlm.model.transformers_towers import load, require_weights
 
 # What open_clip, timm and torch raise about impossible sizes.
 _BUILD_ERRORS = (
@@ -17,6 +21,7 @@ _BUILD_ERRORS = (
     AttributeError,
     KeyError,
     OSError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -96,16 +101,42 @@ def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_ge
 
 
 def build_text_tower(
-    embed_dim: int, text_cfg: Mapping[str, Any], context_length: int, pad_id: int, *, quick_gelu: bool
+    embed_dim: int, text_cfg: Mapping[str, Any], tokenizer: Tokenizer, *, quick_gelu: bool, files: ForeignFiles
 ) -> TextTower:
     """open_clip's text tower, in the form that needs the least padding. Raises UserError when it is impossible."""
+    context_length, pad_id = tokenizer.context_length, tokenizer.pad_id
     try:
+        if text_cfg.get("hf_model_name"):
+            return PaddedTextTower(_hugging_face_encoder(embed_dim, text_cfg, files), context_length, pad_id)
         tower = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
     except _BUILD_ERRORS as error:
         raise UserError(f"text_cfg: open_clip cannot build this text tower: {reason(error)}") from error
     if isinstance(tower, TextTransformer) and _pooled_at_end(tower, pad_id):
         return CausalTextTower(tower, context_length, pad_id)
     return PaddedTextTower(tower, context_length, pad_id)
+
+
+def _hugging_face_encoder(embed_dim: int, text_cfg: Mapping[str, Any], files: ForeignFiles) -> nn.Module:
+    """open_clip's wrapper of a transformers text model, made from a configuration without code."""
+    fields = CLIPTextCfg(**text_cfg)
+    name = str(fields.hf_model_name)
+    configuration = files.configuration("text", name)
+    with folder_of({CONFIG: files.used[f"text.{CONFIG}"]}) as folder:
+        encoder: Any = HFTextEncoder(
+            str(folder),
+            output_dim=embed_dim,
+            proj_type=fields.hf_proj_type,
+            pooler_type=fields.hf_pooler_type,
+            pretrained=False,
+            output_tokens=fields.output_tokens,
+        )
+    if fields.hf_model_pretrained:
+        whole = bool(getattr(configuration, "is_encoder_decoder", False))
+        options = {} if whole else {"add_pooling_layer": fields.hf_pooler_type == "cls_pooler"}
+        model, missing = load(name, configuration, pretrained=True, **options)
+        encoder.transformer = model.encoder if whole else model
+        require_weights(encoder, missing)
+    return encoder  # type: ignore[no-any-return]
 
 
 def _pooled_at_end(tower: TextTransformer, pad_id: int) -> bool:

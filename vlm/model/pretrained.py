@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from vlm.errors import UserError, nearest, reason
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.open_clip_folder import WEIGHTS_FILES
 from vlm.model.open_clip_names import from_open_clip
 from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.resolve import open_clip_name, pretrained_tag
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST
 
-_WEIGHTS_IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.
 _WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
 _DECODER = "text_decoder."
+# Of torch.compile, FSDP and activation checkpointing; DDP's `module` is such a name at the beginning only.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
@@ -59,8 +61,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
             f"pretrained {path}: neither safetensors nor a torch file of plain tensors (others are not read, because "
@@ -73,8 +76,18 @@ def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise UserError(f"pretrained {path}: holds no named tensors")
-    # Training wrappers put their own name first.
-    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    unwrapped = {_unwrapped(str(name)): tensor for name, tensor in weights.items()}
+    if len(unwrapped) < len(weights):
+        raise UserError(f"pretrained {path}: holds the same weights more than once, under the names of wrappers")
+    return unwrapped
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name without those of wrappers, which stand before the name or before that of a module in it."""
+    first, *rest = [part for part in name.split(".") if part not in _WRAPPERS]
+    while first == "module" and rest:
+        first, *rest = rest
+    return ".".join([first, *rest])
 
 
 def _find(config: ModelConfig) -> Path:
@@ -87,7 +100,7 @@ def _find(config: ModelConfig) -> Path:
     path = Path(config.pretrained)
     if path.is_file() or (path / MANIFEST).is_file():
         return path
-    for name in _WEIGHTS_IN_FOLDER:
+    for name in WEIGHTS_FILES:
         if (path / name).is_file():
             return path / name
     if config.open_clip is None or path.suffix or "/" in config.pretrained:

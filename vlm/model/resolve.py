@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -9,27 +10,38 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from vlm.errors import UserError, nearest
 from vlm.model.config import Architecture, ImageTowerConfig, ModelConfig, TextTowerConfig, Towers
+from vlm.model.foreign import ForeignFiles
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import INITIAL_LOGIT_SCALE
-from vlm.model.transformers_towers import image_preprocessing
+from vlm.model.open_clip_folder import WEIGHTS_FILES, read_open_clip_folder
+from vlm.model.transformers_halves import (
+    are_halves_of_one,
+    completed,
+    scale_and_bias,
+    transformers_images,
+    whole_towers,
+)
+from vlm.training.checkpoint import Checkpoint
+from vlm.training.checkpoint_folder import MANIFEST
 
 _DEFAULT_IMAGE_SIZE = 224
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
-def resolve(config: ModelConfig) -> ModelConfig:
-    """`config` in terms of `towers`, with image preprocessing, activation and initial scale written out.
+def resolve(config: ModelConfig, files: ForeignFiles | None = None) -> ModelConfig:
+    """`config` in terms of `towers`, with image preprocessing, pooling, activation and initial scale written out.
 
-    A pretrained tag decides preprocessing and activation, as its weights were trained with them; what the configuration
-    says itself goes first. Raises UserError for an unknown open_clip name and for images that are not square.
+    What stands beside pretrained weights (a tag's record, a folder's description) decides preprocessing and activation,
+    as the weights were trained with them; what the configuration says itself goes first. Raises UserError for an
+    unknown open_clip name, for images that are not square, and for transformers models that cannot be read.
     """
-    tag = pretrained_tag(config)
-    architecture = _architecture(config)
-    towers = config.towers if architecture is None else _as_towers(architecture)
-    assert towers is not None  # a configuration is of exactly one kind
-    towers = _sized(_with_base_weights(towers, config), config.image_size)
-    spec = _preprocessing(towers, tag)
+    files = files or ForeignFiles()
+    record = pretrained_record(config)
+    architecture = architecture_of(config)
+    towers = _towers(config, architecture, files)
+    spec = _preprocessing(config, towers, record, files)
     decided: dict[str, Any] = {
-        "quick_gelu": bool(tag.get("quick_gelu")) if tag else architecture is not None and architecture.quick_gelu,
+        "quick_gelu": _quick_gelu(record, architecture),
         "image_size": spec.size,
         "image_mean": spec.mean,
         "image_std": spec.std,
@@ -38,8 +50,11 @@ def resolve(config: ModelConfig) -> ModelConfig:
         "init_logit_scale": _initial_scale(architecture),
         "init_logit_bias": None if architecture is None else architecture.init_logit_bias,
     }
+    if are_halves_of_one(towers):
+        decided |= scale_and_bias(towers, files)
     own = {name: getattr(config, name) for name in decided if getattr(config, name) is not None}
-    return config.model_copy(update={"open_clip": None, "architecture": None, "towers": towers, **decided, **own})
+    kind = {"open_clip": None, "architecture": None, "transformers": None, "towers": towers}
+    return config.model_copy(update={**kind, **decided, **own})
 
 
 def without_weights(resolved: ModelConfig) -> ModelConfig:
@@ -79,7 +94,24 @@ def pretrained_tag(config: ModelConfig) -> Mapping[str, Any]:
     return get_pretrained_cfg(open_clip_name(config.open_clip), config.pretrained)  # type: ignore[no-any-return]
 
 
-def _architecture(config: ModelConfig) -> Architecture | None:
+def pretrained_record(config: ModelConfig) -> Mapping[str, Any]:
+    """What is known of the images and the activation that the pretrained weights of `config` were trained with."""
+    if tag := pretrained_tag(config):
+        return tag
+    if config.pretrained is None:
+        return {}
+    path = Path(config.pretrained)
+    if (path / MANIFEST).is_file():
+        model = Checkpoint(path).manifest.model
+        named = {"mean": model.get("image_mean"), "std": model.get("image_std")}
+        named |= {name: model.get(name) for name in ("interpolation", "resize_mode", "quick_gelu")}
+        return {name: value for name, value in named.items() if value is not None}
+    described = read_open_clip_folder(path.parent if path.name in WEIGHTS_FILES else path)
+    return {} if described is None else described.record
+
+
+def architecture_of(config: ModelConfig) -> Architecture | None:
+    """The architecture that `config` names or spells out; None where it is made of towers."""
     if config.open_clip is None:
         return config.architecture
     name = open_clip_name(config.open_clip)
@@ -87,6 +119,23 @@ def _architecture(config: ModelConfig) -> Architecture | None:
     if name not in known:
         raise UserError(f"open_clip: unknown model {config.open_clip!r}; {nearest(name, known)}")
     return Architecture.model_validate(open_clip.get_model_config(name))
+
+
+def _towers(config: ModelConfig, architecture: Architecture | None, files: ForeignFiles) -> Towers:
+    if architecture is not None:
+        towers = _as_towers(architecture)
+    elif config.transformers is not None:
+        towers = whole_towers(config.transformers, files)
+    else:
+        assert config.towers is not None  # a configuration is of exactly one kind
+        towers = config.towers
+    return completed(_sized(_with_base_weights(towers, config), config.image_size), files)
+
+
+def _quick_gelu(record: Mapping[str, Any], architecture: Architecture | None) -> bool:
+    if record:
+        return bool(record.get("quick_gelu"))
+    return architecture is not None and architecture.quick_gelu
 
 
 def _initial_scale(architecture: Architecture | None) -> float:
@@ -133,12 +182,17 @@ def _sized(towers: Towers, image_size: int | None) -> Towers:
     return towers.model_copy(update={"image": image})
 
 
-def _preprocessing(towers: Towers, tag: Mapping[str, Any]) -> ImageSpec:
-    if towers.image.transformers is not None:
-        return image_preprocessing(towers.image.transformers)
-    assert towers.image.vision_cfg is not None
-    named = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
-    return ImageSpec.model_validate({"size": towers.image.vision_cfg["image_size"], **named})
+def _preprocessing(config: ModelConfig, towers: Towers, record: Mapping[str, Any], files: ForeignFiles) -> ImageSpec:
+    fields = (config.image_size, config.image_mean, config.image_std, config.interpolation, config.resize_mode)
+    if all(field is not None for field in fields):
+        return image_spec(config)
+    if towers.image.transformers is not None and not record:
+        return transformers_images(towers, files)
+    size = config.image_size if towers.image.vision_cfg is None else towers.image.vision_cfg["image_size"]
+    named = {name: record[name] for name in _PREPROCESSING if name in record}
+    if size is None:
+        size = transformers_images(towers, files).size
+    return ImageSpec.model_validate({"size": size, **named})
 
 
 def _set(fields: dict[str, Any] | None, **values: object) -> dict[str, Any] | None:

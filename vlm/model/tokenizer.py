@@ -1,8 +1,8 @@
 """Captions to token ids, as long as the longest of them where the text tower allows it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -14,6 +14,10 @@ from torch import Tensor
 from vlm.errors import UserError, reason
 from vlm.model.byte_pairs import BytePairs
 from vlm.model.byte_pairs import clip_token_counts as clip_token_counts
+from vlm.model.foreign import TOKENIZER_CONFIG, TOKENIZER_JSON, ForeignFiles, folder_of
+
+# Whatever the library raises about files that make no tokenizer (those in Rust raise Exception itself).
+_LOAD_ERRORS = (Exception,)
 
 
 class TokenBatch(NamedTuple):
@@ -40,8 +44,10 @@ class Tokenizer:
     longest of its texts, else as the context length. Objects of this class travel into data workers (pickled).
     """
 
-    def __init__(self, full: FullTokenizer, *, shorten: bool) -> None:
+    def __init__(self, full: FullTokenizer, *, shorten: bool, vocabulary: int | None = None) -> None:
         self._full = full
+        self._vocabulary = vocabulary  # of the text tower
+        self._unknown = UnknownTokens(_unknown_id(full))
         self.context_length = full.context_length
         self.shorten = shorten
         self.pad_id = _pad_id(full)
@@ -54,14 +60,10 @@ class Tokenizer:
             return self._filled(self._byte_pairs(texts))
         ids = self._full(list(texts)).long()
         lengths = self._lengths(ids)
+        self._require_known(ids, lengths)
         if self.shorten and len(ids):
             ids = ids[:, : int(lengths.max())].clone()
         return TokenBatch(ids, lengths)
-
-    def save_pretrained(self, directory: Path) -> None:
-        """Write the files of a Hugging Face tokenizer to `directory`; CLIP's own byte pairs need none."""
-        if isinstance(self._full, HFTokenizer):
-            self._full.save_pretrained(str(directory))
 
     def _filled(self, rows: list[list[int]]) -> TokenBatch:
         """A batch of rows that each end in the end token."""
@@ -73,6 +75,13 @@ class Tokenizer:
         ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(kept), np.int64, lengths.sum())
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
+    def _require_known(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> None:
+        if self._vocabulary is not None and len(ids) and int(ids.max()) >= self._vocabulary:
+            raise UserError(
+                f"the tokenizer made token {int(ids.max())} of a text, but the text tower knows only {self._vocabulary}"
+            )
+        self._unknown.look_at(ids, lengths)
+
     def _lengths(self, ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, " batch"]:
         positions = torch.arange(1, ids.shape[1] + 1)
         lengths = (positions * (ids != self.pad_id)).amax(1)
@@ -81,25 +90,84 @@ class Tokenizer:
         return lengths.clamp(1, ids.shape[1])
 
 
-def full_tokenizer(text_cfg: Mapping[str, Any]) -> FullTokenizer:
+class UnknownTokens:
+    """Raises UserError when nearly all tokens of the first texts are unknown to a tokenizer: it is not theirs."""
+
+    _TEXTS, _SHARE = 64, 0.9
+
+    def __init__(self, unknown_id: int | None) -> None:
+        self._id = unknown_id
+        self._texts = self._tokens = self._unknown = 0
+
+    def look_at(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> None:
+        """Count the tokens of some texts, until enough were seen; each has two tokens that mark its ends."""
+        if self._id is None or self._texts >= self._TEXTS:
+            return
+        self._texts += len(ids)
+        self._tokens += int((lengths - 2).clamp(min=0).sum())
+        self._unknown += int((ids == self._id).sum())
+        if self._texts >= self._TEXTS and self._unknown > self._SHARE * self._tokens:
+            raise UserError(
+                f"{self._unknown} of the first {self._tokens} tokens are unknown to the tokenizer: it is not made for "
+                "these captions, or not the text model's own (towers.text.tokenizer)"
+            )
+
+
+def full_tokenizer(text_cfg: Mapping[str, Any], files: ForeignFiles | None = None) -> FullTokenizer:
     """The tokenizer that open_clip pairs with a text tower of this `text_cfg`.
 
     `hf_tokenizer_name` may also be a local folder. Raises UserError when a Hugging Face tokenizer cannot be loaded.
     """
-    context_length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    context_length = text_cfg.get("context_length") or DEFAULT_CONTEXT_LENGTH
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
         return cast(FullTokenizer, SimpleTokenizer(context_length=context_length, **options))
     try:
-        loaded = HFTokenizer(
-            name, context_length=context_length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"hf_tokenizer_name {name}: the tokenizer cannot be loaded: {reason(error)}") from error
+        found = (files or ForeignFiles()).tokenizer(name)
+    except UserError as error:
+        raise _cannot_be_loaded(name, error) from error
+    if _is_siglip(found):
+        # The library's own needs sentencepiece; it is the stored tokenizer after lower case, without punctuation.
+        found = {TOKENIZER_JSON: found[TOKENIZER_JSON], TOKENIZER_CONFIG: _plain_class(found)}
+        options = {"clean": "canonicalize", **options}
+    try:
+        with folder_of(found) as folder:
+            loaded = HFTokenizer(
+                str(folder),
+                context_length=context_length,
+                tokenizer_mode=text_cfg.get("tokenizer_mode"),
+                **options,
+                trust_remote_code=False,
+            )
+    except _LOAD_ERRORS as error:
+        raise _cannot_be_loaded(name, error) from error
+    loaded.tokenizer.name_or_path = name
     if loaded.tokenizer.pad_token_id is None:
         raise UserError(f"hf_tokenizer_name {name}: the tokenizer has no padding token, which batches of texts need")
     return cast(FullTokenizer, loaded)
+
+
+def _cannot_be_loaded(name: str, error: Exception) -> UserError:
+    words = reason(error).removeprefix(f"{name}: ")
+    return UserError(f"hf_tokenizer_name {name}: the tokenizer cannot be loaded: {words}")
+
+
+def _is_siglip(files: Mapping[str, bytes]) -> bool:
+    settings = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
+    return TOKENIZER_JSON in files and str(settings.get("tokenizer_class")).startswith("SiglipTokenizer")
+
+
+def _plain_class(files: Mapping[str, bytes]) -> bytes:
+    settings = json.loads(files[TOKENIZER_CONFIG])
+    return json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}).encode()
+
+
+def _unknown_id(full: FullTokenizer) -> int | None:
+    """The id of what a tokenizer does not know, where it stands for nothing else."""
+    tokenizer = getattr(full, "tokenizer", None)
+    unknown, *others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("unk", "pad", "bos", "eos", "sep"))
+    return None if unknown is None or unknown in others else int(unknown)
 
 
 def _pad_id(full: FullTokenizer) -> int:

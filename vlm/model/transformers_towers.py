@@ -1,33 +1,37 @@
-"""transformers' vision and text models as towers, from a local folder or by hub name."""
+"""transformers' vision and text models as towers, and the two halves of its CLIP and SigLIP."""
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, ImageProcessingMixin
+from transformers import AutoModel, PreTrainedConfig
+from transformers.utils import logging as library_logging
 
-from vlm.errors import UserError, reason
+from vlm.errors import UserError
 from vlm.model.config import ImageTowerConfig, TextTowerConfig
-from vlm.model.image_spec import ImageSpec
+from vlm.model.foreign import ForeignFiles, refusing, require_readable_weights
 from vlm.model.towers import TextTower
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
-_EXACTLY_MASKED = frozenset({"bert", "distilbert", "gpt2", "roberta", "xlm-roberta"})
-_LOAD_ERRORS = (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
-_PILLOW_BILINEAR = 2
+_EXACTLY_MASKED = frozenset({"bert", "clip_text_model", "distilbert", "gpt2", "roberta", "xlm-roberta"})
+# Text models that were trained without a mask, on texts padded to the full context length.
+_NEVER_MASKED = frozenset({"siglip_text_model"})
 
 
 class TransformersImageTrunk(nn.Module):
-    """A vision model, pooled and projected."""
+    """A vision model, pooled and projected: by `projection`, or where that is None by a new one to `embed_dim`."""
 
-    def __init__(self, model: nn.Module, config: ImageTowerConfig, embed_dim: int, image_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, pool: str, image_size: int, embed_dim: int, projection: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self._pool = config.pool
+        self._pool = pool
         pooled = _trainable_where_used(model, lambda: self._pooled(torch.zeros(1, 3, image_size, image_size)))
-        self.projection = _projection(pooled, embed_dim)
+        self.projection = _projection(pooled, embed_dim) if projection is None else projection
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Embeddings of normalised pixels."""
@@ -44,16 +48,24 @@ class TransformersImageTrunk(nn.Module):
 
 
 class TransformersTextTower(TextTower):
-    """A text model with an attention mask made of the texts' lengths, pooled and projected."""
+    """A text model, pooled and projected; its attention mask, if it knows one, is made of the texts' lengths."""
 
-    def __init__(self, model: Any, config: TextTowerConfig, embed_dim: int, pad_id: int) -> None:
-        super().__init__(config.context_length, pad_id)
+    def __init__(
+        self,
+        model: Any,
+        pool: str,
+        context_length: int,
+        pad_id: int,
+        embed_dim: int,
+        projection: nn.Module | None = None,
+    ) -> None:
+        super().__init__(context_length, pad_id)
         self.model = model
-        self._pool = config.pool
-        tokens = torch.zeros(1, config.context_length, dtype=torch.long)
-        lengths = torch.full((1,), config.context_length)
+        self._pool = pool
+        tokens = torch.zeros(1, context_length, dtype=torch.long)
+        lengths = torch.full((1,), context_length)
         pooled = _trainable_where_used(model, lambda: self._pooled(tokens, lengths))
-        self.projection = _projection(pooled, embed_dim)
+        self.projection = _projection(pooled, embed_dim) if projection is None else projection
 
     @property
     def may_shorten(self) -> bool:
@@ -71,7 +83,8 @@ class TransformersTextTower(TextTower):
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch width"]:
         mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        output = self.model(input_ids=tokens, attention_mask=mask.long())
+        seen = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
+        output = self.model(input_ids=tokens, attention_mask=seen)
         if self._pool == "pooler":
             return _pooler_output(output)
         hidden: Tensor = output.last_hidden_state
@@ -82,55 +95,105 @@ class TransformersTextTower(TextTower):
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]
 
 
-def build_image_trunk(config: ImageTowerConfig, embed_dim: int, image_size: int) -> nn.Module:
-    """The vision model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
-    assert config.transformers is not None
+class TransformersModels:
+    """The transformers models that the towers of one dual encoder are made of; one that serves both is loaded once."""
+
+    def __init__(self, files: ForeignFiles) -> None:
+        self._files = files
+        self._whole: dict[tuple[str, bool], Any] = {}
+
+    def image_trunk(self, config: ImageTowerConfig, embed_dim: int, image_size: int) -> nn.Module:
+        """The vision model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
+        assert config.transformers is not None
+        with refusing("towers.image.transformers", config.transformers):
+            configuration = self._files.configuration("image", config.transformers)
+            part = getattr(configuration, "vision_config", configuration)
+            if hasattr(part, "image_size"):
+                part.image_size = image_size
+            model, missing = self._load(config.transformers, configuration, pretrained=config.pretrained)
+            vision = getattr(model, "vision_model", model)
+            if config.pool == "own":
+                projection = getattr(model, "visual_projection", nn.Identity())
+                trunk = TransformersImageTrunk(vision, "pooler", image_size, embed_dim, projection)
+            else:
+                trunk = TransformersImageTrunk(vision, config.pool or "pooler", image_size, embed_dim)
+            require_weights(trunk, missing)
+            return trunk
+
+    def text_tower(self, config: TextTowerConfig, embed_dim: int, pad_id: int) -> TextTower:
+        """The text model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
+        assert config.transformers is not None
+        assert config.context_length is not None
+        with refusing("towers.text.transformers", config.transformers):
+            configuration = self._files.configuration("text", config.transformers)
+            model, missing = self._load(config.transformers, configuration, pretrained=config.pretrained)
+            if getattr(configuration, "is_encoder_decoder", False):
+                model = model.get_encoder()
+            text = getattr(model, "text_model", model)
+            place = (config.context_length, pad_id, embed_dim)
+            if config.pool == "own":
+                tower = TransformersTextTower(text, "pooler", *place, getattr(model, "text_projection", nn.Identity()))
+            else:
+                tower = TransformersTextTower(text, config.pool or "mean", *place)
+            require_weights(tower, missing)
+            return tower
+
+    def scale_and_bias(self) -> dict[str, Tensor]:
+        """The learned logit scale and bias of the one pretrained model that both towers are halves of."""
+        ((model, _),) = self._whole.values()
+        found = {name: getattr(model, name, None) for name in ("logit_scale", "logit_bias")}
+        return {name: value.detach().reshape(1) for name, value in found.items() if value is not None}
+
+    def _load(self, name: str, configuration: PreTrainedConfig, *, pretrained: bool) -> tuple[Any, set[int]]:
+        """The model, and the identities of its parameters of which its files hold nothing."""
+        if not hasattr(configuration, "text_config"):
+            return load(name, configuration, pretrained=pretrained)
+        key = (name, pretrained)
+        if key not in self._whole:
+            self._whole[key] = load(name, configuration, pretrained=pretrained)
+        return self._whole[key]  # type: ignore[no-any-return]
+
+
+def load(
+    name: str, configuration: PreTrainedConfig, *, pretrained: bool, cls: Any = AutoModel, **options: Any
+) -> tuple[Any, set[int]]:
+    """A model of the library in fp32, and the identities of those parameters of which its files hold nothing."""
+    with _quiet():
+        if not pretrained:
+            return cls.from_config(configuration, trust_remote_code=False, **options), set()
+        require_readable_weights(name)
+        model, told = cls.from_pretrained(
+            name,
+            config=configuration,
+            dtype=torch.float32,
+            weights_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    missing = set(told["missing_keys"])
+    return model, {id(parameter) for key, parameter in model.named_parameters() if key in missing}
+
+
+def require_weights(tower: nn.Module, missing: set[int]) -> None:
+    """Raise UserError for a trained parameter of which the files hold nothing: it would be random, silently."""
+    for name, parameter in tower.named_parameters():
+        if id(parameter) in missing and parameter.requires_grad:
+            raise UserError(f"its files hold no weights for {name.removeprefix('model.')}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and tables of keys."""
+    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
     try:
-        configuration = AutoConfig.from_pretrained(config.transformers)
-        part = getattr(configuration, "vision_config", configuration)
-        if hasattr(part, "image_size"):
-            part.image_size = image_size
-        model = _model(config.transformers, configuration, pretrained=config.pretrained)
-        return TransformersImageTrunk(getattr(model, "vision_model", model), config, embed_dim, image_size)
-    except _LOAD_ERRORS as error:
-        _refuse("image", config.transformers, error)
-
-
-def build_text_tower(config: TextTowerConfig, embed_dim: int, pad_id: int) -> TextTower:
-    """The text model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
-    assert config.transformers is not None
-    try:
-        configuration = AutoConfig.from_pretrained(config.transformers)
-        model = _model(config.transformers, configuration, pretrained=config.pretrained)
-        if getattr(configuration, "is_encoder_decoder", False):
-            model = model.get_encoder()
-        return TransformersTextTower(getattr(model, "text_model", model), config, embed_dim, pad_id)
-    except _LOAD_ERRORS as error:
-        _refuse("text", config.transformers, error)
-
-
-def image_preprocessing(name: str) -> ImageSpec:
-    """The images that the vision model `name` was made for, as far as its files say so."""
-    try:
-        configuration = AutoConfig.from_pretrained(name)
-    except _LOAD_ERRORS as error:
-        _refuse("image", name, error)
-    size = getattr(getattr(configuration, "vision_config", configuration), "image_size", None)
-    fields: dict[str, Any] = {} if size is None else {"size": size}
-    try:
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:  # saved without an image processor
-        return ImageSpec(**fields)
-    fields |= {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
-    if processor.get("resample") == _PILLOW_BILINEAR:
-        fields["interpolation"] = "bilinear"
-    return ImageSpec.model_validate(fields)
-
-
-def _model(name: str, configuration: Any, *, pretrained: bool) -> Any:
-    if pretrained:
-        return AutoModel.from_pretrained(name, config=configuration, weights_only=True)
-    return AutoModel.from_config(configuration)
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
 
 
 def _pooler_output(output: Any) -> Tensor:
@@ -140,6 +203,7 @@ def _pooler_output(output: Any) -> Tensor:
     return pooled  # type: ignore[no-any-return]
 
 
+@torch.enable_grad()
 def _trainable_where_used(model: nn.Module, pooled: Callable[[], Tensor]) -> Tensor:
     """One pooled output of `model`, whose parameters without influence on it are frozen.
 
@@ -161,7 +225,3 @@ def _projection(pooled: Float[Tensor, "1 width"], embed_dim: int) -> nn.Linear:
     projection = nn.Linear(pooled.shape[1], embed_dim, bias=False)
     nn.init.normal_(projection.weight, std=pooled.shape[1] ** -0.5)
     return projection
-
-
-def _refuse(tower: str, name: str, error: Exception) -> NoReturn:
-    raise UserError(f"towers.{tower}.transformers {name}: {reason(error)}") from error

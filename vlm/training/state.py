@@ -9,13 +9,14 @@ from vlm.objectives.objective import Objective
 from vlm.training.checkpoint import Checkpoint, Group, first_differences
 from vlm.training.ema import Ema
 from vlm.training.engine import MOMENTS, Engine, Moment
+from vlm.training.model_files import MODEL_FILES, file_group
 from vlm.training.teacher import Teacher
 
 MEMORY, OWN_MEMORY = "memory", "own"
 
 
 def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None) -> dict[str, Group]:
-    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, AdamW's moments, the averages."""
+    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, AdamW's moments, averages, files."""
     trainable = {name: _numel(shape) for name, shape in engine.shapes.items() if name in engine.parameters()}
     groups: dict[str, Group] = {
         "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.weight)
@@ -26,6 +27,8 @@ def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None
         groups["ema"] = (trainable, ema.whole)
     if teacher is not None:
         groups["teacher"] = (trainable, teacher.average.whole)
+    if files := getattr(engine.module, "files", None):
+        groups[MODEL_FILES] = file_group(files)
     return groups
 
 

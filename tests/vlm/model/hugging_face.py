@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -55,6 +56,33 @@ def save_vision_model(folder: Path, kind: str = "vit", **fields: Any) -> None:
     sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     configuration = transformers.AutoConfig.for_model(kind, **{**sizes, "intermediate_size": 64, **fields})
     _save(configuration, folder, weights=True)
+
+
+def save_whole(folder: Path, kind: str, *, processor: bool = True) -> Any:
+    """A two-layer CLIP or SigLIP with its tokenizer and image processor; scale and bias are such as training leaves."""
+    size = save_tokenizer(folder)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {**shape, "vocab_size": size, "max_position_embeddings": 16}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**shape, "image_size": 32, "patch_size": 8}
+    if kind == "clip":
+        configuration: Any = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        images: Any = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    else:
+        configuration = transformers.SiglipConfig(text_config=text, vision_config=vision)
+        images = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    transformers.set_seed(0)
+    model = transformers.AutoModel.from_config(configuration)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+        model.logit_scale.fill_(3.3)
+        if kind == "siglip":
+            model.logit_bias.fill_(-7.5)
+    model.save_pretrained(folder)
+    if processor:
+        images.save_pretrained(folder)
+    return model.eval()
 
 
 def _save(configuration: Any, folder: Path, *, weights: bool) -> None:

@@ -23,7 +23,7 @@ def test_every_architecture_of_open_clip_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "exactly one of open_clip, architecture, towers is needed; found none of them"),
+        ({}, "exactly one of open_clip, architecture, transformers, towers is needed; found none of them"),
         ({"open_clip": "ViT-B-32", "architecture": architecture()}, "found open_clip and architecture"),
         ({"architecture": architecture({"widht": 32})}, "widht: unknown key (value 32); nearest: width"),
         (
