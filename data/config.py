@@ -20,7 +20,9 @@ class SourceConfig(Config):
 
     shards: Annotated[
         str | tuple[str, ...],
-        Field(description="Tar files: local names or URLs (s3, gs, hf, https, pipe), {00..03} and * patterns."),
+        Field(
+            description="Tar files: names or URLs (s3, gs, hf, https; pipe: when sequential), {00..03} and * patterns."
+        ),
     ]
     weight: Annotated[
         float, Field(ge=1e-6, le=1e6, description="Share of the samples, relative to the other sources.")

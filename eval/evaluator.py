@@ -40,18 +40,21 @@ def build_evaluators(
 
     `cache` keeps copies of remote and gzipped shards; None: in the user's cache folder.
     """
-    return {name: _build(name, config, image, tokenizer, root, cache) for name, config in configs.items()}
+    return {
+        name: build_evaluator(config, image, tokenizer, root, f"evaluate.{name}.shards", cache)
+        for name, config in configs.items()
+    }
 
 
-def _build(
-    name: str,
+def build_evaluator(
     config: EvaluatorConfig,
     image: ImageSpec,
     tokenizer: Callable[[Sequence[str]], TokenBatch],
     root: str | None,
-    cache: ShardCache | None,
+    where: str,
+    cache: ShardCache | None = None,
 ) -> Evaluator:
-    where = f"evaluate.{name}.shards"
+    """One evaluator, its data found and checked; `where` is the key or option that says which shards."""
     if isinstance(config, ZeroShotConfig):
         return ZeroShot(config, image, tokenizer, root, where, cache)
     if isinstance(config, GeometryEvaluationConfig):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluators
+from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluator
 from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
 from eval.geometry_plots import PLOTS, write_plots
 from launch.model_source import load_model
@@ -44,7 +44,7 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
     """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
     json_file = None if json_file is None else output_file(json_file, "--json")
     with _loaded(name) as (model, world):
-        (evaluator,) = build_evaluators({config.kind: config}, model.image_spec, model.tokenizer, None).values()
+        evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(evaluator, world)
         figures = evaluator.run(model, world)
         if world.is_main:

@@ -14,7 +14,6 @@ from data.shards.patterns import expand_shards
 from data.shards.source import Source
 from data.shards.store import is_remote
 from data.shards.tar import shown_name
-from vlm.errors import UserError
 
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -26,9 +25,6 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
         UserError: a pattern matches nothing, or a shard cannot be read or indexed (a pipe).
     """
     shards = expand_shards(patterns, None, "SHARDS")
-    piped = next((shard for shard in shards if shard.startswith("pipe:")), None)
-    if piped is not None:
-        raise UserError(f"SHARDS: {piped}: a command's output has no place for an index; it is made on first use")
     console = Console()
     columns = (TextColumn("indexing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cache = ShardCache()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from data.shards.store import is_remote, local_path
+from data.shards.store import is_command, is_remote, local_path, without_query
 from vlm.errors import UserError
 
 _ENDINGS = (".tar.gz", ".tgz", ".tar")
@@ -22,7 +22,10 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
     common = _shared(folders)
     names: dict[str, str] = {}
     for number, (shard, name) in enumerate(whole.items()):
-        names[shard] = f"{number:06d}.tar" if name.startswith("pipe:") else _as_tar("/".join(name.split("/")[common:]))
+        parts = without_query(name).split("/")[common:]
+        if ".." in parts:
+            raise UserError(f"SHARDS: {shard} would be written outside the output's folder; write it without ..")
+        names[shard] = f"{number:06d}.tar" if is_command(name) else _as_tar("/".join(parts))
     taken: dict[str, str] = {}
     for shard, name in names.items():
         if name in taken:

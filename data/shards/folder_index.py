@@ -26,7 +26,7 @@ from data.shards.manifest import (
 from data.shards.sidecar import SUFFIX, to_bytes
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, sum_statistics
-from data.shards.store import exists, is_remote, read_bytes, write_remote
+from data.shards.store import companion, exists, is_command, is_remote, read_bytes, without_query, write_remote
 from vlm.atomic import write_bytes
 from vlm.errors import UserError
 
@@ -59,8 +59,14 @@ class FolderIndex:
         `progress` hears how many of how many shards are indexed.
 
         Raises:
-            UserError: a shard cannot be read, or the store of its manifest.
+            UserError: a shard cannot be read, or is the output of a command, which nothing here runs; or the store of
+                its manifest cannot.
         """
+        if (command := next(filter(is_command, names), None)) is not None:
+            raise UserError(
+                f"{self.where}: {command} is a command, whose output has no index: in training, "
+                "`data.mode: sequential` streams it; elsewhere, store it as a shard first"
+            )
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):
             with self._alone(folder_of(names[0])):
@@ -120,7 +126,7 @@ class FolderIndex:
         for name, index in index_shards(names, indexer, workers=workers):
             entries[name], texts[name] = ShardEntry.of(index), index.header.statistics
             if self.publish and is_remote(name):
-                self._write_remote(name + SUFFIX, to_bytes(index))
+                self._write_remote(companion(name, SUFFIX), to_bytes(index))
             if progress is not None:
                 progress(len(entries), len(names))
         for folder in dict.fromkeys(map(folder_of, names)):
@@ -226,11 +232,11 @@ def _named(error: OSError, name: str) -> str:
 
 def folder_of(name: str) -> str:
     """The folder part of a shard's name, with its last slash; "" for a name without one."""
-    return name[: name.rfind("/") + 1]
+    return name[: without_query(name).rfind("/") + 1]
 
 
 def _base(name: str) -> str:
-    return name[name.rfind("/") + 1 :]
+    return name[len(folder_of(name)) :]
 
 
 def _join(folder: str, name: str) -> str:

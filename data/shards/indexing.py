@@ -13,7 +13,7 @@ from data.shards.cache import ShardCache
 from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, parse_index, save_index
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, histogram, text_fields, usual_captions
-from data.shards.store import is_remote, read_bytes
+from data.shards.store import companion, is_remote, read_bytes
 from data.shards.tar import TEXT_SUFFIXES, Listing, NoTarError, Problem, list_shard, read_extent
 from vlm.errors import UserError
 
@@ -121,11 +121,11 @@ class Indexer:
         return beside
 
     def _beside(self, name: str) -> ShardIndex | None:
-        sidecar = name + SUFFIX
+        sidecar = companion(name, SUFFIX)
         if not is_remote(name):
             return load_index(Path(sidecar))
         try:
-            return None if name.startswith("pipe:") else parse_index(read_bytes(sidecar, self.cache.retry), sidecar)
+            return parse_index(read_bytes(sidecar, self.cache.retry), sidecar)
         except OSError:
             return None
 

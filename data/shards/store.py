@@ -24,7 +24,9 @@ __all__ = [
     "RetryConfig",
     "Stamp",
     "UnavailableError",
+    "companion",
     "exists",
+    "is_command",
     "is_remote",
     "list_remote",
     "local_path",
@@ -32,6 +34,7 @@ __all__ = [
     "read_bytes",
     "stamp",
     "stamp_once",
+    "without_query",
     "write_remote",
 ]
 
@@ -41,6 +44,22 @@ _DEFAULT = RetryConfig()
 def is_remote(name: str) -> bool:
     """Whether `name` is a URL (other than `file://`) or a `pipe:` command, rather than a local path."""
     return scheme(name) not in ("", "file")
+
+
+def is_command(name: str) -> bool:
+    """Whether `name` is a `pipe:` command."""
+    return scheme(name) == "pipe"
+
+
+def without_query(name: str) -> str:
+    """An address of the web up to its query, which may hold slashes and signs of its own; other names as they are."""
+    return name.partition("?")[0] if scheme(name) in ("http", "https") else name
+
+
+def companion(name: str, suffix: str) -> str:
+    """The name of the small companion of a shard: the suffix belongs to the path, not to a query after it."""
+    path = without_query(name)
+    return path + suffix + name[len(path) :]
 
 
 def require_store(name: str) -> None:

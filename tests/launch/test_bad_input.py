@@ -190,7 +190,7 @@ def test_wrong_evaluation_input(vlm: CommandLine, folder: Path, write: Any, tmp_
     data = ("--data", str(folder / "test-*.tar"))
     assert "--json" in vlm.refuses("eval", "retrieval", str(run_folder), *data, "--json", str(tmp_path / "no/x.json"))
     assert "nowhere.json" in vlm.refuses("eval", "zeroshot", str(run_folder), *data, "--classes", "nowhere.json")
-    assert "tpyo" in vlm.refuses("eval", "retrieval", str(run_folder), "--data", "tpyo-*.tar")
+    assert "vlm: --data: tpyo-*.tar" in vlm.refuses("eval", "retrieval", str(run_folder), "--data", "tpyo-*.tar")
     assert "--to openclip: unknown format; nearest: open_clip" in vlm.refuses(
         "export", str(run_folder), str(tmp_path / "out"), "--to", "openclip"
     )

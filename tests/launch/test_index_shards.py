@@ -60,6 +60,9 @@ def test_a_remote_folder_gets_its_index_and_a_run_reads_nothing_else(
 
 
 def test_what_cannot_be_indexed_is_refused_in_one_line(tmp_path: Path) -> None:
-    for pattern, said in (("pipe:cat a.tar", "no place for an index"), (str(tmp_path / "x-*.tar"), "matches no file")):
+    for pattern, said in (
+        ("pipe:cat a.tar", "whose output has no index"),
+        (str(tmp_path / "x-*.tar"), "matches no file"),
+    ):
         result = CliRunner().invoke(data_app, ["index", pattern])
         assert said in str(result.exception)
