@@ -107,7 +107,7 @@ class BatchLoader:
         self._reader = reader
         self._tokenizer = tokenizer
         self._log = log
-        self._shard_numbers: dict[str, tuple[int, int]] = {}
+        self._shard_numbers: dict[tuple[int, str], int] = {}
         remote = any(is_remote(source.shards[0]) for source in sources)
         # Ahead of use, the ranks of a node may together fill half of its cache.
         room = reader.config.cache.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -143,7 +143,8 @@ class BatchLoader:
     ) -> tuple[Example, Skip | None]:
         source = self._sources[number]
         decided = self._log.find(step, slot)
-        if decided is not None and not decided.is_about(source.shards[place[0]], place[1]):
+        names = (source.shards[place[0]], source.stable_names[place[0]])
+        if decided is not None and not decided.is_about(names, place[1]):
             decided = None
         try:
             if decided is None:
@@ -165,7 +166,8 @@ class BatchLoader:
                 continue
             taken = f"{example.sample.shard}:{example.sample.key}"
             skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, taken)
-            self._log.record(Substitution(step, slot, place[1], example.sample.shard, candidate[1], skip))
+            names = source.stable_names[candidate[0]], source.stable_names[place[0]]
+            self._log.record(Substitution(step, slot, place[1], names[0], candidate[1], skip, names[1]))
             return example, skip
         raise no_substitute(source.name, tried, last)
 
@@ -173,12 +175,13 @@ class BatchLoader:
         """Where the substitute is now."""
         if not self._shard_numbers:
             self._shard_numbers = {
-                name: (source, shard)
+                (source, name): shard
                 for source, one in enumerate(self._sources)
-                for shard, name in enumerate(one.shards)
+                for names in (one.shards, one.stable_names)
+                for shard, name in enumerate(names)
             }
-        source, shard = self._shard_numbers.get(decided.shard, (-1, 0))
-        if source != number:
+        shard = self._shard_numbers.get((number, decided.shard))
+        if shard is None:
             raise BadSampleError(f"its substitute's shard {decided.shard} is no longer there")
         return shard, decided.row
 

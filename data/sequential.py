@@ -63,7 +63,7 @@ class SequentialStream:
         self.max_bad_share = config.max_bad_share
         self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.sources = tuple(
-            SourceSummary(name, len(self._shards[name]), sizes[name], share) for name, share in self._shares.items()
+            SourceSummary(name, self._shards[name], sizes[name], share) for name, share in self._shares.items()
         )
         self.notices = (NOTICE, *batch_notices(self.sources, global_batch))
 

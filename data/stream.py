@@ -57,7 +57,7 @@ class TrainStream:
         self.order = _order(config, opened, global_batch, seed)
         shares = [count / self.order.mix.period for count in self.order.mix.counts]
         self.sources = tuple(
-            SourceSummary(source.name, len(source.shards), source.num_samples, share)
+            SourceSummary(source.name, source.shards, source.num_samples, share, source.content)
             for source, share in zip(opened, shares, strict=True)
         )
         slots = range(world.rank * global_batch // world.size, (world.rank + 1) * global_batch // world.size)

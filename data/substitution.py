@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,21 @@ from vlm.errors import UserError
 # Records of so many steps share a folder, so that a long run can drop those it will not need again.
 _STEPS_A_FOLDER = 1_000
 _NEAR_DRAWS, _FAR_DRAWS = 64, 1_000
+_DIGITS = 6
+_BEGIN = re.compile(rb'\{"bytes": "([0-9]{6})"')
+_LEAST, _EARLY = 18, b'{"step"'
+_END = b', "crc32": "%08x"}'
+_WHOLE = re.compile(rb'(\{"bytes": "[0-9]{6}", .*), "crc32": "([0-9a-f]{8})"\}')
 
 Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Substitution:
-    """What was done about one slot of a global batch: `row` of `shard` replaces `bad_row` of the skip's shard."""
+    """What was done about one slot of a global batch: `row` of `shard` replaces `bad_row` of `bad_shard`.
+
+    Shards are called as their source calls them, wherever it lies; by early versions as the skip does ("").
+    """
 
     step: int
     slot: int
@@ -33,10 +42,14 @@ class Substitution:
     shard: str
     row: int
     skip: Skip
+    bad_shard: str = ""
 
-    def is_about(self, shard: str, row: int) -> bool:
-        """Whether this sample was the one replaced; with another seed or mix the slot would hold another."""
-        return (self.skip.shard, self.bad_row) == (shard, row)
+    def is_about(self, names: tuple[str, str], row: int) -> bool:
+        """Whether this sample was the one replaced; with another seed or mix the slot would hold another.
+
+        `names` are those of its shard: in full, and in its source.
+        """
+        return (self.bad_shard or self.skip.shard) in names and self.bad_row == row
 
 
 class SubstitutionLog:
@@ -66,7 +79,7 @@ class SubstitutionLog:
         path = folder / f"{self._writer}-{os.getpid()}.jsonl"
         with path.open("ab") as file:
             # The line break before it ends what a killed process of the same number may have left unfinished.
-            file.write(f"\n{json.dumps(asdict(substitution))}\n".encode())
+            file.write(b"\n" + _line(asdict(substitution)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -75,7 +88,11 @@ class SubstitutionLog:
         self._known = {place: known for place, known in self._known.items() if place[0] >= before}
 
     def load(self, start_step: int, saved: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Take up the decisions about steps from `start_step` on: those in a checkpoint, and all in the folder."""
+        """Take up the decisions about steps from `start_step` on: those in a checkpoint, and all in the folder.
+
+        Raises:
+            UserError: a record in the folder is damaged.
+        """
         for record in (*saved, *self._stored(start_step)):
             known = Substitution(**{**record, "skip": Skip(**record["skip"])})
             if known.step >= start_step:
@@ -99,15 +116,52 @@ class SubstitutionLog:
             if (int(folder.name) + 1) * _STEPS_A_FOLDER <= start_step:
                 continue
             for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-                for line in path.read_bytes().split(b"\n")[:-1]:
-                    with suppress(ValueError):
-                        if (record := json.loads(line))["step"] >= start_step:
-                            yield record
+                for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+                    record = _record(line, f"{path}: line {number}")
+                    if record is not None and record["step"] >= start_step:
+                        yield record
 
     def _folders(self) -> list[Path]:
         if self._folder is None or not self._folder.is_dir():
             return []
-        return sorted(path for path in self._folder.iterdir() if path.name.isdigit())
+        return sorted(path for path in self._folder.iterdir() if path.name.isdecimal())
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: its length comes first and a checksum last, so that it is whole, torn or damaged."""
+    body = json.dumps({"bytes": "0" * _DIGITS, **record}).encode()[:-1]
+    length = len(body) + len(_END % 0)
+    body = body.replace(b"0" * _DIGITS, b"%0*d" % (_DIGITS, length), 1)
+    return body + _END % zlib.crc32(body)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any] | None:
+    """The record in a line; None where it is empty, or was torn by a kill and so never acted on.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    match = _WHOLE.fullmatch(line)
+    if match is None and (not line or _is_torn(line)):
+        return None
+    try:
+        if int(match[2], 16) != zlib.crc32(match[1]) if match else not line.startswith(_EARLY):
+            raise ValueError("its checksum does not match")
+        record = json.loads(line)
+        fields = {field: record[field] for field in Substitution.__dataclass_fields__ if field != "bad_shard"}
+        known = Substitution(**{**fields, "skip": Skip(**record["skip"])}, bad_shard=record.get("bad_shard", ""))
+        return asdict(known)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UserError(f"{where} is damaged; without it, what stands in for a bad sample is decided anew") from None
+
+
+def _is_torn(line: bytes) -> bool:
+    begun = _BEGIN.match(line)
+    if begun is not None:
+        return len(line) < int(begun[1])
+    if line.startswith(_EARLY):  # by a version that stored no length
+        return not line.endswith(b"}")
+    return not line.strip(b"\0") or (len(line) < _LEAST and b'{"bytes": "'.startswith(line[:11]))
 
 
 def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[Place]:

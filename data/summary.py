@@ -3,15 +3,31 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vlm.training.data_record import DataRecord
+
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What a run's record says about a source; `share` is the exact share of the samples in any 1,000 batches."""
+    """What a run's record says about a source; `share` is the exact share of the samples in any 1,000 batches.
+
+    `content` is what `Source.content` says; where nothing was indexed it is empty.
+    """
 
     name: str
-    num_shards: int
+    shards: tuple[str, ...]
     num_samples: int
     share: float
+    content: tuple[str, ...] = ()
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the source has."""
+        return len(self.shards)
+
+    @property
+    def record(self) -> DataRecord:
+        """What a checkpoint remembers."""
+        return DataRecord(samples=self.num_samples, shards=self.num_shards, content=self.content)
 
 
 def batch_notices(sources: Iterable[SourceSummary], global_batch: int) -> tuple[str, ...]:

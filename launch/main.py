@@ -101,7 +101,10 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help='"auto", or a checkpoint folder to go on from.')] = None,
-    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Resume although the recipe changed.")] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Resume although the recipe changed; other data is refused all the same."),
+    ] = False,
 ) -> None:
     """Train a recipe. Under torchrun or accelerate launch, on all their ranks."""
     checked = _checked_recipe(recipe, overrides)

@@ -1,5 +1,6 @@
 """The recipe: one YAML file that says everything about a run."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from vlm.errors import UserError
 from vlm.model.config import ModelConfig
 from vlm.paths import LocalPath, Named
 from vlm.training.trainer import TrainingConfig
+
+# Where the data lies: a resumed run compares what it holds instead.
+_PLACES = re.compile(r"data\.root|data\.sources\.[^.]+\.shards")
 
 # What may differ between a run and its resumption: none of it changes what is learned.
 _FOLLOW_THE_MODEL = ("model.towers.image.pool", "model.towers.text.pool", "model.towers.text.context_length")
@@ -74,10 +78,19 @@ def resolve_order(recipe: Recipe) -> Recipe:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two resolved recipes differ, those aside that may differ on resumption."""
     before, after = _flatten(old), _flatten(new)
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    keys = [key for key in _different(before, after) if not _PLACES.fullmatch(key)]
     # Runs of version 0.1.0 wrote the defaults out that now follow the model; the checkpoint says what they were.
     keys = [key for key in keys if not (key in _FOLLOW_THE_MODEL and after.get(key) is None)]
     return [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)]
+
+
+def moved_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys by which two resolved recipes find their data in different places."""
+    return [key for key in _different(_flatten(old), _flatten(new)) if _PLACES.fullmatch(key)]
+
+
+def _different(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 from data.sequential import SequentialStream
 from data.stream import TrainStream
 from launch.model_source import empty_model_of
-from launch.recipe import Recipe, changed_keys, check_recipe
+from launch.recipe import Recipe, changed_keys, check_recipe, moved_keys
 from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.training.checkpoint import Checkpoint, NewerCheckpointError
 from vlm.training.checkpoint_folder import complete_checkpoints
+from vlm.training.data_record import differences, is_known
 from vlm.training.run_directory import RunDirectory
 
 AUTO = "auto"
@@ -21,10 +22,14 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins or goes on: a whole checkpoint, or None for the first step; and lines to tell of it."""
+    """Where a run begins or goes on: a whole checkpoint, or None for the first step; and lines to tell of it.
+
+    `moved` are the keys of the recipe by which the data lies in another place than before.
+    """
 
     checkpoint: Checkpoint | None
     notices: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -46,20 +51,21 @@ def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_c
     notices = [] if taken_over is None else [taken_over]
     if resume is None:
         return Start(None, tuple(notices))
+    moved: tuple[str, ...] = ()
     if run.is_started:
         run.require_whole()
         stored = run.recipe()
         if not allow_changes:
-            _require_same_recipe(run, stored, recipe)
+            moved = _require_same_recipe(run, stored, recipe)
         if Path(str(stored.get("run"))).resolve() != run.path.resolve():
             notices.append(f"{run.path} was copied or moved from {stored.get('run')!a}: it goes on where it lies")
     if resume != AUTO:
         checkpoint, problem = _whole(local_path(resume, "--resume"), run)
         if checkpoint is None:
             raise EveryRankError(problem)
-        return Start(checkpoint, (*notices, _resuming_from(checkpoint)))
+        return Start(checkpoint, (*notices, _resuming_from(checkpoint)), moved)
     found = _newest_whole(run)
-    return Start(found.checkpoint, (*notices, *found.notices))
+    return Start(found.checkpoint, (*notices, *found.notices), moved)
 
 
 def _newest_whole(run: RunDirectory) -> Start:
@@ -105,14 +111,19 @@ def _whole(path: Path, run: RunDirectory) -> tuple[Checkpoint | None, str]:
     return checkpoint, ""
 
 
-def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> None:
-    """Raise where what is learned would change; keys that a newer version added count as their defaults."""
-    changed = changed_keys(_checked(run, stored), recipe.model_dump(mode="json"))
+def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """Raise where what is learned would change; keys that a newer version added count as their defaults.
+
+    Returns the keys by which only the place of the data differs.
+    """
+    before, after = _checked(run, stored), recipe.model_dump(mode="json")
+    changed = changed_keys(before, after)
     if changed:
         raise EveryRankError(
             f"{run.path}: the recipe has changed since the run began ({', '.join(changed)}); "
             "--allow-changes goes on all the same"
         )
+    return tuple(moved_keys(before, after))
 
 
 def _checked(run: RunDirectory, stored: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +144,21 @@ def model_to_train(recipe: Recipe, run: RunDirectory, checkpoint: Checkpoint | N
     return empty_model_of(checkpoint, trust=True)
 
 
-def require_same_data(checkpoint: Checkpoint, source: TrainStream | SequentialStream) -> None:
-    """Raise UserError when the sources have other samples than when the checkpoint was written."""
-    found = {summary.name: summary.num_samples for summary in source.sources}
-    if checkpoint.manifest.data != found:
-        raise UserError(
-            f"{checkpoint.folder}: the data has changed since the checkpoint: "
-            f"it was trained on {checkpoint.manifest.data} samples, now there are {found}"
+def require_same_data(start: Start, source: TrainStream | SequentialStream) -> None:
+    """Refuse to go on with other samples than those that the run had, wherever they lie now.
+
+    Raises:
+        EveryRankError: something differs, or the data was moved and nothing tells whether it does.
+    """
+    if start.checkpoint is None:
+        return
+    folder = start.checkpoint.folder
+    before, now = start.checkpoint.manifest.data, {summary.name: summary.record for summary in source.sources}
+    told = differences(before, now, {summary.name: summary.shards for summary in source.sources})
+    if told is not None:
+        raise EveryRankError(f"{folder}: the data has changed since the checkpoint: {told}")
+    if start.moved and not (is_known(before) and is_known(now)):
+        raise EveryRankError(
+            f"{folder}: {', '.join(start.moved)} changed, and of the data only the number of samples was kept, so "
+            "nothing tells whether it is the same; --allow-changes goes on all the same"
         )

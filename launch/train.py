@@ -75,7 +75,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
             parts = _build_parts(recipe, world, model_to_train(recipe, run, start.checkpoint))
             if start.checkpoint is not None:
-                require_same_data(start.checkpoint, parts.source)
+                require_same_data(start, parts.source)
                 _reuse_threads(start.checkpoint.manifest, recipe, world)
             trainer = _build_trainer(recipe, accelerator, parts, run)
             _run(trainer, accelerator, parts, start)
@@ -159,7 +159,7 @@ def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run:
         engine=recipe.engine,
         threads=torch.get_num_threads(),
         model=parts.model.config.model_dump(mode="json"),
-        data={source.name: source.num_samples for source in parts.source.sources},
+        data={source.name: source.record for source in parts.source.sources},
         versions=package_versions(),
     )
     return Trainer(recipe, engine, objective, parts.source, parts.evaluations, run, manifest)

@@ -26,6 +26,7 @@ from data.shards.store import is_remote
 from data.shards.tar import IMAGE_SUFFIXES, Problem, shown_name
 from vlm.batch import Skip
 from vlm.errors import UserError
+from vlm.training.data_record import runs_of_shards
 
 _MOST_DIGITS = 18  # of a class number: those fit 64 bits
 
@@ -79,7 +80,7 @@ class Source:
         self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
         self.has_labels = any(entry.labelled for entry in entries.values())
         self.mean_bytes = sum(entry.bytes or 0 for entry in entries.values()) / len(entries)
-        self._stable_names = stable_names(self.shards)
+        self.stable_names = stable_names(self.shards)
 
     def stamp(self, shard: int) -> Stamp:
         """The state in which a shard was indexed."""
@@ -111,7 +112,20 @@ class Source:
     def id(self, shard: int, row: int, reader: ShardReader) -> int:
         """The stable 64-bit name of a sample: of its source, its shard's name in the source, and its key."""
         key_id = reader.index(self.shards[shard], self.stamp(shard)).ids[row]
-        return sample_id(self.name, self._stable_names[shard], int(key_id))
+        return sample_id(self.name, self.stable_names[shard], int(key_id))
+
+    @cached_property
+    def content(self) -> tuple[str, ...]:
+        """A hash of the names of shards in the source, and of what is in them, for each run of `runs_of_shards`.
+
+        It does not depend on where the data lies. Empty where the index of a shard does not know its content.
+        """
+        entries = list(self._entries.values())
+        if not all(entry.content for entry in entries):
+            return ()
+        lines = [f"{name}\n{one.samples} {one.content}\n" for name, one in zip(self.stable_names, entries, strict=True)]
+        texts = ("".join(lines[run.start : run.stop]) for run in runs_of_shards(len(lines)))
+        return tuple(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for text in texts)
 
     def skip(self, shard: int, key: str, reason: str, substitute: str = "") -> Skip:
         """The record of a sample being left out."""

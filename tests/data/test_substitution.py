@@ -17,6 +17,7 @@ from data.stream import TrainStream
 from data.substitution import Place, Substitution, SubstitutionLog, substitutes
 from tests.data.small_shards import WordTokenizer, sample, write_shard
 from vlm.batch import Batch, Skip
+from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
@@ -123,6 +124,50 @@ def test_a_torn_line_is_ignored_and_spoils_no_later_one(tmp_path: Path) -> None:
         SubstitutionLog(tmp_path, "rank-00000").record(decision(3))  # as a process that was given the same number does
         found = loaded(tmp_path)
         assert (found.find(1, 0), found.find(3, 0)) == (decision(1), decision(3))
+
+
+def test_no_flipped_bit_of_a_decision_is_accepted(tmp_path: Path) -> None:
+    log = SubstitutionLog(tmp_path, "rank-00000")
+    log.record(decision(1))
+    log.record(decision(2))
+    (file,) = tmp_path.rglob("*.jsonl")
+    stored = file.read_bytes()
+    both = [log.find(1, 0), log.find(2, 0)]
+    for bit in range(0, 8 * len(stored), 7):
+        damaged = bytearray(stored)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            found = loaded(tmp_path)
+        except UserError as error:
+            assert str(error).startswith(f"{file}: line ")  # noqa: PT017
+            assert "is damaged" in str(error)  # noqa: PT017
+        else:  # of two line breaks in a row, one is enough
+            assert stored[bit // 8 : bit // 8 + 1] == b"\n"
+            assert [found.find(1, 0), found.find(2, 0)] == both
+
+
+def test_decisions_of_early_versions_are_read(tmp_path: Path) -> None:
+    early = {"step": 4, "slot": 0, "bad_row": 9, "shard": "/data/a.tar", "row": 2}
+    early["skip"] = {"source": "a", "shard": "/data/a.tar", "key": "k", "reason": "r", "substitute": "s"}
+    line = json.dumps(early).encode()
+    (tmp_path / "00000000").mkdir()
+    (tmp_path / "00000000" / "rank-00000-1.jsonl").write_bytes(b"\n" + line + b"\n\n" + line[:-9])
+    found = loaded(tmp_path).find(4, 0)
+    assert found is not None
+    assert (found.row, found.is_about(("/data/a.tar", "a.tar"), 9)) == (2, True)
+
+
+def test_a_decision_stands_when_the_data_was_moved(tmp_path: Path) -> None:
+    data = stream(write_pairs(tmp_path / "here", broken=True), tmp_path / "run")
+    first = list(data.batches(0, NUM_STEPS))
+    assert sum(len(batch.skipped) for batch in first) == 3
+    write_pairs(tmp_path / "here", broken=False)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = resumed(str(tmp_path / "there" / "part-*.tar"), tmp_path / "run", (2, 0), 0)
+    for ours, theirs in zip(again, first, strict=True):
+        assert ours.keys == theirs.keys
+        assert torch.equal(ours.images, theirs.images)
 
 
 def test_the_latest_decision_about_a_slot_counts(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.data.small_shards import write_source
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World
 
-SOURCES = [SourceSummary("small", 1, 3, 0.25), SourceSummary("large", 4, 100, 0.75)]
+SOURCES = [SourceSummary("small", ("a.tar",), 3, 0.25), SourceSummary("large", ("b.tar", "c.tar"), 100, 0.75)]
 
 
 def test_more_pairs_than_samples_are_negatives_of_themselves() -> None:

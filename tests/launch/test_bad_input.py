@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +140,6 @@ def test_a_run_directory_that_holds_a_run_and_what_resume_makes_of_it(vlm: Comma
 def run_train(vlm: CommandLine, *arguments: str) -> None:
     code, said = vlm("train", *arguments)
     assert code == 0, said
-
-
-def test_changed_data_on_resume(vlm: CommandLine, write: Any, folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    recipe, _ = write(data={"root": str(copy), "sources": {"pairs": {"shards": "train-*.tar"}}, "workers": 0})
-    run_train(vlm, recipe)
-    (copy / "train-01.tar").unlink()
-    assert "the data has changed" in vlm.refuses("train", recipe, "--resume", "auto")
 
 
 def test_an_unwritable_directory(vlm: CommandLine, write: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from vlm.errors import EveryRankError, UserError, reason
 from vlm.sealed import is_sealed, read_json_object, sealed_json
 from vlm.tensor_file import save_tensors
 from vlm.training.checkpoint_folder import MANIFEST, PARTIAL, folder_name, remove_checkpoint, step_of
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 FORMAT = "vlm-checkpoint-2"
@@ -62,7 +63,7 @@ class Manifest(Config):
     engine: str
     threads: int
     model: dict[str, Any]
-    data: dict[str, int]
+    data: dict[str, DataRecord]
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
     left_out: LeftOut = Field(default=LeftOut(), description="steps whose loss or gradient was no finite number")
     counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
