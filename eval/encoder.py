@@ -16,14 +16,16 @@ from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from data.heldout import HeldOutBatch, HeldOutSet
+from eval.watching import tell
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
+from vlm.training.engine import Precision
 from vlm.world import World
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A model with an image and a text tower; embeddings have unit norm. The caller's autocast sets the precision."""
+    """A model with an image and a text tower; embeddings have unit norm."""
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """The embeddings of uint8 images."""
@@ -56,31 +58,43 @@ class HeadedEncoder(Encoder, Protocol):
 
 
 @contextmanager
-def evaluation_mode(model: Encoder, embedding: Reading = "after_head") -> Iterator[Encoder]:
+def evaluation_mode(
+    model: Encoder, embedding: Reading = "after_head", precision: Precision = "fp32"
+) -> Iterator[Encoder]:
     """Evaluate without gradients in the block; afterwards each module trains, or does not, as before.
 
-    What the block gets makes the embeddings that are asked for; a model without heads has but one kind.
+    What the block gets makes the embeddings that are asked for; a model without heads has but one kind. `precision` is
+    that of the towers' products, whatever the model trains with.
     """
     reader = model.before_head() if embedding == "before_head" and isinstance(model, HeadedEncoder) else model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # Not inference_mode: a tensor that a tower caches, or ZeRO-3 gathers, in there cannot be trained on afterwards.
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(_device_type(model), torch.bfloat16, enabled=precision == "bf16"):
             yield reader
     finally:
         for module, training in modes:
             module.training = training
 
 
+def _device_type(model: Encoder) -> str:
+    parameters = (parameter for module in model.modules() for parameter in module.parameters())
+    first = next(parameters, None)
+    return "cpu" if first is None else first.device.type
+
+
 def embed_batches(
     model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int
 ) -> Iterator[tuple[HeldOutBatch, Float32[Tensor, "batch dim"]]]:
     """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
+    own, done = len(even_share(len(held_out), world)[0]), 0
     for host_batch in held_out.batches(world, batch_size, workers):
+        tell("images", done, own)
         batch = host_batch.to(world.device)
         rows = len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, batch_size - rows))
+        done = min(own, done + rows)
         yield batch, model.encode_image(images)[:rows].float()
 
 
@@ -106,10 +120,11 @@ def embed_text_share(
     """The texts in `share`, in as many forwards as `most` texts take; the rows too many are the last text again."""
     num_forwards = -(-most // batch_size)
     positions = torch.arange(share.start, share.start + num_forwards * batch_size).clamp(max=len(texts.tokens) - 1)
-    rows = [
-        model.encode_text(texts.tokens[chosen].to(world.device), texts.lengths[chosen].to(world.device)).float()
-        for chosen in positions.split(batch_size)
-    ]
+    rows = []
+    for number, chosen in enumerate(positions.split(batch_size)):
+        tell("texts", min(len(share), number * batch_size), len(share))
+        tokens, lengths = texts.tokens[chosen].to(world.device), texts.lengths[chosen].to(world.device)
+        rows.append(model.encode_text(tokens, lengths).float())
     return torch.cat(rows)[: len(share)]
 
 

@@ -103,7 +103,7 @@ class Geometry:
 
     def measure(self, model: Encoder, world: World) -> GeometryFigures:
         """Figures, and what is drawn. Collective."""
-        with evaluation_mode(model, self._config.embedding) as encoder:
+        with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             embedded = self._captioned.embed(encoder, world)
             moved = {shift: self._retrieval(embedded, shift, world) for shift in self._config.shifts}
         images, texts = first_pairs(embedded)

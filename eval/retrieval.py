@@ -57,7 +57,7 @@ class Retrieval:
 
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """R@1, R@5, R@10 (shares) and the median rank in both directions, and counts. Collective."""
-        with evaluation_mode(model, self._config.embedding) as encoder:
+        with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             embedded = self._captioned.embed(encoder, world)
             to_text = self._texts_by_image(embedded, world)
             to_image = find_matches_shared(
@@ -74,7 +74,7 @@ class Retrieval:
 
     def examples(self, model: Encoder, world: World, count: int) -> Examples:
         """The `count` images that found their captions best (least rank, then highest score), and worst. Collective."""
-        with evaluation_mode(model, self._config.embedding) as encoder:
+        with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             embedded = self._captioned.embed(encoder, world)
             matches = self._texts_by_image(embedded, world)
         keys = list(zip(matches.ranks.tolist(), (-matches.scores).tolist(), strict=True))

@@ -10,6 +10,7 @@ from vlm.config import Config
 from vlm.duration import PositiveDuration
 from vlm.model.heads import Reading
 from vlm.model.image_spec import ImageSpec
+from vlm.training.engine import Precision
 
 
 class ShardEvaluation(Config):
@@ -28,6 +29,9 @@ class ShardEvaluation(Config):
         Reading,
         Field(description="What is compared where the model has projection heads: their output, or the towers'."),
     ] = "after_head"
+    precision: Annotated[
+        Precision, Field(description="Of the towers' products here, whatever the run trains with.")
+    ] = "fp32"
 
     def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
         """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""

@@ -100,7 +100,7 @@ class ZeroShot:
 
         With shifts, `shift_S_top1` too.
         """
-        with evaluation_mode(model, self._config.embedding) as encoder:
+        with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             classes = self.class_embeddings(encoder, world)
             if self._config.shifts:
                 return self._moved(encoder, classes, world)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from pydantic import ValidationError
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluator
 from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
 from eval.geometry_plots import PLOTS, write_plots
+from eval.watching import watched_by
 from launch.model_source import load_model
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
@@ -22,6 +25,8 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, write_output
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
+
+_SECONDS_BETWEEN = 10.0
 
 Checked = TypeVar("Checked", bound=Config)
 
@@ -34,10 +39,18 @@ def checked_config(kind: type[Checked], /, **options: Any) -> Checked:
         raise UserError(first_problem(error, kind)) from None
 
 
-def shard_options(data: Sequence[str], batch_size: int, limit: int | None, *, before_head: bool) -> dict[str, Any]:
+def shard_options(
+    data: Sequence[str], batch_size: int, limit: int | None, *, before_head: bool, precision: str
+) -> dict[str, Any]:
     """What the commands have in common, as `ShardEvaluation` calls it."""
     embedding = "before_head" if before_head else "after_head"
-    return {"shards": tuple(data), "batch_size": batch_size, "limit": limit, "embedding": embedding}
+    return {
+        "shards": tuple(data),
+        "batch_size": batch_size,
+        "limit": limit,
+        "embedding": embedding,
+        "precision": precision,
+    }
 
 
 def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:
@@ -46,10 +59,11 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
     with _loaded(name) as (model, world):
         evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(evaluator, world)
-        figures = evaluator.run(model, world)
+        with _shown_progress(world):
+            figures = evaluator.run(model, world)
         if world.is_main:
             _show(name, config.kind, figures)
-            _write_json(json_file, name, config.kind, figures)
+            _write_json(json_file, name, config, figures)
         world.barrier()
     return figures
 
@@ -63,11 +77,12 @@ def evaluate_geometry(
     with _loaded(name) as (model, world):
         geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(geometry, world)
-        measured = geometry.measure(model, world)
+        with _shown_progress(world):
+            measured = geometry.measure(model, world)
         if world.is_main:
             _show(name, config.kind, measured.figures)
             drawn = {"spectra": measured.spectra, "scores": measured.scores}
-            _write_json(json_file, name, config.kind, {**measured.figures, **drawn})
+            _write_json(json_file, name, config, {**measured.figures, **drawn})
             if plots is not None:
                 for path in write_plots(measured, plots):
                     print(path)
@@ -82,6 +97,31 @@ def _tell(evaluator: Evaluator, world: World) -> None:
 
 
 @contextmanager
+def _shown_progress(world: World) -> Iterator[None]:
+    """Say within the block how far the evaluation is: a bar on a terminal, elsewhere a line every ten seconds."""
+    console = Console(stderr=True)
+    if not world.is_main:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+        said = time.monotonic()
+
+        def hear(work: str, done: int, total: int) -> None:
+            nonlocal said
+            if work not in tasks:
+                tasks[work] = bar.add_task(work, total=total)
+            bar.update(tasks[work], completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - said >= _SECONDS_BETWEEN:
+                said = time.monotonic()
+                print(f"{work} {done:,}/{total:,} on each rank", file=sys.stderr)
+
+        with watched_by(hear):
+            yield
+
+
+@contextmanager
 def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
     accelerator: Accelerator = start_accelerator("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None)
@@ -92,9 +132,10 @@ def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
         accelerator.end_training()
 
 
-def _write_json(file: Path | None, name: str, kind: str, figures: Mapping[str, Any]) -> None:
+def _write_json(file: Path | None, name: str, config: EvaluatorConfig, figures: Mapping[str, Any]) -> None:
     if file is not None:
-        content = json.dumps({"model": name, "evaluation": kind, **figures}, indent=2) + "\n"
+        said = {"model": name, "evaluation": config.kind, "precision": config.precision}
+        content = json.dumps({**said, **figures}, indent=2) + "\n"
         write_output(file, content, "--json")
 
 

@@ -40,6 +40,7 @@ Shifts = Annotated[
     list[float] | None,
     typer.Option("--shift", help="Move images and texts together by this share of their gap; repeatable."),
 ]
+Precision = Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16, as in recipes.")]
 BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
 
 
@@ -209,13 +210,14 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     limit: Limit = None,
     shift: Shifts = None,
     before_head: BeforeHead = False,
+    precision: Precision = "fp32",
     json_file: JsonFile = None,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     from eval.zeroshot import ZeroShotConfig
     from launch.evaluate import checked_config, evaluate_model, shard_options
 
-    shards = shard_options(data, batch_size, limit, before_head=before_head)
+    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(
         ZeroShotConfig, kind="zeroshot", classes=classes, templates=templates, shifts=shift, **shards
     )
@@ -229,13 +231,14 @@ def retrieval(
     batch_size: BatchSize = 256,
     limit: Limit = None,
     before_head: BeforeHead = False,
+    precision: Precision = "fp32",
     json_file: JsonFile = None,
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
     from launch.evaluate import checked_config, evaluate_model, shard_options
 
-    shards = shard_options(data, batch_size, limit, before_head=before_head)
+    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(RetrievalConfig, kind="retrieval", **shards)
     evaluate_model(model, config, json_file)
 
@@ -248,6 +251,7 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     limit: Limit = None,
     shift: Shifts = None,
     before_head: BeforeHead = False,
+    precision: Precision = "fp32",
     json_file: JsonFile = None,
     plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
 ) -> None:
@@ -255,6 +259,6 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     from eval.geometry import GeometryEvaluationConfig
     from launch.evaluate import checked_config, evaluate_geometry, shard_options
 
-    shards = shard_options(data, batch_size, limit, before_head=before_head)
+    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, **shards)
     evaluate_geometry(model, config, json_file, plots)

@@ -16,9 +16,11 @@ from data.stream import TrainStream
 from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
+from eval.watching import watched_by
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
+from launch.start_lines import data_line, model_line, place_lines
 from vlm.batch import Skip
 from vlm.errors import UserError, nearest
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
@@ -29,9 +31,10 @@ from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Manifest
 from vlm.training.engine import name_in_module
+from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.optimizer import build_optimizer
-from vlm.training.progress import make_progress
+from vlm.training.progress import make_progress, show_lines
 from vlm.training.run_directory import RunDirectory
 from vlm.training.state import restore_memory, restore_state
 from vlm.training.trainer import ScheduledEvaluation, Trainer
@@ -60,6 +63,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     output_folder(recipe.run, "run")
     _require_trackers(recipe.trackers)
     recipe = resolve_order(recipe)
+    overruled = overrule_launcher(recipe.engine, recipe.precision)
     accelerator = start_accelerator(
         recipe.engine,
         rows_per_rank=rows_per_rank(recipe.global_batch),
@@ -70,6 +74,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     )
     try:
         world = World.current(accelerator.device)
+        show_lines(world.is_main, place_lines(recipe, world, overruled))
         run = RunDirectory(Path(recipe.run), world)
         try:
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
@@ -87,6 +92,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
 
 
 def _build_parts(recipe: Recipe, world: World, model: DualEncoder) -> _Parts:
+    show_lines(world.is_main, [model_line(recipe, model)])
     source = open_stream(recipe, model, world)
     cache = ShardCache(recipe.data.cache, recipe.data.retry)
     evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root, cache)
@@ -178,7 +184,10 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
     told = run.start(recipe.model_dump(mode="json"), facts, start.step, folder)
     told += run.cut_back(start.step if start.step else -1)  # from the first step on, what the start found is told anew
     _start_trackers(accelerator, recipe.trackers, start.step)
-    progress = make_progress(engine.world.is_main, start.step, trainer.num_steps)
+    steps_per_epoch = parts.source.num_samples / recipe.global_batch
+    place = data_line(parts.source, recipe.global_batch, trainer.num_steps, start.step)
+    show_lines(engine.world.is_main, [place])
+    progress = make_progress(engine.world.is_main, start.step, trainer.num_steps, steps_per_epoch)
     try:
         evaluators = [evaluation.evaluator for evaluation in parts.evaluations]
         notices = [line for evaluator in evaluators for line in evaluator.notices] if engine.world.is_main else []
@@ -187,10 +196,12 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
             progress.say(line)
         run.log_skips(start.step, list(parts.source.problems) if engine.world.is_main and start.step == 0 else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
-        trainer.run(start.step, progress)
+        with watched_by(lambda work, done, total: progress.note(f"evaluating: {work} {done:,}/{total:,}")):
+            progress.say("training begins: the first batch is being loaded")
+            trainer.run(start.step, progress)
+            _write_examples(parts, trainer)
     finally:
         progress.close()
-    _write_examples(parts, trainer)
     if engine.world.is_main:
         write_report([run.path], run.path / REPORT)
     engine.world.barrier()
@@ -237,7 +248,7 @@ def _write_examples(parts: _Parts, trainer: Trainer) -> None:
     averages = trainer.ema.shards if trainer.ema else {}
     for evaluation in parts.evaluations:
         if isinstance(evaluation.evaluator, Retrieval):
-            with engine.holding(averages), engine.autocast():
+            with engine.holding(averages):
                 examples = evaluation.evaluator.examples(parts.model, engine.world, NUM_EXAMPLES)
             if engine.world.is_main:
                 examples.write(trainer.run_directory.path / "examples" / evaluation.name)

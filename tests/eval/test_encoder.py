@@ -9,9 +9,11 @@ from pydantic import TypeAdapter
 from data.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
 from eval.evaluator import EvaluatorConfig, build_evaluators
+from eval.watching import watched_by
 from tests.data.small_shards import WordTokenizer, write_source
 from tests.eval.encoders import DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
+from vlm.training.engine import Precision
 from vlm.world import World
 
 TEXTS = [f"text number {n}{'!' * (n % 5)}" for n in range(10)]
@@ -27,6 +29,28 @@ def test_each_module_trains_afterwards_as_before() -> None:
         assert not encoder.encode_text(*WordTokenizer()(TEXTS)).requires_grad
     assert (encoder.training, encoder.dropout.training, frozen.training) == (True, True, False)
     assert encoder.encode_text(*WordTokenizer()(TEXTS)).requires_grad
+
+
+def test_precision_is_that_of_the_evaluation_whatever_surrounds_it() -> None:
+    encoder = SmallEncoder()
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    rows = (images.double().flatten(1) / 255 - 0.5) @ encoder.pixels.detach().double()
+    errors = {}
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        with torch.autocast("cpu", torch.bfloat16), evaluation_mode(encoder, "after_head", precision):
+            found = encoder.encode_image(images).double()
+        errors[precision] = float((found - rows / rows.norm(dim=1, keepdim=True)).abs().max())
+    assert errors["fp32"] < 1e-5
+    assert errors["bf16"] > 1e-4
+
+
+def test_evaluations_tell_how_far_they_are(tmp_path: Path) -> None:
+    write_source(tmp_path, [10], "test")
+    heard: list[tuple[str, int, int]] = []
+    with watched_by(lambda *told: heard.append(told)):
+        on_this_rank(str(tmp_path / "test-*.tar"), 4)
+    assert heard == [("images", n, 10) for n in (0, 4, 8)] + [("texts", n, 10) for n in (0, 4, 8)]
 
 
 def on_this_rank(pattern: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, int]]:

@@ -241,7 +241,7 @@ class Trainer:
 
     def evaluate(self, evaluation: ScheduledEvaluation, step: int, progress: ProgressDisplay) -> dict[str, float]:
         """Run one evaluation on the averaged weights where there are any, else on the weights. Collective."""
-        with self.engine.holding(self.ema.shards if self.ema else {}), self.engine.autocast():
+        with self.engine.holding(self.ema.shards if self.ema else {}):
             figures = evaluation.evaluator.run(self.engine.module, self.engine.world)
         named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())

@@ -1,0 +1,71 @@
+"""What a run says before its first step: where, on what, with which model, over which data."""
+
+import socket
+from collections import Counter
+
+import torch
+
+from data.sequential import SequentialStream
+from data.stream import TrainStream
+from launch.recipe import Recipe
+from vlm.model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from vlm.model.dual_encoder import DualEncoder
+from vlm.world import World
+
+
+def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
+    """The run directory, ranks and devices, engine and precision; what a launcher said otherwise. Collective."""
+    found = world.gather_objects((socket.gethostname(), _device_name(world.device), torch.get_num_threads()))
+    machines = len({host for host, _, _ in found})
+    devices = ", ".join(f"{count} x {name}" for name, count in Counter(name for _, name, _ in found).items())
+    threads = sorted({count for _, _, count in found})
+    ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {machines} machine{'s' if machines > 1 else ''}"
+    numbers = "-".join(str(count) for count in dict.fromkeys((threads[0], threads[-1])))
+    return [
+        f"run {recipe.run}: {ranks} ({devices}, {numbers} thread{'' if threads[-1] == 1 else 's'} each), "
+        f"engine {recipe.engine}, precision {recipe.precision}",
+        *launcher,
+    ]
+
+
+def model_line(recipe: Recipe, model: DualEncoder) -> str:
+    """The model, its parameters and those of them that train."""
+    every = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = "all trained" if trained == every else f"{trained:,} trained"
+    size = model.image_spec.size
+    weights = f", weights of {recipe.model.pretrained}" if recipe.model.pretrained else ""
+    return f"model {_model_name(recipe.model)}: {every:,} parameters, {share}{weights}; images {size} x {size}"
+
+
+def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int, start_step: int) -> str:
+    """Samples, steps and epochs, and where training begins."""
+    shards = sum(summary.num_shards for summary in source.sources)
+    epochs = num_steps * batch / source.num_samples
+    begins = f"goes on from step {start_step:,}" if start_step else "begins at step 0"
+    return (
+        f"data {source.num_samples:,} samples in {shards:,} shard{'' if shards == 1 else 's'}: {batch:,} a step, "
+        f"{num_steps:,} steps, {epochs:.4g} epochs; {begins}"
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _model_name(config: ModelConfig) -> str:
+    if config.open_clip is not None:
+        return config.open_clip
+    if config.architecture is not None:
+        vision, text = config.architecture.vision_cfg, config.architecture.text_cfg
+        return f"{vision.get('timm_model_name', 'ViT')} + {text.get('hf_model_name', 'transformer')}"
+    assert config.towers is not None
+    return f"{_tower_name(config.towers.image)} + {_tower_name(config.towers.text)}"
+
+
+def _tower_name(tower: ImageTowerConfig | TextTowerConfig) -> str:
+    if tower.transformers is not None:
+        return tower.transformers
+    fields = (tower.vision_cfg if isinstance(tower, ImageTowerConfig) else tower.text_cfg) or {}
+    kind = "ViT" if isinstance(tower, ImageTowerConfig) else "transformer"
+    return str(fields.get("timm_model_name") or fields.get("hf_model_name") or kind)
