@@ -23,13 +23,15 @@ def check(  # noqa: PLR0913 - the options of the command line
     ] = None,
     distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which the same picture may differ.")] = 4,
     tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Count the CLIP tokens of captions.")] = True,
-    listed: Annotated[int, typer.Option(min=0, help="Findings and groups of a kind that the JSON names.")] = 100,
+    listed: Annotated[
+        int, typer.Option(min=0, max=10**9, help="Findings and groups of a kind that the JSON names.")
+    ] = 100,
     max_bad_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit code 1 when more than this share cannot be used.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Also draw the distributions into this folder.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Read every sample once: counts, sizes, caption lengths, duplicates, and all that training could not use."""
     from data.check.report import CheckConfig

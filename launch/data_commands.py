@@ -19,7 +19,7 @@ def index(
         list[str], typer.Argument(help="Shards: names, URLs, {00..03} and * patterns.", metavar="SHARDS...")
     ],
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not believe an index that is there.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Write a manifest per folder and a small index beside each shard, so that runs start at once."""
     from launch.index_shards import index_with_progress
@@ -41,14 +41,17 @@ def build(  # noqa: PLR0913 - the options of the command line
     image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
     caption_column: Annotated[list[str] | None, typer.Option(help="Column of captions; repeatable.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of class numbers.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Pixels of the shorter side at most.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=65_535, help="Pixels of the shorter side at most.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality at most; else bytes stay.")] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 1000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, max=10**7, help="Samples in a shard.")] = 1000,
     prefix: Annotated[str, typer.Option(help="Shards are called PREFIX-000000.tar and so on.")] = "shard",
-    shuffle: Annotated[int, typer.Option(help="Seed of the order, which makes any first shards a fair sample.")] = 0,
+    shuffle: Annotated[
+        int,
+        typer.Option(min=-(2**62), max=2**62, help="Seed of the order, which makes any first shards a fair sample."),
+    ] = 0,
     in_order: Annotated[bool, typer.Option("--in-order", help="Keep the order of the table instead.")] = False,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="More left out than this is an error.")] = 0.01,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Build webdataset shards from a table, COCO captions or an image folder; the same command goes on after a kill."""
     from data.build.builder import Settings
@@ -71,10 +74,10 @@ def build(  # noqa: PLR0913 - the options of the command line
 @data_app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="DIR")],
-    train_samples: Annotated[int, typer.Option("--train", min=1, help="Training scenes.")] = 20_000,
-    val_samples: Annotated[int, typer.Option("--val", min=1, help="Validation scenes.")] = 2_000,
-    seed: Annotated[int, typer.Option(help="The same seed renders the same scenes.")] = 0,
-    image_size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 64,
+    train_samples: Annotated[int, typer.Option("--train", min=1, max=10**9, help="Training scenes.")] = 20_000,
+    val_samples: Annotated[int, typer.Option("--val", min=1, max=10**9, help="Validation scenes.")] = 2_000,
+    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="The same seed renders the same scenes.")] = 0,
+    image_size: Annotated[int, typer.Option(min=32, max=4096, help="Pixels a side.")] = 64,
 ) -> None:
     """Render scenes of coloured shapes with captions, and held-out sets for each evaluation."""
     from launch.scenes import render_scenes

@@ -19,18 +19,21 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
         list[str] | None, typer.Option(help="Shards of a test set, whose pictures are dropped; repeatable.")
     ] = None,
     distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which a test picture may differ.")] = 4,
-    min_side: Annotated[int, typer.Option(min=0, help="Pixels that the shorter side must exceed.")] = 200,
-    max_aspect: Annotated[float, typer.Option(help="Longer / shorter side must be below this.")] = 3.0,
-    max_texts_per_image: Annotated[int, typer.Option(min=1, help="An image with more texts is dropped.")] = 1000,
-    max_images_per_text: Annotated[int, typer.Option(min=1, help="A text of more images is dropped.")] = 10,
+    min_side: Annotated[int, typer.Option(min=0, max=10**6, help="Pixels that the shorter side must exceed.")] = 200,
+    max_aspect: Annotated[float, typer.Option(min=1, max=1e6, help="Longer / shorter side must be below this.")] = 3.0,
+    max_texts_per_image: Annotated[
+        int, typer.Option(min=1, max=10**9, help="An image with more texts is dropped.")
+    ] = 1000,
+    max_images_per_text: Annotated[int, typer.Option(min=1, max=10**9, help="A text of more images is dropped.")] = 10,
     max_ngrams: Annotated[
-        int, typer.Option(min=1, help="Most frequent unigrams and bigrams; a text with any other is dropped.")
+        int,
+        typer.Option(min=1, max=10**12, help="Most frequent unigrams and bigrams; a text with any other is dropped."),
     ] = 100_000_000,
     min_ngram_count: Annotated[
-        int, typer.Option(min=1, help="A unigram or bigram seen fewer times is rare too: for small data.")
+        int, typer.Option(min=1, max=10**9, help="A unigram or bigram seen fewer times is rare too: for small data.")
     ] = 1,
-    min_words: Annotated[int, typer.Option(min=0, help="Least unigrams of a text.")] = 3,
-    max_words: Annotated[int, typer.Option(min=1, help="Most unigrams of a text.")] = 20,
+    min_words: Annotated[int, typer.Option(min=0, max=10**6, help="Least unigrams of a text.")] = 3,
+    max_words: Annotated[int, typer.Option(min=1, max=10**6, help="Most unigrams of a text.")] = 20,
     image_identity: Annotated[str, typer.Option(help="What makes two images one: bytes, url or picture.")] = "bytes",
     without: Annotated[list[str] | None, typer.Option(help="A rule to leave out; repeatable.")] = None,
     counts: Annotated[
@@ -39,7 +42,7 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
     work: Annotated[Path | None, typer.Option(help="The folder for rows and counts; default: OUT/work.")] = None,
     list_only: Annotated[bool, typer.Option("--list-only", help="Write OUT/kept.parquet, but no shards.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Filter noisy alt text by ALIGN's rules, each with the paper's default, over shards too large for memory.
 

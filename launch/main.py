@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,8 @@ eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
+_MISSING_COMMAND = "NoArgs"
 _ON_ALL_RANKS = ("train", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
@@ -34,11 +36,13 @@ ModelName = Annotated[
 ]
 DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {00..03} and * patterns; repeatable.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows a forward; no figure depends on it.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="Rows a forward; no figure depends on it.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Only the first so many samples.")]
 Shifts = Annotated[
     list[float] | None,
-    typer.Option("--shift", help="Move images and texts together by this share of their gap; repeatable."),
+    typer.Option(
+        "--shift", min=-100, max=100, help="Move images and texts together by this share of their gap; repeatable."
+    ),
 ]
 Precision = Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16, as in recipes.")]
 BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
@@ -48,7 +52,14 @@ def run() -> None:
     """Run the command line; what a user can mend ends in one line and exit code 2."""
     try:
         _join_ranks()
-        app()
+        sys.exit(app(prog_name="vlm", standalone_mode=False) or 0)
+    except _UsageError as error:
+        if _MISSING_COMMAND in type(error).__name__:
+            error.show()  # the help
+        else:
+            where = error.ctx.command_path.partition(" ")[2] if error.ctx else ""
+            _complain(f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}", everywhere=True)
+        sys.exit(2)
     except UserError as error:
         _complain(" ".join(str(error).split()), everywhere=isinstance(error, EveryRankError))
         sys.exit(2)
