@@ -20,7 +20,8 @@ from torchvision.transforms.functional import resized_crop
 from data.captions import CaptionConfig, captions_by_field, choose
 from data.config import AugmentConfig
 from data.images import jpeg
-from data.images.crop import Pixels, random_crop, resize_crop
+from data.images.crop import random_crop, resize_crop
+from data.images.pillow import Pixels
 from data.images.views import Region, read_region, training_view
 from data.loader import Rows
 from data.order.order import Order, SourceCounts

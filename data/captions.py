@@ -1,8 +1,9 @@
 """The captions of a sample, as its shard stores them, and the policy by which a training step reads them."""
 
+import codecs
 import json
 from bisect import bisect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,9 +16,13 @@ from data.cleaning import CleaningStep, cleaned
 from data.randomness import Draws
 from vlm.config import Config
 
-CAPTION_SUFFIXES = ("txt", "json")
 TXT = "txt"
 USUAL_FIELDS = ("captions", TXT, "caption")
+MOST_CHARACTERS = 10_000
+"""So much is read of a caption: more than any text tower sees, and little enough to be cleaned at each visit."""
+MOST_CAPTIONS = 10_000
+"""So many captions of a field are read."""
+_MOST_TOGETHER = 100_000  # characters of all captions that one visit takes
 DROPPED = "(dropped)"
 _SENTENCE_ENDS = (".", "!", "?", "…", "。")
 
@@ -101,7 +106,7 @@ def captions_by_field(text: bytes | None, fields: Mapping[str, Any], config: Cap
     """
     found: CaptionsByField = {}
     for name in config.places:
-        stored = _decoded(text) if name == TXT else _listed(fields.get(name))
+        stored = _decoded(text) if name == TXT else listed(fields.get(name))
         captions = tuple(caption for caption in (cleaned(caption, config.clean) for caption in stored) if caption)
         if captions:
             found[name] = captions
@@ -139,22 +144,43 @@ def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> Ch
         return ChosenCaptions(_joined(texts), field)
     text = texts[0] if config.policy == "first" else _at(texts, which)
     positives = (text, *(other for part in captions.values() for other in part)) if config.policy == "all" else ()
-    return ChosenCaptions(text, field, tuple(dict.fromkeys(positives)))
+    return ChosenCaptions(text, field, _as_many_as_fit(dict.fromkeys(positives)))
+
+
+def readable(text: str) -> str:
+    """What is read of a text: its first `MOST_CHARACTERS`, with U+FFFD for halves of surrogate pairs."""
+    text = text[:MOST_CHARACTERS]
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def listed(stored: Any) -> list[str]:
+    """The texts of a json field: itself, or what it lists; null and NaN are nothing.
+
+    Raises:
+        BadSampleError: one is no text.
+    """
+    captions = []
+    for caption in stored if isinstance(stored, list | tuple) else [stored]:
+        if isinstance(caption, str):
+            captions.append(readable(caption))
+        elif not (caption is None or caption != caption):  # NaN is what tables have for null
+            raise BadSampleError(f"a caption is no text but {caption!r:.40}")
+        if len(captions) == MOST_CAPTIONS:
+            break
+    return captions
 
 
 def _decoded(text: bytes | None) -> list[str]:
+    if text is None:
+        return []
+    start = text.removeprefix(codecs.BOM_UTF8)[: 4 * MOST_CHARACTERS]
+    decoder = codecs.getincrementaldecoder("utf-8")()  # which may end within a character
     try:
-        return [] if text is None else [text.decode("utf-8")]
+        return [readable(decoder.decode(start, final=len(start) < 4 * MOST_CHARACTERS))]
     except UnicodeDecodeError as error:
         raise BadSampleError(f"its caption is not UTF-8 (byte {error.start})") from error
-
-
-def _listed(stored: Any) -> list[str]:
-    captions = stored if isinstance(stored, list) else [] if stored is None else [stored]
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise BadSampleError(f"a caption is no text but {caption!r:.40}")
-    return captions
 
 
 def _at(choices: tuple[str, ...], place: float, weights: Mapping[str, float] | None = None) -> str:
@@ -163,7 +189,14 @@ def _at(choices: tuple[str, ...], place: float, weights: Mapping[str, float] | N
     return choices[min(bisect(ends, place * ends[-1]), len(choices) - 1)]
 
 
+def _as_many_as_fit(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first texts, of `_MOST_TOGETHER` characters together at most."""
+    texts = tuple(texts)
+    return texts[: bisect(list(accumulate(map(len, texts))), _MOST_TOGETHER)]
+
+
 def _joined(captions: tuple[str, ...]) -> str:
     """One text of all captions: each but the last ends as a sentence, so that neighbours do not run together."""
     *before, last = captions
-    return " ".join([*(text if text.endswith(_SENTENCE_ENDS) else f"{text}." for text in before), last])
+    joined = " ".join([*(text if text.endswith(_SENTENCE_ENDS) else f"{text}." for text in before), last])
+    return joined[:MOST_CHARACTERS]

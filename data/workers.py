@@ -13,6 +13,7 @@ import torch
 
 from data.crew import Crew, WorkerDiedError
 from vlm.errors import UserError
+from vlm.terminal import one_line
 
 Loaded = TypeVar("Loaded", bound=tuple[object, ...])
 
@@ -125,7 +126,8 @@ class _Watchdog:
         if waited >= _WARN_SECONDS and not self._warned:
             self._warned = True
             doing = self._stages.read(worker)
-            print(f"waiting for loading worker {worker} for {waited:.0f} s: {doing}", file=sys.stderr)  # noqa: T201
+            line = f"waiting for loading worker {worker} for {waited:.0f} s: {doing}"
+            print(one_line(line), file=sys.stderr)  # noqa: T201
         return min(_POLL_SECONDS, self._patience - waited)
 
 

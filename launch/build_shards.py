@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.build.builder import LEDGER, BuildSummary, Settings, build_shards
 from data.build.builder import Progress as BuildProgress
 from data.build.source import Source
+from vlm.terminal import Terminal, one_line
 
 _SHOWN_REASONS = 5
 
 
 def build_with_progress(source: Source, folder: Path, settings: Settings, workers: int | None) -> BuildSummary:
     """Write the shards and say what was written and what was left out."""
-    console = Console()
+    console = Terminal()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,7 +30,7 @@ def build_with_progress(source: Source, folder: Path, settings: Settings, worker
 
         summary = build_shards(source, folder, settings, workers=workers, report=show)
     for line in summary_lines(summary):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(one_line(line), soft_wrap=True)
     return summary
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from vlm.terminal import Terminal, one_line
 
 if TYPE_CHECKING:
     from data.check.duplicates import Duplicates
@@ -63,7 +64,7 @@ def run_check(
     names = expand_shards(tuple(patterns), None, "SHARDS")
     given = tuple(against)
     others = expand_shards(given, None, "--against") if given else ()
-    console = Console()
+    console = Terminal()
     columns = (TextColumn("checking shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking", total=len(names) + len(others))
@@ -78,14 +79,14 @@ def run_check(
     return report
 
 
-def print_report(report: "CheckReport", console: Console) -> None:
+def print_report(report: "CheckReport", console: Terminal) -> None:
     """The report as tables: what is there, its distributions, what is wrong with it, what is there twice."""
     for table in (_counts(report), _distributions(report), _problems(report), _duplicates(report.duplicates)):
         if table.row_count:
             console.print(table)
     for kind, problems in report.problems.items():
         for example in problems.listed[:_SHOWN_EXAMPLES]:
-            console.print(f"{kind}: {example.shard} {example.key}: {example.reason}", markup=False, soft_wrap=True)
+            console.print(one_line(f"{kind}: {example.shard} {example.key}: {example.reason}"), soft_wrap=True)
 
 
 def _counts(report: "CheckReport") -> Table:

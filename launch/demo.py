@@ -4,12 +4,11 @@ import json
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from data.scenes.writer import SETTINGS_FILE
 from launch.recipe import load_recipe
 from launch.scenes import render_scenes
 from launch.train import REPORT, train
+from vlm.terminal import Terminal
 from vlm.training.run_files import METRICS
 
 RECIPE = "scenes"
@@ -28,7 +27,7 @@ def run_demo(folder: Path) -> None:
 
 
 def _tell(scenes: Path, run: Path, seconds: float) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(f"\nDone in {seconds / 60:.1f} minutes.")
     for name, value in sorted(_last_evaluations(run / METRICS).items()):
         console.print(f"  {name:<45} {value:.4g}")

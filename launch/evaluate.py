@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, write_output
+from vlm.terminal import Terminal, one_line
 from vlm.training.build_engine import start_accelerator
 from vlm.world import World
 
@@ -93,13 +93,13 @@ def evaluate_geometry(
 def _tell(evaluator: Evaluator, world: World) -> None:
     if world.is_main:
         for line in evaluator.notices:
-            print(line, file=sys.stderr)
+            print(one_line(line), file=sys.stderr)
 
 
 @contextmanager
 def _shown_progress(world: World) -> Iterator[None]:
     """Say within the block how far the evaluation is: a bar on a terminal, elsewhere a line every ten seconds."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not world.is_main:
         yield
         return
@@ -145,4 +145,4 @@ def _show(name: str, kind: str, figures: dict[str, float]) -> None:
     table.add_column("value", justify="right")
     for key, value in figures.items():
         table.add_row(key, f"{value:g}" if value == int(value) else f"{value:.4f}")
-    Console().print(table)
+    Terminal().print(table)

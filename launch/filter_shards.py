@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from vlm.terminal import Terminal
 
 if TYPE_CHECKING:
     from data.filter.run import FilterJob, FilterReport
@@ -92,7 +93,7 @@ def run_filter(job: "FilterJob", workers: int | None, json_file: Path | None) ->
     """Filter with a progress bar for each pass, print the table of what was dropped, write the figures."""
     from data.filter.run import filter_shards
 
-    console = Console()
+    console = Terminal()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         passes: dict[str, TaskID] = {}
@@ -105,7 +106,7 @@ def run_filter(job: "FilterJob", workers: int | None, json_file: Path | None) ->
 
         report = filter_shards(job, workers=workers, progress=hear)
     console.print(dropped_table(report))
-    console.print(f"filtered: {job.out}", highlight=False, soft_wrap=True)
+    console.print(f"filtered: {job.out}", soft_wrap=True)
     if json_file is not None:
         report.write(json_file)
     return report

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from data.shards.patterns import expand_shards
 from data.shards.source import Source
 from data.shards.store import is_remote
 from data.shards.tar import shown_name
+from vlm.terminal import Terminal, one_line
 
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -25,7 +25,7 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
         UserError: a pattern matches nothing, or a shard cannot be read or indexed (a pipe).
     """
     shards = expand_shards(patterns, None, "SHARDS")
-    console = Console()
+    console = Terminal()
     columns = (TextColumn("indexing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cache = ShardCache()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -41,10 +41,10 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     console.print(_table(source))
     for problem in source.problems(cache):
         line = f"left out: {problem.shard} {shown_name(problem.key)}: {problem.reason}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(line), soft_wrap=True)
     for folder in dict.fromkeys(map(folder_of, shards)):
         where = folder if is_remote(folder) else folder or "./"
-        console.print(f"index: {where}{NAME}", highlight=False, soft_wrap=True)
+        console.print(f"index: {where}{NAME}", soft_wrap=True)
     return source
 
 

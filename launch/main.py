@@ -12,6 +12,7 @@ from launch.data_commands import data_app
 from launch.launcher import join_launcher
 from vlm import __version__
 from vlm.errors import EveryRankError, UserError
+from vlm.terminal import printable
 
 if TYPE_CHECKING:
     from launch.recipe import Recipe
@@ -61,7 +62,7 @@ def run() -> None:
             _complain(f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}", everywhere=True)
         sys.exit(2)
     except UserError as error:
-        _complain(" ".join(str(error).split()), everywhere=isinstance(error, EveryRankError))
+        _complain(printable(" ".join(str(error).split())), everywhere=isinstance(error, EveryRankError))
         sys.exit(2)
 
 

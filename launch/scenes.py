@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.scenes.writer import ScenesSummary, write_scenes
+from vlm.terminal import Terminal
 
 
 def render_scenes(folder: Path, *, train: int, val: int, seed: int, image_size: int) -> ScenesSummary:
     """Write the shards and say what was written."""
-    console = Console()
+    console = Terminal()
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("rendering", total=None)
@@ -22,5 +22,5 @@ def render_scenes(folder: Path, *, train: int, val: int, seed: int, image_size: 
             image_size=image_size,
             progress=lambda count: bar.update(task, advance=count),
         )
-    console.print(f"scenes: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"scenes: {folder}", soft_wrap=True)
     return summary

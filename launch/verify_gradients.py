@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from launch.recipe import Recipe, resolve_order
@@ -13,6 +12,7 @@ from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
+from vlm.terminal import Terminal
 from vlm.training.accumulation import MicroBatches, accumulate, remember
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.checkpoint import Checkpoint, first_differences
@@ -132,4 +132,4 @@ def _show(compared: list[GroupComparison], recipe: Recipe, world: World, num_ear
             f"{group.norm_ratio:.6f}",
             "right" if right else "OFF",
         )
-    Console().print(table)
+    Terminal().print(table)

@@ -16,9 +16,10 @@ from data.bad_sample import BadSampleError
 from data.build.entry import Columns, entry_of
 from data.build.indexing import index_folder, index_shard
 from data.build.journal import JOURNAL, Journal, open_journal
-from data.build.shard import Finished, ShardJob, class_number, write_shard
+from data.build.shard import Finished, ShardJob, write_shard
 from data.build.source import Source, open_source
 from data.build.table import Groups, Table
+from data.labels import class_number
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
 from vlm.aside import remove_files

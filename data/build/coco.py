@@ -21,7 +21,7 @@ def read_json(path: Path, asked: Asked) -> ListTable:
     fingerprint = hashlib.sha256(stored).hexdigest()
     try:
         document = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}); name a file of JSON lines .jsonl") from error
     if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
         names = dict.fromkeys(name for row in document for name in row)

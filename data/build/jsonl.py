@@ -65,6 +65,6 @@ class JsonLinesTable(Table):
 def _parse(line: bytes) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadSampleError(f"the line is no JSON ({error})")
     return row if isinstance(row, dict) else BadSampleError(f"the line holds no JSON object but {line[:40]!r}")

@@ -13,6 +13,8 @@ from typing import Any
 from data.bad_sample import BadSampleError
 from data.build.entry import Blob, Entry, TextFile
 from data.build.image import StoredImage, prepare_image
+from data.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
+from data.labels import class_number
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,13 @@ def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
     captions = _captions(entry)
     image = prepare_image(_read(entry.image, job.root), job.max_size, job.quality)
     try:
-        described = json.dumps(_described(entry, captions, image), ensure_ascii=False, default=str).encode()
+        described = json.dumps(_described(entry, captions, image), ensure_ascii=False, default=str)
     except ValueError as error:
         raise BadSampleError(f"its columns cannot be written as JSON ({error})") from error
-    members = {image.suffix: image.data, "txt": captions[0].encode(), "json": described}
+    members = {image.suffix: image.data, "txt": captions[0].encode(), "json": described.encode("utf-8", "replace")}
     if entry.label is not None:
         members["cls"] = str(class_number(entry.label)).encode()
     return members
-
-
-def class_number(label: Any) -> int:
-    """The label as a whole number of at least 0.
-
-    Raises:
-        BadSampleError: it is none.
-    """
-    text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
-    if not (text.isascii() and text.isdigit()):
-        raise BadSampleError(f"its label is no class number but {label!r:.40}")
-    return int(text)
 
 
 def _described(entry: Entry, captions: list[str], image: StoredImage) -> dict[str, Any]:
@@ -128,11 +118,9 @@ def _captions(entry: Entry) -> list[str]:
     found: list[str] = []
     for caption in entry.captions:
         if isinstance(caption, TextFile):
-            found.extend(_lines(caption))
-        elif isinstance(caption, str):
-            found.append(caption)
-        elif caption is not None:
-            raise BadSampleError(f"a caption is no text but {caption!r:.40}")
+            found.extend(map(readable, _lines(caption)))
+        else:
+            found.extend(listed(caption))
     captions = [caption for caption in map(str.strip, found) if caption]
     if not captions:
         raise BadSampleError("it has no caption, or only empty ones")
@@ -141,7 +129,8 @@ def _captions(entry: Entry) -> list[str]:
 
 def _lines(file: TextFile) -> list[str]:
     try:
-        return Path(file.path).read_text(encoding="utf-8-sig").splitlines()
+        with Path(file.path).open(encoding="utf-8-sig") as lines:
+            return lines.read(MOST_CHARACTERS * MOST_CAPTIONS).split("\n")  # splitlines() would split at more than that
     except UnicodeDecodeError as error:
         raise BadSampleError(f"its captions in {file.path} are not UTF-8 (byte {error.start})") from error
     except OSError as error:

@@ -83,8 +83,12 @@ class ListTable(Table):
 
 
 def text_series(values: Any) -> pl.Series:
-    """A column of text, null where a value is none."""
-    return pl.Series("path", [value if isinstance(value, str) else None for value in values], dtype=pl.String)
+    """A column of text to tell values apart, null where a value is none; polars takes no halves of surrogate pairs."""
+    return pl.Series("path", [_as_utf8(value) if isinstance(value, str) else None for value in values], dtype=pl.String)
+
+
+def _as_utf8(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class Groups:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from data.captions import listed
 from data.check.samples import OpenShard, StoredSample
 from data.filter.extract import Extracted, write_table
 from data.filter.rules import AlignRules
@@ -125,14 +126,11 @@ def with_captions(fields: Mapping[str, Any], kept: set[int]) -> bytes:
 
     They are numbered as they are read: without empty ones, from `captions` when it has any, else from `caption`.
     """
-    full = {name: _listed(fields.get(name)) for name in ("captions", "caption")}
-    name = next(name for name, captions in full.items() if captions)
-    left = [caption for place, caption in enumerate(full[name]) if place in kept]
+    names = ("captions", "caption")
+    full = ((name, [text for text in listed(fields.get(name)) if text.strip()]) for name in names)
+    name, captions = next((name, captions) for name, captions in full if captions)
+    left = [caption for place, caption in enumerate(captions) if place in kept]
     return json.dumps({**fields, name: left}).encode()
-
-
-def _listed(stored: Any) -> list[str]:
-    return [caption for caption in stored if caption.strip()] if isinstance(stored, list) else []
 
 
 def _dropped(rows: pl.DataFrame) -> Dropped:

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from data.images.jpeg import Reduction, reduction_to
+from data.images.pillow import Pixels
 from data.randomness import Draws
 from vlm.model.image_spec import ImageSpec
 
-Pixels = NDArray[np.uint8]
-
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 10
+# Reduced pixels per pixel of the result, each way. A reduced image is sharper than an antialiased one right up to its
+# limit, so the resize that follows must have something left to do: at 2 photographs keep 49 to 53 dB, at 1 hardly 40.
+_OVERSAMPLING = 2
+_SMALLEST = 8  # pixels; the decoder picks its factor by the size wanted, which below this names several
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -56,6 +59,11 @@ def random_crop(width: int, height: int, scale: tuple[float, float], ratio: tupl
     down = min(height, max(1, round(width / ratio[0])))
     left, top = (width - across) // 2, (height - down) // 2
     return Box(left, top, left + across, top + down)
+
+
+def reduction_for(box: Box, size: int) -> Reduction:
+    """The largest of 1, 2, 4 and 8 by which an image can be reduced and still resolve `size` pixels well in the box."""
+    return reduction_to(box.width, box.height, _OVERSAMPLING * size) if size >= _SMALLEST else 1
 
 
 def stored_box(box: Box, orientation: int, width: int, height: int) -> Box:

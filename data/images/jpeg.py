@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from data.bad_sample import BadSampleError
-from data.images.crop import Box, Pixels
-from data.images.pillow import foreign_bytes, orientation_of
+from data.images.pillow import Pixels, foreign_bytes, orientation_of
 
 Reduction = Literal[1, 2, 4, 8]
 
@@ -39,10 +38,6 @@ _DAMAGE = re.compile(
     "|extraneous bytes before marker 0xd[0-7]",
     re.IGNORECASE,
 )
-# Reduced pixels per pixel of the result, each way. A reduced image is sharper than an antialiased one right up to its
-# limit, so the resize that follows must have something left to do: at 2 photographs keep 49 to 53 dB, at 1 hardly 40.
-_OVERSAMPLING = 2
-_SMALLEST = 8  # pixels; the decoder picks its factor by the size wanted, which below this names several
 
 
 class JpegHeader(NamedTuple):
@@ -71,11 +66,6 @@ def read_header(stored: bytes) -> JpegHeader | None:
     if colours not in _MODES or told is None:
         return None
     return JpegHeader(width, height, _orientation(stored) if told else 1, _MODES[colours])
-
-
-def reduction_for(box: Box, size: int) -> Reduction:
-    """The largest of 1, 2, 4 and 8 by which an image can be reduced and still resolve `size` pixels well in the box."""
-    return reduction_to(box.width, box.height, _OVERSAMPLING * size) if size >= _SMALLEST else 1
 
 
 def reduction_to(width: int, height: int, least: int) -> Reduction:

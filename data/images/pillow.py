@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from data.bad_sample import BadSampleError
+
+Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # from where on Pillow suspects a decompression bomb
 

@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 
 from data.bad_sample import BadSampleError
-from data.images import jpeg
 from data.images.augment import AugmentConfig, augmented
-from data.images.crop import Box, Pixels, on_grid, random_crop, resize_crop, stored_box, upright
+from data.images.crop import Box, on_grid, random_crop, reduction_for, resize_crop, stored_box, upright
 from data.images.picture import Picture
-from data.images.pillow import MAX_PIXELS, turned_upright
+from data.images.pillow import MAX_PIXELS, Pixels, turned_upright
 from data.randomness import Draws
 from vlm.model.image_spec import ImageSpec
 
@@ -59,7 +58,7 @@ def read_region(stored: bytes, spec: ImageSpec, augment: AugmentConfig, key: tup
     """
     picture = Picture(stored, max_pixels=augment.max_pixels)
     box = _crop(picture.width, picture.height, picture.orientation, augment, Draws("crop", *key))
-    reduction = jpeg.reduction_for(box, spec.size) if picture.reducible and not augment.exact else 1
+    reduction = reduction_for(box, spec.size) if picture.reducible and not augment.exact else 1
     pixels = picture.rgb(reduction)
     return Region(pixels, reduction, on_grid(box, reduction, picture.width, picture.height), picture.orientation)
 

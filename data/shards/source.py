@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
 from data.captions import TXT, CaptionConfig, read_fields
+from data.labels import class_number
 from data.randomness import hash_key
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
@@ -27,8 +28,6 @@ from data.shards.tar import IMAGE_SUFFIXES, Problem, shown_name
 from vlm.batch import Skip
 from vlm.errors import UserError
 from vlm.training.data_record import runs_of_shards
-
-_MOST_DIGITS = 18  # of a class number: those fit 64 bits
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,10 @@ class Sample:
         """The class in its cls member; None when it has none.
 
         Raises:
-            BadSampleError: the member is no whole number of at least 0 and at most 18 digits.
+            BadSampleError: the member is no whole number from 0 to 2^63 - 1.
         """
         stored = self.parts.get("cls")
-        if stored is None:
-            return None
-        digits = stored.strip()
-        if not digits.isdigit() or len(digits.lstrip(b"0")) > _MOST_DIGITS:
-            raise BadSampleError(f"its cls is no class number but {stored[:20]!r}")
-        return int(digits)
+        return None if stored is None else class_number(stored, "cls")
 
 
 class Source:

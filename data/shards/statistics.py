@@ -1,13 +1,14 @@
 """What a source's texts look like: counted once, when its shards are indexed."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from data.bad_sample import BadSampleError
-from data.captions import read_fields
+from data.captions import MOST_CHARACTERS, listed, read_fields, readable
 from vlm.config import Config
 
 LONGEST = 256  # lengths from here on share the last place of a histogram
@@ -45,15 +46,14 @@ def text_fields(text: bytes | None, stored_json: bytes | None) -> dict[str, tupl
     """The non-empty texts of a sample by field: "txt", and every json field that is a text or a list of texts."""
     found: dict[str, tuple[str, ...]] = {}
     if text is not None:
-        found["txt"] = (text.decode("utf-8", "replace"),)
+        found["txt"] = (readable(text[: 4 * MOST_CHARACTERS].decode("utf-8-sig", "replace")),)
     try:
         fields = read_fields(stored_json)
     except BadSampleError:
         fields = {}
     for name, value in fields.items():
-        texts = value if isinstance(value, list) else [value]
-        if texts and all(isinstance(one, str) for one in texts):
-            found[name] = tuple(texts)
+        with suppress(BadSampleError):  # it holds no captions
+            found[name] = tuple(listed(value))
     stripped = {name: tuple(text.strip() for text in texts if text.strip()) for name, texts in found.items()}
     return {name: texts for name, texts in stripped.items() if texts}
 

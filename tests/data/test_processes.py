@@ -3,12 +3,16 @@
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data.processes import WorkerPool
 from vlm.errors import UserError
 
+PROJECT = Path(__file__).parents[2]
 JOBS = [20_000, 1, 2, 3, 9_000, *range(4, 20)]  # the first take longest
 
 
@@ -42,3 +46,9 @@ def suicide(job: int) -> int:
 def test_a_killed_process_ends_in_one_line() -> None:
     with WorkerPool(2) as pool, pytest.raises(UserError, match=r"^a process was killed, perhaps for want of memory"):
         list(pool.as_done(suicide, range(3)))
+
+
+def test_processes_that_write_and_check_shards_do_without_torch() -> None:
+    program = "import sys, data.build.builder, data.check.scan; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vlm.terminal import Terminal, one_line
 
 
 @runtime_checkable
@@ -45,8 +46,9 @@ class Silent:
 class Bar:
     """A bar with the figures of the moment and the time left."""
 
-    def __init__(self, console: Console, start: int, total: int, steps_per_epoch: float) -> None:
+    def __init__(self, console: Terminal, start: int, total: int, steps_per_epoch: float) -> None:
         self._per_epoch = steps_per_epoch
+        self._console = console
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -62,13 +64,13 @@ class Bar:
 
     def update(self, step: int, words: str) -> None:  # noqa: D102
         told = f"epoch {step / self._per_epoch:.2f}  {words}"
-        self._progress.update(self._task, completed=step, words=printable(told))
+        self._progress.update(self._task, completed=step, words=one_line(told))
 
     def note(self, words: str) -> None:  # noqa: D102
-        self._progress.update(self._task, words=printable(words))
+        self._progress.update(self._task, words=one_line(words))
 
     def say(self, line: str) -> None:  # noqa: D102
-        show(self._progress.console, line)
+        show(self._console, line)
 
     def close(self) -> None:  # noqa: D102
         self._progress.stop()
@@ -78,7 +80,7 @@ class Lines:
     """One line at most every few seconds, for log files."""
 
     def __init__(
-        self, console: Console, start: int, total: int, steps_per_epoch: float, seconds_between: float = 5.0
+        self, console: Terminal, start: int, total: int, steps_per_epoch: float, seconds_between: float = 5.0
     ) -> None:
         self._console = console
         self._start = start
@@ -114,26 +116,19 @@ def make_progress(is_main: bool, start: int, total: int, steps_per_epoch: float)
     """The display that fits where this process writes to."""
     if not is_main:
         return Silent()
-    console = Console()
+    console = Terminal()
     kind = Bar if console.is_terminal else Lines
     return kind(console, start, total, steps_per_epoch)
 
 
-def show(console: Console, line: str) -> None:
-    """Print one line as it is: names out of data are neither markup nor commands to the terminal."""
-    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+def show(console: Terminal, line: str) -> None:
+    """Print one line as it is: names out of data are no commands to the terminal."""
+    console.print(one_line(line), soft_wrap=True)
 
 
 def show_lines(is_main: bool, lines: Iterable[str]) -> None:
     """Print lines on rank 0 before there is a display."""
     if is_main:
-        console = Console()
+        console = Terminal()
         for line in lines:
             show(console, line)
-
-
-def printable(text: str) -> str:
-    """The text without control characters, each written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
