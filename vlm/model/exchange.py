@@ -1,7 +1,7 @@
 """Models in open_clip's own format, with proof that open_clip computes the same from them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from vlm.aside import folder_aside
 from vlm.atomic import write_text
 from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.foreign import write_beside
+from vlm.model.foreign import is_hub_name, names_of_open_clip, write_beside
 from vlm.model.open_clip_folder import CONFIG_FILE, WEIGHTS_FILES
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
 from vlm.paths import new_folder
@@ -69,6 +69,7 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
             raise UserError(
                 f"open_clip has no counterpart of {name} ({head.kind}); --before-head exports the towers alone"
             )
+    _require_findable(towers.text.text_cfg or {})
     fields: dict[str, Any] = {
         "embed_dim": towers.embed_dim,
         "vision_cfg": towers.image.vision_cfg,
@@ -79,6 +80,15 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
     if model.logit_bias is not None:
         fields["init_logit_bias"] = model.config.init_logit_bias
     return fields
+
+
+def _require_findable(text_cfg: Mapping[str, Any]) -> None:
+    """Raise UserError where the configuration of a Hugging Face text model is not where open_clip looks."""
+    name = text_cfg.get("hf_model_name")
+    if not name or Path(name).is_dir() or name in names_of_open_clip():
+        return
+    if "/" not in name or not is_hub_name(name):
+        raise UserError(f"open_clip looks for the text model's configuration in {name!r}, and there is no such folder")
 
 
 def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:

@@ -115,7 +115,7 @@ class ForeignFiles:
         return None if self._saved is None else self._saved.get(key)
 
     def _require_trusted(self, what: str, name: str) -> None:
-        if self._saved is None or self._trust or name in _names_of_open_clip():
+        if self._saved is None or self._trust or name in names_of_open_clip():
             return
         raise UserError(f"the model's {what} does not lie with it but in {name!r}: --trust reads it there")
 
@@ -201,7 +201,7 @@ def _read(name: str, file: str) -> bytes | None:
     if folder.is_dir():
         path = folder / file
         return _limited(path) if path.is_file() else None
-    if not _NAME.fullmatch(name):
+    if not is_hub_name(name):
         raise UserError(f"{name}: no such folder")
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
@@ -233,7 +233,12 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, indent=2, sort_keys=True).encode()
 
 
-def _names_of_open_clip() -> frozenset[str]:
+def is_hub_name(name: str) -> bool:
+    """Whether the hub may have something under this name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def names_of_open_clip() -> frozenset[str]:
     """The Hugging Face models and tokenizers that open_clip's own configurations name."""
     texts = [get_model_config(name)["text_cfg"] for name in list_models()]
     return frozenset(text[key] for text in texts for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key))
