@@ -61,6 +61,7 @@ class SequentialStream:
         self._shards = {name: _expand(config, name) for name in sizes}
         self.num_samples = sum(sizes.values())
         self.max_bad_share = config.max_bad_share
+        self.labelled = True  # as far as is known before the first sample is read
         self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.sources = tuple(
             SourceSummary(name, self._shards[name], sizes[name], share) for name, share in self._shares.items()

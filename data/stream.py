@@ -54,6 +54,7 @@ class TrainStream:
         self.num_samples = sum(source.num_samples for source in opened)
         self.problems = tuple(problem for source in opened for problem in source.problems(cache))
         self.max_bad_share = config.max_bad_share
+        self.labelled = all(source.labelled for source in opened)
         self.order = _order(config, opened, global_batch, seed)
         shares = [count / self.order.mix.period for count in self.order.mix.counts]
         self.sources = tuple(

@@ -1,6 +1,6 @@
 """Evaluators: built once from the recipe, run on any model by all ranks together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -24,6 +24,10 @@ class Evaluator(Protocol):
     @property
     def notices(self) -> tuple[str, ...]:
         """Lines on the set that a reader of the figures should know."""
+
+    @property
+    def figures(self) -> Collection[str]:
+        """The names of the figures that `run` may bring."""
 
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """The figures by name, the same on every rank. Collective."""

@@ -21,11 +21,13 @@ from eval.shards import ShardEvaluation
 from vlm.errors import EveryRankError
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
+from vlm.geometry.telemetry import FIGURES
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import limited_scale
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
 
+_WAYS = ("image_to_text", "text_to_image")
 _HELD_OUT = 5  # of so many pairs one is held out from the classifier
 
 
@@ -97,6 +99,12 @@ class Geometry:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that `run` may bring."""
+        moved = (f"shift_{shift:g}_{way}_r@1" for shift in self._config.shifts for way in _WAYS)
+        return (*FIGURES, "arithmetic_r@1", *moved, "num_images", "num_skipped")
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """The figures by name. Collective."""
         return self.measure(model, world).figures
@@ -119,9 +127,8 @@ class Geometry:
             figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
         figures["separability"] = separability(images, texts)
         figures["arithmetic_r@1"] = arithmetic_accuracy(images, texts)
-        for shift, (to_text, to_image) in moved.items():
-            figures[f"shift_{shift:g}_image_to_text_r@1"] = to_text
-            figures[f"shift_{shift:g}_text_to_image_r@1"] = to_image
+        for shift, found in moved.items():
+            figures |= {f"shift_{shift:g}_{way}_r@1": recall for way, recall in zip(_WAYS, found, strict=True)}
         figures["num_images"] = len(embedded.images)
         figures["num_skipped"] = len(self._captioned.held_out) - len(embedded.images)
         positives, hardest = score_histograms(similarities)

@@ -55,6 +55,12 @@ class Retrieval:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that `run` brings."""
+        ways = (*_figures("image_to_text", [1]), *_figures("text_to_image", [1]))
+        return (*ways, "num_images", "num_texts", "num_skipped")
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """R@1, R@5, R@10 (shares) and the median rank in both directions, and counts. Collective."""
         with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:

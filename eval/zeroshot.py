@@ -95,6 +95,12 @@ class ZeroShot:
             f"the first is the answer to both{more}",
         )
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that `run` brings."""
+        moved = (f"shift_{shift:g}_top1" for shift in self._config.shifts)
+        return ("top1", "top5", "mean_per_class_recall", "num_samples", "num_skipped", *moved)
+
     def run(self, model: Encoder, world: World) -> dict[str, float]:
         """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective.
 

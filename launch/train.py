@@ -35,6 +35,7 @@ from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress, show_lines
+from vlm.training.rehearsal import rehearse
 from vlm.training.run_directory import RunDirectory
 from vlm.training.state import restore_memory, restore_state
 from vlm.training.trainer import ScheduledEvaluation, Trainer
@@ -82,6 +83,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
             if start.checkpoint is not None:
                 require_same_data(start, parts.source)
                 _reuse_threads(start.checkpoint.manifest, recipe, world)
+            _rehearse(recipe, parts)
             trainer = _build_trainer(recipe, accelerator, parts, run)
             _run(trainer, accelerator, parts, start)
         finally:
@@ -143,6 +145,18 @@ def build_objective(recipe: Recipe, model: DualEncoder, num_samples: int, world:
     for name, value in objective.parameters().items():
         model.term_parameters[name_in_module(name)] = torch.nn.Parameter(value.float())
     return objective
+
+
+def _rehearse(recipe: Recipe, parts: _Parts) -> None:
+    rehearse(
+        parts.model,
+        recipe.objective,
+        recipe.providers,
+        recipe.similarity,
+        num_pairs=recipe.global_batch,
+        labels=parts.source.labelled,
+        captions=any(recipe.data.caption_of(name).policy == "all" for name in recipe.data.sources),
+    )
 
 
 def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run: RunDirectory) -> Trainer:

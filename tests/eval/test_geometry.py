@@ -80,13 +80,16 @@ def test_negatives_weights_at_the_models_scale_and_tolerance_where_there_are_lab
         assert measured.figures["hardness_entropy"] == pytest.approx(sum(entropies) / 9, rel=1e-4)
         assert measured.figures["hardest_negative_weight"] == pytest.approx(sum(hardest) / 9, rel=1e-4)
         assert measured.figures["tolerance_image"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+        assert measured.figures.keys() == set(evaluation(pattern).figures)
 
 
 def test_retrieval_at_no_shift_is_that_of_all_captions(tmp_path: Path) -> None:
     pattern = captioned_shard(tmp_path, CAPTIONS, BROKEN)
     figures = evaluation(pattern).run(SmallEncoder(), World())
     config = RetrievalConfig(kind="retrieval", shards=pattern, batch_size=5)
-    expected = Retrieval(config, IMAGE, WordTokenizer(), None).run(SmallEncoder(), World())
+    retrieval = Retrieval(config, IMAGE, WordTokenizer(), None)
+    expected = retrieval.run(SmallEncoder(), World())
+    assert expected.keys() == set(retrieval.figures)
     for way in ("image_to_text_r@1", "text_to_image_r@1"):
         assert figures[f"shift_0_{way}"] == expected[way]
 

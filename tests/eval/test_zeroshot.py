@@ -80,7 +80,10 @@ def shifted_on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:
     config = ZeroShotConfig(
         kind="zeroshot", shards=pattern, classes=CLASSES, templates=TEMPLATES, batch_size=batch_size, shifts=SHIFTS
     )
-    return ZeroShot(config, IMAGE, WordTokenizer(), None).run(SmallEncoder(), World.current())
+    evaluator = ZeroShot(config, IMAGE, WordTokenizer(), None)
+    figures = evaluator.run(SmallEncoder(), World.current())
+    assert figures.keys() == set(evaluator.figures)
+    return figures
 
 
 def test_shifts_move_images_and_classes_along_the_difference_of_their_centroids(tmp_path: Path) -> None:

@@ -46,13 +46,14 @@ def test_a_stop_keeps_the_checkpoint_of_before_on_any_number_of_ranks(tmp_path: 
     ("metric", "words"),
     [
         ("eval/scenes/top1", r"alarm\.0: nothing in this run measures eval/scenes/top1; choose from: geometry"),
-        ("lrr", "alarm: there is no figure 'lrr'; nearest: lr"),
+        ("lrr", r"alarm\.0: there is no figure 'lrr'; nearest: lr"),
     ],
 )
 def test_an_alarm_on_nothing_is_refused_with_one_line(tmp_path: Path, metric: str, words: str) -> None:
     write_tiny(tmp_path)
     with pytest.raises(UserError, match=words):
         train_here(write_tiny_recipe(tmp_path, tmp_path / "run", alarm=[{**FALL, "metric": metric}]))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

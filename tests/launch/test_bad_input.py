@@ -74,6 +74,24 @@ def test_an_unknown_key(vlm: CommandLine, write: Any) -> None:
     assert not run_folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective={sigmoid: 1.0}", "objective.sigmoid: the model has no logit bias; set model.init_logit_bias"),
+        ("objective={supervised: 1.0}", "not every sample has one (a `cls` file beside the image)"),
+        ("objective={multi_positive: {captions: all}}", "set data.caption to `all`"),
+        ("alarm=[{metric: losss, falls_by: 1, over: 1 epoch}]", "alarm.0: there is no figure 'losss'; nearest: loss"),
+        ("model.image_std=[0, 1, 1]", "model.image_std.0: found 0"),
+    ],
+)
+def test_what_the_first_step_would_refuse_is_refused_before_anything_is_written(
+    vlm: CommandLine, write: Any, override: str, said: str
+) -> None:
+    recipe, run_folder = write()
+    assert said in vlm.refuses("train", recipe, override)
+    assert not run_folder.exists()
+
+
 def test_a_pattern_that_matches_nothing(vlm: CommandLine, write: Any, folder: Path) -> None:
     recipe, run_folder = write()
     line = vlm.refuses("train", recipe, "data.sources.pairs.shards=trian-*.tar")

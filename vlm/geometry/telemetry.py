@@ -17,6 +17,23 @@ from vlm.similarity.collectives import RowGroup
 
 _STRIDE = 7919  # a prime: places of one observation are not those of the next, whatever the batch
 
+FIGURES = (
+    "alignment",
+    "uniformity_image",
+    "uniformity_text",
+    "uniformity_cross",
+    "centroid_gap",
+    "centroid_cosine",
+    "distribution_gap",
+    "separability",
+    *(
+        f"{figure}_{modality}"
+        for figure in ("effective_rank", "participation_ratio", "first_component", "tolerance")
+        for modality in ("image", "text")
+    ),
+    "hardness_entropy",
+    "hardest_negative_weight",
+)
 POSITIVE_SCORES, HARDEST_SCORES = "positive_scores", "hardest_negative_scores"
 
 

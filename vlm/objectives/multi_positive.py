@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.errors import UserError
+from vlm.errors import EveryRankError
 from vlm.objectives.pairs import GroupKey, Modality, Pairs, group_keys
 from vlm.objectives.registry import TERMS
 from vlm.objectives.term import Term
@@ -37,7 +37,7 @@ class MultiPositive(Term):
     image's. No providers attach, as their negatives are of single pairs. Few positives a row cost little beside the
     denominators; many (labels of a few classes) a second pass over the tiles, as does a ring.
 
-    Raises UserError when it is evaluated by label on data without labels, or on data without all captions.
+    Raises EveryRankError when it is evaluated by label on data without labels, or on data without all captions.
     """
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
@@ -88,7 +88,7 @@ class MultiPositive(Term):
     def _of_captions(self, pairs: Pairs) -> Tensor:
         captions, listed = pairs.encoded.captions, pairs.batch.captions
         if captions is None or listed is None:
-            raise UserError(
+            raise EveryRankError(
                 "objective.multi_positive.captions: `all` needs all captions of each sample; set data.caption to `all`"
             )
         keys, scale = group_keys(pairs, self.by), pairs.logit_scale

@@ -279,7 +279,7 @@ def group_keys(pairs: Pairs, by: GroupKey) -> Int64[Tensor, " rows"]:
         return caption_keys(pairs.batch.tokens, pairs.batch.lengths)
     if pairs.batch.labels is None:
         raise EveryRankError(
-            "objective: a term groups pairs by label, and the data has none (a `cls` file beside the image)"
+            "objective: a term groups pairs by label, and not every sample has one (a `cls` file beside the image)"
         )
     return pairs.batch.labels
 

@@ -1,7 +1,7 @@
 """Alarms: a figure that moves too far within a stretch of training warns, or ends the run and keeps a good state."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.errors import nearest
+from vlm.errors import EveryRankError, nearest
 
 
 class Movement(Config):
@@ -55,13 +55,22 @@ class AlarmConfig(Movement):
     )
 
 
-# Figures that a line of their kind may go without: more pairs, or labels, are needed for them.
-_SOMETIMES = {"geometry/separability", "geometry/tolerance_image", "geometry/tolerance_text"}
-
-
 def kind_of(name: str) -> str:
     """What lines have in common that bring the same figures: eval/NAME, geometry, or nothing for a step's own."""
     return name.rpartition("/")[0]
+
+
+def require_known(alarms: Sequence[AlarmConfig], figures: Mapping[str, Collection[str]]) -> None:
+    """Raise EveryRankError for an alarm on what a run never measures; `figures` are those of each kind of line."""
+    for place, alarm in enumerate(alarms):
+        for movement in filter(None, (alarm, alarm.along_with)):
+            kind = kind_of(movement.metric)
+            if kind not in figures:
+                choices = nearest(kind, (one for one in figures if one))
+                raise EveryRankError(f"alarm.{place}: nothing in this run measures {movement.metric}; {choices}")
+            if movement.metric not in figures[kind]:
+                choices = nearest(movement.metric, figures[kind])
+                raise EveryRankError(f"alarm.{place}: there is no figure {movement.metric!r}; {choices}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,6 @@ class Alarms:
 
     def __init__(self, configs: Sequence[AlarmConfig], steps: Callable[[Duration], int]) -> None:
         self._watches = [_Watch(config, steps(config.over)) for config in configs]
-        self._unseen = {movement.metric for watch in self._watches for movement in watch.movements}
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Go on after lines that an earlier life of the run has written."""
@@ -130,15 +138,6 @@ class Alarms:
                 message = f"alarm: {what}, within {watch.config.over}"
                 raised.append(Alarm(message, watch.since(), watch.config.action == "stop"))
         return raised
-
-    def mistake(self, metrics: Mapping[str, Any]) -> str | None:
-        """A figure that is watched and, by the first part of its name, should be on this line, but is not; in words."""
-        self._unseen -= metrics.keys()
-        kinds = {kind_of(name) for name in metrics}
-        for name in sorted(self._unseen - _SOMETIMES):
-            if kind_of(name) in kinds:
-                return f"alarm: there is no figure {name!r}; {nearest(name, metrics)}"
-        return None
 
     def good_steps(self) -> list[int]:
         """Steps to which a run that has to stop may want to go back: the best of each figure that can stop it."""

@@ -1,7 +1,7 @@
 """The run: steps, logs, evaluations and checkpoints in their order."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -12,15 +12,15 @@ from pydantic import Field
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.errors import EveryRankError, nearest
-from vlm.geometry.telemetry import GeometryConfig, PairSample, observe, sample_pairs
+from vlm.errors import EveryRankError
+from vlm.geometry.telemetry import FIGURES, GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
-from vlm.training.alarm import Alarm, AlarmConfig, Alarms, kind_of
+from vlm.training.alarm import Alarm, AlarmConfig, Alarms, require_known
 from vlm.training.checkpoint import Manifest, write_checkpoint
 from vlm.training.checkpoint_folder import prune
 from vlm.training.ema import Ema, EmaConfig
@@ -39,6 +39,7 @@ from vlm.training.trackers import log_cosine_histogram
 from vlm.world import World
 
 LEFT_OUT = "steps_left_out"
+_OF_A_STEP = ("loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait", LEFT_OUT)
 
 
 class TrainingConfig(Config):
@@ -113,6 +114,10 @@ class RunnableEvaluator(Protocol):
     def notices(self) -> tuple[str, ...]:
         """Lines on the set that a reader of the figures should know."""
 
+    @property
+    def figures(self) -> Collection[str]:
+        """The names of the figures that `run` may bring."""
+
     def run(self, model: Any, world: World) -> dict[str, float]:
         """The figures by name."""
 
@@ -152,24 +157,22 @@ class Trainer:
         self._log_every = max(1, self._steps(config.log_every))
         every = config.geometry.every
         self._observe_every = None if every is None else max(1, self._steps(every))
-        self._require_alarms()
+        require_known(config.alarm, self._figures())
         self._alarms = Alarms(config.alarm, self._steps)
         self._checkpoint_every = max(1, self._steps(config.checkpoint_every))
         self._counts: Mapping[str, int] = {}
         self._guard = Guard(run, config.max_bad_steps, manifest.left_out)
         self._warmup_steps = self._steps(config.schedule.warmup)
 
-    def _require_alarms(self) -> None:
-        """Raise EveryRankError for an alarm on what this run never measures."""
-        kinds = {"", *(f"eval/{evaluation.name}" for evaluation in self.evaluations)}
+    def _figures(self) -> dict[str, list[str]]:
+        """The names of all figures that an alarm can watch, by the kind of the line that brings them."""
+        figures = {"": [*_OF_A_STEP, *self.objective.terms]}
+        for evaluation in self.evaluations:
+            kind = f"eval/{evaluation.name}"
+            figures[kind] = [f"{kind}/{name}" for name in evaluation.evaluator.figures]
         if self.config.geometry.every is not None:
-            kinds.add("geometry")
-        for place, alarm in enumerate(self.config.alarm):
-            for movement in filter(None, (alarm, alarm.along_with)):
-                kind = kind_of(movement.metric)
-                if kind not in kinds:
-                    choices = nearest(kind, kinds - {""})
-                    raise EveryRankError(f"alarm.{place}: nothing in this run measures {movement.metric}; {choices}")
+            figures["geometry"] = [f"geometry/{name}" for name in FIGURES]
+        return figures
 
     def restore_counts(self, manifest: Manifest) -> None:
         """Go on counting where a checkpoint stopped: rows between two lines of the log, steps left out."""
@@ -309,10 +312,7 @@ class Trainer:
         self._record(step, figures)
         if not self.config.alarm:
             return
-        said = self._alarms.mistake(figures), self._alarms.observe(step, figures)
-        (mistake, raised), *_ = self.engine.world.gather_objects(said)
-        if mistake is not None:
-            raise EveryRankError(mistake)
+        raised, *_ = self.engine.world.gather_objects(self._alarms.observe(step, figures))
         for alarm in raised:
             progress.say(f"step {step}  {alarm.message}")
             self.run_directory.log_metrics({**self._place(step), "alarm": alarm.message})

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import fixture
 from tests.vlm.objectives.parity import UNEVEN
-from vlm.geometry.telemetry import HARDEST_SCORES, POSITIVE_SCORES, PairSample, observe, sample_pairs
+from vlm.geometry.telemetry import FIGURES, HARDEST_SCORES, POSITIVE_SCORES, PairSample, observe, sample_pairs
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
 
@@ -58,6 +58,7 @@ def test_every_place_has_its_turn() -> None:
 def test_what_is_seen_of_the_fixture() -> None:
     image, text = fixture()
     seen = observe(PairSample(image, text, torch.tensor([1, 1])), 5.0)
+    assert {name for name, value in seen.items() if not isinstance(value, list)} <= set(FIGURES)
     assert seen["alignment"] == pytest.approx(0.4)
     assert [seen[f"uniformity_{part}"] for part in ("image", "text", "cross")] == pytest.approx([-4, -0.16, -1.6])
     assert seen["centroid_gap"] == pytest.approx(0.2 * math.sqrt(2))

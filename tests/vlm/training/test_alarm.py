@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from vlm.duration import Duration
-from vlm.training.alarm import Alarm, AlarmConfig, Alarms
+from vlm.errors import EveryRankError
+from vlm.training.alarm import Alarm, AlarmConfig, Alarms, Movement, require_known
 
 
 def alarms(**fields: Any) -> Alarms:
@@ -78,17 +79,27 @@ def test_an_alarm_has_one_way(fields: dict[str, float]) -> None:
         AlarmConfig(metric="loss", over=Duration(1, "epochs"), **fields)
 
 
-def test_a_wrong_name_is_told_by_the_first_line_of_its_kind() -> None:
-    watching = alarms(metric="eval/scenes/top11", falls_by=0.1)
-    assert watching.mistake({"loss": 2.0, "lr": 0.1}) is None
-    assert watching.mistake({"eval/photos/top1": 0.2}) is None
-    assert watching.mistake({"eval/scenes/top1": 0.2, "eval/scenes/median": 0.4}) == (
-        "alarm: there is no figure 'eval/scenes/top11'; nearest: eval/scenes/top1, eval/scenes/median"
-    )
+FIGURES = {"": ["loss", "lr"], "geometry": ["geometry/alignment"], "eval/a": ["eval/a/top1", "eval/a/top5"]}
 
 
-def test_a_figure_that_is_there_at_times_or_was_once_is_no_mistake() -> None:
-    assert alarms(metric="geometry/tolerance_text", falls_by=0.1).mistake({"geometry/alignment": 1.0}) is None
-    watching = alarms(falls_by=0.2)
-    assert watching.mistake({"top1": 0.5}) is None
-    assert watching.mistake({"loss": 1.0}) is None
+@pytest.mark.parametrize("metric", ["loss", "geometry/alignment", "eval/a/top5"])
+def test_an_alarm_on_what_a_run_measures_is_taken(metric: str) -> None:
+    along = Movement(metric=metric, rises_by=1)
+    require_known([AlarmConfig(metric=metric, over=Duration(1, "epochs"), falls_by=1, along_with=along)], FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("los", "alarm.1: there is no figure 'los'; nearest: loss"),
+        ("eval/a/top11", "alarm.1: there is no figure 'eval/a/top11'; nearest: eval/a/top1, eval/a/top5"),
+        ("eval/b/top1", "alarm.1: nothing in this run measures eval/b/top1; nearest: eval/a"),
+        ("data/source/a", "alarm.1: nothing in this run measures data/source/a; choose from: eval/a, geometry"),
+    ],
+)
+def test_an_alarm_on_anything_else_is_named(metric: str, words: str) -> None:
+    right = AlarmConfig(metric="loss", over=Duration(1, "epochs"), falls_by=1)
+    wrong = right.model_copy(update={"along_with": Movement(metric=metric, rises_by=1)})
+    with pytest.raises(EveryRankError) as caught:
+        require_known([right, wrong], FIGURES)
+    assert str(caught.value) == words

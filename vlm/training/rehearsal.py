@@ -1,0 +1,106 @@
+"""A rehearsal of the first step, before anything is written: what would be refused there is refused here."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlm.batch import AllCaptions, Batch
+from vlm.encoded import Encoded
+from vlm.errors import EveryRankError, UserError, reason
+from vlm.model.dual_encoder import DualEncoder
+from vlm.objectives.objective import Objective
+from vlm.objectives.state import RunFacts
+from vlm.objectives.term import Provider, Term
+from vlm.similarity.config import SimilarityConfig
+from vlm.similarity.exchange import Exchange
+from vlm.world import World
+
+_MOST_PAIRS = 64
+_WORDS = ("a rehearsal", "of the first step")
+
+
+@torch.no_grad()
+def rehearse(
+    model: DualEncoder,
+    terms: Mapping[str, Term],
+    providers: Mapping[str, Provider],
+    similarity: SimilarityConfig,
+    *,
+    num_pairs: int,
+    labels: bool,
+    captions: bool,
+) -> None:
+    """Embed one pair, and evaluate an objective like the run's on some drawn embeddings. Changes nothing.
+
+    `labels` and `captions` say whether the data brings them. The cost is one forward of one pair.
+
+    Raises:
+        EveryRankError: a tower cannot read what data will give it, or a term misses something in model or data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        _embed_a_pair(model)
+        batch = _batch(min(num_pairs, _MOST_PAIRS), labels=labels, captions=captions)
+        facts = RunFacts(model.embed_dim, len(batch.keys), 1, 1, 0, World())
+        exchange = Exchange(World(), similarity.model_copy(update={"group_ranks": None}))
+        try:
+            objective = Objective(terms, providers, exchange, facts)
+            taught = _encoded(model, objective, batch) if objective.needs_teacher else None
+            objective.evaluate(_encoded(model, objective, batch), batch, teacher=taught)
+        except UserError as error:
+            raise EveryRankError(str(error)) from None
+
+
+def _embed_a_pair(model: DualEncoder) -> None:
+    size, found = model.image_spec.size, model.tokenizer(_WORDS[:1])
+    embed: dict[str, Callable[[], Tensor]] = {
+        "image": lambda: model.encode_image(torch.zeros(1, 3, size, size, dtype=torch.uint8)),
+        "text": lambda: model.encode_text(found.tokens, found.lengths),
+    }
+    for name, forward in embed.items():
+        try:
+            embedding = forward()
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise EveryRankError(f"model: the {name} tower cannot read its {name}s: {reason(error)}") from error
+        if embedding.shape[1:] != (model.embed_dim,):
+            raise EveryRankError(f"model: the {name} tower makes {list(embedding.shape)}, not [1, {model.embed_dim}]")
+        if not bool(embedding.isfinite().all()):
+            raise EveryRankError(f"model: the {name} tower makes embeddings that are no finite numbers")
+
+
+def _batch(num_pairs: int, *, labels: bool, captions: bool) -> Batch:
+    rows = torch.arange(num_pairs)
+    tokens, lengths = torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2)
+    several = AllCaptions(tokens.repeat_interleave(2, 0), lengths.repeat_interleave(2), rows.repeat_interleave(2))
+    return Batch(
+        step=0,
+        images=torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8),
+        tokens=tokens,
+        lengths=lengths,
+        sample_ids=rows,
+        keys=tuple(map(str, rows.tolist())),
+        labels=rows // 2 if labels else None,
+        captions=several if captions else None,
+    )
+
+
+def _encoded(model: DualEncoder, objective: Objective, batch: Batch) -> Encoded:
+    """Drawn embeddings as the model would make them of a batch."""
+
+    def drawn(rows: int) -> Tensor:
+        return functional.normalize(torch.randn(rows, model.embed_dim), dim=1)
+
+    text, captions = drawn(len(batch.keys)), None
+    if objective.needs_captions and batch.captions is not None:
+        captions = drawn(len(batch.captions.rows))
+        text = captions[::2]
+    return Encoded(
+        image=drawn(len(batch.keys)),
+        text=text,
+        logit_scale=torch.tensor([10.0]),
+        logit_bias=None if model.logit_bias is None else torch.tensor([-10.0]),
+        captions=captions,
+        parameters={name: value.float() for name, value in objective.parameters().items()},
+    )
