@@ -57,7 +57,7 @@ def test_it_goes_on_and_its_losses_are_those_of_the_uninterrupted_run(run: Path)
 
 
 def test_it_is_evaluated(run: Path) -> None:
-    shards = shard_options(["data/train-0[02].tar"], 256, None, before_head=False)
+    shards = shard_options(["data/train-0[02].tar"], 256, None, before_head=False, precision="fp32")
     figures = evaluate_model(str(run), checked_config(RetrievalConfig, kind="retrieval", **shards), None)
     assert figures["num_images"] == 42
     # As version 0.1.0 measured them.

@@ -43,7 +43,7 @@ def all_of(registry: Any, kind: Any) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("num_pairs", [1, 2, 10_000])
+@pytest.mark.parametrize("num_pairs", [2, 10_000])
 def test_every_term_and_provider_passes_where_model_and_data_have_what_it_needs(
     model: DualEncoder, num_pairs: int
 ) -> None:
