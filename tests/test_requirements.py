@@ -1,0 +1,102 @@
+"""What is imported is asked for, and nothing else; every name taken from another package is there."""
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+OURS = {"vlm", "data", "eval", "launch"}
+# Asked for without an import here: what it serves.
+UNIMPORTED = {"tensorboard": "accelerate's tracker that recipes begin with"}
+# Imported without being asked for: who brings it.
+BROUGHT = {"triton": "torch, where there are GPUs"}
+# Packages whose inner modules we use, which no promise of theirs covers.
+INNER = {"open_clip_torch", "deepspeed", "accelerate", "transformers", "timm", "torch", "typer", "webdataset"}
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in sorted(OURS):
+        for path in sorted((PROJECT / folder).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports() -> Iterator[tuple[Path, str, str | None]]:
+    """Every module of others that is imported, and the name taken from it."""
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found = [(alias.name, None) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found = [(node.module, alias.name) for alias in node.names]
+            elif (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module"
+            ):
+                words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+                found = [(str(word), None) for word in words]
+            else:
+                continue
+            for module, name in found:
+                root = module.partition(".")[0]
+                if root not in OURS and root not in sys.stdlib_module_names:
+                    yield path, module, name
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+def requirements() -> dict[str, str]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    parts = [re.fullmatch(r"([A-Za-z0-9._-]+)(\[[^]]*\])?(.*)", line) for line in project["dependencies"]]
+    return {plain(part[1]): part[3] for part in parts if part is not None}
+
+
+def test_requirements_are_the_imports() -> None:
+    distributions = packages_distributions()
+    roots = {module.partition(".")[0] for _, module, _ in imports()} - BROUGHT.keys()
+    wanted = {plain(distributions[root][0]) for root in roots}
+    assert wanted == requirements().keys() - UNIMPORTED.keys()
+
+
+def test_packages_whose_inner_names_are_used_have_an_upper_bound() -> None:
+    asked = requirements()
+    assert [name for name in sorted(INNER) if "<" not in asked[name]] == []
+    private = {
+        module.partition(".")[0]
+        for _, module, name in imports()
+        if any(part.startswith("_") for part in [*module.split("."), name or ""])
+    }
+    distributions = packages_distributions()
+    assert {plain(distributions[root][0]) for root in private} <= INNER
+
+
+@pytest.mark.parametrize("package", sorted({module.partition(".")[0] for _, module, _ in imports()} - BROUGHT.keys()))
+def test_every_name_taken_from_a_package_is_there(package: str) -> None:
+    for path, module, name in sorted(set(imports()), key=str):
+        if module.partition(".")[0] == package:
+            found = importlib.import_module(module)
+            if name is not None and not hasattr(found, name):
+                importlib.import_module(f"{module}.{name}")  # or else it says which name is gone
+            assert path.exists()
+
+
+def test_attributes_inside_other_packages_are_there() -> None:
+    """Those that no import line shows."""
+    import deepspeed
+    import torch
+    import typer
+    from transformers.integrations import deepspeed as hf_deepspeed
+
+    assert isinstance(deepspeed.ops.__compatible_ops__, dict)
+    assert callable(hf_deepspeed.unset_hf_deepspeed_config)
+    assert hasattr(hf_deepspeed, "_hf_deepspeed_config_weak_ref")
+    assert callable(torch._foreach_lerp_)
+    assert typer.BadParameter.__mro__[1].__name__ == "UsageError"
