@@ -157,7 +157,6 @@ def _result(work: Callable[[int, int], object], worker: int, number: int) -> obj
 
 
 def _start(parent: int) -> None:
-    signal.set_wakeup_fd(-1)  # the training process's own
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

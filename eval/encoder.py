@@ -90,6 +90,7 @@ def embed_batches(
     """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
     own, done = len(even_share(len(held_out), world)[0]), 0
     for host_batch in held_out.batches(world, batch_size, workers):
+        world.pulse()
         tell("images", done, own)
         batch = host_batch.to(world.device)
         rows = len(batch.images)
@@ -123,6 +124,7 @@ def embed_text_share(
     rows = []
     for number, chosen in enumerate(positions.split(batch_size)):
         tell("texts", min(len(share), number * batch_size), len(share))
+        world.pulse()
         tokens, lengths = texts.tokens[chosen].to(world.device), texts.lengths[chosen].to(world.device)
         rows.append(model.encode_text(tokens, lengths).float())
     return torch.cat(rows)[: len(share)]

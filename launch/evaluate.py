@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,7 +22,7 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, write_output
 from vlm.terminal import Terminal, one_line
-from vlm.training.build_engine import start_accelerator
+from vlm.training.together import ranks_together
 from vlm.world import World
 
 _SECONDS_BETWEEN = 10.0
@@ -124,12 +123,9 @@ def _shown_progress(world: World) -> Iterator[None]:
 @contextmanager
 def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
-    accelerator: Accelerator = start_accelerator("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None)
-    try:
+    with ranks_together("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None) as (accelerator, _):
         world = World.current(accelerator.device)
         yield load_model(name, world.device), world
-    finally:
-        accelerator.end_training()
 
 
 def _write_json(file: Path | None, name: str, config: EvaluatorConfig, figures: Mapping[str, Any]) -> None:

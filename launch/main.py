@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.data_commands import data_app
+from launch.ending import run_to_its_end
 from launch.launcher import join_launcher
 from vlm import __version__
-from vlm.errors import EveryRankError, UserError
-from vlm.terminal import printable
+from vlm.errors import EveryRankError
 
 if TYPE_CHECKING:
     from launch.recipe import Recipe
@@ -50,20 +50,21 @@ BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings
 
 
 def run() -> None:
-    """Run the command line; what a user can mend ends in one line and exit code 2."""
-    try:
+    """Run the command line; whatever ends it is one line and an exit code."""
+
+    def command() -> None:
         _join_ranks()
-        sys.exit(app(prog_name="vlm", standalone_mode=False) or 0)
-    except _UsageError as error:
-        if _MISSING_COMMAND in type(error).__name__:
-            error.show()  # the help
-        else:
+        try:
+            sys.exit(app(prog_name="vlm", standalone_mode=False) or 0)
+        except _UsageError as error:
+            if _MISSING_COMMAND in type(error).__name__:
+                error.show()  # the help
+                sys.exit(2)
             where = error.ctx.command_path.partition(" ")[2] if error.ctx else ""
-            _complain(f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}", everywhere=True)
-        sys.exit(2)
-    except UserError as error:
-        _complain(printable(" ".join(str(error).split())), everywhere=isinstance(error, EveryRankError))
-        sys.exit(2)
+            told = f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}"
+            raise EveryRankError(told) from None
+
+    run_to_its_end(command)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -88,15 +89,6 @@ def _join_ranks() -> None:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if command not in (None, *_ON_ALL_RANKS) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
-
-
-def _complain(line: str, *, everywhere: bool) -> None:
-    """Say what is wrong: once where all ranks found it, together or before they met, else with the rank that did."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        print(f"vlm: {line}", file=sys.stderr)
-    elif not everywhere and "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
-        print(f"vlm: rank {rank}: {line}", file=sys.stderr)
 
 
 def _checked_recipe(name: str, overrides: list[str] | None) -> "Recipe":

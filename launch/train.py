@@ -17,18 +17,21 @@ from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
 from eval.watching import watched_by
+from launch.ending import how_to_go_on, lost_words
 from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
 from vlm.batch import Skip
+from vlm.ends.stops import Stops
+from vlm.ends.watch import Watch
 from vlm.errors import UserError, nearest
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
-from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.build_engine import build_engine
 from vlm.training.checkpoint import Manifest
 from vlm.training.engine import name_in_module
 from vlm.training.launcher_settings import overrule_launcher
@@ -38,6 +41,7 @@ from vlm.training.progress import make_progress, show_lines
 from vlm.training.rehearsal import rehearse
 from vlm.training.run_directory import RunDirectory
 from vlm.training.state import restore_memory, restore_state
+from vlm.training.together import ranks_together
 from vlm.training.trainer import ScheduledEvaluation, Trainer
 from vlm.world import World
 
@@ -65,15 +69,16 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     _require_trackers(recipe.trackers)
     recipe = resolve_order(recipe)
     overruled = overrule_launcher(recipe.engine, recipe.precision)
-    accelerator = start_accelerator(
+    together = ranks_together(
         recipe.engine,
         rows_per_rank=rows_per_rank(recipe.global_batch),
         precision=recipe.precision,
         max_grad_norm=recipe.max_grad_norm,
         trackers=recipe.trackers,
         run=Path(recipe.run),
+        patience=recipe.data.patience,
     )
-    try:
+    with together as (accelerator, watch):
         world = World.current(accelerator.device)
         show_lines(world.is_main, place_lines(recipe, world, overruled))
         run = RunDirectory(Path(recipe.run), world)
@@ -85,11 +90,9 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
                 _reuse_threads(start.checkpoint.manifest, recipe, world)
             _rehearse(recipe, parts)
             trainer = _build_trainer(recipe, accelerator, parts, run)
-            _run(trainer, accelerator, parts, start)
+            _run(trainer, accelerator, parts, start, watch)
         finally:
             run.release()
-    finally:
-        accelerator.end_training()
     return run.path
 
 
@@ -185,7 +188,7 @@ def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run:
     return Trainer(recipe, engine, objective, parts.source, parts.evaluations, run, manifest)
 
 
-def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start) -> None:
+def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start, watch: Watch) -> None:
     engine, run, checkpoint = trainer.engine, trainer.run_directory, start.checkpoint
     if checkpoint is not None:
         restore_state(checkpoint, engine, trainer.ema, trainer.teacher)
@@ -197,6 +200,10 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
     folder = None if checkpoint is None else checkpoint.folder
     told = run.start(recipe.model_dump(mode="json"), facts, start.step, folder)
     told += run.cut_back(start.step if start.step else -1)  # from the first step on, what the start found is told anew
+    pending = () if checkpoint is None else checkpoint.manifest.pending
+    run.forget_evaluations(start.step, pending)
+    watch.teller.record_in(run.path)
+    watch.lost_now = lambda: lost_words(run.checkpoint_steps())
     _start_trackers(accelerator, recipe.trackers, start.step)
     steps_per_epoch = parts.source.num_samples / recipe.global_batch
     place = data_line(parts.source, recipe.global_batch, trainer.num_steps, start.step)
@@ -208,11 +215,14 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
         notices += parts.model.notices if engine.world.is_main else ()
         for line in (*start.notices, *told, *parts.source.notices, *notices, *_told(parts.source.problems)):
             progress.say(line)
-        run.log_skips(start.step, list(parts.source.problems) if engine.world.is_main and start.step == 0 else [])
+        is_told = engine.world.is_main and start.step == 0
+        run.log_skips([(0, problem) for problem in parts.source.problems] if is_told else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
         with watched_by(lambda work, done, total: progress.note(f"evaluating: {work} {done:,}/{total:,}")):
             progress.say("training begins: the first batch is being loaded")
-            trainer.run(start.step, progress)
+            stops = Stops(watch, engine.world, how_to_go_on())
+            with watch.keeping_requests():
+                trainer.run(start.step, progress, stops, pending)
             _write_examples(parts, trainer)
     finally:
         progress.close()

@@ -14,12 +14,13 @@ from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.terminal import Terminal
 from vlm.training.accumulation import MicroBatches, accumulate, remember
-from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.build_engine import build_engine
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.engine import Engine, Precision
 from vlm.training.optimizer import build_optimizer
 from vlm.training.state import restore_memory
 from vlm.training.teacher import Teacher
+from vlm.training.together import ranks_together
 from vlm.training.verification import GroupComparison, compare_gradients, reference_gradients
 from vlm.world import World
 
@@ -36,13 +37,14 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
     if recipe.similarity.group_ranks is not None:
         raise UserError("similarity.group_ranks: the reference is of one process, which has no groups; leave it out")
     recipe = resolve_order(recipe)
-    accelerator = start_accelerator(
+    together = ranks_together(
         recipe.engine,
         rows_per_rank=rows_per_rank(recipe.global_batch),
         precision=recipe.precision,
         max_grad_norm=None,
+        patience=recipe.data.patience,
     )
-    try:
+    with together as (accelerator, _):
         world = World.current(accelerator.device)
         saved = None if checkpoint is None else Checkpoint(checkpoint)
         model, objective, batches = _prepare(recipe, world, saved)
@@ -54,8 +56,6 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
             recipe.engine, accelerator, model, optimizer, precision=recipe.precision, max_grad_norm=None
         )
         compared = _compare(recipe, engine, objective, batches, expected)
-    finally:
-        accelerator.end_training()
     if world.is_main:
         _show(compared, recipe, world, len(batches) - 1)
     return all(group.is_right(_precision(recipe)) for group in compared)

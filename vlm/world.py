@@ -1,6 +1,6 @@
 """The ranks that work together, and the few things they say to each other outside the gradient's path."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def _nothing() -> None:
+    """No pulse."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among `size` ranks; `World()` is one process on its own."""
@@ -17,6 +21,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    # Called between the forwards of long work, equally often on every rank; may raise, then on all of them.
+    pulse: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
 
     @staticmethod
     def current(device: torch.device | None = None) -> "World":

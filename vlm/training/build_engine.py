@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 from vlm.training.engine import Engine, EngineName, Precision, ReplicatedEngine
 from vlm.training.launcher_settings import overrule_launcher
 
+_LEAST_MEETING, _MOST_MEETING = 60.0, 600.0  # seconds
 _STAGES: dict[EngineName, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
@@ -24,13 +26,16 @@ def start_accelerator(
     max_grad_norm: float | None,
     trackers: tuple[str, ...] = (),
     run: Path | None = None,
+    patience: float = 1800.0,
 ) -> Accelerator:
     """Join the other ranks (gloo on CPU, NCCL on GPU) under accelerate, with DeepSpeed where the engine asks for it.
 
     Every setting is said here: what a launcher or its configuration file says otherwise changes nothing. Precision is
-    the engine's own autocast, and micro-batches are the trainer's.
+    the engine's own autocast, and micro-batches are the trainer's. The other ranks are waited for as long as `patience`
+    says, but for a minute at least: they start at different times.
     """
     overrule_launcher(engine, precision)
+    waiting = timedelta(seconds=min(max(patience, _LEAST_MEETING), _MOST_MEETING))
     project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")) if run else None
     cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     said: dict[str, Any] = {
@@ -41,7 +46,7 @@ def start_accelerator(
         "project_config": project,
     }
     if engine == "ddp":
-        return Accelerator(cpu=not cuda, **said)
+        return Accelerator(cpu=not cuda, kwargs_handlers=[InitProcessGroupKwargs(timeout=waiting)], **said)
     if not cuda:
         _use_deepspeed_on_cpu()
     from vlm.training.zero import deepspeed_config
@@ -54,7 +59,7 @@ def start_accelerator(
         ),
     )
     # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
-    backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")
+    backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=waiting)
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend], **said)
     overrule_launcher(engine, precision)  # what accelerate itself has just written there
     return accelerator

@@ -67,6 +67,9 @@ class Manifest(Config):
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
     left_out: LeftOut = Field(default=LeftOut(), description="steps whose loss or gradient was no finite number")
     counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
+    pending: tuple[str, ...] = Field(
+        default=(), description="evaluations of this step that a stop left to the next life"
+    )
     versions: dict[str, str]
     files: dict[FileName, FileRecord] = Field(default={})
 

@@ -27,14 +27,14 @@ class Ledger:
         self._max_bad_share = max_bad_share
         self._global_batch = global_batch
         self._start_step = start_step
-        self._skips: list[Skip] = []
+        self._skips: list[tuple[int, Skip]] = []
         self._counts: Counter[str] = Counter(counts or {})
         self._reasons: Counter[str] = Counter()
         self.num_skipped = run.num_skips()
 
     def add(self, batch: Batch) -> None:
         """Take note of this rank's rows of a step."""
-        self._skips.extend(batch.skipped)
+        self._skips.extend((batch.step + 1, skip) for skip in batch.skipped)
         self._counts.update(batch.counts)
 
     def flush(self, step: int) -> None:
@@ -43,7 +43,7 @@ class Ledger:
         Raises:
             UserError: more than the allowed share of the samples since the start could not be used.
         """
-        skips = self._run.log_skips(step, self._skips)
+        skips = self._run.log_skips(self._skips)
         self._skips = []
         self.num_skipped += len(skips)
         self._reasons.update(reasons_of(skips))

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,6 +216,19 @@ class RunDirectory:
             raise EveryRankError(problem)
         return found
 
+    def forget_evaluations(self, step: int, names: Sequence[str]) -> None:
+        """Drop what the evaluations of that step, which are to be run again, have written. Collective."""
+        self._agreed(lambda: self._forget_evaluations(step, names))
+
+    def _forget_evaluations(self, step: int, names: Sequence[str]) -> None:
+        again = tuple(f"eval/{name}/" for name in names)
+        lines = self.metrics() if names else []
+        # They are the last of their step, with the alarms that they raised.
+        found = [line["step"] == step and any(key.startswith(again) for key in line) for line in lines]
+        if any(found):
+            kept = lines[: found.index(True)]
+            write_text(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+
     def log_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics (rank 0)."""
         if self.world.is_main:
@@ -229,12 +242,16 @@ class RunDirectory:
         """How many skips the ledger holds."""
         return len(read_lines(self.path / LEDGER).records)
 
-    def log_skips(self, step: int, skips: list[Skip]) -> list[Skip]:
-        """Append what all ranks skipped since the last call, and return it. Collective."""
-        everyone = [skip for rank in self.world.gather_objects(skips) for skip in rank]
+    def log_skips(self, skips: list[tuple[int, Skip]]) -> list[Skip]:
+        """Append what all ranks skipped since the last call, each in its step, and return it. Collective.
+
+        The lines are by step, then by rank: the same however often this is called.
+        """
+        everyone = [found for rank in self.world.gather_objects(skips) for found in rank]
+        everyone.sort(key=lambda found: found[0])
         if self.world.is_main and everyone:
-            _append(self.path / LEDGER, [{"step": step, **vars(skip)} for skip in everyone])
-        return everyone
+            _append(self.path / LEDGER, [{"step": step, **vars(skip)} for step, skip in everyone])
+        return [skip for _, skip in everyone]
 
     def record_samples(self, step: int, batch: Batch) -> None:
         """Append the keys that this rank trained on in `step`."""

@@ -1,9 +1,9 @@
 """The run: steps, logs, evaluations and checkpoints in their order."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
+from vlm.ends.stops import EvaluationStoppedError, Stops
 from vlm.errors import EveryRankError
 from vlm.geometry.telemetry import FIGURES, GeometryConfig, PairSample, observe, sample_pairs
 from vlm.objectives.clip import Clip
@@ -179,8 +180,16 @@ class Trainer:
         self._counts = manifest.counts
         self._guard.left_out = manifest.left_out
 
-    def run(self, start_step: int, progress: ProgressDisplay) -> None:
-        """Train from `start_step` completed steps to the end. Collective."""
+    def run(
+        self, start_step: int, progress: ProgressDisplay, stops: Stops | None = None, pending: Sequence[str] = ()
+    ) -> None:
+        """Train from `start_step` completed steps to the end, unless `stops` ends it before. Collective.
+
+        The evaluations named in `pending` are still to be run after `start_step`.
+
+        Raises:
+            StoppedError: a signal asked for it, and the step that it stopped after is saved.
+        """
         clock = _Clock(self.config.global_batch)
         self._alarms.replay(self.run_directory.metrics() if self.config.alarm else ())
         ledger = Ledger(
@@ -192,6 +201,10 @@ class Trainer:
         )
         batches = self.source.batches(start_step, self.num_steps - start_step)
         self.engine.module.train()
+        if pending:
+            due = [evaluation for evaluation in self.evaluations if evaluation.name in pending]
+            if self._evaluate_all(start_step, due, progress, stops) and stops is not None:
+                raise stops.stopped(start_step)
         learner = Learner(self.engine, self.objective, self.ema, self.teacher)
         cuts = MicroBatches(self.config.global_batch, self.engine.world.size, self.config.micro_batch)
         for host_batch in clock.timed(batches):
@@ -211,7 +224,8 @@ class Trainer:
             else:
                 self._log_and_observe(step, lr, result, batch, ledger, clock, progress)
             with clock.paused():
-                self._evaluate_and_save(step, ledger, progress)
+                due = [evaluation for evaluation in self.evaluations if self._is_due(evaluation, step)]
+                self._finish(step, due, ledger, progress, stops)
 
     def _log_and_observe(
         self,
@@ -233,27 +247,61 @@ class Trainer:
         progress.say(f"step {step}  left out: its loss or gradient is no finite number ({FAILURES} names its samples)")
         self._record(step, {LEFT_OUT: self._guard.left_out.total})
 
-    def _evaluate_and_save(self, step: int, ledger: Ledger, progress: ProgressDisplay) -> None:
-        last = step == self.num_steps
-        for evaluation in self.evaluations:
-            if last or (evaluation.every_steps is not None and step % evaluation.every_steps == 0):
-                self.evaluate(evaluation, step, progress)
-        if last or step % self._checkpoint_every == 0:
-            ledger.flush(step)
-            self.save(step, ledger.counts())
+    def _is_due(self, evaluation: ScheduledEvaluation, step: int) -> bool:
+        every = evaluation.every_steps
+        return step == self.num_steps or (every is not None and step % every == 0)
 
-    def evaluate(self, evaluation: ScheduledEvaluation, step: int, progress: ProgressDisplay) -> dict[str, float]:
-        """Run one evaluation on the averaged weights where there are any, else on the weights. Collective."""
+    def _finish(
+        self,
+        step: int,
+        due: Sequence[ScheduledEvaluation],
+        ledger: Ledger,
+        progress: ProgressDisplay,
+        stops: Stops | None,
+    ) -> None:
+        """Run the evaluations that are due after a step, and save; a stop leaves them to the next life."""
+        stopping = stops is not None and stops.is_due(step, self.num_steps)
+        pending = due if stopping else self._evaluate_all(step, due, progress, stops)
+        stopping = stopping or bool(pending)
+        if stopping or step == self.num_steps or step % self._checkpoint_every == 0:
+            ledger.flush(step)
+            self.save(step, ledger.counts(), [evaluation.name for evaluation in pending])
+        if stopping and stops is not None:
+            raise stops.stopped(step)
+
+    def _evaluate_all(
+        self, step: int, due: Sequence[ScheduledEvaluation], progress: ProgressDisplay, stops: Stops | None
+    ) -> Sequence[ScheduledEvaluation]:
+        """Run evaluations in their order, until a stop; those that are left."""
+        for place, evaluation in enumerate(due):
+            try:
+                self.evaluate(evaluation, step, progress, None if stops is None else stops.check)
+            except EvaluationStoppedError:
+                return due[place:]
+        return ()
+
+    def evaluate(
+        self,
+        evaluation: ScheduledEvaluation,
+        step: int,
+        progress: ProgressDisplay,
+        pulse: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
+        """Run one evaluation on the averaged weights where there are any, else on the weights. Collective.
+
+        `pulse` is called between its forwards, and may end it.
+        """
+        world = self.engine.world if pulse is None else replace(self.engine.world, pulse=pulse)
         with self.engine.holding(self.ema.shards if self.ema else {}):
-            figures = evaluation.evaluator.run(self.engine.module, self.engine.world)
+            figures = evaluation.evaluator.run(self.engine.module, world)
         named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         progress.say(f"step {step}  {evaluation.name}: {shown}")
         self._write(step, named, progress)
         return figures
 
-    def save(self, step: int, counts: Mapping[str, int]) -> None:
-        """Write a checkpoint after `step` steps. Collective."""
+    def save(self, step: int, counts: Mapping[str, int], pending: Sequence[str] = ()) -> None:
+        """Write a checkpoint after `step` steps, whose evaluations named in `pending` are not done. Collective."""
         manifest = self.manifest.model_copy(
             update={
                 "step": step,
@@ -262,6 +310,7 @@ class Trainer:
                 "threads": torch.get_num_threads(),
                 "stream": self.source.state(step),
                 "counts": dict(counts),
+                "pending": tuple(pending),
                 "left_out": self._guard.left_out,
             }
         )

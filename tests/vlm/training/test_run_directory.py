@@ -34,7 +34,7 @@ def test_files_are_cut_back_to_a_step(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         run.log_metrics({"step": step, "loss": 1 / step})
         run.record_samples(step, batch((f"a{step}", "b")))
-        run.log_skips(step, [Skip("s", "x.tar", f"k{step}", "broken", "other")])
+        run.log_skips([(step, Skip("s", "x.tar", f"k{step}", "broken", "other"))])
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')  # torn by a crash
     assert run.cut_back(2) == [f"{run.path}/metrics.jsonl: the last line was torn, and is left out"]

@@ -1,0 +1,1 @@
+"""How a process of a run ends: in one line, told on every rank, whatever ends it."""

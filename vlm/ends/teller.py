@@ -1,0 +1,80 @@
+"""Tells how this process ends: once, on standard error and in the run's record."""
+
+import os
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from vlm.ends.end import End
+from vlm.training.failures import Failures
+
+SHOW_TRACEBACK = "VLM_TRACEBACK"
+
+
+class Teller:
+    """Says the first end that it hears of; any thread may bring one, and what follows from it is silence."""
+
+    def __init__(self) -> None:
+        self._rank: int | None = None
+        self.told: End | None = None
+        self._record: Failures | None = None
+        self._run: Path | None = None
+        self._lock = threading.RLock()  # a signal's handler may interrupt a telling
+
+    @property
+    def rank(self) -> int:
+        """Which rank this is: what a launcher said, until the ranks have met."""
+        return int(os.environ.get("RANK", "0")) if self._rank is None else self._rank
+
+    def know(self, rank: int) -> None:
+        """Take note that the ranks have met, and which of them this is."""
+        self._rank = rank
+
+    def record_in(self, run: Path) -> None:
+        """Write the end into this run's directory too."""
+        self._run = run
+        self._record = Failures(run, self.rank)
+
+    def tell(self, end: End, error: BaseException | None = None) -> bool:
+        """Tell an end, unless one was told; whether this was it. `error` is what nobody foresaw, kept in full."""
+        with self._lock:
+            if self.told is not None:
+                return False
+            self.told = end
+        kept = self._keep(error) if error is not None and end.kind == "failure" else ""
+        if self._is_told_here(end):
+            self.notice(f"{end.message}{kept}")
+            if self._record is not None:
+                self._record.add(end.kind, end.message, exit_code=end.code)
+        return True
+
+    def notice(self, line: str) -> None:
+        """Write a line on standard error, with who says it."""
+        who = "" if self.rank == 0 else f"rank {self.rank}: "
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stderr.write(f"vlm: {who}{line}\n")
+            sys.stderr.flush()
+
+    def _is_told_here(self, end: End) -> bool:
+        if self.rank == 0:
+            return True
+        if end.everywhere:
+            return False
+        # Before they met, all ranks of a node find the same mistakes.
+        return self._rank is not None or end.kind != "user" or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def _keep(self, error: BaseException) -> str:
+        """Keep the traceback where somebody who can read it finds it; words that say where."""
+        whole = "".join(traceback.format_exception(error))
+        if os.environ.get(SHOW_TRACEBACK):
+            with suppress(OSError, ValueError):
+                sys.stderr.write(whole)
+            return ""
+        if self._run is not None:
+            path = self._run / f"traceback-rank-{self.rank}.txt"
+            with suppress(OSError):
+                path.write_text(whole, encoding="utf-8", errors="replace")
+                return f"; the traceback is in {path}"
+        return f"; {SHOW_TRACEBACK}=1 shows the traceback"

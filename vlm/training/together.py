@@ -1,0 +1,68 @@
+"""The ranks of a launch, joined for a while: whatever ends one is told by all, before the process group goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from vlm.ends.watch import Watch, watching
+from vlm.training.build_engine import start_accelerator
+from vlm.training.engine import EngineName, Precision
+from vlm.world import World
+
+# A healthy rank may keep the others waiting in a collective, while it writes a report or reads its data: that one is
+# lost is seen by its heartbeat. The group's own limit is for what no heartbeat shows.
+_COLLECTIVE = timedelta(minutes=30)
+
+
+@contextmanager
+def ranks_together(
+    engine: EngineName,
+    *,
+    rows_per_rank: int,
+    precision: Precision,
+    max_grad_norm: float | None,
+    patience: float = 1800.0,
+    trackers: tuple[str, ...] = (),
+    run: Path | None = None,
+) -> Iterator[tuple[Accelerator, Watch]]:
+    """The accelerator of the launched ranks, and the watch over them and this process.
+
+    A rank that is silent for `patience` seconds is given up. An exception that leaves the block is told on this rank
+    and on the others before it goes on its way.
+    """
+    with watching() as watch:
+        accelerator = None
+        try:
+            accelerator = start_accelerator(
+                engine,
+                rows_per_rank=rows_per_rank,
+                precision=precision,
+                max_grad_norm=max_grad_norm,
+                trackers=trackers,
+                run=run,
+                patience=patience,
+            )
+            _watch_each_other(watch, World.current(accelerator.device), patience)
+            yield accelerator, watch
+            watch.leave()
+        except BaseException as error:
+            watch.tell(error)
+            raise
+        finally:
+            if accelerator is not None:
+                accelerator.end_training()
+
+
+def _watch_each_other(watch: Watch, world: World, patience: float) -> None:
+    if world.size > 1:
+        dist.set_timeout(max(_COLLECTIVE, 2 * timedelta(seconds=patience)))
+    lost = watch.join(world, patience)
+    if lost and world.is_main:
+        watch.teller.notice(
+            f"{lost} of {world.size} ranks cannot reach rank 0 by TCP: a lost rank is noticed late, and a signal ends "
+            "the run at once"
+        )
