@@ -1,12 +1,12 @@
 """Streaming shards from first byte to last, without an index and without any local copy."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.bad_sample import BadSampleError
 from data.config import DataConfig
@@ -20,7 +20,8 @@ from data.shards.retry import RetryConfig
 from data.shards.sidecar import key_id
 from data.shards.source import Sample, sample_id, stable_names
 from data.shards.store import open_stream
-from data.shards.tar import IMAGE_SUFFIXES
+from data.shards.streaming import Streamed, stream_samples
+from data.shards.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES, Problem, shown_name
 from data.summary import SourceSummary, batch_notices
 from data.workers import Stage, load_ahead
 from vlm.batch import Batch, Skip
@@ -33,11 +34,13 @@ NOTICE = (
     "same batches at another number of ranks or workers, and exact resume (a resumed run draws new shards)"
 )
 _SHUFFLED = 2_000  # samples that a worker holds, undecoded, per source
-_MOST_FAILURES = 100  # in a row
+_LEAST_FAILURES, _MOST_FAILURES = 3, 100  # shards in a row
+_LEAST_JUDGED, _MOST_USELESS = 500, 10_000  # samples in a row
+_ENOUGH_SHARDS = 8
 
 
 class SequentialStream:
-    """Batches for shards that are neither indexed nor copied: streamed by webdataset, shards drawn with replacement.
+    """Batches for shards that are neither indexed nor copied: streamed, shards drawn with replacement.
 
     Says in `notices` which promises of `TrainStream` it does not keep. Bad samples and shards are skipped and told.
 
@@ -52,6 +55,8 @@ class SequentialStream:
     ) -> None:
         self._config = config
         self._world = world
+        if global_batch < world.size:
+            raise UserError(f"a global batch of {global_batch} leaves some of {world.size} ranks without a sample")
         self._rows = (world.rank + 1) * global_batch // world.size - world.rank * global_batch // world.size
         self._tokenizer = tokenizer
         self._reader = SampleReader(config, image, seed, ShardReader(ShardCache(config.cache, config.retry)))
@@ -70,7 +75,10 @@ class SequentialStream:
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
-        pieces = {name: _Pieces(name, shards, self._config.retry) for name, shards in self._shards.items()}
+        pieces = {
+            source.name: _Pieces(source.name, source.shards, source.num_samples, self._config.retry)
+            for source in self.sources
+        }
         key = (self._reader.seed, start_step, self._world.rank)
         workers, prefetch = self._config.workers, self._config.prefetch
         ring = PixelRing.ahead(workers, prefetch, self._rows, self._reader.image.size)
@@ -130,21 +138,28 @@ class SequentialLoader:
         skipped: list[Skip] = []
         for row in range(len(buffer)):
             name = draws.weighted(self._shares)
-            example, skips = self._next(self._streams[name], step, buffer[row])
+            example, skips = self._next(name, step, buffer[row])
             examples.append(example)
             skipped.extend(skips)
         return collate(step, images, examples, tuple(skipped), self._tokenizer)
 
-    def _next(self, stream: Iterator[Sample | Skip], step: int, pixels: Any) -> tuple[Example, list[Skip]]:
+    def _next(self, name: str, step: int, pixels: Any) -> tuple[Example, list[Skip]]:
+        """The next sample that can be used, and all that could not.
+
+        Raises:
+            UserError: there is none in so many samples that there may be none at all.
+        """
         skips: list[Skip] = []
-        for found in stream:
-            if isinstance(found, Skip):
-                skips.append(found)
-                continue
-            try:
-                return self._reader.view(found, step, pixels), skips
-            except BadSampleError as error:
-                skips.append(Skip(found.source, found.shard, found.key, str(error), "the next one"))
+        assert self._streams is not None
+        for found in self._streams[name]:
+            if isinstance(found, Sample):
+                try:
+                    return self._reader.view(found, step, pixels), skips
+                except BadSampleError as error:
+                    found = Skip(found.source, found.shard, found.key, str(error), "the next one")
+            skips.append(found)
+            if len(skips) % _LEAST_JUDGED == 0:
+                self._sources[name].require_hope(skips)
         raise AssertionError("an endless stream ended")
 
 
@@ -154,13 +169,23 @@ class _Pieces:
 
     name: str
     shards: tuple[str, ...]
+    num_samples: int
     retry: RetryConfig
+
+    def require_hope(self, skips: Sequence[Skip]) -> None:
+        """Raise UserError where as many samples in a row are useless as the source has, and from all over it."""
+        shards = {skip.shard for skip in skips}
+        if len(skips) < min(self.num_samples, _MOST_USELESS) or len(shards) < min(len(self.shards), _ENOUGH_SHARDS):
+            return
+        told = "; ".join(f"{count:,} x {reason}" for reason, count in Counter(s.reason for s in skips).most_common(2))
+        last = f"the last is {shown_name(skips[-1].key)} of {skips[-1].shard}"
+        raise UserError(f"data.sources.{self.name}: {len(skips):,} samples in a row cannot be used ({told}); {last}")
 
     def stream(self, key: tuple[int, ...], stage: Stage) -> Iterator[Sample | Skip]:
         """Samples of shards drawn by `key`, shuffled within a buffer; broken shards as skips.
 
         Raises:
-            UserError: many shards in a row cannot be read at all.
+            UserError: many shards in a row, or all of few, hold nothing to use.
         """
         # webdataset's own buffer wants a generator of the standard library
         rng = random.Random(hash_key("sequential-buffer", self.name, *key))
@@ -168,43 +193,40 @@ class _Pieces:
         yield from shuffle(self._samples(Draws("sequential-shards", self.name, *key), stage))
 
     def _samples(self, draws: Draws, stage: Stage) -> Iterator[Sample | Skip]:
-        failures = 0
+        useless: list[str] = []
         names = dict(zip(self.shards, stable_names(self.shards), strict=True))
         while True:
             shard = self.shards[draws.integer(len(self.shards))]
             stage.tell(shard)
-            broken: list[Exception] = []
-            for number, stored in enumerate(self._stored(shard, broken)):
-                failures = 0 if number == 0 else failures
-                yield self._sample(shard, names[shard], stored)
-            for error in broken:
-                failures += 1
-                yield Skip(self.name, shard, "", f"the shard cannot be read on ({error.args[0]!s:.200})", "")
-            if failures > _MOST_FAILURES:
-                told = f"{failures} shards in a row cannot be read; the last is {shard}"
+            usable, reason = False, ""
+            for stored in self._stored(shard):
+                found = self._sample(shard, names[shard], stored)
+                usable |= isinstance(found, Sample)
+                reason = found.reason if isinstance(found, Skip) else reason
+                yield found
+            useless = [] if usable else [*useless, shard]
+            all_of_them = len(useless) >= _LEAST_FAILURES and set(useless) == set(self.shards)
+            if all_of_them or len(useless) > _MOST_FAILURES:
+                told = f"{len(useless)} shards in a row hold nothing to use; the last is {shard}: {reason}"
                 raise UserError(f"data.sources.{self.name}: {told}")
 
-    def _stored(self, shard: str, broken: list[Exception]) -> Iterator[dict[str, Any]]:
-        def note(error: Exception) -> bool:
-            broken.append(error)
-            return True
-
+    def _stored(self, shard: str) -> Iterator[Streamed | Problem]:
         try:
             stream = open_stream(shard, self.retry)
         except OSError as error:
-            broken.append(error)
+            yield Problem("", f"the shard cannot be read ({error!s:.200})")
             return
         with stream:
-            yield from group_by_keys(tar_file_expander([{"url": shard, "stream": stream}], handler=note), handler=note)
+            yield from stream_samples(stream, shard)
 
-    def _sample(self, shard: str, stable_name: str, stored: Mapping[str, Any]) -> Sample | Skip:
-        key = str(stored["__key__"])
-        image = next((stored[suffix] for suffix in IMAGE_SUFFIXES if suffix in stored), None)
-        if key.startswith("/") or ".." in key.split("/"):
-            return Skip(self.name, shard, key, "its members point outside the shard", "the next one")
+    def _sample(self, shard: str, stable_name: str, stored: Streamed | Problem) -> Sample | Skip:
+        if isinstance(stored, Problem):
+            return Skip(self.name, shard, stored.key, stored.reason, "the next one" if stored.key else "")
+        key, members = stored
+        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
         if image is None:
             return Skip(self.name, shard, key, "it has no image", "the next one")
-        parts = {part: stored[part] for part in ("txt", "json", "cls") if part in stored}
+        parts = {part: members[part] for part in TEXT_SUFFIXES if part in members}
         number = sample_id(self.name, stable_name, key_id(key.encode("utf-8", "surrogatepass")))
         return Sample(self.name, shard, key, number, {"image": image, **parts})
 

@@ -236,7 +236,7 @@ class ShardCache:
         plain.unlink(missing_ok=True)
         self._copies.make_room(packed.stat().st_size, packed)
         with packed.open("rb") as file, self._copies.appending(plain) as write:
-            for data in unzipped(file):
+            for data in unzipped(file, str(packed)):
                 write(data)
                 _go_on(stop)
         return plain

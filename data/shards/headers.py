@@ -147,7 +147,7 @@ class TarReader:
         """What is wrong with all that follows the last member; None where it is the end of a tar, padded as usual."""
         at = self.end
         self._go_to(at)
-        zeros = 0
+        zeros = self._position - at  # of a stream, the first are read already
         while zeros < _MOST_TAIL and (piece := self._take(_PIECE)):
             if piece.count(0) < len(piece):
                 first = at + zeros + len(piece) - len(piece.lstrip(b"\0"))

@@ -106,10 +106,10 @@ def _list(file: BinaryIO, size: int) -> Listing:
 
 def add_member(member: Member, samples: dict[str, dict[str, Extent]]) -> Problem | None:
     """Add a member to the samples by key and suffix, as webdataset does; what is wrong with it if it cannot be used."""
-    match = _MEMBER.match(member.name)
-    if match is None or member.kind == "folder":
+    named = key_and_suffix(member.name)
+    if named is None or member.kind == "folder":
         return None
-    key, suffix, name = match[1], match[2].lower(), shown_name(member.name)
+    (key, suffix), name = named, shown_name(member.name)
     if len(member.name) > _LONGEST_NAME:
         return Problem(key[:_LONGEST_SHOWN], f"member {name} has a name of {len(member.name):,} characters")
     if key.startswith("/") or ".." in key.split("/"):
@@ -125,6 +125,12 @@ def add_member(member: Member, samples: dict[str, dict[str, Extent]]) -> Problem
     return None
 
 
+def key_and_suffix(name: str) -> tuple[str, str] | None:
+    """The sample's key and the member's suffix in a member's name; None where it has none."""
+    match = _MEMBER.match(name)
+    return None if match is None else (match[1], match[2].lower())
+
+
 def shown_name(name: str) -> str:
     """A member's name for messages: no control characters, and not endless."""
     plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name[:_LONGEST_SHOWN])
@@ -132,8 +138,8 @@ def shown_name(name: str) -> str:
 
 
 def _key_of(name: str) -> str:
-    match = _MEMBER.match(name)
-    return match[1] if match else ""
+    named = key_and_suffix(name)
+    return named[0] if named else ""
 
 
 def _what_else(start: bytes, what: str) -> str:

@@ -1,13 +1,23 @@
 """Streaming without an index: it feeds a run, mixes as told, survives bad data, and says what it does not promise."""
 
+import bz2
+import gzip
+import io
 import itertools
+import lzma
+import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data.config import DataConfig
 from data.sequential import SequentialStream
+from data.shards import unpack
+from data.shards.cache import CacheConfig, ShardCache
+from data.shards.folder_index import FolderIndex
+from tests.data.shards.test_tar import tar_with
 from tests.data.small_shards import WordTokenizer, picture, sample, texts, write_shard, write_source
 from vlm.batch import Batch
 from vlm.errors import UserError
@@ -18,6 +28,22 @@ from vlm.world import World
 def stream(sources: dict[str, dict[str, object]], world: World | None = None, **fields: object) -> SequentialStream:
     config = DataConfig.model_validate({"sources": sources, "workers": 0, "mode": "sequential", **fields})
     return SequentialStream(config, ImageSpec(size=16), WordTokenizer(), global_batch=8, seed=0, world=world or World())
+
+
+def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
+    stored = io.BytesIO()
+    with tarfile.open(fileobj=stored, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stored.getvalue()
+
+
+def member_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf()
 
 
 def keys(batches: list[Batch]) -> list[str]:
@@ -77,11 +103,85 @@ def test_bad_samples_and_cut_shards_are_skipped_and_told(tmp_path: Path) -> None
     assert {"000103", "000000", "000200"} <= set(keys(batches))
 
 
-def test_a_source_of_unreadable_shards_ends_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"no tar at all")
-    data = stream({"a": {"shards": str(tmp_path / "a.tar"), "num_samples": 5}})
-    with pytest.raises(UserError, match=r"^data\.sources\.a: 101 shards in a row cannot be read; .*a\.tar$"):
+def mute(path: Path) -> None:
+    write_shard(path, [sample(n, jpg=picture(n)) for n in range(20)])
+
+
+def out_of_order(path: Path) -> None:
+    """All pictures first, then all texts."""
+    tar_with(path, [*((f"{n}.jpg", picture(n)) for n in range(20)), *((f"{n}.txt", b"x") for n in range(20))])
+
+
+USELESS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no tar": (lambda path: path.write_bytes(b"no tar at all"), "the shard cannot be read on at byte 0"),
+    "nothing": (lambda path: path.write_bytes(b""), "at byte 0 (nothing follows)"),
+    "zeros": (lambda path: path.write_bytes(bytes(1 << 20)), "1,048,576 zeros follow byte 0"),
+    "an empty tar": (lambda path: tar_with(path, []), "the shard holds no samples"),
+    "no samples": (lambda path: tar_with(path, [("README", b"x"), ("a/b", b"y")]), "the shard holds no samples"),
+    "no images": (lambda path: write_shard(path, [sample(n, txt="x") for n in range(20)]), "it has no image"),
+    "no plain files": (lambda path: tar_with(path, [("a.npy", b"x")]), "it has no image"),
+    "no captions": (mute, "500 samples in a row cannot be used (500 x it has no caption"),
+    "members apart": (out_of_order, "its members lie apart, and `mode: sequential` reads only members that lie side"),
+    "broken images": (
+        lambda path: write_shard(path, [sample(n, jpg=b"x", txt="x") for n in range(20)]),
+        "500 samples in a row cannot be used",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_yields_nothing_for_ever_ends_in_one_line(tmp_path: Path, name: str, shards: int) -> None:
+    write, said = USELESS[name]
+    for number in range(shards):
+        write(tmp_path / f"{number}.tar")
+    data = stream({"a": {"shards": str(tmp_path / "*.tar"), "num_samples": 5}})
+    with pytest.raises(UserError, match=r"^data\.sources\.a: [^\n]* in a row [^\n]*\.tar") as error:
         next(data.batches(0, 1))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_one_useless_shard_among_good_ones_ends_nothing_and_is_told(tmp_path: Path, name: str) -> None:
+    USELESS[name][0](tmp_path / "bad.tar")
+    write_shard(tmp_path / "good.tar", [sample(n) for n in range(100, 130)])
+    data = stream({"a": {"shards": str(tmp_path / "*.tar"), "num_samples": 5}})
+    batches = list(data.batches(0, 30))
+    assert set(map(int, keys(batches))) <= set(range(100, 130))
+    assert {Path(skip.shard).name for batch in batches for skip in batch.skipped} == {"bad.tar"}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_shards_are_streamed_and_a_cut_one_as_far_as_it_goes(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    plain = write_shard(tmp_path / "plain", [sample(n, jpg=picture(n, (99, 99)), txt="x") for n in range(40)])
+    packed = pack(plain.read_bytes())
+    for stored in (packed, packed[: len(packed) // 2]) if pack is gzip.compress else (packed,):
+        (tmp_path / "a.tar").write_bytes(stored)
+        batches = list(stream({"a": {"shards": str(tmp_path / "a.tar"), "num_samples": 40}}).batches(0, 20))
+        found, told = set(keys(batches)), {skip.reason for batch in batches for skip in batch.skipped}
+        if stored is packed:
+            assert (len(found), told) == (40, set())
+        else:
+            assert 5 < len(found) < 40
+            assert all("cannot be read on" in reason for reason in told)
+
+
+def test_what_unpacks_without_end_takes_no_memory_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "_MOST_BYTES", 8 << 20)
+    bomb = member_header("b.jpg", 64 << 20) + bytes(64 << 20)
+    (tmp_path / "a.tar").write_bytes(gzip.compress(tar_bytes([("a.txt", b"x")])[:1024] + bomb))
+    assert (tmp_path / "a.tar").stat().st_size < 100_000
+    pieces = list(unpack.unzipped(io.BytesIO((tmp_path / "a.tar").read_bytes()), "a.tar"))
+    assert max(map(len, pieces)) <= 1 << 20
+    assert sum(map(len, pieces)) <= 200 * (tmp_path / "a.tar").stat().st_size
+    data = stream({"a": {"shards": str(tmp_path / "a.tar"), "num_samples": 5}})
+    with pytest.raises(UserError, match="in a row hold nothing to use"):
+        next(data.batches(0, 1))
+    cache = ShardCache(CacheConfig(folder=str(tmp_path / "cache")))
+    (entry,) = FolderIndex(cache, "shards").know([str(tmp_path / "a.tar")]).values()
+    assert (entry.samples, entry.problems) == (0, 2)  # a text without an image, and the cut
 
 
 def test_the_number_of_samples_must_be_told(tmp_path: Path) -> None:
