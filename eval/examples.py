@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from data.images.jpeg import reduction_to
 from data.images.picture import Picture
 from data.images.pillow import turned_upright
 from vlm.atomic import write_bytes, write_text
+from vlm.sealed import sealed_json
 
 EXAMPLES_FILE = "examples.json"
 _PICTURE = re.compile(r"(\d{3}|[0-9a-f]{16})\.jpg")
@@ -54,7 +54,7 @@ class Examples(NamedTuple):
                 write_bytes(folder / name, example.image)
                 retrieved = [found._asdict() for found in example.retrieved]
                 listing[kind].append({**example._asdict(), "image": name, "retrieved": retrieved})
-        write_text(folder / EXAMPLES_FILE, json.dumps(listing, indent=1) + "\n")
+        write_text(folder / EXAMPLES_FILE, sealed_json(listing))
         named = {example["image"] for examples in listing.values() for example in examples}
         for file in folder.iterdir():
             if _PICTURE.fullmatch(file.name) and file.name not in named:

@@ -1,17 +1,16 @@
 """What a run directory tells: recipe, facts, metrics, evaluations, skipped samples, examples."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.examples import EXAMPLES_FILE
+from eval.run_parts import read_examples, read_facts, read_figures, read_recipe, read_skips
 from vlm.errors import UserError
 from vlm.paths import below
+from vlm.training.run_files import LEDGER, METRICS, RECIPE, RUN
 
 Point = tuple[int, float]
 
@@ -52,7 +51,7 @@ class RunRecord:
     @property
     def data_shares(self) -> list[str]:
         """The logged shares of data: "data/source/<name>" of the samples, "data/<field>/<name>" of what was read."""
-        return [name for name in self._logged() if name.startswith(_DATA)]
+        return [name for name in self._logged() if name.startswith(_DATA) and name.count("/") > 1]
 
     def _logged(self) -> list[str]:
         return list(dict.fromkeys(key for line in self.training for key in line))
@@ -75,15 +74,15 @@ def read_run(path: Path) -> RunRecord:
     """
     if not path.is_dir():
         raise UserError(f"{path}: there is no such run directory")
-    if not any((path / name).is_file() for name in ("recipe.yaml", "metrics.jsonl")):
+    if not any((path / name).is_file() for name in (RECIPE, METRICS)):
         raise UserError(f"{path}: not a run directory: it holds neither recipe.yaml nor metrics.jsonl")
     # A run from elsewhere may hold links to files that are not its own.
-    lines = _read_lines(below(path, "metrics.jsonl", "report"))
-    skips = _read_lines(below(path, "ledger.jsonl", "report"))
+    lines = read_figures(below(path, METRICS, "report"))
+    skips = read_skips(below(path, LEDGER, "report"))
     return RunRecord(
         path=path,
-        recipe=_read_recipe(below(path, "recipe.yaml", "report")),
-        facts=_read_object(below(path, "run.json", "report")),
+        recipe=read_recipe(below(path, RECIPE, "report")),
+        facts=read_facts(below(path, RUN, "report")),
         training=[line for line in lines if "loss" in line],
         evaluations=_numbers(lines, _EVALUATION),
         geometry=_numbers(lines, _GEOMETRY),
@@ -91,14 +90,14 @@ def read_run(path: Path) -> RunRecord:
         alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
-        left_out=max((int(line.get("steps_left_out", 0)) for line in lines), default=0),
+        left_out=max((line.get("steps_left_out", 0) for line in lines), default=0),
     )
 
 
 def _examples(path: Path) -> dict[str, dict[str, Any]]:
     """The listed retrievals of each evaluation; what else lies in the folder is left alone."""
     names = sorted(file.parent.name for file in path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
-    return {name: _read_object(below(path, f"examples/{name}/{EXAMPLES_FILE}", "report")) for name in names}
+    return {name: read_examples(below(path, f"examples/{name}/{EXAMPLES_FILE}", "report")) for name in names}
 
 
 def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[Point]]:
@@ -123,39 +122,3 @@ def _histograms(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Seque
 def _kind(reason: str) -> str:
     """The reason without what is particular to one sample."""
     return reason.split(" (")[0].split(": ")[0].strip()
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that a run appends to; what is being written at the end is left out."""
-    if not path.is_file():
-        return []
-    *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{path}: line {number} is no JSON object") from None
-    return lines
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    return found if isinstance(found, dict) else {}

@@ -14,9 +14,12 @@ from typing import Any
 import yaml
 
 from vlm.errors import UserError, reason
+from vlm.yaml_text import parse_yaml
 
 CHECKSUM = "checksum"
 _BLANK = "0" * 64
+# What is left of a last line that had a checksum: most of the digits.
+_TRACE = re.compile(rb"(?:\A|\n)[^\n]*[0-9a-f]{32}[^\n]*\n?(?:\}\n?)?\Z")
 _SEAL = re.compile(rb'checksum"?: "?([0-9a-f]{64})"?\s*}?\s*\Z')
 
 
@@ -45,6 +48,13 @@ def _seal(content: bytes) -> re.Match[bytes] | None:
     return _SEAL.search(content, max(0, len(content) - 2 * len(_BLANK)))
 
 
+def _fits(content: bytes, seal: re.Match[bytes] | None) -> bool:
+    if seal is None:
+        return _TRACE.search(content, max(0, len(content) - 4 * len(_BLANK))) is None
+    blank = content[: seal.start(1)] + _BLANK.encode() + content[seal.end(1) :]
+    return sha256(blank).hexdigest().encode() == seal[1]
+
+
 def read_sealed(path: Path) -> str:
     """The text of a file. Raises UserError when it cannot be read, or no longer fits the checksum that it carries."""
     try:
@@ -52,13 +62,11 @@ def read_sealed(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     seal = _seal(content)
-    if seal is not None:
-        blank = content[: seal.start(1)] + _BLANK.encode() + content[seal.end(1) :]
-        if sha256(blank).hexdigest().encode() != seal[1]:
-            raise UserError(
-                f"{path} is damaged, or was edited: it does not fit the checksum in its last line"
-                " (put a copy back; after an edit of your own, take that line out)"
-            )
+    if not _fits(content, seal):
+        edited = "; after an edit of your own, take that line out" if path.suffix == ".yaml" else ""
+        raise UserError(
+            f"{path} is damaged, or was edited: it does not fit the checksum in its last line (put a copy back{edited})"
+        )
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -80,11 +88,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its checksum tested. Raises UserError for anything else."""
+    text = read_sealed(path)
     try:
-        found = yaml.safe_load(read_sealed(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+        found = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {type(found).__name__}")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.recipe_file import RECIPES, parse_yaml, read_recipe, shipped_recipes
+from launch.recipe_file import RECIPES, read_recipe, shipped_recipes
 from vlm.errors import UserError
+from vlm.yaml_text import parse_yaml
 
 
 def refused(path: Path, *overrides: str) -> str:

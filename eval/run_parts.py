@@ -1,0 +1,145 @@
+"""The files of a run as a report reads them: what is in them has the form that the run gave it, or one line says so."""
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from vlm.config import first_problem
+from vlm.errors import UserError
+from vlm.json_lines import read_lines
+from vlm.sealed import read_json_object, read_yaml_mapping
+
+_LARGEST = 1e300
+_GEOMETRY = "geometry/"
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Source(_Part):
+    name: str
+    shards: Count
+    samples: Count
+
+
+class _Machine(_Part):
+    gpu: str | None = None
+    processor: str | None = None
+    cores: Count | None = None
+    memory_gib: FiniteFloat | None = None
+    system: str | None = None
+
+
+class _Facts(_Part):
+    started: str = ""
+    machine: _Machine = _Machine()
+    versions: dict[str, str | None] = {}
+    world_size: Count | None = None
+    engine: str | None = None
+    precision: str | None = None
+    threads: Count | None = None
+    num_parameters: Count | None = None
+    data: list[_Source] = []
+
+
+class _Retrieved(_Part):
+    text: str
+    correct: bool
+    score: float
+
+
+class _Example(_Part):
+    image: str
+    captions: list[str]
+    rank: Count
+    retrieved: list[_Retrieved]
+
+
+class _Examples(_Part):
+    best: list[_Example] = []
+    worst: list[_Example] = []
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Skip(_Part):
+    source: str
+    reason: str
+
+
+class _Recipe(_Part):
+    model: dict[str, Any] | None = None
+    objective: dict[str, Any] | None = None
+
+
+def read_figures(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics; what is being written at the end is left out.
+
+    Raises:
+        UserError: a line is not as a run writes it.
+    """
+    lines, num_bins = read_lines(path).records, 0
+    for number, line in enumerate(lines, start=1):
+        for key, value in line.items():
+            if isinstance(value, int | float):
+                if isinstance(value, int) and abs(value) > _LARGEST:
+                    _refuse(path, number, f"{key} is out of all bounds")
+            elif isinstance(value, list) and key.startswith(_GEOMETRY):
+                num_bins = num_bins or len(value)
+                if not _is_histogram(value, num_bins):
+                    _refuse(path, number, f"{key} is no histogram in {num_bins} bins")
+        if "loss" in line and not (_is_count(line.get("samples"), 1) and _is_count(line["step"], 1)):
+            _refuse(path, number, "it does not say after how many steps and samples")
+        if not _is_count(line.get("steps_left_out", 0), 0):
+            _refuse(path, number, "steps_left_out is no number of steps")
+    return lines
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= 2**62
+
+
+def _is_histogram(values: list[Any], num_bins: int) -> bool:
+    numbers = all(isinstance(value, int | float) and 0 <= value <= _LARGEST for value in values)
+    return bool(values) and len(values) == num_bins and numbers
+
+
+def _refuse(path: Path, number: int, why: str) -> NoReturn:
+    raise UserError(f"{path}: line {number} is damaged: {why} (take the line out, or put a copy back)")
+
+
+def read_skips(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger, each with a source and a reason. Raises UserError for any other line."""
+    lines = read_lines(path).records
+    for number, line in enumerate(lines, start=1):
+        try:
+            _Skip.model_validate(line)
+        except ValidationError as error:
+            _refuse(path, number, first_problem(error, _Skip))
+    return lines
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a run says of where and with what it ran; empty when it has not said it. Raises UserError for damage."""
+    return _checked(path, read_json_object(path), _Facts) if path.is_file() else {}
+
+
+def read_examples(path: Path) -> dict[str, Any]:
+    """The listed retrievals by kind. Raises UserError for damage."""
+    return _checked(path, read_json_object(path), _Examples)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The resolved recipe; empty when there is none. Raises UserError for damage."""
+    return _checked(path, read_yaml_mapping(path), _Recipe) if path.is_file() else {}
+
+
+def _checked(path: Path, values: dict[str, Any], form: type[BaseModel]) -> dict[str, Any]:
+    try:
+        TypeAdapter(form).validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {first_problem(error, form)} (put a copy back)") from None
+    return values
