@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from data.sequential import SequentialStream
 from data.shards.cache import ShardCache
@@ -22,10 +21,11 @@ from launch.facts import package_versions, run_facts
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
+from launch.trackers import require_trackers, start_trackers
 from vlm.batch import Skip
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
-from vlm.errors import UserError, nearest
+from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -66,7 +66,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     checkpoint's folder. Raises UserError for what the user can mend; nothing is written before everything was checked.
     """
     output_folder(recipe.run, "run")
-    _require_trackers(recipe.trackers)
+    require_trackers(recipe.trackers)
     recipe = resolve_order(recipe)
     overruled = overrule_launcher(recipe.engine, recipe.precision)
     together = ranks_together(
@@ -204,7 +204,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
     run.forget_evaluations(start.step, pending)
     watch.teller.record_in(run.path)
     watch.lost_now = lambda: lost_words(run.checkpoint_steps())
-    _start_trackers(accelerator, recipe.trackers, start.step)
+    start_trackers(accelerator, recipe.trackers, run.path, recipe.model_dump(mode="json"), start.step)
     steps_per_epoch = parts.source.num_samples / recipe.global_batch
     place = data_line(parts.source, recipe.global_batch, trainer.num_steps, start.step)
     show_lines(engine.world.is_main, [place])
@@ -246,24 +246,10 @@ def rows_per_rank(global_batch: int) -> int:
     return math.ceil(global_batch / ranks)
 
 
-def _require_trackers(names: tuple[str, ...]) -> None:
-    installed = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"trackers: {name} is unknown; {nearest(name, map(str, LOGGER_TYPE_TO_CLASS))}")
-        if name not in installed:
-            raise UserError(f"trackers: {name} is not installed here")
-
-
 def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:
     """The order of sums on a CPU depends on the number of threads: a resumed run takes that of its checkpoint."""
     if (manifest.engine, manifest.world_size) == (recipe.engine, world.size):
         torch.set_num_threads(manifest.threads)
-
-
-def _start_trackers(accelerator: Accelerator, names: tuple[str, ...], start_step: int) -> None:
-    options = {"tensorboard": {"purge_step": start_step + 1}} if "tensorboard" in names else {}
-    accelerator.init_trackers("vlm", init_kwargs=options)
 
 
 def _write_examples(parts: _Parts, trainer: Trainer) -> None:
