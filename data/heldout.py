@@ -155,8 +155,12 @@ class HeldOutSet:
             self._skip(number, str(error))
             return otherwise
 
+    def skip(self, number: int, reason: str) -> Skip:
+        """The record of a sample being left out."""
+        return self._source.skip(self._source.place(number)[0], self._key(number), reason)
+
     def _skip(self, number: int, reason: str) -> None:
-        skip = self._source.skip(self._source.place(number)[0], self._key(number), reason)
+        skip = self.skip(number, reason)
         self._skipped.setdefault((skip.shard, skip.key), skip)
 
     def _key(self, number: int) -> str:

@@ -14,6 +14,7 @@ from eval.encoder import Encoder, embed_images, embed_texts
 from eval.equal_texts import equal_tokens
 from eval.ranks import NO_GROUP
 from eval.shards import ShardEvaluation
+from vlm.batch import Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -74,6 +75,14 @@ class CaptionedImages:
         image_groups = self._groups_of_samples.to(world.device)[owners]
         text_groups = self._groups.to(world.device)[usable, None]
         return Embedded(images, owners, image_groups, texts[usable], text_owners[usable], text_groups, captions)
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples without a usable image or caption, as far as this rank knows."""
+        known = {(skip.shard, skip.key) for skip in self.held_out.skipped}
+        mute = (number for number, captions in enumerate(self.held_out.captions) if not captions)
+        skips = (self.held_out.skip(number, "it has no caption") for number in mute)
+        return (*self.held_out.skipped, *(skip for skip in skips if (skip.shard, skip.key) not in known))
 
     @cached_property
     def notices(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from eval.encoder import Encoder
 from eval.geometry import Geometry, GeometryEvaluationConfig
 from eval.retrieval import Retrieval, RetrievalConfig
 from eval.zeroshot import ZeroShot, ZeroShotConfig
+from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
@@ -24,6 +25,10 @@ class Evaluator(Protocol):
     @property
     def notices(self) -> tuple[str, ...]:
         """Lines on the set that a reader of the figures should know."""
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
 
     @property
     def figures(self) -> Collection[str]:

@@ -18,6 +18,7 @@ from eval.encoder import Encoder, evaluation_mode
 from eval.gap import Shift, moved_together
 from eval.ranks import find_matches_shared, score
 from eval.shards import ShardEvaluation
+from vlm.batch import Skip
 from vlm.errors import EveryRankError
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
@@ -98,6 +99,11 @@ class Geometry:
     def notices(self) -> tuple[str, ...]:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
+        return self._captioned.skipped
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from eval.encoder import Encoder, evaluation_mode
 from eval.examples import Example, Examples, Retrieved, picture
 from eval.ranks import TILE, Matches, find_matches_shared, score, share_group
 from eval.shards import ShardEvaluation
+from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
@@ -54,6 +55,11 @@ class Retrieval:
     def notices(self) -> tuple[str, ...]:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
+        return self._captioned.skipped
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from eval.equal_texts import equal_rows, equal_tokens, token_rows
 from eval.gap import Shift, moved_together
 from eval.ranks import find_matches, find_matches_shared
 from eval.shards import ShardEvaluation
+from vlm.batch import Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -94,6 +95,11 @@ class ZeroShot:
             f"{self._where}: classes {first} and {later[0]} ({name!r}) have equal prompts: "
             f"the first is the answer to both{more}",
         )
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
+        return self._held_out.skipped
 
     @property
     def figures(self) -> tuple[str, ...]:

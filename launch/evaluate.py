@@ -22,10 +22,12 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, write_output
 from vlm.terminal import Terminal, one_line
+from vlm.training.ledger import skips_of_all_ranks
 from vlm.training.together import ranks_together
 from vlm.world import World
 
 _SECONDS_BETWEEN = 10.0
+_SHOWN = 10
 
 Checked = TypeVar("Checked", bound=Config)
 
@@ -60,6 +62,7 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
         _tell(evaluator, world)
         with _shown_progress(world):
             figures = evaluator.run(model, world)
+        _tell_skipped(evaluator, world)
         if world.is_main:
             _show(name, config.kind, figures)
             _write_json(json_file, name, config, figures)
@@ -78,6 +81,7 @@ def evaluate_geometry(
         _tell(geometry, world)
         with _shown_progress(world):
             measured = geometry.measure(model, world)
+        _tell_skipped(geometry, world)
         if world.is_main:
             _show(name, config.kind, measured.figures)
             drawn = {"spectra": measured.spectra, "scores": measured.scores}
@@ -93,6 +97,16 @@ def _tell(evaluator: Evaluator, world: World) -> None:
     if world.is_main:
         for line in evaluator.notices:
             print(one_line(line), file=sys.stderr)
+
+
+def _tell_skipped(evaluator: Evaluator, world: World) -> None:
+    """Name on standard error what could not be used. Collective."""
+    skips = skips_of_all_ranks(evaluator.skipped, "--data", world)
+    if world.is_main:
+        for skip in skips[:_SHOWN]:
+            print(one_line(f"skipped: {skip.shard} {skip.key}: {skip.reason}"), file=sys.stderr)
+        if len(skips) > _SHOWN:
+            print(f"skipped: {len(skips) - _SHOWN:,} more; `vlm data check` names all of them", file=sys.stderr)
 
 
 @contextmanager

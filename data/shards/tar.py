@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from data.shards.headers import NO_HEADER, DamagedTarError, Member, TarReader
 from vlm.errors import UserError
+from vlm.terminal import one_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 TEXT_SUFFIXES = ("txt", "json", "cls")
@@ -133,8 +134,7 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
 
 def shown_name(name: str) -> str:
     """A member's name for messages: no control characters, and not endless."""
-    plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name[:_LONGEST_SHOWN])
-    return plain + ("..." if len(name) > _LONGEST_SHOWN else "")
+    return one_line(name[:_LONGEST_SHOWN]) + ("..." if len(name) > _LONGEST_SHOWN else "")
 
 
 def _key_of(name: str) -> str:

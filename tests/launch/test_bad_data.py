@@ -303,3 +303,33 @@ def test_too_much_of_it_stops_the_run_in_one_line(
     assert 10 < found <= 20
     assert line.startswith(f"vlm: data.max_bad_share: {found} of ")
     assert f"more than 1.00% ({found} x pairs: its image is empty (0 bytes))" in line
+
+
+def test_held_out_samples_that_are_of_no_use_are_named_in_the_ledger_and_on_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pattern = write_source(tmp_path, [20], "train")
+    bad = [sample(90, jpg=b"", txt="x"), sample(91, jpg=picture(3)), sample(92, txt="alone")]
+    held_out = write_shard(tmp_path / "test.tar", [sample(n) for n in range(40, 50)] + bad)
+    evaluate = {"val": {"kind": "retrieval", "shards": str(held_out), "every": "1 step"}}
+    values = tiny_values(tmp_path, tmp_path / "run", duration="2 steps", schedule={}, evaluate=evaluate)
+    recipe = tmp_path / "recipe.json"  # JSON is YAML
+    recipe.write_text(json.dumps({**values, "data": {**values["data"], "sources": {"pairs": {"shards": pattern}}}}))
+    vlm = CommandLine(monkeypatch, capsys)
+    code, said = vlm("train", str(recipe))
+    assert code == 0, said
+    found = [(line["step"], line["source"], line["key"], line["reason"]) for line in ledger_of(tmp_path / "run")]
+    assert found == [
+        (step, "evaluate:val", key, reason)
+        for step in (1, 2)
+        for key, reason in (
+            ("000090", "its image is empty (0 bytes)"),
+            ("000091", "it has no caption"),
+            ("000092", "it has no image, only txt"),
+        )
+    ]
+    code, said = vlm("eval", "retrieval", str(tmp_path / "run"), "--data", str(held_out))
+    assert code == 0, said
+    assert [line for line in said.splitlines() if line.startswith("skipped: ")] == [
+        f"skipped: {held_out} {key}: {reason}" for _, _, key, reason in found[:3]
+    ]

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from vlm.batch import Batch, Skip
 from vlm.errors import EveryRankError
 from vlm.training.run_directory import RunDirectory
+from vlm.world import World
 
 # A share of fewer samples than this says little: with the default of 1 %, ten bad samples are always let pass.
 _LEAST_JUDGED = 1_000
@@ -78,6 +80,12 @@ def judge_bad(reasons: Mapping[str, int], num_samples: int, max_bad_share: float
         f"data.max_bad_share: {bad:,} of {num_samples:,} samples could not be used, more than {max_bad_share:.2%} "
         f"({told}{more}); the run's ledger.jsonl names each"
     )
+
+
+def skips_of_all_ranks(skips: Sequence[Skip], source: str, world: World) -> list[Skip]:
+    """What the ranks together could not use, each sample once and under the name `source`, in one order. Collective."""
+    found = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
+    return [replace(found[place], source=source) for place in sorted(found)]
 
 
 def reasons_of(skips: Sequence[Skip]) -> Counter[str]:

@@ -239,8 +239,9 @@ class RunDirectory:
         return read_lines(self.path / METRICS).records
 
     def num_skips(self) -> int:
-        """How many skips the ledger holds."""
-        return len(read_lines(self.path / LEDGER).records)
+        """How many skips of training samples the ledger holds; those of evaluations are told apart by a colon."""
+        records = read_lines(self.path / LEDGER).records
+        return sum(":" not in str(record.get("source")) for record in records)
 
     def log_skips(self, skips: list[tuple[int, Skip]]) -> list[Skip]:
         """Append what all ranks skipped since the last call, each in its step, and return it. Collective.

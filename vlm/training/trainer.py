@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import torch
 from pydantic import Field
 
-from vlm.batch import Batch
+from vlm.batch import Batch, Skip
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.ends.stops import EvaluationStoppedError, Stops
@@ -28,7 +28,7 @@ from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
 from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
-from vlm.training.ledger import Ledger
+from vlm.training.ledger import Ledger, skips_of_all_ranks
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
 from vlm.training.run_directory import RunDirectory
@@ -114,6 +114,10 @@ class RunnableEvaluator(Protocol):
     @property
     def notices(self) -> tuple[str, ...]:
         """Lines on the set that a reader of the figures should know."""
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
 
     @property
     def figures(self) -> Collection[str]:
@@ -298,6 +302,8 @@ class Trainer:
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         progress.say(f"step {step}  {evaluation.name}: {shown}")
         self._write(step, named, progress)
+        skips = skips_of_all_ranks(evaluation.evaluator.skipped, f"evaluate:{evaluation.name}", world)
+        self.run_directory.log_skips([(step, skip) for skip in skips] if world.is_main else [])
         return figures
 
     def save(self, step: int, counts: Mapping[str, int], pending: Sequence[str] = ()) -> None:
