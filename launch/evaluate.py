@@ -54,10 +54,12 @@ def shard_options(
     }
 
 
-def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -> dict[str, float]:
+def evaluate_model(
+    name: str, config: EvaluatorConfig, json_file: Path | None, *, trust: bool = False
+) -> dict[str, float]:
     """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
     json_file = None if json_file is None else output_file(json_file, "--json")
-    with _loaded(name) as (model, world):
+    with _loaded(name, trust=trust) as (model, world):
         evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(evaluator, world)
         with _shown_progress(world):
@@ -71,12 +73,12 @@ def evaluate_model(name: str, config: EvaluatorConfig, json_file: Path | None) -
 
 
 def evaluate_geometry(
-    name: str, config: GeometryEvaluationConfig, json_file: Path | None, plots: Path | None
+    name: str, config: GeometryEvaluationConfig, json_file: Path | None, plots: Path | None, *, trust: bool = False
 ) -> GeometryFigures:
     """The same for geometry, whose JSON holds spectra and histograms too, and which draws into the folder `plots`."""
     json_file = None if json_file is None else output_file(json_file, "--json")
     plots = None if plots is None else output_folder(plots, "--plots", parents=False, files=PLOTS)
-    with _loaded(name) as (model, world):
+    with _loaded(name, trust=trust) as (model, world):
         geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
         _tell(geometry, world)
         with _shown_progress(world):
@@ -135,11 +137,15 @@ def _shown_progress(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def _loaded(name: str) -> Iterator[tuple[DualEncoder, World]]:
+def _loaded(name: str, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
     with ranks_together("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None) as (accelerator, _):
         world = World.current(accelerator.device)
-        yield load_model(name, world.device), world
+        model = load_model(name, world.device, trust=trust)
+        if world.is_main:
+            for line in model.notices:
+                print(line, file=sys.stderr)
+        yield model, world
 
 
 def _write_json(file: Path | None, name: str, config: EvaluatorConfig, figures: Mapping[str, Any]) -> None:

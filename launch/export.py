@@ -39,16 +39,18 @@ _TEXTS = (
 )
 
 
-def export_model(name: str, to: str, folder: Path, data: Sequence[str], *, before_head: bool = False) -> Parity:
+def export_model(
+    name: str, to: str, folder: Path, data: Sequence[str], *, before_head: bool = False, trust: bool = False
+) -> Parity:
     """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
     The parity is measured on the first samples of `data`, or else on drawn pictures and a few texts: what the model was
-    trained on is not needed. `before_head` leaves out the projection heads.
+    trained on is not needed. `before_head` leaves out the projection heads; for `trust` see `load_model`.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     folder = new_folder(folder, "export")
-    model = load_model(name)
+    model = load_model(name, trust=trust)
     if before_head:
         model.drop_heads()
     if not data:

@@ -47,6 +47,13 @@ Shifts = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16, as in recipes.")]
 BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
+TrustRecipe = Annotated[
+    bool,
+    typer.Option("--trust", help="Run the commands and classes that the recipe names (docs/what-is-a-program.md)."),
+]
+TrustModel = Annotated[
+    bool, typer.Option("--trust", help="Follow the names of other files that stand in the checkpoint or folder.")
+]
 
 
 def run() -> None:
@@ -91,11 +98,11 @@ def _join_ranks() -> None:
         raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
 
 
-def _checked_recipe(name: str, overrides: list[str] | None) -> "Recipe":
+def _checked_recipe(name: str, overrides: list[str] | None, *, trust: bool) -> "Recipe":
     """The recipe, read before torch is imported, which takes seconds: most mistakes are told at once."""
     from launch.recipe_file import read_recipe
 
-    path, values = read_recipe(name, overrides or ())
+    path, values = read_recipe(name, overrides or (), trust=trust)
     from launch.recipe import check_recipe
 
     return check_recipe(values, str(path))
@@ -110,9 +117,10 @@ def train(
         bool,
         typer.Option("--allow-changes", help="Resume although the recipe changed; other data is refused all the same."),
     ] = False,
+    trust: TrustRecipe = False,
 ) -> None:
     """Train a recipe. Under torchrun or accelerate launch, on all their ranks."""
-    checked = _checked_recipe(recipe, overrides)
+    checked = _checked_recipe(recipe, overrides, trust=trust)
     from launch.train import REPORT
     from launch.train import train as run_recipe
 
@@ -126,9 +134,10 @@ def verify_gradients(
     recipe: RecipeName,
     overrides: Overrides = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Take these weights and this memory, not the first.")] = None,
+    trust: TrustRecipe = False,
 ) -> None:
     """Compare one step's gradient, as this launch computes it, with one process in fp32; exit code 1 if it is off."""
-    checked = _checked_recipe(recipe, overrides)
+    checked = _checked_recipe(recipe, overrides, trust=trust)
     from launch.verify_gradients import verify
 
     if not verify(checked, checkpoint):
@@ -169,11 +178,12 @@ def export(
         typer.Option(help="Check the parity on the first samples of these shards, not on drawn pictures."),
     ] = None,
     before_head: Annotated[bool, typer.Option("--before-head", help="Leave out the projection heads.")] = False,
+    trust: TrustModel = False,
 ) -> None:
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
     from launch.export import export_model
 
-    parity = export_model(checkpoint, to, folder, data or (), before_head=before_head)
+    parity = export_model(checkpoint, to, folder, data or (), before_head=before_head, trust=trust)
     print(f"exported to {folder}")
     print(
         f"parity with {to} in fp32: images differ by at most {parity.image:.1e} ({parity.num_images} checked), "
@@ -216,6 +226,7 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     before_head: BeforeHead = False,
     precision: Precision = "fp32",
     json_file: JsonFile = None,
+    trust: TrustModel = False,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     from eval.zeroshot import ZeroShotConfig
@@ -225,11 +236,11 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     config = checked_config(
         ZeroShotConfig, kind="zeroshot", classes=classes, templates=templates, shifts=shift, **shards
     )
-    evaluate_model(model, config, json_file)
+    evaluate_model(model, config, json_file, trust=trust)
 
 
 @eval_app.command()
-def retrieval(
+def retrieval(  # noqa: PLR0913 - the options of the command line
     model: ModelName,
     data: DataPattern,
     batch_size: BatchSize = 256,
@@ -237,6 +248,7 @@ def retrieval(
     before_head: BeforeHead = False,
     precision: Precision = "fp32",
     json_file: JsonFile = None,
+    trust: TrustModel = False,
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
@@ -244,7 +256,7 @@ def retrieval(
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(RetrievalConfig, kind="retrieval", **shards)
-    evaluate_model(model, config, json_file)
+    evaluate_model(model, config, json_file, trust=trust)
 
 
 @eval_app.command()
@@ -257,6 +269,7 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     before_head: BeforeHead = False,
     precision: Precision = "fp32",
     json_file: JsonFile = None,
+    trust: TrustModel = False,
     plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
 ) -> None:
     """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
@@ -265,4 +278,4 @@ def geometry(  # noqa: PLR0913 - the options of the command line
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, **shards)
-    evaluate_geometry(model, config, json_file, plots)
+    evaluate_geometry(model, config, json_file, plots, trust=trust)

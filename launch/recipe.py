@@ -51,13 +51,14 @@ class Recipe(TrainingConfig):
     evaluate: Named[EvaluatorConfig] = Field(default={}, description="evaluations by name")
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Iterable[str] = (), *, trust: bool = False) -> Recipe:
     """The recipe in file `name`, or the one that ships under this name, with `key.path=value` overrides applied.
 
     Raises:
-        UserError: no such recipe, no valid YAML, an unknown key, a wrong type or an impossible value.
+        UserError: no such recipe, no valid YAML, an unknown key, a wrong type or an impossible value; without `trust`,
+            a program in the file.
     """
-    path, values = read_recipe(name, overrides)
+    path, values = read_recipe(name, overrides, trust=trust)
     return check_recipe(values, str(path))
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from vlm.errors import UserError, nearest, reason
+from vlm.paths import shown
+from vlm.programs import programs
 from vlm.training.run_files import RECIPE, RUN
 from vlm.yaml_text import MAX_DEPTH, parse_yaml
 
@@ -26,19 +28,27 @@ class Written(NamedTuple):
     values: dict[str, Any]
 
 
-def read_recipe(name: str, overrides: Iterable[str] = ()) -> Written:
+def read_recipe(name: str, overrides: Iterable[str] = (), *, trust: bool = False) -> Written:
     """The recipe in file `name`, or the one that ships under this name, its bases below, `key.path=value` above.
+
+    What would run as a program may stand in the file with `trust` only; an override is the user's own word.
 
     Raises:
         UserError: no such recipe, no valid YAML, a key that comes twice, a base that is not there or leads back, an
-            override that is none.
+            override that is none, a program in the file.
     """
     path = find_recipe(name)
     values = _read(path, ())
+    in_file = set() if trust else set(programs(values))
     if _is_of_a_run(path) and Path(str(values.get("run"))).resolve() != path.parent.resolve():
         values["run"] = str(path.parent)  # the run was copied or moved
     for override in overrides:
         _override(values, override)
+    for program in programs(values):
+        if program in in_file:
+            raise UserError(
+                f"{path}: {program.key}: {shown(program.text)} would run as a program; --trust runs what stands in it"
+            )
     values.setdefault("run", f"runs/{path.stem}")
     return Written(path, values)
 

@@ -12,6 +12,7 @@ from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
+from vlm.programs import programs
 from vlm.training.checkpoint import Checkpoint, NewerCheckpointError
 from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.data_record import differences, is_known
@@ -116,7 +117,7 @@ def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Reci
 
     Returns the keys by which only the place of the data differs.
     """
-    before, after = _checked(run, stored), recipe.model_dump(mode="json")
+    before, after = _checked(run, stored, recipe), recipe.model_dump(mode="json")
     changed = changed_keys(before, after)
     if changed:
         raise EveryRankError(
@@ -126,7 +127,11 @@ def _require_same_recipe(run: RunDirectory, stored: dict[str, Any], recipe: Reci
     return tuple(moved_keys(before, after))
 
 
-def _checked(run: RunDirectory, stored: dict[str, Any]) -> dict[str, Any]:
+def _checked(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The run's own recipe with defaults written out, unless it is none, or names programs that are not `recipe`'s."""
+    trusted = programs(recipe.model_dump(mode="json"))
+    if any(program not in trusted for program in programs(stored)):
+        return stored
     try:
         return check_recipe(stored, str(run.path)).model_dump(mode="json")
     except UserError:
@@ -137,7 +142,7 @@ def model_to_train(recipe: Recipe, run: RunDirectory, checkpoint: Checkpoint | N
     """The recipe's model; that of a resumed run is made of its checkpoint, and needs no other file any more."""
     if checkpoint is None or not run.is_started:
         return build_model(recipe.model, recipe.seed)
-    changed = changed_keys(_checked(run, run.recipe()), recipe.model_dump(mode="json"))
+    changed = changed_keys(_checked(run, run.recipe(), recipe), recipe.model_dump(mode="json"))
     if any(key.startswith("model.") for key in changed):
         return build_model(recipe.model, recipe.seed)
     # A checkpoint of a version that kept no files names them, as the recipe does.

@@ -1,11 +1,11 @@
 """What in a recipe, or in a checkpoint's manifest, is a program: it runs where the file is used."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 COMMAND = "pipe:"
-_OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+# Where a name with a colon means a class to import, whatever stands around the colon: the import alone runs code.
+_IMPORTING = (("objective",), ("providers",))
 
 
 class Program(NamedTuple):
@@ -19,7 +19,7 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, keys `package.module:Class`, and a `trust_remote_code` that is not false.
+    with `pipe:`, keys `package.module:Class` of objectives and providers, and a `trust_remote_code` that is not false.
     """
     return list(_walk(values, ()))
 
@@ -28,8 +28,8 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             here = (*path, str(key))
-            if isinstance(key, str) and _OWN_CLASS.fullmatch(key):
-                yield Program(".".join(path), key)
+            if path[:1] in _IMPORTING and ":" in str(key):
+                yield Program(".".join(path), str(key))
             if key == "trust_remote_code" and inner:
                 yield Program(".".join(here), str(inner))
             yield from _walk(inner, here)

@@ -41,7 +41,7 @@ def test_a_bad_step_is_told_with_its_samples_and_a_resume_goes_on_exactly(tmp_pa
     assert "loss is nan" in failure["message"]
 
     stopped_at(tmp_path / "run", 6, tmp_path / "again")
-    again = load_recipe(recipe, (f"run={tmp_path / 'again'}",))
+    again = load_recipe(recipe, (f"run={tmp_path / 'again'}",), trust=True)
     assert again.max_bad_steps == 3
     train_here(recipe, (f"run={tmp_path / 'again'}",), resume="auto")
     assert_same_run(tmp_path / "again", tmp_path / "run")

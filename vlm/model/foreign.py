@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 from open_clip import get_model_config, list_models
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
@@ -36,7 +38,20 @@ VOCABULARIES = (
 )
 _TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json", TOKENIZER_CONFIG)
 _TOKENIZER = "tokenizer."
-_LOAD_ERRORS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_LOAD_ERRORS = (
+    *(
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ),
+    SafetensorError,
+)
 _MOST_BYTES = 256 << 20
 
 # Names of code, of other files, and what only describes.
@@ -166,6 +181,10 @@ def refusing(where: str, name: str) -> Iterator[None]:
     """Whatever the library raises about the files of the model called `name`, as one line that begins with `where`."""
     try:
         yield
+    except UnpicklingError as error:
+        raise UserError(
+            f"{where} {name}: its weights are a pickle of more than tensors, which could run code"
+        ) from error
     except _LOAD_ERRORS as error:
         raise UserError(f"{where} {name}: {reason(error).removeprefix(f'{name}: ')}") from error
 

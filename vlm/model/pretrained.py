@@ -65,9 +65,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        # torch's own words give advice on how to run it.
+        words = "a pickle of other things" if isinstance(error, pickle.UnpicklingError) else reason(error)
         raise UserError(
             f"pretrained {path}: neither safetensors nor a torch file of plain tensors (others are not read, because "
-            f"they can run code): {reason(error)}"
+            f"they can run code): {words}"
         ) from error
     return _only_tensors(path, content)
 

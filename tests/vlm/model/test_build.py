@@ -62,6 +62,13 @@ def test_a_pretrained_tag_decides_preprocessing_and_activation(
     assert (spec.size, spec.mean[0], spec.resize_mode, resolved.quick_gelu) == expected
 
 
+def test_a_caption_decoder_that_is_left_out_is_told() -> None:
+    fields = {**architecture(), "multimodal_cfg": {"width": 32, "heads": 2, "layers": 1}}
+    assert tiny_model().notices == ()
+    (line,) = tiny_model(architecture=fields).notices
+    assert line.startswith("architecture: its caption decoder (multimodal_cfg) is left out")
+
+
 def test_initial_scale_and_bias() -> None:
     model = tiny_model()
     assert model.logit_scale.shape == (1,)

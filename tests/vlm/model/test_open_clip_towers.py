@@ -122,6 +122,9 @@ def test_a_tower_pooled_at_the_largest_id_is_not_cut_when_padding_is_larger(tmp_
     assert model.tokenizer(TEXTS).tokens.shape[1] == model.text.context_length
 
 
+TIMM = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": ""}
+
+
 @pytest.mark.parametrize(
     "vision",
     [
@@ -153,6 +156,8 @@ def test_a_timm_tower_takes_the_configured_image_size() -> None:
         ({"width": 32, "patch_size": 8, "layers": 1}, {}, "vision_cfg: open_clip cannot build this image tower"),
         (None, {"width": 30, "heads": 4}, "text_cfg: open_clip cannot build this text tower"),
         ({"timm_model_name": "no_such_model"}, {}, "no_such_model"),
+        ({**TIMM, "image_size": 8}, {}, "image"),
+        ({**TIMM, "image_size": 41}, {}, "image"),
     ],
 )
 def test_impossible_towers_are_refused_in_one_line(vision: dict[str, Any], text: dict[str, Any], words: str) -> None:

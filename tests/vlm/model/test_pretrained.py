@@ -1,5 +1,6 @@
 """Weights come in from open_clip's files of either layout, and from nothing that could run code."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from tests.vlm.model.tiny import TEXTS, architecture, perturb, some_images, tiny_model
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.exchange import export_open_clip
+from vlm.model.open_clip_names import to_open_clip
 from vlm.training.checkpoint import Manifest, write_checkpoint
 from vlm.world import World
 
@@ -122,6 +125,60 @@ class _Code:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("wrapped", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_names_of_training_wrappers_are_taken_off(tmp_path: Path, wrapped: str, suffix: str) -> None:
+    model = tiny_model(seed=4)
+    weights = {wrapped.format(name): tensor for name, tensor in to_open_clip(model).items()}
+    inner = {name.replace("resblocks.0.", "resblocks.0._orig_mod."): tensor for name, tensor in weights.items()}
+    path = tmp_path / f"weights{suffix}"
+    save_file(inner, path) if suffix == ".safetensors" else torch.save({"state_dict": inner}, path)
+    again = tiny_model(seed=5, pretrained=str(path))
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_weights_under_two_names_are_refused(tmp_path: Path) -> None:
+    weights = to_open_clip(tiny_model())
+    twice = {**weights, **{f"module.{name}": tensor + 1 for name, tensor in weights.items()}}
+    save_file(twice, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="the same weights more than once"):
+        tiny_model(pretrained=str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["", "open_clip_model.safetensors"])
+def test_an_open_clip_folder_brings_its_preprocessing_and_activation(tmp_path: Path, name: str) -> None:
+    described = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resize_mode": "squash"}
+    model = tiny_model(**described, interpolation="bilinear", quick_gelu=True)
+    export_open_clip(model, tmp_path / "out", some_images(), TEXTS)
+    again = tiny_model(seed=5, pretrained=str(tmp_path / "out" / name))
+    assert again.image_spec == model.image_spec
+    again.eval(), model.eval()
+    assert torch.equal(again.encode_image(some_images()), model.encode_image(some_images()))
+    own = tiny_model(seed=5, pretrained=str(tmp_path / "out" / name), image_mean=[0.9, 0.9, 0.9])
+    assert own.image_spec == model.image_spec.model_copy(update={"mean": (0.9, 0.9, 0.9)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interpolation": "random"}, "preprocess_cfg: interpolation: found 'random'"),
+        ({"mode": "L"}, "preprocess_cfg.mode: 'L' is not RGB"),
+        ({"resize_mode": "longest", "fill_color": 255}, "preprocess_cfg.fill_color: 255"),
+        ({"std": [0, 1, 1]}, "preprocess_cfg: std"),
+    ],
+)
+def test_preprocessing_that_is_not_done_here_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    export_open_clip(tiny_model(), tmp_path / "out", some_images(), TEXTS)
+    path = tmp_path / "out" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["preprocess_cfg"] |= changes
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        tiny_model(pretrained=str(tmp_path / "out"))
 
 
 def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
