@@ -93,7 +93,7 @@ def retried(
             if number == config.attempts:
                 raise UnavailableError(f"{name} cannot be {verb}: {told(cause)} ({tried})") from error
             seconds = wait(name, number, config)
-            _log.info("%s: %s; %s, the next in %.1f s", name, told(cause), tried, seconds)
+            _log.warning("%s: %s; %s, the next in %.1f s", name, told(cause), tried, seconds)
             if (stop or threading.Event()).wait(seconds):
                 raise UnavailableError(f"{name} is no longer asked for ({tried})") from error
     raise AssertionError("unreachable")
