@@ -1,13 +1,13 @@
 """Class names and prompt templates of zero-shot classification, from files, lists and well-known sets."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from string import Formatter
 
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
+from data.class_names import read_class_file, read_list_file, strings
 from vlm.errors import UserError, nearest
 
 CLASS_LISTS: dict[str, tuple[str, ...]] = {"imagenet": tuple(IMAGENET_CLASSNAMES)}
@@ -33,7 +33,8 @@ class ClassPrompts:
 def load_class_prompts(
     classes: str | Sequence[str], templates: str | Sequence[str] | None, root: str | None
 ) -> ClassPrompts:
-    """Classes given as a list, a known list's name, or a JSON file: a list, or an object of `classes` and `templates`.
+    """Classes given as a list, a known list's name, or a file: text (one a line), or JSON (a list, or an object of
+    `classes` and `templates`).
 
     Templates come likewise; when they are None the file's own are taken, else "openai-imagenet" for the classes
     "imagenet", else "simple". Files are looked for below `root`, then from the current folder.
@@ -46,10 +47,10 @@ def load_class_prompts(
         templates = own_templates or ("openai-imagenet" if classes == "imagenet" else "simple")
     if isinstance(templates, str):
         where = f"templates {templates}"
-        templates = TEMPLATE_SETS.get(templates) or _strings(_read_json(templates, "templates", root), where)
+        templates = TEMPLATE_SETS.get(templates) or read_list_file(_file(templates, "templates", root), where)
     for template in templates:
         _check_template(template)
-    return ClassPrompts(_strings(names, "classes"), _strings(templates, "templates"))
+    return ClassPrompts(strings(names, "classes"), strings(templates, "templates"))
 
 
 def _read_classes(classes: str | Sequence[str], root: str | None) -> tuple[Sequence[str], Sequence[str] | None]:
@@ -57,48 +58,26 @@ def _read_classes(classes: str | Sequence[str], root: str | None) -> tuple[Seque
         return classes, None
     if classes in CLASS_LISTS:
         return CLASS_LISTS[classes], None
-    stored = _read_json(classes, "classes", root)
-    if not isinstance(stored, dict):
-        return _strings(stored, f"classes {classes}"), None
-    unknown = sorted(stored.keys() - {"classes", "templates"})
-    if unknown:
-        raise UserError(f"classes {classes}: unknown key {unknown[0]}; {nearest(unknown[0], ['classes', 'templates'])}")
-    names = _strings(stored.get("classes"), f"classes {classes}: classes")
-    templates = stored.get("templates")
-    return names, None if templates is None else _strings(templates, f"classes {classes}: templates")
+    return read_class_file(_file(classes, "classes", root), f"classes {classes}")
 
 
-def _read_json(name: str, what: str, root: str | None) -> Any:
+def _file(name: str, what: str, root: str | None) -> Path:
     known = CLASS_LISTS if what == "classes" else TEMPLATE_SETS
     places = [Path(root or ".") / name, Path(name)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise UserError(f"{what} {name}: neither a file nor a known set; {nearest(name, known)}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what} {path}: not readable as JSON: {error}") from None
-
-
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) and item for item in value):
-        raise UserError(f"{where}: expected a list of strings, at least one and none empty, found {_shown(value)}")
-    return tuple(value)
+    return path
 
 
 def _check_template(template: str) -> None:
     try:
-        has_place = _fill(template, "cat") != _fill(template, "dog")
-    except (IndexError, KeyError, ValueError, AttributeError):
-        has_place = False
-    if not has_place:
+        places = [part[1:3] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError:
+        places = []
+    if not places or any(name not in ("", "0", "c") or layout for name, layout in places):
         raise UserError(f"template {template!r}: the class name goes where {{}} stands, as in 'a photo of a {{}}.'")
 
 
 def _fill(template: str, name: str) -> str:
     return template.format(name, c=name)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,6 +6,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.build.builder import LEDGER, BuildSummary, Settings, build_shards
 from data.build.builder import Progress as BuildProgress
+from data.build.classes import CLASSES
 from data.build.source import Source
 from vlm.terminal import Terminal, one_line
 
@@ -38,6 +39,8 @@ def summary_lines(summary: BuildSummary) -> list[str]:
     """What was built, in words."""
     size = f"{summary.num_bytes / 1e6:,.1f} MB"
     lines = [f"{summary.num_samples:,} samples in {len(summary.shards):,} shards ({size}): {summary.folder}"]
+    if summary.num_classes is not None:
+        lines.append(f"{summary.num_classes:,} class names, for `vlm eval zeroshot`: {summary.folder / CLASSES}")
     if summary.num_bad:
         lines.append(f"{summary.num_bad:,} left out, listed in {summary.folder / LEDGER}:")
         shown = list(summary.reasons.items())[:_SHOWN_REASONS]

@@ -40,7 +40,11 @@ def build(  # noqa: PLR0913 - the options of the command line
     captions: Annotated[Path | None, typer.Option(help="The captions of a folder of images; else .txt beside.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
     caption_column: Annotated[list[str] | None, typer.Option(help="Column of captions; repeatable.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of class numbers.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of class numbers, or of class names.")] = None,
+    class_folders: Annotated[bool, typer.Option("--class-folders", help="Each folder of images is a class.")] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names by number (.json, .txt); else sorted.", metavar="FILE")
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, max=65_535, help="Pixels of the shorter side at most.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality at most; else bytes stay.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, max=10**7, help="Samples in a shard.")] = 1000,
@@ -68,7 +72,7 @@ def build(  # noqa: PLR0913 - the options of the command line
         shuffle=None if in_order else shuffle,
         max_bad_share=max_bad_share,
     )
-    build_with_progress(Source(source, root, captions, asked), folder, settings, workers)
+    build_with_progress(Source(source, root, captions, asked, class_folders, classes), folder, settings, workers)
 
 
 @data_app.command()

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
-from data.build.entry import Columns, entry_of
+from data.build.classes import CLASSES, Classes, find_classes
+from data.build.entry import Columns, Entry, entry_of
 from data.build.indexing import index_folder, index_shard
 from data.build.journal import JOURNAL, Journal, open_journal
 from data.build.shard import Finished, ShardJob, write_shard
 from data.build.source import Source, open_source
 from data.build.table import Groups, Table
-from data.labels import class_number
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
 from vlm.aside import remove_files
@@ -84,6 +84,7 @@ class BuildSummary:
     num_bad: int
     reasons: dict[str, int]
     left_out: tuple[str, ...]
+    num_classes: int | None = None
 
 
 def build_shards(
@@ -102,14 +103,13 @@ def build_shards(
     Raises:
         UserError: the source or the folder cannot be used, or too many rows are bad (the shards stay).
     """
-    folder = output_folder(folder, "OUT_DIR", files=(LEDGER, JOURNAL))
+    folder = output_folder(folder, "OUT_DIR", files=(LEDGER, JOURNAL, CLASSES))
     table = open_source(source)
     if len(table) == 0:
         raise UserError(f"{source.path}: holds no rows")
-    columns = _usable_columns(table, source)
-    build = _Build(
-        table, columns, Groups(table.image_paths(), len(table)), folder.absolute(), source.image_root, settings
-    )
+    columns, classes = _usable_columns(table, source)
+    groups = Groups(table.image_paths(), len(table))
+    build = _Build(table, columns, classes, groups, folder.absolute(), source.image_root, settings)
     try:
         with open_journal(build.folder, build.plan(), f"{settings.prefix}-*.tar") as journal:
             with WorkerPool(_num_workers(workers)) as processes:
@@ -118,6 +118,8 @@ def build_shards(
                 finally:
                     write_text(build.folder / LEDGER, _ledger(journal))
             remove_files(build.folder / _ASIDE, r"\d{5}-\d{5}\..*")
+            if classes is not None:
+                write_text(build.folder / CLASSES, json.dumps({"classes": classes.names}, indent=1) + "\n")
             summary = build.summary(journal)
             index_folder(summary.shards)
     except OSError as error:
@@ -131,6 +133,7 @@ def build_shards(
 class _Build:
     table: Table
     columns: Columns
+    classes: Classes | None
     groups: Groups
     folder: Path
     root: Path
@@ -150,7 +153,15 @@ class _Build:
         del settings["max_bad_share"]
         columns = {f"{name} column": value for name, value in asdict(self.columns).items()}
         columns["captions column"] = list(self.columns.captions)
-        return {"format": 1, **settings, **columns, "root": str(self.root), "table": self.table.fingerprint[:16]}
+        named = {} if self.classes is None else {"classes": list(self.classes.names)}
+        return {
+            "format": 1,
+            **settings,
+            **columns,
+            **named,
+            "root": str(self.root),
+            "table": self.table.fingerprint[:16],
+        }
 
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.settings.prefix}-{number:06d}.tar"
@@ -185,6 +196,7 @@ class _Build:
             num_bad=len(bad),
             reasons=dict(Counter(row.reason for row in bad).most_common()),
             left_out=self.table.left_out,
+            num_classes=None if self.classes is None else len(self.classes.names),
         )
 
     def _is_there(self, shard: Finished | None) -> bool:
@@ -211,17 +223,22 @@ class _Build:
             rows = [self.groups.rows(sample) for sample in samples.tolist()]
             values = iter(self.table.fetch(np.concatenate(rows)))
             entries = tuple(
-                entry_of(int(of_one[0]), f"{position:0{digits}d}", [next(values) for _ in of_one], self.columns)
+                self._numbered(
+                    entry_of(int(of_one[0]), f"{position:0{digits}d}", [next(values) for _ in of_one], self.columns)
+                )
                 for position, of_one in zip(positions.tolist(), rows, strict=True)
             )
             yield ShardJob(number, self.shard(number), entries, self.root, self.settings.size, self.settings.quality)
 
+    def _numbered(self, entry: Entry) -> Entry:
+        return entry if self.classes is None else replace(entry, label=self.classes.number(entry.label))
 
-def _usable_columns(table: Table, source: Source) -> Columns:
-    """The table's columns, after a look at some rows: a wrong column or root is told now, not at the end.
+
+def _usable_columns(table: Table, source: Source) -> tuple[Columns, Classes | None]:
+    """The table's columns and classes, after a look at some rows: a wrong column or root is told now, not at the end.
 
     Raises:
-        UserError: the images are addresses, none of them is there, or the label asked for holds no class numbers.
+        UserError: the images are addresses, none of them is there, or the label asked for is none.
     """
     columns = table.columns
     rows = [row for row in table.fetch(_spread(len(table))) if not isinstance(row, BadSampleError)]
@@ -238,21 +255,8 @@ def _usable_columns(table: Table, source: Source) -> Columns:
             f"{source.path}: none of {len(names)} images looked for is there, such as {root / names[0]}; "
             "name the folder that its paths start from with --root"
         )
-    if columns.label is not None and (wrong := _no_class(columns.label, rows)):
-        if source.asked.label is not None:
-            raise UserError(f"--label-column {columns.label}: {wrong}")
-        return replace(columns, label=None)  # a column that is called so, and is something else
-    return columns
-
-
-def _no_class(column: str, rows: list[Any]) -> str | None:
-    for row in rows:
-        if row.get(column) is not None:
-            try:
-                class_number(row[column])
-            except BadSampleError as error:
-                return str(error)
-    return None
+    is_asked = source.asked.label is not None or source.class_folders
+    return find_classes(table, columns, is_asked, source.classes)
 
 
 def _spread(count: int) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ class Asked:
 
 
 def find_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
-    """The columns that are asked for, or else those with a usual name; a label is optional.
+    """The columns that are asked for, or else those with a usual name; a label, or captions beside it, are optional.
 
     Raises:
         UserError: a column is not there; it names the columns found, and the nearest.
@@ -31,15 +31,16 @@ def find_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
     image = _named(names, asked.image, "--image-column", where) or _usual(names, IMAGE_NAMES)
     if image is None:
         raise UserError(f"{where}: no column of images {_choices(names, IMAGE_NAMES, '--image-column')}{_hint(names)}")
+    label = _named(names, asked.label, "--label-column", where)
     captions = tuple(_named(names, name, "--caption-column", where) or name for name in asked.captions)
     if not captions:
-        found = _usual([name for name in names if name != image], CAPTION_NAMES)
-        if found is None:
-            raise UserError(f"{where}: no column of captions {_choices(names, CAPTION_NAMES, '--caption-column')}")
-        captions = (found,)
-    label = _named(names, asked.label, "--label-column", where)
+        found = _usual([name for name in names if name not in (image, label)], CAPTION_NAMES)
+        captions = () if found is None else (found,)
     if label is None:
         label = _usual([name for name in names if name not in (image, *captions)], LABEL_NAMES)
+    if not captions and label is None:
+        choices = _choices(names, CAPTION_NAMES, "--caption-column")
+        raise UserError(f"{where}: no column of captions {choices}, or a column of labels with --label-column")
     return Columns(image, captions, label)
 
 

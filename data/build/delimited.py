@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import polars as pl
 
 from data.build.columns import Asked, find_columns, is_usual
+from data.build.quoted import Cells, quoted_rows
 from data.build.table import FrameTable
 from vlm.errors import UserError
 
@@ -19,6 +20,7 @@ _NUMBERED = re.compile(r"^(.+)#(\d+)$")
 _IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?$", re.IGNORECASE)
 _NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?$"
 _CHUNK_ROWS = 100_000
+_UNNAMED = "unnamed_"
 
 
 class _Layout(NamedTuple):
@@ -34,7 +36,7 @@ def read_delimited(path: Path, asked: Asked) -> FrameTable:
     """Read a table whose separator and header its first line tells.
 
     Quotes are understood as Python's csv and pandas do, except in Flickr's formats, which have none. A row with more
-    cells than the header, or one that is not UTF-8, is a bad row.
+    cells than the header, one whose quote is left open, or one that is not UTF-8, is a bad row.
 
     Raises:
         UserError: it is empty, not text, or a column is missing.
@@ -45,7 +47,9 @@ def read_delimited(path: Path, asked: Asked) -> FrameTable:
     parts = list(_parts(path, layout, problems))
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(layout.names, pl.String))
     texts = {columns.image, *columns.captions}
-    frame = frame.with_columns([_typed(frame[name]) for name in layout.names if name not in texts])
+    empty = [name for name in layout.names if name.startswith(_UNNAMED) and frame[name].is_null().all()]
+    frame = frame.drop(empty)  # a separator at the end of every line
+    frame = frame.with_columns([_typed(frame[name]) for name in frame.columns if name not in texts])
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     return FrameTable(frame, columns, fingerprint, problems)
@@ -63,7 +67,7 @@ def _layout(path: Path) -> _Layout:
     if len(tabbed) == 2 and (match := _NUMBERED.match(tabbed[0])) and _IMAGE.search(match[1]):
         return _Layout(("image", "number", "caption"), "\t", has_header=False, numbered=True)
     separator = max(_SEPARATORS, key=lambda sep: (_num_usual(line, sep), len(line.split(sep))))
-    cells = tuple(cell.strip() for cell in next(csv.reader([line], delimiter=separator)))
+    cells = _named(cell.strip() for cell in next(csv.reader([line], delimiter=separator)))
     if _IMAGE.search(cells[0]) and len(cells) > 1:
         separator = next(sep for sep in _SEPARATORS if _IMAGE.search(line.split(sep)[0].strip('" ')))
         count = min(3, len(next(csv.reader([line], delimiter=separator))))
@@ -75,6 +79,11 @@ def _layout(path: Path) -> _Layout:
     return _Layout(cells, separator, has_header=True, numbered=False)
 
 
+def _named(header: Iterable[str]) -> tuple[str, ...]:
+    """The header's cells; those without a name (pandas writes its index so) are called by their place."""
+    return tuple(cell or f"{_UNNAMED}{place}" for place, cell in enumerate(header, 1))
+
+
 def _num_usual(line: str, separator: str) -> int:
     cells = line.split(separator)
     return sum(is_usual(cell.strip('" ')) for cell in cells) if len(cells) > 1 else 0
@@ -84,33 +93,52 @@ def _parts(path: Path, layout: _Layout, problems: dict[int, str]) -> Iterator[pl
     """The rows as columns of text, some at a time: Python's lists would take ten times the memory."""
     count = 0
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = _cells(path, file, layout)
+        rows = _rows(path, file, layout)
         while chunk := list(islice(rows, _CHUNK_ROWS)):
             for row, cells in enumerate(chunk, count):
-                if problem := _problem(cells, len(layout.names)):
+                if problem := cells.problem or _problem(cells.values, len(layout.names)):
                     problems[row] = problem
             count += len(chunk)
-            columns = ([row[i] or None if i < len(row) else None for row in chunk] for i in range(len(layout.names)))
+            values = [cells.values for cells in chunk]
+            columns = ([row[i] or None if i < len(row) else None for row in values] for i in range(len(layout.names)))
             yield pl.DataFrame(
                 [pl.Series(name, cells, pl.String) for name, cells in zip(layout.names, columns, strict=True)]
             )
 
 
-def _cells(path: Path, file: Iterator[str], layout: _Layout) -> Iterator[list[str]]:
-    if layout.numbered or layout.separator == "|":
-        reader = csv.reader(file, delimiter=layout.separator, quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(file, delimiter=layout.separator)
+def _rows(path: Path, file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
+    """The rows without the header, each cell stripped, without empty cells behind the last column."""
+    rows = _unquoted(path, file, layout) if _has_no_quotes(layout) else _quoted(file, layout)
+    if layout.has_header:
+        next(rows)
+    for cells in rows:
+        values = [cell.strip() for cell in cells.values]
+        while len(values) > len(layout.names) and not values[-1]:
+            values.pop()
+        yield Cells(values, cells.problem)
+
+
+def _quoted(file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
+    width = len(layout.names)
+    return quoted_rows(
+        file, layout.separator, lambda cells: len(cells) == width and any(_IMAGE.search(cell.strip()) for cell in cells)
+    )
+
+
+def _has_no_quotes(layout: _Layout) -> bool:
+    return layout.numbered or layout.separator == "|"
+
+
+def _unquoted(path: Path, file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
+    reader = csv.reader(file, delimiter=layout.separator, quoting=csv.QUOTE_NONE)
     try:
-        if layout.has_header:
-            next(row for row in reader if row)
         for cells in reader:
             if layout.numbered and cells and (match := _NUMBERED.match(cells[0])):
-                yield [match[1], match[2], *cells[1:]]
+                yield Cells([match[1], match[2], *cells[1:]])
             elif cells:
-                yield [cell.strip() for cell in cells]
+                yield Cells(cells)
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num:,} cannot be read ({error}); is a quote left open?") from error
+        raise UserError(f"{path}: line {reader.line_num:,} cannot be read ({error})") from error
 
 
 def _problem(cells: list[str], width: int) -> str | None:

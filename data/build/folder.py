@@ -9,14 +9,18 @@ from data.build.entry import Columns, TextFile
 from data.build.table import ListTable
 from vlm.errors import UserError
 
+_HIDDEN = ("__MACOSX",)  # what Macs add to zip files
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
-def read_folder(folder: Path) -> ListTable:
+def read_folder(folder: Path, class_folders: bool) -> ListTable:
     """All images below `folder`, by name; `a/b.txt` holds the captions of `a/b.jpg`, one a line.
 
+    With `class_folders` the folder that stands first in an image's path is its label, as torchvision's ImageFolder has
+    it. What is hidden is passed over: a name that begins with a dot (Macs write `._b.jpg` beside `b.jpg`).
+
     Raises:
-        UserError: there is no image, or no image has captions.
+        UserError: there is no image, or no image has captions, or none a class.
     """
     digest = hashlib.sha256()
     images: list[str] = []
@@ -32,10 +36,26 @@ def read_folder(folder: Path) -> ListTable:
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     if not images:
         raise UserError(f"{folder}: no image ({', '.join(suffix[1:] for suffix in _SUFFIXES)}) in this folder")
-    rows = [{"file_name": name, "caption": _text(folder, os.path.splitext(name)[0], texts)} for name in images]
+    rows: list[dict[str, object]] = [
+        {"file_name": name, "caption": _text(folder, os.path.splitext(name)[0], texts)} for name in images
+    ]
+    if class_folders:
+        digest.update(b"class folders")
+        rows = [{**row, "class": _class_of(str(row["file_name"]))} for row in rows]
+        if all(row["class"] is None for row in rows):
+            raise UserError(f"--class-folders: {folder} has images, but none of them in a folder below it")
+        return ListTable(rows, Columns("file_name", ("caption",), "class"), digest.hexdigest())
     if all(row["caption"] is None for row in rows):
-        raise UserError(f"{folder}: no image has a .txt of its name beside it; name a captions file with --captions")
+        raise UserError(
+            f"{folder}: no image has a .txt of its name beside it; name a captions file with --captions, or say "
+            "--class-folders if each folder is a class"
+        )
     return ListTable(rows, Columns("file_name", ("caption",)), digest.hexdigest())
+
+
+def _class_of(name: str) -> str | None:
+    first, inside, _ = name.partition(os.sep)
+    return first if inside else None
 
 
 def _text(folder: Path, stem: str, texts: set[str]) -> TextFile | None:
@@ -45,6 +65,8 @@ def _text(folder: Path, stem: str, texts: set[str]) -> TextFile | None:
 def _files(folder: Path, below: str = "") -> Iterator[tuple[str, int]]:
     with os.scandir(folder / below) as entries:
         for entry in entries:
+            if entry.name.startswith(".") or entry.name in _HIDDEN:
+                continue
             name = os.path.join(below, entry.name)
             if entry.is_dir():
                 yield from _files(folder, name)

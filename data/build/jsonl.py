@@ -3,8 +3,9 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -51,6 +52,13 @@ class JsonLinesTable(Table):
         with self._path.open("rb") as file:
             rows = (_parse(line) for line in file if line.strip())
             return text_series(None if isinstance(row, BadSampleError) else row.get(self.columns.image) for row in rows)
+
+    def labels(self) -> Iterable[Any]:
+        """The label column, in one pass over the file."""
+        with self._path.open("rb") as file:
+            for line in file:
+                if line.strip() and not isinstance(row := _parse(line), BadSampleError):
+                    yield row.get(str(self.columns.label))
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers."""

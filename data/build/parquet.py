@@ -1,6 +1,7 @@
 """Parquet tables: columns of text are held, image bytes are set aside in files that can be read at any place."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class ParquetTable(FrameTable):
         frame = pl.concat([_frame(file, read) for file in opened])
         super().__init__(frame, columns, _fingerprint(files))
         self.left_out = left_out
+        self.class_names = _class_names(schema, columns.label)
         self._files = files
         self._groups = [[one.metadata.row_group(i).num_rows for i in range(one.num_row_groups)] for one in opened]
         self._blobs: tuple[list[Path], NDArray[np.int64]] | None = None
@@ -165,6 +167,15 @@ def _holds_binary(kind: pa.DataType) -> bool:
     if _is_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return True
     return any(_holds_binary(kind.field(i).type) for i in range(kind.num_fields)) if pa.types.is_nested(kind) else False
+
+
+def _class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+    """The names of the label's classes, where the file tells them as the datasets library writes them."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _fingerprint(files: Sequence[Path]) -> str:

@@ -82,6 +82,8 @@ def write_shard(job: ShardJob) -> Finished:
 def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
     """The members of one sample by suffix: the image, txt (the first caption, for readers of one), json, a label's cls.
 
+    A sample with a label needs no caption.
+
     Raises:
         BadSampleError: the image, the captions or the label cannot be used.
     """
@@ -93,7 +95,10 @@ def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
         described = json.dumps(_described(entry, captions, image), ensure_ascii=False, default=str)
     except ValueError as error:
         raise BadSampleError(f"its columns cannot be written as JSON ({error})") from error
-    members = {image.suffix: image.data, "txt": captions[0].encode(), "json": described.encode("utf-8", "replace")}
+    members = {image.suffix: image.data}
+    if captions:
+        members["txt"] = captions[0].encode()
+    members["json"] = described.encode("utf-8", "replace")
     if entry.label is not None:
         members["cls"] = str(class_number(entry.label)).encode()
     return members
@@ -101,7 +106,8 @@ def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
 
 def _described(entry: Entry, captions: list[str], image: StoredImage) -> dict[str, Any]:
     """The json member: captions, file name and size, then the other columns, which never overwrite these."""
-    own: dict[str, Any] = {"captions": captions, "file_name": entry.path}
+    own: dict[str, Any] = {"captions": captions} if captions else {}
+    own["file_name"] = entry.path
     own |= {"width": image.size[0], "height": image.size[1]}
     if image.size != image.original_size:
         own |= {"original_width": image.original_size[0], "original_height": image.original_size[1]}
@@ -122,7 +128,7 @@ def _captions(entry: Entry) -> list[str]:
         else:
             found.extend(listed(caption))
     captions = [caption for caption in map(str.strip, found) if caption]
-    if not captions:
+    if not captions and entry.label is None:
         raise BadSampleError("it has no caption, or only empty ones")
     return captions
 

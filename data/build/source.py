@@ -22,13 +22,16 @@ _LINES = (".jsonl", ".ndjson")
 class Source:
     """A table, a folder of Parquet files, or an image folder, perhaps with a `captions` table for it.
 
-    Image paths start at `root`: by default the image folder, or the folder that the table lies in.
+    Image paths start at `root`: by default the image folder, or the folder that the table lies in. `class_folders`
+    makes the folders of an image folder classes; `classes` is a file of class names, by number.
     """
 
     path: str
     root: Path | None = None
     captions: Path | None = None
     asked: Asked = field(default_factory=Asked)
+    class_folders: bool = False
+    classes: str | None = None
 
     @property
     def image_root(self) -> Path:
@@ -51,11 +54,20 @@ def open_source(source: Source) -> Table:
             return _read([source.captions.expanduser()], source.asked)
         if path.is_dir():
             parquet = sorted(file for file in path.iterdir() if file.suffix in _PARQUET)
-            return ParquetTable(parquet, source.asked) if parquet else read_folder(path)
+            if parquet and not source.class_folders and not _are_of_img2dataset(parquet):
+                return ParquetTable(parquet, source.asked)
+            return read_folder(path, source.class_folders)
+        if source.class_folders:
+            raise UserError(f"--class-folders goes with a folder of images, but {path} is none")
         matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) and not path.exists() else [str(path)]
         return _read([Path(match) for match in matches] or [path], source.asked)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def _are_of_img2dataset(parquet: list[Path]) -> bool:
+    """Whether the tables only tell of the images in folders of their names, which img2dataset wrote as files."""
+    return all(file.with_suffix("").is_dir() for file in parquet)
 
 
 def _read(files: list[Path], asked: Asked) -> Table:

@@ -1,7 +1,7 @@
 """Tables of image and captions, whatever they were read from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from data.processes import WorkerPool
 
 
 class Table(ABC):
-    """Rows by number. `fingerprint` changes when the table does; `left_out` names columns that no json can hold."""
+    """Rows by number. `fingerprint` changes when the table does; `left_out` names columns that no json can hold.
+
+    `class_names` are those that the table itself knows for its class numbers.
+    """
 
     def __init__(self, columns: Columns, fingerprint: str, left_out: tuple[str, ...] = ()) -> None:
         self.columns = columns
         self.fingerprint = fingerprint
         self.left_out = left_out
+        self.class_names: tuple[str, ...] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -28,6 +32,10 @@ class Table(ABC):
     @abstractmethod
     def image_paths(self) -> pl.Series | None:
         """The image column of all rows; None where the images are bytes in the table."""
+
+    @abstractmethod
+    def labels(self) -> Iterable[Any]:
+        """Every value of the label column, at least once."""
 
     @abstractmethod
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
@@ -51,8 +59,14 @@ class FrameTable(Table):
         return len(self._frame)
 
     def image_paths(self) -> pl.Series | None:
-        """The image column."""
-        return self._frame[self.columns.image]
+        """The image column; a row that cannot be used is of no image, so that it is told as a row of its own."""
+        paths = self._frame[self.columns.image]
+        return paths.scatter(list(self._problems), None) if self._problems else paths
+
+    def labels(self) -> Iterable[Any]:
+        """The distinct values of the label column, as far as a column of its type can be labels."""
+        column = self._frame[str(self.columns.label)]
+        return column[:1].to_list() if column.dtype.is_nested() else column.unique(maintain_order=True).to_list()
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers."""
@@ -76,6 +90,10 @@ class ListTable(Table):
     def image_paths(self) -> pl.Series | None:
         """The image column."""
         return text_series(row.get(self.columns.image) for row in self._rows)
+
+    def labels(self) -> Iterable[Any]:
+        """The label column."""
+        return (row.get(str(self.columns.label)) for row in self._rows)
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers."""

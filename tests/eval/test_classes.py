@@ -41,6 +41,15 @@ def test_files_below_the_root_hold_classes_and_templates(tmp_path: Path) -> None
     assert load_class_prompts(str(tmp_path / listed), ["a {}"], None).prompts() == ["a cat", "a dog"]
 
 
+def test_text_files_and_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("\ufeffcat\r\nsea lion \r\n\r\n", encoding="utf-8")
+    (tmp_path / "templates.txt").write_text("a {}.\nthe {c}\n", encoding="utf-8")
+    (tmp_path / "classes.json").write_text('\ufeff["cat", "half \\ud83d"]', encoding="utf-8")
+    prompts = load_class_prompts("classnames.txt", "templates.txt", str(tmp_path)).prompts()
+    assert prompts == ["a cat.", "the cat", "a sea lion.", "the sea lion"]
+    assert load_class_prompts("classes.json", None, str(tmp_path)).names == ("cat", "half \ufffd")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -53,6 +62,9 @@ def test_files_below_the_root_hold_classes_and_templates(tmp_path: Path) -> None
         ({"classes": ["cat"], "templates": ["a photo"]}, r"^template 'a photo': the class name goes where \{\} stands"),
         ({"classes": ["cat"], "templates": ["a {name}"]}, r"^template 'a \{name\}': the class name goes"),
         ({"classes": ["cat"], "templates": ["a {"]}, r"^template 'a \{': the class name goes"),
+        ({"classes": ["cat"], "templates": ["{:>999999999}"]}, r"^template '\{:>999999999\}': the class name goes"),
+        ({"classes": ["cat"], "templates": ["{0.__class__}"]}, r"^template .*: the class name goes"),
+        ("[" * 100_000, r"not readable as JSON"),
     ],
 )
 def test_wrong_files_are_told_in_one_line(tmp_path: Path, content: Any, words: str) -> None:
