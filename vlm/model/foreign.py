@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from open_clip import get_model_config, list_models
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -53,6 +54,8 @@ _LOAD_ERRORS = (
     SafetensorError,
 )
 _MOST_BYTES = 256 << 20
+# By a part of the key.
+_MOST = {"layers": 1024, "heads": 1024, "vocab_size": 2**24, "position": 2**20, "size": 65536, "dim": 65536}
 
 # Names of code, of other files, and what only describes.
 _LEFT_OUT = {
@@ -173,7 +176,22 @@ def as_configuration(values: Mapping[str, Any], name: str) -> PreTrainedConfig:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         known = nearest(str(kind), CONFIG_MAPPING.keys())
         raise UserError(f"{name}: model_type {kind!r} is not transformers' own (code of a model is never run); {known}")
-    return CONFIG_MAPPING[kind].from_dict(dict(values))
+    _require_possible(values, name)
+    try:
+        return CONFIG_MAPPING[kind].from_dict(dict(values))
+    except (StrictDataclassError, *_LOAD_ERRORS) as error:
+        raise UserError(f"{name}: its {CONFIG} is impossible: {reason(error)}") from error
+
+
+def _require_possible(values: Mapping[str, Any], name: str) -> None:
+    """Raise UserError for sizes that would fill the memory, or take for ever, before they are refused."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _require_possible(value, name)
+        most = next((most for part, most in _MOST.items() if part in key), 2**31)
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int | float) and not abs(number) <= most for number in numbers):
+            raise UserError(f"{name}: {CONFIG}: {key}: found {str(value)[:40]}; at most {most:,} is possible")
 
 
 @contextmanager
@@ -181,12 +199,15 @@ def refusing(where: str, name: str) -> Iterator[None]:
     """Whatever the library raises about the files of the model called `name`, as one line that begins with `where`."""
     try:
         yield
+    except UserError as error:
+        told = str(error).removeprefix(f"{name}: ")
+        raise UserError(told if told.startswith("towers.") else f"{where} {name}: {told}") from error
     except UnpicklingError as error:
         raise UserError(
             f"{where} {name}: its weights are a pickle of more than tensors, which could run code"
         ) from error
-    except _LOAD_ERRORS as error:
-        raise UserError(f"{where} {name}: {reason(error).removeprefix(f'{name}: ')}") from error
+    except (StrictDataclassError, *_LOAD_ERRORS) as error:
+        raise UserError(f"{where} {name}: {reason(error)}") from error
 
 
 @contextmanager

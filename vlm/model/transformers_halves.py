@@ -1,7 +1,6 @@
 """What transformers models decide where a configuration of towers leaves it open; CLIP and SigLIP are read whole."""
 
 import math
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -21,36 +20,46 @@ def whole_towers(name: str, files: ForeignFiles) -> Towers:
     """Both halves of the CLIP or SigLIP called `name`. Raises UserError for other models."""
     with refusing("transformers", name):
         configuration = files.configuration("image", name)
-    if configuration.model_type not in _WHOLE:
-        raise UserError(
-            f"transformers {name}: model_type {configuration.model_type} is not read whole (choose from: "
-            f"{', '.join(_WHOLE)}); `towers:` takes an image and a text model"
+        if configuration.model_type not in _WHOLE:
+            raise UserError(
+                f"model_type {configuration.model_type} is not read whole (choose from: {', '.join(_WHOLE)}); "
+                "`towers:` takes an image and a text model"
+            )
+        return Towers(
+            embed_dim=_own_dim(configuration, "image"),
+            image=ImageTowerConfig(transformers=name),
+            text=TextTowerConfig(transformers=name),
         )
-    return Towers(
-        embed_dim=_own_dim(configuration, "image"),
-        image=ImageTowerConfig(transformers=name),
-        text=TextTowerConfig(transformers=name),
-    )
 
 
 def completed(towers: Towers, files: ForeignFiles) -> Towers:
     """The towers with pooling and context length written out. Raises UserError for halves that do not fit."""
-    changes: dict[str, Any] = {}
-    if towers.image.transformers is not None and towers.image.pool is None:
-        configuration = _configuration(files, "image", towers.image.transformers)
-        pool = _default_pool("image", towers.image.transformers, configuration)
+    return towers.model_copy(update={"image": _image(towers, files), "text": _text(towers, files)})
+
+
+def _image(towers: Towers, files: ForeignFiles) -> ImageTowerConfig:
+    image = towers.image
+    if image.transformers is None or image.pool is not None:
+        return image
+    with refusing("towers.image.transformers", image.transformers):
+        configuration = files.configuration("image", image.transformers)
+        pool = _default_pool("image", configuration)
         if pool == "own":
             _require_dim("image", towers, configuration)
-        changes["image"] = towers.image.model_copy(update={"pool": pool})
+        return image.model_copy(update={"pool": pool})
+
+
+def _text(towers: Towers, files: ForeignFiles) -> TextTowerConfig:
     text = towers.text
-    if text.transformers is not None and (text.pool is None or text.context_length is None):
-        configuration = _configuration(files, "text", text.transformers)
-        pool = text.pool or _default_pool("text", text.transformers, configuration)
+    if text.transformers is None or not (text.pool is None or text.context_length is None):
+        return text
+    with refusing("towers.text.transformers", text.transformers):
+        configuration = files.configuration("text", text.transformers)
+        pool = text.pool or _default_pool("text", configuration)
         if pool == "own":
             _require_dim("text", towers, configuration)
         context_length = text.context_length or _default_context_length(configuration)
-        changes["text"] = text.model_copy(update={"pool": pool, "context_length": context_length})
-    return towers.model_copy(update=changes)
+        return text.model_copy(update={"pool": pool, "context_length": context_length})
 
 
 def are_halves_of_one(towers: Towers) -> bool:
@@ -62,10 +71,11 @@ def are_halves_of_one(towers: Towers) -> bool:
 def scale_and_bias(towers: Towers, files: ForeignFiles) -> dict[str, float | None]:
     """What a training of this dual encoder begins with, before its weights say what it has learned."""
     assert towers.image.transformers is not None
-    configuration = files.configuration("image", towers.image.transformers)
-    if configuration.model_type == "siglip":
-        return {"init_logit_scale": _SIGLIP_SCALE, "init_logit_bias": _SIGLIP_BIAS}
-    scale = math.exp(min(float(configuration.logit_scale_init_value), math.log(MAX_LOGIT_SCALE)))
+    with refusing("towers.image.transformers", towers.image.transformers):
+        configuration = files.configuration("image", towers.image.transformers)
+        if configuration.model_type == "siglip":
+            return {"init_logit_scale": _SIGLIP_SCALE, "init_logit_bias": _SIGLIP_BIAS}
+        scale = math.exp(min(float(configuration.logit_scale_init_value), math.log(MAX_LOGIT_SCALE)))
     return {"init_logit_scale": min(scale, MAX_LOGIT_SCALE), "init_logit_bias": None}
 
 
@@ -76,37 +86,33 @@ def transformers_images(towers: Towers, files: ForeignFiles) -> ImageSpec:
     """
     name = towers.image.transformers
     assert name is not None
-    configuration = _configuration(files, "image", name)
-    size = getattr(getattr(configuration, "vision_config", configuration), "image_size", None)
-    if isinstance(size, list | tuple) and len(set(size)) == 1:
-        size = size[0]
-    if size is not None and not isinstance(size, int):
-        raise UserError(f"towers.image.transformers {name}: image_size {size}; images must be square")
-    spec, departures = image_preprocessing(name, files.image_processor(name), configuration.model_type, size)
-    if departures and towers.image.pool == "own":
-        raise UserError(
-            f"towers.image.transformers {name}: its image processor cannot be followed ({departures[0]}); say "
-            "image_size, image_mean, image_std, interpolation and resize_mode to do it another way"
-        )
+    with refusing("towers.image.transformers", name):
+        configuration = files.configuration("image", name)
+        size = getattr(getattr(configuration, "vision_config", configuration), "image_size", None)
+        if isinstance(size, list | tuple) and len(set(size)) == 1:
+            size = size[0]
+        if size is not None and not isinstance(size, int):
+            raise UserError(f"image_size {size}; images must be square")
+        spec, departures = image_preprocessing(files.image_processor(name), configuration.model_type, size)
+        if departures and towers.image.pool == "own":
+            raise UserError(
+                f"its image processor cannot be followed ({departures[0]}); say image_size, image_mean, image_std, "
+                "interpolation and resize_mode to do it another way"
+            )
     files.notices += [f"{name}: of its image processor, {departure}" for departure in departures]
     return spec
 
 
-def _configuration(files: ForeignFiles, part: Part, name: str) -> PreTrainedConfig:
-    with refusing(f"towers.{part}.transformers", name):
-        return files.configuration(part, name)
-
-
-def _default_pool(part: Part, name: str, configuration: PreTrainedConfig) -> str:
+def _default_pool(part: Part, configuration: PreTrainedConfig) -> str:
     kind = configuration.model_type
     if kind in _WHOLE:
         return "own"
-    left_out = next((one for one in configuration.architectures or () if one.endswith("WithProjection")), None)
+    left_out = next((one for one in configuration.architectures or () if str(one).endswith("WithProjection")), None)
     if left_out is None and not hasattr(configuration, "text_config"):
         return "pooler" if part == "image" or kind == "siglip_text_model" else "mean"
     raise UserError(
-        f"towers.{part}.transformers {name}: {left_out or kind} has a projection that is not read (whole are read: "
-        f"{', '.join(_WHOLE)}); say a pool to take its {part} model with a new projection"
+        f"{left_out or kind} has a projection that is not read (whole are read: {', '.join(_WHOLE)}); say a pool to "
+        f"take its {part} model with a new projection"
     )
 
 

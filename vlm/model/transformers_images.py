@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from vlm.errors import UserError
+from vlm.config import first_problem
+from vlm.errors import UserError, reason
 from vlm.model.image_spec import ImageSpec
 
 # The processors of models that were saved without one. (Other models get open_clip's mean and deviation.)
@@ -22,10 +24,8 @@ class Preprocessing(NamedTuple):
     departures: tuple[str, ...]
 
 
-def image_preprocessing(
-    name: str, processor: Mapping[str, Any] | None, model_type: str, image_size: int | None
-) -> Preprocessing:
-    """What the processor saved with the model `name` does to pictures; `image_size` is what its configuration says.
+def image_preprocessing(processor: Mapping[str, Any] | None, model_type: str, image_size: int | None) -> Preprocessing:
+    """What the processor saved with a model does to pictures; `image_size` is what its configuration says.
 
     Raises UserError for a processor whose numbers make no specification.
     """
@@ -41,8 +41,10 @@ def image_preprocessing(
         fields |= _normalisation(processor)
         fields |= _resizing(processor, fields.get("size"), departures)
         return Preprocessing(ImageSpec.model_validate(fields), tuple(departures))
+    except ValidationError as error:
+        raise UserError(f"its image processor cannot be followed: {first_problem(error, ImageSpec)}") from error
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{name}: its image processor cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"its image processor cannot be read: {reason(error)}") from error
 
 
 def _normalisation(processor: Mapping[str, Any]) -> dict[str, Any]:

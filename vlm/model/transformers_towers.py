@@ -169,8 +169,11 @@ def load(
             weights_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             **options,
         )
+    for key, found, needed in sorted(told["mismatched_keys"]):
+        raise UserError(f"{key} is {list(found)} in its files but {list(needed)} in the model (another image_size?)")
     missing = set(told["missing_keys"])
     return model, {id(parameter) for key, parameter in model.named_parameters() if key in missing}
 

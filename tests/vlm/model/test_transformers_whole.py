@@ -118,6 +118,8 @@ def test_what_cannot_be_read_whole_is_refused_by_name(tmp_path: Path) -> None:
         built(towers={**_with_text(tmp_path / "clip"), "embed_dim": 16})
     pooled = built(towers={**_with_text(tmp_path / "clip", pool="pooler"), "embed_dim": 16})
     assert pooled.encode_image(some_images()).shape == (3, 16)
+    with pytest.raises(UserError, match=r"position_embedding.weight is \[17, 32\] in its files but \[5, 32\]"):
+        built(transformers=str(tmp_path / "clip"), image_size=16)
     save_text_model(tmp_path / "bert")
     with pytest.raises(UserError, match="model_type bert is not read whole"):
         built(transformers=str(tmp_path / "bert"))
