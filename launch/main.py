@@ -100,9 +100,12 @@ def _join_ranks() -> None:
 
 def _checked_recipe(name: str, overrides: list[str] | None, *, trust: bool) -> "Recipe":
     """The recipe, read before torch is imported, which takes seconds: most mistakes are told at once."""
+    from launch.quick_check import quick_problem
     from launch.recipe_file import read_recipe
 
     path, values = read_recipe(name, overrides or (), trust=trust)
+    if "torch" not in sys.modules and (problem := quick_problem(values)) is not None:
+        raise EveryRankError(f"{path}: {problem}")
     from launch.recipe import check_recipe
 
     return check_recipe(values, str(path))

@@ -55,20 +55,19 @@ def test_every_number_has_a_least_and_a_greatest_value() -> None:
     assert [place for schema in SCHEMAS for place in unbounded(schema)] == []
 
 
+MODEL = {
+    "architecture": {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+}
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
-    values = {
-        "model": {
-            "architecture": {
-                "embed_dim": 8,
-                "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
-                "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
-            }
-        },
-        "data": {"sources": {"photos": {"shards": "photos.tar"}}},
-    }
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump({"model": MODEL, "data": {"sources": {"photos": {"shards": "photos.tar"}}}}))
     return str(path)
 
 
