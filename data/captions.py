@@ -27,6 +27,7 @@ DROPPED = "(dropped)"
 _SENTENCE_ENDS = (".", "!", "?", "…", "。")
 
 CaptionPolicy = Literal["first", "random", "all", "concat"]
+TxtLayout = Literal["whole", "lines"]
 CaptionsByField = dict[str, tuple[str, ...]]
 
 
@@ -47,6 +48,9 @@ class CaptionConfig(Config):
         ),
     ] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="Share of visits whose caption is the empty text.")] = 0.0
+    txt: Annotated[TxtLayout, Field(description="A txt member is one caption (whole), or one a line (lines).")] = (
+        "whole"
+    )
     clean: Annotated[tuple[CleaningStep, ...], Field(description="Cleaning steps, applied in this order.")] = ()
 
     @property
@@ -106,7 +110,7 @@ def captions_by_field(text: bytes | None, fields: Mapping[str, Any], config: Cap
     """
     found: CaptionsByField = {}
     for name in config.places:
-        stored = _decoded(text) if name == TXT else listed(fields.get(name))
+        stored = _decoded(text, config.txt) if name == TXT else listed(fields.get(name))
         captions = tuple(caption for caption in (cleaned(caption, config.clean) for caption in stored) if caption)
         if captions:
             found[name] = captions
@@ -172,13 +176,15 @@ def listed(stored: Any) -> list[str]:
     return captions
 
 
-def _decoded(text: bytes | None) -> list[str]:
+def _decoded(text: bytes | None, layout: TxtLayout) -> list[str]:
     if text is None:
         return []
-    start = text.removeprefix(codecs.BOM_UTF8)[: 4 * MOST_CHARACTERS]
+    most = 4 * (MOST_CHARACTERS if layout == "whole" else _MOST_TOGETHER)
+    start = text.removeprefix(codecs.BOM_UTF8)[:most]
     decoder = codecs.getincrementaldecoder("utf-8")()  # which may end within a character
     try:
-        return [readable(decoder.decode(start, final=len(start) < 4 * MOST_CHARACTERS))]
+        decoded = decoder.decode(start, final=len(start) < most)
+        return [readable(caption) for caption in (decoded.split("\n") if layout == "lines" else [decoded])]
     except UnicodeDecodeError as error:
         raise BadSampleError(f"its caption is not UTF-8 (byte {error.start})") from error
 

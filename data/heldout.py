@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from data.bad_sample import BadSampleError
-from data.captions import read_captions
+from data.captions import TXT, CaptionConfig, CaptionsByField, TxtLayout, captions_by_field
 from data.images.views import evaluation_view
 from data.ring import PixelRing, Slot
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
+from data.txt_layout import found_layout
 from data.workers import Stage, load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
@@ -53,7 +54,8 @@ class HeldOutSet:
     """The samples of held-out shards, numbered as stored; the first `limit` of them when one is given.
 
     Captions, labels and fields are read without decoding images. `cache` keeps
-    copies of remote and gzipped shards, `where` is the key that messages blame.
+    copies of remote and gzipped shards, `where` is the key that messages blame. `txt` says whether a txt member is one
+    caption or one a line; by default it is one a line where the set is laid out as public benchmarks are.
 
     Raises:
         UserError: a pattern matches nothing, or no file of it holds an image.
@@ -68,11 +70,14 @@ class HeldOutSet:
         limit: int | None = None,
         cache: ShardCache | None = None,
         where: str = "shards",
+        txt: TxtLayout | None = None,
     ) -> None:
         patterns = (shards,) if isinstance(shards, str) else tuple(shards)
         reach = cache or ShardCache()
         self._source = open_source(",".join(patterns), patterns, FolderIndex(reach, where), root=root)
         self._image = image
+        self._txt = txt
+        self._read_captions: dict[TxtLayout, tuple[CaptionsByField, ...]] = {}
         self._reader = ShardReader(reach)
         self._size = self._source.num_samples if limit is None else min(limit, self._source.num_samples)
         self._skipped = {(skip.shard, skip.key): skip for skip in self._source.problems(reach)}
@@ -88,7 +93,24 @@ class HeldOutSet:
     @cached_property
     def captions(self) -> tuple[tuple[str, ...], ...]:
         """All captions of each sample; none for a sample whose captions are missing or broken."""
-        return tuple(self._or_skip(number, ("txt", "json"), _captions, ()) for number in range(len(self)))
+        found = self._captions_as("lines" if self.txt_layout == "lines" else "whole")
+        return tuple(tuple(caption for part in captions.values() for caption in part) for captions in found)
+
+    @cached_property
+    def txt_layout(self) -> TxtLayout | Literal["mixed"]:
+        """Whether txt members are captions or hold one a line; "mixed" where most have several lines, not all."""
+        if self._txt is not None:
+            return self._txt
+        return found_layout(self._source.shards, self._captions_as("whole"))
+
+    def _captions_as(self, layout: TxtLayout) -> tuple[CaptionsByField, ...]:
+        if layout not in self._read_captions:
+            config = CaptionConfig(txt=layout)
+            self._read_captions[layout] = tuple(
+                self._or_skip(number, ("txt", "json"), partial(_captions, config=config), {})
+                for number in range(len(self))
+            )
+        return self._read_captions[layout]
 
     @cached_property
     def labels(self) -> Int64[Tensor, " samples"] | None:
@@ -167,8 +189,8 @@ class HeldOutSet:
         return self._source.key_or_row(*self._source.place(number), self._reader)
 
 
-def _captions(sample: Sample) -> tuple[str, ...]:
-    return read_captions(sample.parts.get("txt"), sample.fields)
+def _captions(sample: Sample, config: CaptionConfig) -> CaptionsByField:
+    return captions_by_field(sample.parts.get(TXT), sample.fields, config)
 
 
 class _Views(NamedTuple):

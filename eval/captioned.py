@@ -13,7 +13,7 @@ from data.shards.cache import ShardCache
 from eval.encoder import Encoder, embed_images, embed_texts
 from eval.equal_texts import equal_tokens
 from eval.ranks import NO_GROUP
-from eval.shards import ShardEvaluation
+from eval.shards import CaptionedEvaluation
 from vlm.batch import Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -46,7 +46,7 @@ class CaptionedImages:
 
     def __init__(
         self,
-        config: ShardEvaluation,
+        config: CaptionedEvaluation,
         image: ImageSpec,
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         root: str | None,
@@ -86,7 +86,20 @@ class CaptionedImages:
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
-        """A line on captions that belong to several images, where there are any."""
+        """Lines on how txt members were read, where that is in doubt, and on captions that several images have."""
+        return (*self._layout_notice(), *self._sharing_notice())
+
+    def _layout_notice(self) -> tuple[str, ...]:
+        layout = self.held_out.txt_layout
+        if self._config.txt is None and layout == "lines":
+            said = "each line of a txt member is a caption, as in public retrieval sets; txt: whole reads it as one"
+            return (f"{self._where}: {said}",)
+        if layout == "mixed":
+            said = "most txt members have several lines, not all: each is one caption; txt: lines reads them by line"
+            return (f"{self._where}: {said}",)
+        return ()
+
+    def _sharing_notice(self) -> tuple[str, ...]:
         owners: dict[int, dict[int, int]] = {}
         for place, (group, owner) in enumerate(zip(self._groups.tolist(), self._text_owners, strict=True)):
             owners.setdefault(group, {}).setdefault(owner, place)

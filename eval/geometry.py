@@ -17,7 +17,7 @@ from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.gap import Shift, moved_together
 from eval.ranks import find_matches_shared, score
-from eval.shards import ShardEvaluation
+from eval.shards import CaptionedEvaluation
 from vlm.batch import Skip
 from vlm.errors import EveryRankError
 from vlm.geometry.clouds import figures_of_clouds, tolerance
@@ -32,7 +32,7 @@ _WAYS = ("image_to_text", "text_to_image")
 _HELD_OUT = 5  # of so many pairs one is held out from the classifier
 
 
-class GeometryEvaluationConfig(ShardEvaluation):
+class GeometryEvaluationConfig(CaptionedEvaluation):
     """The geometry of the captioned samples of shards."""
 
     kind: Annotated[Literal["geometry"], Field(description="the clouds of embeddings and the gap between them")]

@@ -11,7 +11,7 @@ from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.examples import Example, Examples, Retrieved, picture
 from eval.ranks import TILE, Matches, find_matches_shared, score, share_group
-from eval.shards import ShardEvaluation
+from eval.shards import CaptionedEvaluation
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -21,7 +21,7 @@ _RECALLS = (1, 5, 10)
 _NUM_RETRIEVED = 5
 
 
-class RetrievalConfig(ShardEvaluation):
+class RetrievalConfig(CaptionedEvaluation):
     """Retrieval of captions by image and of images by caption, over the captioned samples of shards."""
 
     kind: Annotated[Literal["retrieval"], Field(description="images to texts and back")]

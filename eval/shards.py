@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from data.captions import TxtLayout
 from data.heldout import HeldOutSet
 from data.shards.cache import ShardCache
 from vlm.config import Config
@@ -36,3 +37,19 @@ class ShardEvaluation(Config):
     def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
         """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""
         return HeldOutSet(self.shards, image, root=root, limit=self.limit, cache=cache, where=where)
+
+
+class CaptionedEvaluation(ShardEvaluation):
+    """The same of shards whose captions matter."""
+
+    txt: Annotated[
+        TxtLayout | None,
+        Field(
+            description="A txt member holds one caption (whole), or one a line (lines); by default the latter where "
+            "all have several lines, as in public retrieval sets."
+        ),
+    ] = None
+
+    def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
+        """The same, with captions read as `txt` says."""
+        return HeldOutSet(self.shards, image, root=root, limit=self.limit, cache=cache, where=where, txt=self.txt)

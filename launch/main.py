@@ -38,6 +38,9 @@ ModelName = Annotated[
 DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {00..03} and * patterns; repeatable.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="Rows a forward; no figure depends on it.")]
+TxtMembers = Annotated[
+    str | None, typer.Option(help='Of a txt member: "whole", "lines" (a caption each), or by the set\'s layout.')
+]
 Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Only the first so many samples.")]
 Shifts = Annotated[
     list[float] | None,
@@ -248,6 +251,7 @@ def retrieval(  # noqa: PLR0913 - the options of the command line
     data: DataPattern,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    txt: TxtMembers = None,
     before_head: BeforeHead = False,
     precision: Precision = "fp32",
     json_file: JsonFile = None,
@@ -258,7 +262,7 @@ def retrieval(  # noqa: PLR0913 - the options of the command line
     from launch.evaluate import checked_config, evaluate_model, shard_options
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
-    config = checked_config(RetrievalConfig, kind="retrieval", **shards)
+    config = checked_config(RetrievalConfig, kind="retrieval", txt=txt, **shards)
     evaluate_model(model, config, json_file, trust=trust)
 
 
@@ -268,6 +272,7 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     data: DataPattern,
     batch_size: BatchSize = 256,
     limit: Limit = None,
+    txt: TxtMembers = None,
     shift: Shifts = None,
     before_head: BeforeHead = False,
     precision: Precision = "fp32",
@@ -280,5 +285,5 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     from launch.evaluate import checked_config, evaluate_geometry, shard_options
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
-    config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, **shards)
+    config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, txt=txt, **shards)
     evaluate_geometry(model, config, json_file, plots, trust=trust)

@@ -108,6 +108,13 @@ def test_what_is_no_text_is_a_bad_sample_with_a_reason() -> None:
     assert read_fields(None) == {}
 
 
+def test_a_txt_member_is_one_caption_or_one_a_line() -> None:
+    text = b"\xef\xbb\xbfa cat\r\n\n two\xe2\x80\xa8cats \n"
+    assert captions_by_field(text, {}, USUAL) == {"txt": ("a cat\r\n\n two\u2028cats",)}
+    assert captions_by_field(text, {}, config(txt="lines")) == {"txt": ("a cat", "two\u2028cats")}
+    assert captions_by_field(text, {"captions": ["b\nc"]}, config(txt="lines")) == {"captions": ("b\nc",)}
+
+
 @pytest.mark.parametrize("fill", ["a", "é", "木", "\N{GRINNING FACE}"])  # 1 to 4 bytes
 def test_of_a_huge_caption_the_beginning_is_read(fill: str) -> None:
     huge = f"start{fill * 3_000_000}"
@@ -218,7 +225,7 @@ def test_a_policy_alone_stands_for_a_whole_configuration() -> None:
 def test_the_schema_allows_both_forms() -> None:
     short, mapping = TypeAdapter(CaptionConfig).json_schema()["anyOf"]
     assert short == {"type": "string", "enum": ["first", "random", "all", "concat"]}
-    assert set(mapping["properties"]) == {"policy", "fields", "dropout", "clean"}
+    assert set(mapping["properties"]) == {"policy", "fields", "dropout", "txt", "clean"}
     assert json.dumps(Recipe.model_json_schema())
 
 

@@ -122,3 +122,42 @@ def test_real_photographs(tmp_path: Path) -> None:
     batches = list(digits.batches(World(), 1000))
     assert all(bool(batch.valid.all()) for batch in batches)
     assert json.loads((REAL / "cifar10-classnames.json").read_text())[3] == "cat"
+
+
+LINED = ["a dog runs\nthe brown dog\n", "one cat\r\n\r\ntwo cats"]
+LINES = (("a dog runs", "the brown dog"), ("one cat", "two cats"))
+WHOLE = (("a dog runs\nthe brown dog",), ("one cat\r\n\r\ntwo cats",))
+
+
+def lined(folder: Path, texts: list[str], **more: str) -> HeldOutSet:
+    samples = [sample(n, jpg=picture(n), txt=text, **more) for n, text in enumerate(texts)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return HeldOutSet(str(write_shard(folder / "0.tar", samples)), IMAGE)
+
+
+def test_txt_members_of_several_lines_hold_one_caption_a_line(tmp_path: Path) -> None:
+    held_out = lined(tmp_path, LINED)
+    assert (held_out.captions, held_out.txt_layout) == (LINES, "lines")
+    shard = str(tmp_path / "0.tar")
+    assert HeldOutSet(shard, IMAGE, txt="whole").captions == WHOLE
+    assert HeldOutSet(shard, IMAGE, txt="lines").captions == LINES
+
+
+@pytest.mark.parametrize(
+    ("texts", "layout"), [(["a", "b\nc"], "whole"), (["a\nb", "c\nd", "e"], "mixed"), (["a", "b"], "whole")]
+)
+def test_other_txt_members_are_one_caption_each(tmp_path: Path, texts: list[str], layout: str) -> None:
+    held_out = lined(tmp_path, texts)
+    assert (held_out.captions, held_out.txt_layout) == (tuple((text,) for text in texts), layout)
+
+
+def test_captions_in_json_are_no_lines(tmp_path: Path) -> None:
+    held_out = lined(tmp_path, LINED, json=json.dumps({"captions": ["x\ny"]}))
+    assert (held_out.captions, held_out.txt_layout) == ((("x\ny",), ("x\ny",)), "whole")
+
+
+def test_a_public_retrieval_set_says_so(tmp_path: Path) -> None:
+    (tmp_path / "dataset_type.txt").write_text("retrieval")
+    assert lined(tmp_path / "test", ["a", "b\nc"]).captions == (("a",), ("b", "c"))
+    (tmp_path / "dataset_type.txt").write_text("zeroshot_classification")
+    assert lined(tmp_path / "test", ["a", "b\nc"]).captions == (("a",), ("b\nc",))

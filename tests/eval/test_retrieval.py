@@ -9,7 +9,8 @@ from PIL import Image
 
 from data.heldout import HeldOutSet
 from eval.retrieval import Retrieval, RetrievalConfig
-from tests.data.small_shards import WordTokenizer, sample, write_shard
+from tests.data.small_shards import SAMPLE, WordTokenizer, sample, write_shard
+from tests.data.small_shards import picture as picture_of
 from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from vlm.errors import UserError
@@ -131,3 +132,19 @@ def test_shards_without_captions_or_without_a_readable_sample_are_refused(tmp_pa
     broken = captioned_shard(tmp_path, CAPTIONS[:2], broken=(0, 1))
     with pytest.raises(UserError, match=r"^shards: none of the 2 samples has a readable image and caption"):
         evaluation(broken).run(SmallEncoder(), World())
+
+
+def test_a_public_set_scores_as_the_same_captions_in_json_and_says_how_it_was_read(tmp_path: Path) -> None:
+    texts = [[f"{n} {'abcdefgh'[n % 8] * 3} {k}" for k in range(2 + n % 3)] for n in range(8)]
+    images = [sample(n, jpg=picture_of(n)) for n in range(8)]
+    in_json: list[SAMPLE] = [
+        {**one, "json": json.dumps({"captions": captions})} for one, captions in zip(images, texts, strict=True)
+    ]
+    in_lines: list[SAMPLE] = [{**one, "txt": "\n".join(captions)} for one, captions in zip(images, texts, strict=True)]
+    first = evaluation(str(write_shard(tmp_path / "json.tar", in_json)))
+    second = evaluation(str(write_shard(tmp_path / "lines.tar", in_lines)))
+    assert first.run(SmallEncoder(), World()) == second.run(SmallEncoder(), World())
+    assert first.notices == ()
+    assert second.notices == (
+        "shards: each line of a txt member is a caption, as in public retrieval sets; txt: whole reads it as one",
+    )
