@@ -13,9 +13,10 @@ from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.programs import programs
-from vlm.training.checkpoint import Checkpoint, NewerCheckpointError
+from vlm.training.checkpoint import Checkpoint
 from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.data_record import differences, is_known
+from vlm.training.manifest import NewerCheckpointError
 from vlm.training.run_directory import RunDirectory
 
 AUTO = "auto"

@@ -32,10 +32,10 @@ from vlm.objectives.state import RunFacts
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine
-from vlm.training.checkpoint import Manifest
 from vlm.training.engine import name_in_module
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
+from vlm.training.manifest import Manifest
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress, show_lines
 from vlm.training.rehearsal import rehearse

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.model.dual_encoder import DualEncoder
-from vlm.training.checkpoint import Group, Manifest, write_checkpoint
+from vlm.training.checkpoint import Group, write_checkpoint
+from vlm.training.manifest import Manifest
 from vlm.training.model_files import MODEL_FILES, file_group
 from vlm.world import World
 

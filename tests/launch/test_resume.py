@@ -1,7 +1,9 @@
 """Where a run goes on: the newest whole checkpoint, what was passed over told, nothing lost on the way back."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,20 @@ import pytest
 import torch
 import yaml
 
+from eval.run_record import read_run
+from launch.export import export_model
+from launch.model_source import load_model
 from launch.recipe import load_recipe, resolve_order
 from launch.resume import Start, find_start
 from launch.train import train
+from launch.verify_gradients import verify
 from tests.launch.small import metrics_of
 from tests.launch.tiny import stopped_at, tiny_values, write_tiny
 from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.sealed import sealed_json
 from vlm.training.checkpoint_folder import complete_checkpoints
+from vlm.training.owner import OwnerRecord
 from vlm.training.run_directory import RunDirectory
 from vlm.world import World
 
@@ -147,6 +156,39 @@ def test_keys_that_a_newer_version_added_are_no_changes(run: Path) -> None:
     assert start_of(run).step == 12
     with pytest.raises(UserError, match=r"the recipe has changed since the run began \(seed\)"):
         start_of(run, seed=3)
+
+
+def test_no_reader_takes_a_damaged_checkpoint(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints/step-00000012"
+    flip(checkpoint / "weights-00000.safetensors")
+    said = r"step-00000012: weights-00000\.safetensors is damaged"
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    pretrained = recipe.model.model_copy(update={"pretrained": str(checkpoint)})
+    readers: list[Callable[[], object]] = [
+        lambda: load_model(str(run)),
+        lambda: export_model(str(checkpoint), "open_clip", tmp_path / "exported", ()),
+        lambda: build_model(pretrained),
+        lambda: verify(recipe, checkpoint),
+        lambda: train(recipe, resume=str(checkpoint)),
+    ]
+    for read in readers:
+        with pytest.raises(UserError, match=said):
+            read()
+    assert not (tmp_path / "exported").exists()
+    assert not (run / "owner.json").exists()
+
+
+def test_a_run_that_is_being_written_is_left_alone(run: Path) -> None:
+    parent = os.getppid()
+    began = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19])
+    owner = OwnerRecord.of_this_process().model_copy(update={"pid": parent, "began": began})
+    (run / "owner.json").write_text(sealed_json(json.loads(owner.model_dump_json())))
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    for resume in ("auto", None):
+        with pytest.raises(UserError, match=rf"is being written by process {parent} on "):
+            train(load_recipe(str(run / "recipe.yaml")), resume=resume)
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    read_run(run)  # readers need no leave
 
 
 @pytest.mark.slow

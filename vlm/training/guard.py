@@ -2,8 +2,8 @@
 
 from vlm.batch import Batch
 from vlm.errors import EveryRankError
-from vlm.training.checkpoint import LeftOut
 from vlm.training.failures import FAILURES, Failures
+from vlm.training.manifest import LeftOut
 from vlm.training.run_directory import RunDirectory
 from vlm.training.step import StepResult
 

@@ -22,13 +22,14 @@ from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
 from vlm.training.alarm import Alarm, AlarmConfig, Alarms, require_known
-from vlm.training.checkpoint import Manifest, write_checkpoint
+from vlm.training.checkpoint import write_checkpoint
 from vlm.training.checkpoint_folder import prune
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName, Precision
 from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger, skips_of_all_ranks
+from vlm.training.manifest import Manifest
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
 from vlm.training.run_directory import RunDirectory

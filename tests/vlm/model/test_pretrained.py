@@ -16,7 +16,8 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.open_clip_names import to_open_clip
-from vlm.training.checkpoint import Manifest, write_checkpoint
+from vlm.training.checkpoint import write_checkpoint
+from vlm.training.manifest import Manifest
 from vlm.world import World
 
 SIGLIP = {"no_causal_mask": True, "pool_type": "last"}

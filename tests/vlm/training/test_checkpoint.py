@@ -16,15 +16,9 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from vlm.errors import EveryRankError, UserError
 from vlm.sealed import sealed_json
-from vlm.training.checkpoint import (
-    Checkpoint,
-    Group,
-    Manifest,
-    NewerCheckpointError,
-    first_differences,
-    write_checkpoint,
-)
+from vlm.training.checkpoint import Checkpoint, Group, first_differences, write_checkpoint
 from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints, prune
+from vlm.training.manifest import Manifest, NewerCheckpointError
 from vlm.world import World
 
 

@@ -14,9 +14,10 @@ from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, learner_of, start, toy_batch
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.training.accumulation import accumulate
-from vlm.training.checkpoint import Checkpoint, Manifest, write_checkpoint
+from vlm.training.checkpoint import Checkpoint, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import MOMENTS, Engine, EngineName
+from vlm.training.manifest import Manifest
 from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step
 

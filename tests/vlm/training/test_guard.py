@@ -17,9 +17,10 @@ from vlm.objectives.queue import Queue
 from vlm.objectives.state import RunFacts
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import MicroBatches
-from vlm.training.checkpoint import Manifest, write_checkpoint
+from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName
+from vlm.training.manifest import Manifest
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import Learner, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
