@@ -19,7 +19,7 @@ from data.shards.reader import ShardReader
 from data.shards.retry import RetryConfig
 from data.shards.sidecar import key_id
 from data.shards.source import Sample, sample_id, stable_names
-from data.shards.store import open_stream
+from data.shards.store import is_command, open_stream, store_of
 from data.shards.streaming import Streamed, stream_samples
 from data.shards.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES, Problem, shown_name
 from data.summary import SourceSummary, batch_notices
@@ -59,11 +59,14 @@ class SequentialStream:
             raise UserError(f"a global batch of {global_batch} leaves some of {world.size} ranks without a sample")
         self._rows = (world.rank + 1) * global_batch // world.size - world.rank * global_batch // world.size
         self._tokenizer = tokenizer
-        self._reader = SampleReader(config, image, seed, ShardReader(ShardCache(config.cache, config.retry)))
+        cache = ShardCache(config.cache, config.retry)
+        self._reader = SampleReader(config, image, seed, ShardReader(cache))
         sizes = {name: _declared(name, source.num_samples) for name, source in config.sources.items()}
         by_weight = config.mix == "weight"
         weights = {name: config.sources[name].weight if by_weight else float(size) for name, size in sizes.items()}
         self._shards = {name: _expand(config, name) for name in sizes}
+        for name, shards in self._shards.items():
+            _contact(name, shards, cache)
         self.num_samples = sum(sizes.values())
         self.max_bad_share = config.max_bad_share
         self.labelled = True  # as far as is known before the first sample is read
@@ -235,6 +238,14 @@ def _declared(name: str, num_samples: int | None) -> int:
     if num_samples is None:
         raise UserError(f"data.sources.{name}.num_samples: `mode: sequential` counts nothing, so it must be told")
     return num_samples
+
+
+def _contact(name: str, shards: Sequence[str], cache: ShardCache) -> None:
+    try:
+        for shard in {store_of(shard): shard for shard in reversed(shards) if not is_command(shard)}.values():
+            cache.contact(shard)
+    except OSError as error:
+        raise UserError(f"data.sources.{name}.shards: {error}") from error
 
 
 def _expand(config: DataConfig, name: str) -> tuple[str, ...]:

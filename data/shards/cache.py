@@ -19,13 +19,14 @@ from data.shards.retry import (
     RetryConfig,
     TransferError,
     UnavailableError,
+    is_busy,
     is_temporary,
     retried,
     root_cause,
     told,
 )
 from data.shards.stamp import Stamp
-from data.shards.store import is_remote, local_path, stamp_once
+from data.shards.store import is_remote, local_path, stamp_once, store_of
 from data.shards.unpack import GZIP_MAGIC, unzipped
 from vlm.config import Config
 from vlm.paths import LocalPath
@@ -103,6 +104,7 @@ class ShardCache:
         self._copies = Copies(self.config.path, self.config.limit)
         self._stamps: dict[str, Stamp] = {}
         self._digests: dict[Path, str] = {}
+        self._alive: set[str] = set()
         self._etag_is_md5 = True
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,6 +121,27 @@ class ShardCache:
             FileNotFoundError, PermissionError, UnavailableError: it cannot be known.
         """
         return retried(name, self.retry, partial(self._stamp_once, name), stop=stop)
+
+    def contact(self, name: str) -> None:
+        """Ask the store of a remote shard for a sign of life, in seconds: a start should not be silent for minutes.
+
+        A store that is busy, or says that the shard is not there, is alive; so is one that answered before.
+
+        Raises:
+            UnavailableError: it does not answer, or only with errors.
+        """
+        store = store_of(name)
+        if not is_remote(name) or store in self._alive:
+            return
+        brief = self.retry.for_first_contact()
+        try:
+            retried(name, brief, partial(self._stamp_once, name, brief.silence))
+        except (FileNotFoundError, PermissionError):
+            pass
+        except UnavailableError as error:
+            if not is_busy(root_cause(error.__cause__ or error)):
+                raise
+        self._alive.add(store)
 
     def local(self, name: str, expected: Stamp | None = None, stop: threading.Event | None = None) -> Path:
         """The shard as a plain tar: a local one itself, else its copy, fetched if need be.
@@ -171,11 +194,11 @@ class ShardCache:
             raise
         return copy, stamp
 
-    def _stamp_once(self, name: str) -> Stamp:
+    def _stamp_once(self, name: str, silence: float | None = None) -> Stamp:
         if not is_remote(name):
             return stamp_once(name, self.retry.silence)
         if name not in self._stamps:
-            self._stamps[name] = stamp_once(name, self.retry.silence)
+            self._stamps[name] = stamp_once(name, silence or self.retry.silence)
         return self._stamps[name]
 
     def _fetch(self, name: str, stamp: Stamp, copy: Path, stop: threading.Event | None) -> None:

@@ -1,13 +1,13 @@
 """The folder of local copies, shared by all processes of a node: whole files only, the least recently used ones go."""
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from data.shards.lock import locked, locked_if_free
 from data.shards.stamp import Stamp
 from vlm.atomic import flush_to_disk
 from vlm.errors import UserError
@@ -51,11 +51,10 @@ class Copies:
         """Hold the right to write `copy`; waits for a process that does."""
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = _locked(self._lock_of(copy), wait=True)
-        try:
+            held = ExitStack()
+            held.enter_context(locked(self._lock_of(copy)))
+        with held:
             yield
-        finally:
-            _unlock(lock)
 
     def part(self, copy: Path) -> Path:
         """Where bytes on their way to `copy` are kept; what a computer crash left there is not found again."""
@@ -89,33 +88,27 @@ class Copies:
 
         `kept` stays, and so do parts that are being written.
         """
-        with self._usable():
-            lock = _locked(self.folder / "lock", wait=True)
-            try:
-                files = sorted((e for e in self.folder.iterdir() if e.suffix in (".tar", ".part")), key=_age)
-                total = sum(_size(file) for file in files)
-                for file in files:
-                    if total + incoming <= self.limit and incoming <= shutil.disk_usage(self.folder).free:
-                        return
-                    if file != kept:
-                        total -= self._remove(file)
-            finally:
-                _unlock(lock)
+        with self._usable(), locked(self.folder / "lock"):
+            files = sorted((e for e in self.folder.iterdir() if e.suffix in (".tar", ".part")), key=_age)
+            total = sum(_size(file) for file in files)
+            for file in files:
+                if total + incoming <= self.limit and incoming <= shutil.disk_usage(self.folder).free:
+                    return
+                if file != kept:
+                    total -= self._remove(file)
 
     def _remove(self, file: Path) -> int:
         size = _size(file)
-        if file.suffix == ".part":
-            lock = _locked(self._lock_of(file), wait=False)
-            if lock is None:
-                return 0
+        if file.suffix != ".part":
             file.unlink(missing_ok=True)
-            _unlock(lock)
-        else:
-            file.unlink(missing_ok=True)
-        return size
+            return size
+        with locked_if_free(self._lock_of(file)) as free:
+            if free:
+                file.unlink(missing_ok=True)
+        return size if free else 0
 
     def _lock_of(self, file: Path) -> Path:
-        """One of 256 lock files, which are never removed: a lock on a removed file keeps nobody out."""
+        """Of 256 locks one: those of one folder that are held at once are not many."""
         return self.folder / f"lock-{_hash(file.name.partition('.')[0])[:2]}"
 
     @contextmanager
@@ -124,26 +117,6 @@ class Copies:
             yield
         except OSError as error:
             raise UserError(f"the cache folder {self.folder} cannot be used ({error.strerror or error})") from error
-
-
-def _locked(path: Path, *, wait: bool) -> int | None:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _unlock(lock: int | None) -> None:
-    """Unlocked before it is closed: a process forked meanwhile has the same lock open."""
-    if lock is not None:
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
 
 
 def _hash(text: str) -> str:

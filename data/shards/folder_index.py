@@ -1,6 +1,5 @@
 """What is known of the shards of a source: from their folders' manifests, and by indexing what these do not cover."""
 
-import fcntl
 import logging
 import os
 import statistics
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from data.shards.cache import ShardCache
 from data.shards.indexing import Indexer, index_shards
+from data.shards.lock import locked
 from data.shards.manifest import (
     NAME,
     TEXTS,
@@ -26,7 +26,16 @@ from data.shards.manifest import (
 from data.shards.sidecar import SUFFIX, to_bytes
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, sum_statistics
-from data.shards.store import companion, exists, is_command, is_remote, read_bytes, without_query, write_remote
+from data.shards.store import (
+    companion,
+    exists,
+    is_command,
+    is_remote,
+    read_bytes,
+    store_of,
+    without_query,
+    write_remote,
+)
 from vlm.atomic import write_bytes
 from vlm.errors import UserError
 
@@ -67,6 +76,7 @@ class FolderIndex:
                 f"{self.where}: {command} is a command, whose output has no index: in training, "
                 "`data.mode: sequential` streams it; elsewhere, store it as a shard first"
             )
+        self._contact(names)
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):
             with self._alone(folder_of(names[0])):
@@ -74,6 +84,13 @@ class FolderIndex:
                 missing = [name for name in names if name not in entries]
                 entries.update(self._index(missing, workers, progress, fresh=fresh))
         return {name: entries[name] for name in names}
+
+    def _contact(self, names: Sequence[str]) -> None:
+        for name in {store_of(name): name for name in reversed(names) if is_remote(name)}.values():
+            try:
+                self.cache.contact(name)
+            except OSError as error:
+                raise UserError(f"{self.where}: {_named(error, name)}") from error
 
     def _covered(self, names: Sequence[str], *, tell: bool = False) -> dict[str, ShardEntry]:
         found: dict[str, ShardEntry] = {}
@@ -210,8 +227,7 @@ class FolderIndex:
     def _alone(self, folder: str) -> Iterator[None]:
         lock = self.cache.place(folder, ".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(lock):
             yield
 
 

@@ -38,6 +38,8 @@ _TEMPORARY_ERRNO = frozenset(
     }
 )
 
+_ALIKE = 3
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,16 @@ class RetryConfig(Config):
     first_wait: Annotated[float, Field(ge=0, le=86400, description="Seconds before the second attempt.")] = 1.0
     longest_wait: Annotated[float, Field(ge=0, le=86400, description="Seconds that the waits grow to.")] = 30.0
     silence: Annotated[float, Field(gt=0, le=86400, description="Seconds without a byte that end a connection.")] = 60.0
+
+    def for_first_contact(self) -> "RetryConfig":
+        """How a store is asked that has not answered yet: a wrong address or a store that is off is told in seconds."""
+        return self.model_copy(
+            update={
+                "attempts": min(self.attempts, 3),
+                "longest_wait": min(self.longest_wait, 2.0),
+                "silence": min(self.silence, 4.0),
+            }
+        )
 
 
 class UnavailableError(OSError):
@@ -77,9 +89,11 @@ def retried(
 
     Raises:
         FileNotFoundError, PermissionError: there is no `name`, or it may not be read; said at the first attempt.
-        UnavailableError: it failed in another lasting way, or `config.attempts` times.
+        UnavailableError: it failed in another lasting way, or `config.attempts` times, or a transfer ended three times
+            at the same place.
         UserError: the name itself is wrong.
     """
+    ends: list[str] = []
     for number in range(1, config.attempts + 1):
         try:
             return attempt()
@@ -90,13 +104,20 @@ def retried(
             if not is_temporary(cause):
                 raise _final(name, cause, verb) from error
             tried = f"{number} attempt{'s' if number > 1 else ''}"
-            if number == config.attempts:
+            ends.append(_end_of_transfer(cause) or f"attempt {number}")
+            if number == config.attempts or ends[-_ALIKE:] == [ends[-1]] * _ALIKE:
                 raise UnavailableError(f"{name} cannot be {verb}: {told(cause)} ({tried})") from error
             seconds = wait(name, number, config)
             _log.warning("%s: %s; %s, the next in %.1f s", name, told(cause), tried, seconds)
             if (stop or threading.Event()).wait(seconds):
                 raise UnavailableError(f"{name} is no longer asked for ({tried})") from error
     raise AssertionError("unreachable")
+
+
+def _end_of_transfer(error: BaseException) -> str | None:
+    """Where an answer broke off, or how it differed from what was announced; None for other failures."""
+    broken = isinstance(error, TransferError | aiohttp.ClientPayloadError) and not isinstance(error, ChangedError)
+    return str(error) if broken else None
 
 
 def wait(name: str, number: int, config: RetryConfig) -> float:
@@ -125,12 +146,19 @@ def is_temporary(error: BaseException) -> bool:
         return status in _TEMPORARY_STATUS or status >= 500
     if isinstance(error, (TransferError, TimeoutError, ConnectionError)):
         return True
-    if isinstance(error, ValueError) or "Credential" in type(error).__name__:  # a bad certificate is a ValueError
+    if (
+        isinstance(error, ValueError | aiohttp.TooManyRedirects) or "Credential" in type(error).__name__
+    ):  # a bad certificate is a ValueError
         return False
     if isinstance(error, OSError):
         # gcsfs gives a refusal as a bare OSError
         return error.errno in _TEMPORARY_ERRNO or (error.errno is None and _unspecific(error))
     return not type(error).__module__.startswith("builtins")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether a store answers that it is asked too much at the moment."""
+    return _status(error) in (429, 503)
 
 
 def told(error: BaseException) -> str:
@@ -140,6 +168,12 @@ def told(error: BaseException) -> str:
         return f"the store answers {status} {' '.join(str(words).split())[:120]}".rstrip()
     if isinstance(error, TimeoutError):
         return "the store did not answer in time"
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return "it leads from one address to the next without end"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the store closed the connection without a whole answer"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return f"the answer broke off ({reason(error)[:120]})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return reason(error)

@@ -34,6 +34,7 @@ __all__ = [
     "read_bytes",
     "stamp",
     "stamp_once",
+    "store_of",
     "without_query",
     "write_remote",
 ]
@@ -54,6 +55,12 @@ def is_command(name: str) -> bool:
 def without_query(name: str) -> str:
     """An address of the web up to its query, which may hold slashes and signs of its own; other names as they are."""
     return name.partition("?")[0] if scheme(name) in ("http", "https") else name
+
+
+def store_of(name: str) -> str:
+    """What stores a remote name: the scheme and host of its address."""
+    start, _, rest = name.partition("://")
+    return f"{start}://{rest.partition('/')[0]}"
 
 
 def companion(name: str, suffix: str) -> str:
@@ -130,14 +137,14 @@ def list_remote(pattern: str, where: str, retry: RetryConfig = _DEFAULT) -> list
         raise UserError(f"{where}: {pattern}: {kind} cannot list files; name the shards, as in {{00000..00099}}.tar")
 
     def find() -> list[str]:
-        store, path = filesystem(pattern, retry.silence)
+        store, path = filesystem(pattern, retry.for_first_contact().silence)
         store.invalidate_cache()  # what an earlier call saw must not stand in for what is stored now
         named = (str(store.unstrip_protocol(found)).partition("://")[2] for found in store.glob(path))
         rooted = pattern.startswith(f"{kind}:///")
         return sorted(f"{kind}://{found if rooted else found.lstrip('/')}" for found in named)
 
     try:
-        return retried(pattern, retry, find)
+        return retried(pattern, retry.for_first_contact(), find)
     except OSError as error:
         raise UserError(f"{where}: {error}") from error
 
