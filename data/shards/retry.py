@@ -57,7 +57,7 @@ class RetryConfig(Config):
         """How a store is asked that has not answered yet: a wrong address or a store that is off is told in seconds."""
         return self.model_copy(
             update={
-                "attempts": min(self.attempts, 3),
+                "attempts": min(self.attempts, 2),
                 "longest_wait": min(self.longest_wait, 2.0),
                 "silence": min(self.silence, 4.0),
             }
