@@ -92,6 +92,8 @@ class TarReader:
         self._position = 0
         self.end = 0
         """Where the next header lies."""
+        self.is_padded = True
+        """Whether zeros fill up the member that `read` brought last: else its size is none, if no header follows."""
 
     def __iter__(self) -> Iterator[Member]:
         """Every member in stored order.
@@ -106,7 +108,7 @@ class TarReader:
             if kind in (_LONG_NAME, _LONG_LINK, *_PAX, _PAX_GLOBAL):
                 stored = self._extension(at, size)
                 if kind == _LONG_NAME:
-                    extended = extended._replace(name=_text(stored.partition(b"\0")[0]))
+                    extended = extended._replace(name=_long_name(stored, at))
                 elif kind in _PAX:
                     extended = _with_pax(extended, stored, at)
                 elif kind == _PAX_GLOBAL:
@@ -141,6 +143,7 @@ class TarReader:
         data = self._take(member.size)
         if len(data) < member.size:
             raise DamagedTarError(member.offset, "the stream ends within a member", member.name)
+        self.is_padded = not any(self._take(_padded(member.size) - member.size))
         return data
 
     def tail(self) -> str | None:
@@ -258,6 +261,13 @@ def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "backslashreplace")
 
 
+def _long_name(stored: bytes, at: int) -> str:
+    name, _, rest = stored.partition(b"\0")
+    if any(rest):
+        raise DamagedTarError(at, "a long name that does not end")
+    return _text(name)
+
+
 def _with_pax(extended: _Extended, stored: bytes, at: int) -> _Extended:
     values = _pax_values(stored, at)
     name = values.get(b"GNU.sparse.name", values.get(b"path"))
@@ -288,4 +298,6 @@ def _pax_values(stored: bytes, at: int) -> dict[bytes, bytes]:
             raise DamagedTarError(at, "a PAX header that cannot be read")
         values[match[2]] = stored[match.end() : stop - 1]
         start = stop
+    if any(stored[start:]):
+        raise DamagedTarError(at, "a PAX header that cannot be read")
     return values

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data.shards.headers import DamagedTarError, Member, TarReader
-from data.shards.tar import MOST_BYTES, Extent, Problem, add_member, key_and_suffix, shown_name
+from data.shards.tar import (
+    FILLED_UP,
+    MOST_BYTES,
+    Extent,
+    Problem,
+    add_member,
+    is_filled_up,
+    key_and_suffix,
+    shown_name,
+)
 from data.shards.unpack import plain
 
 APART = "its members lie apart, and `mode: sequential` reads only members that lie side by side"
@@ -26,17 +35,17 @@ def stream_samples(stream: io.BufferedReader, name: str) -> Iterator[Streamed | 
     try:
         for member in tar:
             yield from grouping.add(member, tar)
-        yield from grouping.end()
+        yield from grouping.last()
         if (wrong := tar.tail()) is not None:
             yield Problem("", wrong)
         elif not grouping.seen:
             yield Problem("", "the shard holds no samples")
     except DamagedTarError as error:
-        yield from grouping.cut(error.member)
+        yield from grouping.cut(error.member, tar)
         what = f"{error.what}: {shown_name(error.member)}" if error.member else error.what
         yield Problem("", f"the shard cannot be read on at byte {error.offset:,} ({what})")
     except (OSError, EOFError, lzma.LZMAError) as error:
-        yield from grouping.cut("")
+        yield from grouping.cut("", tar)
         yield Problem("", f"the shard cannot be read on ({error!s:.200})")
 
 
@@ -68,6 +77,14 @@ class _Grouping:
         if suffix in MOST_BYTES:
             self._current.members[suffix] = tar.read(member)
 
+    def last(self) -> Iterator[Streamed | Problem]:
+        """The last sample, unless what was stored last of it is filled up with zeros."""
+        suffix, data = list(self._current.members.items())[-1] if self._current.members else ("", b"")
+        if is_filled_up(suffix, data):
+            yield Problem("", FILLED_UP)
+        else:
+            yield from self.end()
+
     def end(self) -> Iterator[Streamed]:
         """The sample that no more members come to."""
         if self._current.key:
@@ -75,8 +92,9 @@ class _Grouping:
             yield self._current
             self._current = Streamed("", {})
 
-    def cut(self, member: str) -> Iterator[Streamed]:
+    def cut(self, member: str, tar: TarReader) -> Iterator[Streamed]:
         """The last sample of a damaged shard, unless a member of it is cut, or missing while the one before has it."""
         named = key_and_suffix(member)
-        if (named is None or named[0] != self._current.key) and not self._current.members.keys() < self._before:
+        whole = (named is None or named[0] != self._current.key) and tar.is_padded
+        if whole and not self._current.members.keys() < self._before:
             yield from self.end()

@@ -17,6 +17,8 @@ MOST_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, 256 << 20), **dict.fromkeys(TEXT_S
 
 TWICE = "comes twice"
 _BEFORE = "the samples before it are used"
+FILLED_UP = f"the last sample is filled up with zeros; {_BEFORE}"
+_END = 2  # bytes that tell
 _LONGEST_NAME = 4096
 _LONGEST_SHOWN = 200
 _LONGEST_MAGIC = 6
@@ -93,11 +95,13 @@ def _list(file: BinaryIO, size: int) -> Listing:
             raise NoTarError(_what_else(file.read(_LONGEST_MAGIC), error.what)) from None
         what = f"{error.what}: {shown_name(error.member)}" if error.member else error.what
         problems.append(Problem("", f"the shard is cut off or damaged at byte {error.offset:,} ({what}); {_BEFORE}"))
-        _drop_incomplete_end(samples, error.member)
+        is_cut = last is not None and not _is_padded(tar, last)
+        _drop_incomplete_end(samples, last.name if last is not None and is_cut else error.member)
         return Listing(samples, tuple(problems))
-    if last is not None and _ends_in_zeros(last, file.fileno()):
-        problems.append(Problem("", f"the last member, {shown_name(last.name)}, is filled up with zeros; {_BEFORE}"))
-        samples.pop(_key_of(last.name), None)
+    named = key_and_suffix(last.name) if last is not None else None
+    if last is not None and named is not None and is_filled_up(named[1], _end_of(last, file.fileno())):
+        problems.append(Problem("", FILLED_UP))
+        samples.pop(named[0], None)
     if (wrong := tar.tail()) is not None:
         problems.append(Problem("", wrong))
     elif last is None:
@@ -152,17 +156,25 @@ def _what_else(start: bytes, what: str) -> str:
     return "it does not begin with a tar header" if what == NO_HEADER else f"it begins with {what}"
 
 
-def _ends_in_zeros(member: Member, descriptor: int) -> bool:
-    """Whether a picture or text ends in zero bytes, as it does where a copy was made longer than its bytes."""
-    suffix = member.name.rpartition(".")[2].lower()
-    count = 1 if suffix in TEXT_SUFFIXES else 2  # WebP is padded with one
-    if suffix not in MOST_BYTES or member.size < count:
-        return False
-    return os.pread(descriptor, count, member.offset + member.size - count) == bytes(count)
+def is_filled_up(suffix: str, end: bytes) -> bool:
+    """Whether a picture or text with this `end` was filled up with zeros, as a copy that is longer than its bytes."""
+    count = 1 if suffix in TEXT_SUFFIXES else _END  # WebP is padded with one
+    return suffix in MOST_BYTES and len(end) >= count and not any(end[-count:])
+
+
+def _end_of(member: Member, descriptor: int) -> bytes:
+    size = min(_END, member.size)
+    return os.pread(descriptor, size, member.offset + member.size - size)
+
+
+def _is_padded(tar: TarReader, member: Member) -> bool:
+    """Whether zeros follow a member, up to the next block: else its size was a lie, or is damaged."""
+    tar.read(member)
+    return tar.is_padded
 
 
 def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], cut: str) -> None:
-    """Take out a damaged shard's last sample if a member of it is cut, or missing while the sample before has it."""
+    """Take out a damaged shard's last sample if `cut` is of it, or a member missing that the sample before has."""
     if not samples:
         return
     last, *before = list(samples)[-1], *list(samples)[-2:-1]
