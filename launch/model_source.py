@@ -1,6 +1,7 @@
 """The model that a command line names: a checkpoint, a run, a folder of open_clip or transformers, a name."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -15,6 +16,9 @@ from vlm.model.open_clip_folder import read_open_clip_folder
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints
 from vlm.training.model_files import files_of
+
+# A model that is not trained here may have batch norm: in evaluation its statistics stand still anyway.
+_NOT_TRAINED: dict[str, Any] = {"freeze_batch_norm": True}
 
 
 def load_model(name: str, device: torch.device | None = None, *, trust: bool = False) -> DualEncoder:
@@ -31,16 +35,16 @@ def load_model(name: str, device: torch.device | None = None, *, trust: bool = F
         raise UserError(f"{name}: no such checkpoint or run directory")
     else:
         architecture, _, tag = name.partition(":")
-        model = build_model(ModelConfig(open_clip=architecture, pretrained=tag or None))
+        model = build_model(ModelConfig(open_clip=architecture, pretrained=tag or None, **_NOT_TRAINED))
     return model.to(device or torch.device("cpu")).eval()
 
 
 def _from_folder(path: Path, *, trust: bool) -> DualEncoder:
     if described := read_open_clip_folder(path):
-        config = ModelConfig(architecture=described.architecture, pretrained=str(path))
+        config = ModelConfig(architecture=described.architecture, pretrained=str(path), **_NOT_TRAINED)
         return build_model(config, files=ForeignFiles(files_beside(path), trust=trust))
     if (path / CONFIG).is_file():
-        return build_model(ModelConfig(transformers=str(path)))
+        return build_model(ModelConfig(transformers=str(path), **_NOT_TRAINED))
     return model_of(_checkpoint_below(path), trust=trust)
 
 

@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from launch.export import NUM_CHECKED, drawn_images, export_model
+from launch.model_source import load_model
 from tests.launch.saved import save_checkpoint
-from tests.vlm.model.tiny import perturb, tiny_model
+from tests.vlm.model.tiny import architecture, perturb, some_images, tiny_model
 
 
 def test_an_export_needs_no_shards_and_runs_nothing_that_the_recipe_names(tmp_path: Path) -> None:
@@ -24,6 +25,18 @@ def test_an_export_needs_no_shards_and_runs_nothing_that_the_recipe_names(tmp_pa
     assert max(parity.image, parity.text) < 1e-5
     assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 24
     assert not ran.exists()
+
+
+def test_a_model_with_batch_norm_is_exported_and_measured(tmp_path: Path) -> None:
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}
+    model = tiny_model(architecture=architecture(resnet), freeze_batch_norm=True)
+    perturb(model)
+    save_checkpoint(tmp_path / "run", model)
+    export_model(str(tmp_path / "run"), "open_clip", tmp_path / "out", ())
+    images = some_images()
+    with torch.no_grad():
+        exported = load_model(str(tmp_path / "out")).encode_image(images)
+        torch.testing.assert_close(exported, model.eval().encode_image(images))
 
 
 def test_drawn_pictures_differ_and_stay_the_same() -> None:
