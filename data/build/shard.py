@@ -15,6 +15,7 @@ from data.build.entry import Blob, Entry, TextFile
 from data.build.image import StoredImage, prepare_image
 from data.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
 from data.labels import class_number
+from vlm.paths import kind_of
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def _read(image: Any, root: Path) -> bytes:
         raise BadSampleError(f"its image is no path but {image!r:.40}")
     path = Path(image.file) if isinstance(image, Blob) else root / os.path.expanduser(image)
     try:
+        if path.exists() and not path.is_file():  # reading a FIFO would never end
+            raise BadSampleError(f"its image is {kind_of(path)}, not a file")
         with path.open("rb") as file:
             if isinstance(image, Blob):
                 file.seek(image.offset)

@@ -10,7 +10,6 @@ before its checksum was compared: nothing is ever unpickled.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, sha256, write_text
 from vlm.errors import EveryRankError, UserError, reason
+from vlm.paths import below
 from vlm.sealed import sealed_json
 from vlm.tensor_file import save_tensors
-from vlm.training.checkpoint_folder import MANIFEST, PARTIAL, folder_name, remove_checkpoint
+from vlm.training.checkpoint_folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
 from vlm.training.manifest import FileRecord, Manifest, read_manifest
 from vlm.world import World
 
@@ -49,8 +50,8 @@ def write_checkpoint(
     target = folder / folder_name(manifest.step)
     aside = folder / f"{target.name}{PARTIAL}"
     if world.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        remove_files(aside, FILES)
+        aside.mkdir(parents=True, exist_ok=True)
     world.barrier()
     files: dict[str, FileRecord] = {}
     problem = None
@@ -72,7 +73,7 @@ def write_checkpoint(
         (problem,) = world.gather_objects(_complete(aside, target, complete) if world.is_main else None)[:1]
     if problem is not None:
         if world.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_files(aside, FILES)
         raise EveryRankError(
             f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
         )
@@ -157,7 +158,7 @@ class Checkpoint:
         self._where: dict[str, dict[str, Path]] = {}
         self._verified: set[str] = set()
         for name in self.manifest.files:
-            if not (folder / name).is_file():
+            if not below(folder, name, f"checkpoint {folder}").is_file():
                 raise UserError(f"checkpoint {folder}: {name} is missing")
 
     def verify(self, world: World) -> None:

@@ -1,16 +1,21 @@
 """A run's folder of checkpoints: which are complete, which are old, which were left for a new way."""
 
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+FILES = r"manifest\.json|[\w.-]+-\d{5,}\.safetensors|\.[\w.-]+\.partial"
+"""What a checkpoint is made of: nothing else in its folder is ever removed."""
 _FOLDER = re.compile(r"step-(\d{8,18})")
+_UNFINISHED = re.compile(r"step-\d{8,18}(\.old(-\d+)?)?\.partial")
 
 
 def folder_name(step: int) -> str:
@@ -31,17 +36,26 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a crash left of checkpoints that were never completed."""
+    """Remove what a crash left of checkpoints that were never completed; what somebody else put there stays."""
     for path in folder.glob(f"step-*{PARTIAL}"):
-        shutil.rmtree(path)
+        if _UNFINISHED.fullmatch(path.name):
+            remove_files(path, FILES)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint so that a crash on the way leaves it whole, or marked as unfinished."""
-    doomed = path.with_name(f"{path.name}.old{PARTIAL}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Delete a checkpoint so that a crash on the way leaves it whole, or marked as unfinished.
+
+    Only files of a checkpoint are deleted: others, and a folder that a link leads to, stay under the name of the rest.
+    """
+    doomed = next(name for name in _names_of_rest(path) if not os.path.lexists(name) or remove_files(name, FILES))
     os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    remove_files(doomed, FILES)
+
+
+def _names_of_rest(path: Path) -> Iterator[Path]:
+    yield path.with_name(f"{path.name}.old{PARTIAL}")
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}.old-{number}{PARTIAL}")
 
 
 def prune(folder: Path, keep: int | None, step: int, good_steps: Collection[int] = ()) -> None:

@@ -232,3 +232,11 @@ def test_impossible_settings_are_refused(change: dict[str, int | str | float], m
 def _num_journalled(folder: Path) -> int:
     journal = folder / "build-journal.jsonl"
     return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+
+
+def test_an_image_that_is_no_file_is_one_bad_row(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "in", 2)
+    (tmp_path / "in" / "001.jpg").unlink()
+    os.mkfifo(tmp_path / "in" / "001.jpg")  # opening it would wait for ever
+    summary = build_shards(source, tmp_path / "out", Settings(max_bad_share=1), workers=1)
+    assert (summary.num_samples, summary.reasons) == (1, {"its image is a FIFO, not a file": 1})

@@ -270,3 +270,41 @@ def test_the_first_differing_tensors_are_named() -> None:
     words = first_differences({"a": (1,), "b": (2, 3)}, {"b": (2, 4), "c": (1,)})
     assert words == "a is missing; b is [2, 4] but the model has [2, 3]; c is not in the model"
     assert first_differences({"a": (1,)}, {"a": (1,)}) is None
+
+
+@pytest.mark.parametrize("name", ["../outside", "/abs", "link-00000.safetensors", "fifo-00000.safetensors", "a\x00"])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path / "run", manifest(5), groups({"a": torch.ones(3)}), World())
+    weights = path / "weights-00000.safetensors"
+    (tmp_path / "run" / "outside").write_bytes(weights.read_bytes())
+    (path / "link-00000.safetensors").symlink_to(tmp_path / "run" / "outside")
+    os.mkfifo(path / "fifo-00000.safetensors")
+    values = json.loads((path / "manifest.json").read_text())
+    (record,) = values["files"].values()
+    values = {key: value for key, value in values.items() if key in Manifest.model_fields} | {"files": {name: record}}
+    (path / "manifest.json").write_text(sealed_json(values))
+    with pytest.raises(UserError, match=r"^(checkpoint )?.*step-00000005"):
+        Checkpoint(path)
+
+
+def test_nothing_is_removed_with_a_checkpoint_that_is_not_of_it(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World())
+    (tmp_path / "step-00000001" / "notes.txt").write_text("mine")
+    (tmp_path / "step-00000002" / "exported").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "step-00000003").rename(elsewhere)
+    (tmp_path / "step-00000003").symlink_to(elsewhere)
+    (tmp_path / "step-mine.partial").mkdir()
+    prune(tmp_path, 1, 4)
+    clear_unfinished(tmp_path)
+    assert list(complete_checkpoints(tmp_path)) == [4]
+    assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "step-00000002.old.partial").iterdir()] == ["exported"]
+    assert (elsewhere / "manifest.json").exists()
+    assert (tmp_path / "step-mine.partial").is_dir()
+    for step in (1, 2, 5):  # the names of the rest are in the way of nothing
+        write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World())
+    prune(tmp_path, 1, 5)
+    assert list(complete_checkpoints(tmp_path)) == [5]
+    assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"
