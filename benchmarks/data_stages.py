@@ -130,7 +130,7 @@ def bare_read(source: Source, reader: ShardReader) -> Callable[[Stored], bytes]:
     def bare(one: Stored) -> bytes:
         if id(one) not in places:
             shard, row = one.place
-            image = reader.index(source.shards[shard], source.stamp(shard)).extents(row)["image"]
+            image = reader.index(source.shards[shard], source.stamp(shard), row).extents(row)["image"]
             places[id(one)] = files[shard], image.size, image.offset
         return os.pread(*places[id(one)])
 

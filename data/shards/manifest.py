@@ -81,23 +81,33 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """
     with _unpacking(content, where) as values:
         names, stored = values["names"], values["shards"]
-        columns = {name: stored[name] for name in _COLUMNS if name in stored or name != "content"}
+        columns = {name: stored[name] for name in _COLUMNS if name != "content"}
+        columns["content"] = stored["content"] if values["format"] == FORMAT else [""] * len(names)
         _require_possible(names, columns)
-        entries = (ShardEntry(*row) for row in zip(*columns.values(), strict=True))
+        entries = map(ShardEntry._make, zip(*columns.values(), strict=True))
         return Manifest(dict(zip(names, entries, strict=True)))
 
 
 def _require_possible(names: list[str], columns: Mapping[str, list[Any]]) -> None:
     """Raise ValueError where whoever wrote the file meant harm, or mistook what it is."""
-    if any(not isinstance(name, str) or "/" in name for name in names):
+    if not _are(names, str) or "/" in "".join(names):
         raise ValueError("it names shards of other folders")
     for name in _COUNTS:
-        if any(type(count) is not int or not 0 <= count < 1 << 40 for count in columns[name]):
+        if not _are(columns[name], int) or not _within(columns[name], 1 << 40):
             raise ValueError(f"{name} that are no counts")
-    if any(size is not None and (type(size) is not int or not 0 <= size < 1 << 60) for size in columns["bytes"]):
+    sizes = [size for size in columns["bytes"] if size is not None]
+    if not _are(sizes, int) or not _within(sizes, 1 << 60):
         raise ValueError("sizes that are none")
-    if any(not isinstance(text, str) for name in ("version", "content") for text in columns.get(name, ())):
+    if not _are(columns["version"], str) or not _are(columns["content"], str):
         raise ValueError("versions that are no text")
+
+
+def _are(values: list[Any], kind: type) -> bool:
+    return set(map(type, values)) <= {kind}
+
+
+def _within(values: list[int], limit: int) -> bool:
+    return not values or (min(values) >= 0 and max(values) < limit)
 
 
 def texts_bytes(texts: Mapping[str, ShardStatistics]) -> bytes:

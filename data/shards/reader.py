@@ -49,16 +49,20 @@ class ShardReader:
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardCache, int]]:
         return ShardReader, (self.cache, self._max_open)
 
-    def index(self, shard: str, stamp: Stamp) -> ShardIndex:
-        """The index of the shard that had this `stamp` when its source was indexed.
+    def index(self, shard: str, stamp: Stamp, row: int) -> ShardIndex:
+        """The index of the shard that had this `stamp` when its source was indexed; `row` is to be looked up in it.
 
         Raises:
             OSError: the shard is gone or cannot be read.
-            BadSampleError: it holds other samples now.
+            BadSampleError: it holds other samples now, or fewer than its folder's index says.
         """
         index = self._opened(shard, stamp).index
         if index is None:
             raise BadSampleError("its shard has changed since it was indexed; `vlm data index` reads it anew")
+        if row >= len(index):
+            raise BadSampleError(
+                "its shard holds fewer samples than its folder's index says; see `vlm data index --fresh`"
+            )
         return index
 
     def read(self, shard: str, stamp: Stamp, row: int, parts: Sequence[str] = PARTS) -> dict[str, bytes]:
@@ -81,7 +85,7 @@ class ShardReader:
     ) -> dict[str, bytes]:
         if anew and shard in self._open:
             os.close(self._open.pop(shard).descriptor)
-        extents = self.index(shard, stamp).extents(row)
+        extents = self.index(shard, stamp, row).extents(row)
         return _read(self._open[shard].descriptor, {part: extents[part] for part in parts if part in extents})
 
     def _opened(self, shard: str, stamp: Stamp) -> _OpenShard:

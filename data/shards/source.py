@@ -94,7 +94,7 @@ class Source:
 
     def key(self, shard: int, row: int, reader: ShardReader) -> str:
         """The key of a sample. Raises as `read`."""
-        return reader.index(self.shards[shard], self.stamp(shard)).key(row)
+        return reader.index(self.shards[shard], self.stamp(shard), row).key(row)
 
     def key_or_row(self, shard: int, row: int, reader: ShardReader) -> str:
         """The key of a sample for messages: "#" and its row where its shard cannot be opened."""
@@ -105,7 +105,7 @@ class Source:
 
     def id(self, shard: int, row: int, reader: ShardReader) -> int:
         """The stable 64-bit name of a sample: of its source, its shard's name in the source, and its key."""
-        key_id = reader.index(self.shards[shard], self.stamp(shard)).ids[row]
+        key_id = reader.index(self.shards[shard], self.stamp(shard), row).ids[row]
         return sample_id(self.name, self.stable_names[shard], int(key_id))
 
     @cached_property

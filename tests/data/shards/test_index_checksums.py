@@ -226,3 +226,10 @@ def test_a_shard_replaced_by_one_of_the_same_size_and_time_gives_none_of_its_sam
                 ShardReader(cache).read(name, stamp, 1)
         else:  # the same keys at other places
             assert ShardReader(cache).read(name, stamp, 1)["image"] == picture(8) + bytes(1)
+
+
+def test_samples_that_only_the_index_of_the_folder_knows_are_bad_ones(tmp_path: Path, cache: ShardCache) -> None:
+    (name, *_) = indexed(tmp_path, cache)
+    stamp = cache.stamp(name)
+    with pytest.raises(BadSampleError, match="fewer samples than its folder's index says"):
+        ShardReader(cache).read(name, stamp, 3)
