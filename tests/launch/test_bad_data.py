@@ -86,12 +86,57 @@ def containing(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
+def flipped(stored: bytes) -> bytes:
+    """One bit of its middle changed."""
+    middle = len(stored) // 2
+    return stored[:middle] + bytes([stored[middle] ^ 4]) + stored[middle + 1 :]
+
+
+def with_fields(number: int, **fields: object) -> SAMPLE:
+    return sample(number, jpg=picture(number), json=json.dumps(fields))
+
+
+ODD_NAME = "caf\udce9 \x1b[31m\x07 [/b] :x:"  # not UTF-8, with commands to a terminal and markup
+ODD_KEY = ODD_NAME.replace("\udce9", r"\xe9")
 PAIR = (("000050.jpg", picture(50)), ("000050.txt", b"fifty"))
+PARTS = (("jpg", picture(51)), ("txt", b"odd"))
 KINDS = {
     "a corrupt image": Kind(holding(sample(40, jpg=picture(1)[:200], txt="x")), in_training=(("000040", "decoded"),)),
     "an image of 0 bytes": Kind(holding(sample(41, jpg=b"", txt="x")), in_training=(("000041", "empty (0 bytes)"),)),
     "a decompression bomb": Kind(
         holding(sample(42, png=picture(2, (900, 900), "PNG"), txt="x")), in_training=(("000042", "pixels"),)
+    ),
+    "a PNG with a flipped bit": Kind(
+        holding(sample(61, png=flipped(picture(2, form="PNG")), txt="x")), in_training=(("000061", "decoded"),)
+    ),
+    "a JPEG that ends early, but in order": Kind(
+        holding(sample(62, jpg=picture(2)[:-150] + b"\xff\xd9", txt="x")), in_training=(("000062", "premature end"),)
+    ),
+    "a key that is no UTF-8, commands to a terminal, markup": Kind(
+        lambda path: write_members(path, *((f"{ODD_NAME}.{part}", content) for part, content in PARTS)),
+        usable=(ODD_KEY,),
+    ),
+    "such a key without an image": Kind(
+        lambda path: write_members(path, *PAIR, (f"{ODD_NAME}.txt", b"x")),
+        at_start=((ODD_KEY, "it has no image, only txt"),),
+        usable=("000050",),
+    ),
+    "classes of 5,000 digits, of 2^63, of no number": Kind(
+        holding(
+            *(sample(n, jpg=picture(n), txt="x", cls=cls) for n, cls in ((63, "9" * 5_000), (64, 2**63), (65, "x")))
+        ),
+        in_training=tuple((f"0000{n}", "its cls is no class number") for n in (63, 64, 65)),
+    ),
+    "captions with null, half a surrogate pair, of 4 MB": Kind(
+        holding(
+            with_fields(66, captions=["a", None]),
+            with_fields(67, caption="half \ud83d of a pair", note="\udc00"),
+            sample(68, jpg=picture(2), txt="long " * 800_000),
+        ),
+        usable=("000066", "000067", "000068"),
+    ),
+    "json nested without end": Kind(
+        holding(sample(69, jpg=picture(2), json="[" * 200_000)), in_training=(("000069", "json cannot be read"),)
     ),
     "an image of one pixel": Kind(holding(sample(43, png=picture(2, (1, 1), "PNG"), txt="x")), usable=("000043",)),
     "no caption": Kind(holding(sample(44, jpg=picture(2))), in_training=(("000044", "no caption"),)),
@@ -265,6 +310,8 @@ def test_two_ranks_train_to_the_end_on_all_of_it_mixed(tmp_path: Path) -> None:
         lost = {server.url("part-01.tar"): ("503", 3), server.url("part-02.tar"): ("is not there", 2)}
     ledger = ledger_of(tmp_path / "run")
     assert f"skipped {len(ledger)} " in shown.splitlines()[-1]
+    assert r"caf\xe9 \x1b[31m\x07 [/b] :x:" in shown
+    assert shown.replace("\n", "").isprintable()
     assert all(line.keys() == {"step", "source", "shard", "key", "reason", "substitute"} for line in ledger)
     at_start = [(line["key"], line["reason"]) for line in ledger if line["step"] == 0]
     expected = [one for kind in KINDS.values() for one in kind.at_start]
