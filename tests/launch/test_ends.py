@@ -1,15 +1,23 @@
 """Whatever ends a rank is one line on each rank's standard error and in the run's record, within seconds."""
 
 import json
+import os
+import re
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.launch.lives import Life, end_all, num_lines, start_ranks, wait_until
-from tests.launch.tiny import write_tiny, write_tiny_recipe
+from tests.data.small_shards import sample, write_shard
+from tests.launch.lives import Life, end_all, num_lines, start_command, start_ranks, wait_until
+from tests.launch.tiny import assert_same_run, train_here, train_ranks, write_tiny, write_tiny_recipe
+from vlm.ends.end import StoppedError
+from vlm.ends.stops import Stops
 
 LONG: dict[str, Any] = {"duration": "100000 steps", "checkpoint_every": "100000 steps", "keep_checkpoints": 1}
 PATIENCE = 3.0
@@ -57,3 +65,96 @@ def test_the_other_rank_names_one_that_was_killed(data: Path, tmp_path: Path, li
     assert "is gone without a word" in line
     (record,) = failures_of(tmp_path / "run")
     assert (record["rank"], record["kind"]) == (1 - victim, "lost")
+
+
+def test_a_stopped_rank_is_named_when_patience_is_over(data: Path, tmp_path: Path, lives: list[Life]) -> None:
+    two_ranks(data, tmp_path / "run", lives)
+    lives[1].signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert lives[0].ended(60) == 1
+    assert time.monotonic() - began >= PATIENCE - 1
+    assert re.fullmatch(r"vlm: rank 1 on .* has been silent for \d s \(data\.patience\).*", only_line(lives[0]))
+    lives[1].signal(signal.SIGCONT)  # it finds that the others went on without it
+    assert lives[1].ended(60) == 1
+    assert "rank 0" in only_line(lives[1])
+
+
+def test_what_ends_one_rank_is_told_by_all(data: Path, tmp_path: Path, lives: list[Life]) -> None:
+    two_ranks(data, tmp_path / "run", lives)
+    (worker,) = psutil.Process(lives[1].pid).children()
+    worker.kill()
+    assert [life.ended(60) for life in lives] == [2, 2]
+    own = only_line(lives[1]).removeprefix("vlm: rank 1: ")
+    assert own.startswith("loading worker 0 died (killed? out of memory?) at step ")
+    assert only_line(lives[0]) == f"vlm: rank 1 ended: {own}"
+    assert {(one["rank"], one["kind"]) for one in failures_of(tmp_path / "run")} == {(0, "lost"), (1, "user")}
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_they_go_on_exactly(
+    data: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    changes: dict[str, Any] = {"duration": "40 steps", "checkpoint_every": "100 steps", "log_every": "3 steps"}
+    loading = {"workers": 1, "max_bad_share": 1}
+    recipes = [write_tiny_recipe(data, tmp_path / name, **changes, data=loading) for name in ("whole", "stopped")]
+    lives += start_ranks(2, ["train", recipes[1]], tmp_path / "err")
+    run = tmp_path / "stopped"
+    wait_until(lambda: num_lines(run / "metrics.jsonl") > 2)
+    lives[1].signal(signal.SIGTERM)
+    assert [life.ended(60) for life in lives] == [143, 143]
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    told = f"stopped by SIGTERM: step {step} is saved; go on by: vlm train {recipes[1]} --resume auto"
+    assert [only_line(life) for life in lives] == [f"vlm: {told}", f"vlm: rank 1: {told}"]
+    assert 6 < step < 40
+    train_ranks(2, recipes[1], resume="auto")
+    train_ranks(2, recipes[0])
+    assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moment", ["step", "evaluation"])
+def test_a_stop_in_the_midst_of_a_run_changes_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Stopped after a step that is neither logged nor saved by itself, or between two forwards of its evaluation."""
+    write_shard(tmp_path / "held-out.tar", [sample(number) for number in range(12)])
+    evaluate = {
+        name: {"kind": "retrieval", "shards": str(tmp_path / "held-out.tar"), "every": "5 steps", "batch_size": 4}
+        for name in ("one", "two")
+    }
+    changes: dict[str, Any] = {"evaluate": evaluate, "log_every": "4 steps", "checkpoint_every": "6 steps"}
+    recipes = {
+        name: write_tiny_recipe(data, tmp_path / name, **changes, data={"max_bad_share": 1})
+        for name in ("whole", "stopped")
+    }
+    asked, when = Stops.is_due, 7
+    checked = Stops.check
+
+    def asked_after_seven(self: Stops, step: int, last: int) -> bool:
+        if step == when and moment == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+        return asked(self, step, last)
+
+    def in_the_second_evaluation(self: Stops) -> None:
+        if moment == "evaluation" and self._calls == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        checked(self)
+
+    monkeypatch.setattr(Stops, "is_due", asked_after_seven)
+    monkeypatch.setattr(Stops, "check", in_the_second_evaluation)
+    with pytest.raises(StoppedError, match="step 7 is saved" if moment == "step" else "step 5 is saved"):
+        train_here(recipes["stopped"])
+    monkeypatch.undo()
+    train_here(recipes["stopped"], resume="auto")
+    train_here(recipes["whole"])
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path, lives: list[Life]) -> None:
+    with socket.create_server(("", 0)) as taken:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2", "RANK": "0"}
+        recipe = write_tiny_recipe(data, tmp_path / "run")
+        lives.append(start_command(["train", recipe], tmp_path / "err", {**place, "LOCAL_RANK": "0"}))
+        assert lives[0].ended(60) == 2
+    line = only_line(lives[0])
+    assert line.startswith("vlm: the ranks cannot meet at 127.0.0.1:")
+    assert line.endswith("the port is in use; choose another")

@@ -25,25 +25,30 @@ _NOT_MET = re.compile(r"clients joined|while trying to connect|waiting for clien
 
 
 class StoppedError(BaseException):
-    """A signal asked this process to stop; `message` says where it stood. No `except Exception` may swallow it."""
+    """A signal asked this process to stop; `message` says where it stood. No `except Exception` may swallow it.
 
-    def __init__(self, number: int, message: str = "") -> None:
+    When the stop is `agreed`, all ranks end so by themselves.
+    """
+
+    def __init__(self, number: int, message: str = "", *, agreed: bool = False) -> None:
         super().__init__(message)
         self.number = number
         self.message = message
+        self.agreed = agreed
 
 
 @dataclass(frozen=True)
 class End:
     """How a process ends: a word for the kind, one line, an exit code.
 
-    Kinds are `user` (a mistake that a user can mend), `failure`, `signal`, and `lost` (another rank ended). One that
-    comes `everywhere` alike is told by rank 0 alone.
+    Kinds are `user` (a mistake that a user can mend), `failure`, `signal`, and `lost` (another rank ended). An end that
+    is `agreed` comes to all ranks by itself; one that comes `everywhere` alike is told by rank 0 alone besides.
     """
 
     kind: str
     message: str
     code: int
+    agreed: bool = False
     everywhere: bool = False
 
 
@@ -51,11 +56,13 @@ def end_of(error: BaseException) -> End:
     """The end that an exception is, told in one line without control characters."""
     if isinstance(error, StoppedError):
         name = signal.Signals(error.number).name
-        return End("signal", _line(f"stopped by {name}{error.message and ': '}{error.message}"), code_of(error.number))
+        told = _line(f"stopped by {name}{error.message and ': '}{error.message}")
+        return End("signal", told, code_of(error.number), agreed=error.agreed)
     if isinstance(error, KeyboardInterrupt):
         return End("signal", "stopped by SIGINT", code_of(signal.SIGINT))
     if isinstance(error, UserError):
-        return End("user", _line(str(error)), USER, everywhere=isinstance(error, EveryRankError))
+        everywhere = isinstance(error, EveryRankError)
+        return End("user", _line(str(error)), USER, agreed=everywhere, everywhere=everywhere)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         where = f"{error.filename}: " if error.filename else ""
         return End("user", _line(f"{where}{error.strerror}: make room, then start the same command again"), USER)

@@ -179,7 +179,7 @@ class Ranks:
 
     def tell(self, end: End) -> None:
         """Say that this rank ends, and why. `is_heard` tells when the others know."""
-        if end.everywhere:
+        if end.agreed:
             self.leave()
         elif self._first is None:
             self._first = {"rank": self.world.rank, "kind": end.kind, "message": end.message, "code": end.code}

@@ -61,4 +61,4 @@ class Stops:
         """What ends the run when the checkpoint after `step` is whole."""
         number = self._watch.request
         assert number is not None
-        return StoppedError(number, f"step {step} is saved{self._how}")
+        return StoppedError(number, f"step {step} is saved{self._how}", agreed=True)

@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_SECONDS = 1.0  # terminal and launcher pass on one Ctrl-C, one after the other
 _VERDICT_SECONDS = 5.0  # how long the cause of a broken connection is waited for
 _HEARD_SECONDS = 2.0
-_GRACE_SECONDS = 4.0  # how long the main thread has to end by itself
+_GRACE_SECONDS = 3.0  # how long the main thread has to end by itself
 _PAUSE = 3600.0
 
 
@@ -92,8 +92,8 @@ class Watch:
         if lost:  # a stop that only some ranks hear of would part them
             ranks.close()
             return lost
-        self._do(ranks.start)
         self.ranks = ranks
+        self._do(ranks.start)
         return 0
 
     @contextmanager
