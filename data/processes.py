@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +94,12 @@ def _killed() -> UserError:
 
 
 def _die_with_parent() -> None:
-    """End this worker when the process that started it is killed: no orphan goes on writing."""
+    """End this worker when the process that started it ends, and not before: no orphan goes on writing.
+
+    What a terminal sends to all processes of a command is the first one's to answer.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -38,9 +38,16 @@ class Life:
         return self.errors.read_text().splitlines()
 
 
-def start_command(arguments: Sequence[str], errors: Path, environment: dict[str, str] | None = None) -> Life:
-    """Begin `vlm` with these arguments; it starts at once, torch being loaded before."""
-    process = _CONTEXT.Process(target=_live, args=(list(arguments), str(errors), environment or {}), daemon=False)
+def start_command(
+    arguments: Sequence[str],
+    errors: Path,
+    environment: dict[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Life:
+    """Begin `vlm` with these arguments, torch being loaded; `before` is called in the new process first."""
+    process = _CONTEXT.Process(
+        target=_live, args=(list(arguments), str(errors), environment or {}, before), daemon=False
+    )
     process.start()
     return Life(process, errors)
 
@@ -80,9 +87,11 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _live(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
+def _live(arguments: list[str], errors: str, environment: dict[str, str], before: Callable[[], None] | None) -> None:
     import torch
 
+    if before is not None:
+        before()
     target = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(target, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -75,9 +75,18 @@ def write_checkpoint(
         if world.is_main:
             remove_files(aside, FILES)
         raise EveryRankError(
-            f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
+            f"checkpoint {target} cannot be written ({problem}); {_room_words(folder, groups, pieces or {})}; those before "
+            "it are whole: --resume auto goes on"
         )
     return target
+
+
+def _room_words(folder: Path, groups: dict[str, Group], pieces: dict[str, dict[str, Tensor]]) -> str:
+    """How much a checkpoint takes, which is fp32 but for a few buffers, and how much is free."""
+    numbers = sum(size for sizes, _ in groups.values() for size in sizes.values())
+    own = sum(tensor.nbytes for tensors in pieces.values() for tensor in tensors.values())
+    free = shutil.disk_usage(folder).free
+    return f"it takes about {(4 * numbers + own) / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there"
 
 
 def _shares(
