@@ -10,6 +10,7 @@ before its checksum was compared: nothing is ever unpickled.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -63,8 +64,10 @@ def write_checkpoint(
                 _require_numbers(group, tensors)
                 save_tensors(path, tensors)
                 files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-        except (OSError, SafetensorError, UserError) as error:
+        except UserError as error:
             problem = f"{path.name}: {reason(error)}"
+        except (OSError, SafetensorError) as error:
+            problem = f"{path.name}: {reason(error)}; {_room_words(folder, groups, pieces or {})}"
     shares = world.gather_objects((files, problem))
     problem = next((told for _, told in shares if told is not None), None)
     if problem is None:
@@ -75,8 +78,7 @@ def write_checkpoint(
         if world.is_main:
             remove_files(aside, FILES)
         raise EveryRankError(
-            f"checkpoint {target} cannot be written ({problem}); {_room_words(folder, groups, pieces or {})}; those before "
-            "it are whole: --resume auto goes on"
+            f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
         )
     return target
 

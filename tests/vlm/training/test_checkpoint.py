@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        told = r"step-00000002 cannot be written \(weights-00000\.safe.*\); it takes about 0\.0004 GB, .* GB are free"
+        told = r"step-00000002 cannot be written \(weights-00000\.safe.*; it takes about 0\.0004 GB, .* GB are free"
         with pytest.raises(EveryRankError, match=told):
             write_checkpoint(tmp_path, manifest(2), groups({"large": torch.zeros(100_000)}), World())
     finally:
