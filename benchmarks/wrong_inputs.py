@@ -23,6 +23,7 @@ from benchmarks.wrong_inputs_cases import Case, Fixtures, cases
 
 LIMIT, KILLED = 20.0, 60.0  # seconds: too long, and given up
 _UNEXPECTED = re.compile(r"Traceback \(most recent call last\)|^vlm: .*\(\w+\.py:\d+\)", re.MULTILINE)
+_RECORDS = {"failures.jsonl", "build-ledger.jsonl"}  # left on purpose: they say what became of the rest
 _LINES = re.compile(r"^vlm: ", re.MULTILINE)
 
 
@@ -140,7 +141,7 @@ def wait(child: int, began: float) -> int:
 def half_written(out: Path) -> bool:
     """Whether files lie where a refused command would have written; a run that stopped later says so in its record."""
     files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out] if out.exists() else []
-    return bool(files) and not any(path.name == "failures.jsonl" for path in files)
+    return bool(files) and not _RECORDS.intersection(path.name for path in files)
 
 
 def print_table(results: list[dict[str, Any]], *, show: bool) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ _AHEAD_PER_WORKER = 4
 
 
 class WorkerPool:
-    """`workers` processes (default: one a core; with 1 all work is done in this one), from the first job on.
+    """`workers` processes (default: one a core), from the first job on; with 1, or one job, this one does the work.
 
     A context manager: leaving it drops the jobs that have not begun, and ends the processes. Jobs are drawn only as
     fast as they are worked off, and at most four results a process are held.
@@ -47,11 +47,11 @@ class WorkerPool:
         Raises:
             UserError: a process was killed from outside.
         """
-        if self._workers <= 1:
-            yield from map(work, jobs)
+        alone, left = self._is_for_one(jobs)
+        if alone:
+            yield from map(work, left)
             return
         waiting: deque[Future[Result]] = deque()
-        left = iter(jobs)
         try:
             waiting.extend(self._submit(work, islice(left, self._workers * _AHEAD_PER_WORKER)))
             while waiting:
@@ -63,10 +63,10 @@ class WorkerPool:
 
     def as_done(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """`work(job)` for every job, as they are done. Raises as `in_order`."""
-        if self._workers <= 1:
-            yield from map(work, jobs)
+        alone, left = self._is_for_one(jobs)
+        if alone:
+            yield from map(work, left)
             return
-        left = iter(jobs)
         try:
             waiting = set(self._submit(work, islice(left, self._workers * _AHEAD_PER_WORKER)))
             while waiting:
@@ -75,6 +75,12 @@ class WorkerPool:
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise _killed() from error
+
+    def _is_for_one(self, jobs: Iterable[Job]) -> tuple[bool, Iterator[Job]]:
+        """Whether this process does the jobs itself (starting another takes longer than most single jobs); the jobs."""
+        left = iter(jobs)
+        first = list(islice(left, 2))
+        return self._workers <= 1 or (len(first) < 2 and self._processes is None), chain(first, left)
 
     def _submit(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Future[Result]]:
         if self._processes is None:

@@ -56,7 +56,7 @@ def run_check(
     """Check the shards with a progress bar, print the tables, write the files asked for."""
     from data.check.plots import PLOTS, draw_plots
     from data.check.report import check_shards
-    from data.shards.patterns import expand_shards
+    from data.shards.patterns import expand_shards, require_no_command
     from vlm.paths import output_file, output_folder
 
     json_file = None if json_file is None else output_file(json_file, "--json")
@@ -64,6 +64,7 @@ def run_check(
     names = expand_shards(tuple(patterns), None, "SHARDS")
     given = tuple(against)
     others = expand_shards(given, None, "--against") if given else ()
+    require_no_command((*names, *others), "SHARDS")
     console = Terminal()
     columns = (TextColumn("checking shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -51,7 +51,7 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
     no filter against pornography here: that needs a classifier.
     """
     from data.filter.run import FilterJob
-    from data.shards.patterns import expand_shards
+    from data.shards.patterns import expand_shards, require_no_command
     from vlm.paths import local_path, output_file
 
     json_file = None if json_file is None else output_file(json_file, "--json")
@@ -72,6 +72,7 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
     )
     names = expand_shards(shards, None, "SHARDS")
     excluded = expand_shards(exclude, None, "--exclude") if exclude else ()
+    require_no_command((*names, *excluded), "SHARDS")
     run_filter(FilterJob(names, rules, out, excluded, work, counts, list_only), workers, json_file)
 
 

@@ -31,16 +31,19 @@ from data.shards.unpack import GZIP_MAGIC, unzipped
 from vlm.config import Config
 from vlm.paths import LocalPath
 
+_MOST_DIGITS = 30
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: Any) -> int:
     """Bytes from "200GB", "1.5 TiB" or a whole number; units of 1000, with an i of 1024. Raises ValueError."""
-    match = _SIZE.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
-    if match is None:
-        raise ValueError(f'a size is a number and a unit, such as "200GB" or "64 GiB"; found {text!r}')
+    written = isinstance(text, str) or (isinstance(text, int) and not isinstance(text, bool) and abs(text) < 2**63)
+    match = _SIZE.fullmatch(str(text).strip().replace("_", "").replace(",", "")) if written else None
+    if match is None or len(match[1]) > _MOST_DIGITS:
+        found = repr(text)[:60] if written else f"a {type(text).__name__}"
+        raise ValueError(f'a size is a number and a unit, such as "200GB" or "64 GiB"; found {found}')
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgtp".index(unit.lower() or " "))
 

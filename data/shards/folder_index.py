@@ -23,13 +23,13 @@ from data.shards.manifest import (
     parse_texts,
     texts_bytes,
 )
+from data.shards.patterns import require_no_command
 from data.shards.sidecar import SUFFIX, to_bytes
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics, sum_statistics
 from data.shards.store import (
     companion,
     exists,
-    is_command,
     is_remote,
     read_bytes,
     store_of,
@@ -71,11 +71,7 @@ class FolderIndex:
             UserError: a shard cannot be read, or is the output of a command, which nothing here runs; or the store of
                 its manifest cannot.
         """
-        if (command := next(filter(is_command, names), None)) is not None:
-            raise UserError(
-                f"{self.where}: {command} is a command, whose output has no index: in training, "
-                "`data.mode: sequential` streams it; elsewhere, store it as a shard first"
-            )
+        require_no_command(names, self.where)
         self._contact(names)
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):

@@ -42,6 +42,15 @@ def expand_shards(patterns: Sequence[str], root: str | None, where: str) -> tupl
     return tuple(found.values())
 
 
+def require_no_command(names: Sequence[str], where: str) -> None:
+    """Raise UserError for a shard that is the output of a command, which only a streaming run asks for."""
+    if (command := next(filter(is_command, names), None)) is not None:
+        raise UserError(
+            f"{where}: {command} is a command, whose output has no index: in training, "
+            "`data.mode: sequential` streams it; elsewhere, store it as a shard first"
+        )
+
+
 def _expand(pattern: str, root: str | None, where: str) -> list[str]:
     if is_command(pattern):
         return [pattern]  # its braces and stars are the shell's

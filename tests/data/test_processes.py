@@ -43,6 +43,16 @@ def suicide(job: int) -> int:
     return job
 
 
+def test_a_single_job_needs_no_other_process() -> None:
+    with WorkerPool(2) as pool:
+        assert list(pool.in_order(pid, [0])) == list(pool.as_done(pid, [0])) == [os.getpid()]
+        assert os.getpid() not in pool.in_order(pid, [0, 1])
+
+
+def pid(_: int) -> int:
+    return os.getpid()
+
+
 def test_a_killed_process_ends_in_one_line() -> None:
     with WorkerPool(2) as pool, pytest.raises(UserError, match=r"^a process was killed, perhaps for want of memory"):
         list(pool.as_done(suicide, range(3)))

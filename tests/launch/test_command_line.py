@@ -49,6 +49,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *w
         (["evl"], "vlm: No such command 'evl'. Did you mean 'eval'?"),
         (["data", "index", "--workers", "99999", "a.tar"], "vlm: data index: Invalid value for '--workers'"),
         (["eval", "retrieval", "m", "--data", "a.tar", "--batch-size", "x"], "vlm: eval retrieval: Invalid value for"),
+        (["data", "check", "pipe:false"], "vlm: SHARDS: pipe:false is a command, whose output has no index"),
         (["recipes", "scens"], "vlm: recipe scens: no such file, and no recipe ships under this name; nearest: scenes"),
     ],
 )

@@ -1,5 +1,6 @@
 """Every key of a recipe says what it is for, and every number has its bounds."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from data.check.report import CheckConfig
 from data.filter.rules import AlignRules
-from launch.recipe import Recipe, load_recipe
+from launch.recipe import Recipe, check_recipe, load_recipe
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
 
@@ -127,3 +128,57 @@ def test_nonsense_is_one_line_with_path_and_value(recipe: str, override: str, pa
 def test_every_architecture_that_open_clip_knows_is_within_the_bounds() -> None:
     for name in open_clip.list_models():
         ModelConfig.model_validate({"architecture": open_clip.get_model_config(name)})
+
+
+ODD: list[Any] = [
+    True,
+    10**5000,
+    float("nan"),
+    "9" * 400,
+    "a\x00\x1b[31m",
+    "\ud800",
+    [[]],
+    {},
+    {"kind": {}},
+    {"a": [1]},
+]
+
+
+def dotted(schema: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The paths of all keys of a recipe, down to options of terms and parts that a recipe may lack."""
+    found: set[tuple[str, ...]] = set()
+
+    def walk(part: dict[str, Any], path: tuple[str, ...]) -> None:
+        if "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        for name, inner in part.get("properties", {}).items():
+            if (*path, name) not in found and len(path) < 5:
+                found.add((*path, name))
+                walk(inner, (*path, name))
+        for inner in (*part.get("anyOf", ()), *part.get("oneOf", ()), *part.get("patternProperties", {}).values()):
+            walk(inner, path if "properties" in inner or "anyOf" in part else (*path, "named"))
+
+    walk(schema, ())
+    return sorted(found)
+
+
+def test_no_value_of_any_key_ends_in_anything_but_one_line() -> None:
+    paths = dotted(Recipe.model_json_schema())
+    assert len(paths) > 200
+    refused = 0
+    for path in paths:
+        for value in ODD:
+            values: dict[str, Any] = {"run": "x", "model": MODEL, "data": {"sources": {"named": {"shards": "a.tar"}}}}
+            values = copy.deepcopy(values)
+            place = values
+            for part in path[:-1]:
+                place = place.setdefault(part, {})
+            place[path[-1]] = value
+            try:
+                check_recipe(values, "recipe")
+                line = ""
+            except UserError as error:
+                line = str(error)
+            refused += bool(line)
+            assert "\n" not in line, (path, value)
+    assert refused > 6 * len(paths)

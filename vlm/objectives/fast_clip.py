@@ -55,8 +55,9 @@ class FastClip(IndividualTemperature):
     @model_validator(mode="before")
     @classmethod
     def _rho_of_version(cls, options: Any) -> Any:
-        if isinstance(options, dict) and options.get("version") in _RHO:
-            return {"rho": _RHO[options["version"]], **options}
+        version = options.get("version") if isinstance(options, dict) else None
+        if isinstance(version, str) and version in _RHO:
+            return {"rho": _RHO[version], **options}
         return options
 
     def start(self, facts: RunFacts) -> SampleTable:  # noqa: D102
