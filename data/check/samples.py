@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from data.bad_sample import BadSampleError
 from data.captions import read_captions, read_fields
+from data.labels import class_number
 from data.shards.cache import ShardCache
 from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, read_extent
 from vlm.errors import UserError
@@ -26,6 +27,7 @@ UNREADABLE_JSON: Final = "unreadable json"
 UNREADABLE_CAPTION: Final = "unreadable caption"
 NO_CAPTION: Final = "no caption"
 EMPTY_CAPTION: Final = "empty caption"
+UNREADABLE_LABEL: Final = "unreadable label"
 
 
 class Finding(NamedTuple):
@@ -101,6 +103,17 @@ class StoredSample:
         if text is None and not fields.keys() & {"caption", "captions"}:
             raise self._error(NO_CAPTION, "it has no caption")
         raise self._error(EMPTY_CAPTION, "its captions are empty")
+
+    def label(self) -> int | None:
+        """Its class number; None when it has none.
+
+        Raises:
+            FindingError: its cls is no class number.
+        """
+        try:
+            return class_number(self.read("cls"), "cls") if "cls" in self.members else None
+        except BadSampleError as error:
+            raise self._error(UNREADABLE_LABEL, str(error)) from error
 
     def _error(self, kind: str, reason: str) -> FindingError:
         return FindingError(Finding(kind, self.key, reason))

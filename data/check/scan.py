@@ -129,6 +129,7 @@ def _note_picture(picture: Picture, notes: _Notes) -> None:
 
 def _note_texts(sample: StoredSample, notes: _Notes) -> None:
     try:
+        sample.label()
         captions = sample.captions(sample.fields())
     except FindingError as error:
         notes.findings.append(error.finding)

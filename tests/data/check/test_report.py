@@ -184,3 +184,11 @@ def test_histograms_that_are_added_up_are_the_histogram_of_all(parts: list[list[
     values, counts = together.arrays()
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == Counter(everything)
     assert together.describe().total == sum(everything)
+
+
+def test_labels_that_are_no_class_numbers_are_found(tmp_path: Path) -> None:
+    labels = ["3", "9" * 5_000, 2**63, "cat"]
+    samples = [sample(number, jpg=picture(number), cls=label) for number, label in enumerate(labels)]
+    report, _ = check_shards([str(write_shard(tmp_path / "a.tar", samples))], PLAIN, workers=1)
+    assert {kind: found.count for kind, found in report.problems.items()} == {"unreadable label": 3}
+    assert report.bad_samples == 3
