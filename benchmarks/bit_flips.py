@@ -81,7 +81,7 @@ def small_run(folder: Path) -> Path:
             "data": {"max_bad_share": 1.0},
         }
         train_here(write_tiny_recipe(folder / "data", run, **changes))
-        owner = OwnerRecord.of_this_process().model_copy(update={"began": 1})
+        owner = OwnerRecord.of_this_process(run).model_copy(update={"began": 1})
         (run / "owner.json").write_text(sealed_json(json.loads(owner.model_dump_json())))
         (folder / "done").touch()
     return run

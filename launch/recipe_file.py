@@ -9,6 +9,7 @@ import yaml
 from vlm.errors import UserError, nearest, reason
 from vlm.paths import shown
 from vlm.programs import programs
+from vlm.sealed import read_sealed
 from vlm.training.run_files import RECIPE, RUN
 from vlm.yaml_text import MAX_DEPTH, parse_yaml
 
@@ -40,8 +41,10 @@ def read_recipe(name: str, overrides: Iterable[str] = (), *, trust: bool = False
     path = find_recipe(name)
     values = _read(path, ())
     in_file = set() if trust else set(programs(values))
-    if _is_of_a_run(path) and Path(str(values.get("run"))).resolve() != path.parent.resolve():
-        values["run"] = str(path.parent)  # the run was copied or moved
+    if _is_of_a_run(path):
+        read_sealed(path)
+        if Path(str(values.get("run"))).resolve() != path.parent.resolve():
+            values["run"] = str(path.parent)  # the run was copied or moved
     for override in overrides:
         _override(values, override)
     for program in programs(values):

@@ -14,7 +14,6 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.programs import programs
 from vlm.training.checkpoint import Checkpoint
-from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.data_record import differences, is_known
 from vlm.training.manifest import NewerCheckpointError
 from vlm.training.run_directory import RunDirectory
@@ -54,7 +53,7 @@ def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_c
     if resume is None:
         return Start(None, tuple(notices))
     moved: tuple[str, ...] = ()
-    if run.is_started:
+    if run.was_started:
         run.require_whole()
         stored = run.recipe()
         if not allow_changes:
@@ -73,20 +72,20 @@ def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_c
 def _newest_whole(run: RunDirectory) -> Start:
     """The newest checkpoint that is as it was written; those passed over are told. Collective."""
     passed_over: list[str] = []
-    for path in reversed(complete_checkpoints(run.checkpoints).values()):
+    for path in reversed(run.complete_checkpoints()):
         checkpoint, problem = _whole(path, run)
         if checkpoint is not None:
             return Start(checkpoint, (*passed_over, _resuming_from(checkpoint)))
         passed_over.append(f"{path} is passed over: {problem}")
     if passed_over:
         raise EveryRankError(f"{run.checkpoints}: no checkpoint is whole; {'; '.join(passed_over)}")
-    saved = run.history.last_saved()
+    saved = run.last_saved()
     if saved is not None:
         raise EveryRankError(
             f"{run.path}: the run saved checkpoints, the last after step {saved}, and none is left in "
             f"{run.checkpoints}; put one back, or begin anew with another run=DIR"
         )
-    return Start(None, ("no checkpoint was saved yet: beginning at step 0",) if run.is_started else ())
+    return Start(None, ("no checkpoint was saved yet: beginning at step 0",) if run.was_started else ())
 
 
 def _resuming_from(checkpoint: Checkpoint) -> str:
@@ -141,7 +140,7 @@ def _checked(run: RunDirectory, stored: dict[str, Any], recipe: Recipe) -> dict[
 
 def model_to_train(recipe: Recipe, run: RunDirectory, checkpoint: Checkpoint | None) -> DualEncoder:
     """The recipe's model; that of a resumed run is made of its checkpoint, and needs no other file any more."""
-    if checkpoint is None or not run.is_started:
+    if checkpoint is None or not run.was_started:
         return build_model(recipe.model, recipe.seed)
     changed = changed_keys(_checked(run, run.recipe(), recipe), recipe.model_dump(mode="json"))
     if any(key.startswith("model.") for key in changed):

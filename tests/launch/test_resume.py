@@ -107,6 +107,18 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins(run: Path)
     assert start.notices[-1] == "no checkpoint was saved yet: beginning at step 0"
 
 
+def test_what_a_run_without_history_logged_is_kept_when_its_checkpoints_are_gone(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "history.jsonl").unlink()
+    before = (run / "metrics.jsonl").read_bytes()
+    assert start_of(run).checkpoint is None
+    directory = RunDirectory(run, World())
+    directory.claim(resuming=True)
+    (said,) = directory.start({}, {})
+    assert said == f"going on from step 0: what was logged until now lies in {run}/set-aside/1 now"
+    assert (run / "set-aside/1/metrics.jsonl").read_bytes() == before
+
+
 def test_a_newer_version_s_checkpoint_is_never_passed_over(run: Path) -> None:
     path = run / "checkpoints/step-00000012/manifest.json"
     path.write_text(json.dumps({"format": "vlm-checkpoint-9"}))
@@ -181,7 +193,7 @@ def test_no_reader_takes_a_damaged_checkpoint(run: Path, tmp_path: Path) -> None
 def test_a_run_that_is_being_written_is_left_alone(run: Path) -> None:
     parent = os.getppid()
     began = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19])
-    owner = OwnerRecord.of_this_process().model_copy(update={"pid": parent, "began": began})
+    owner = OwnerRecord.of_this_process(run).model_copy(update={"pid": parent, "began": began})
     (run / "owner.json").write_text(sealed_json(json.loads(owner.model_dump_json())))
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
     for resume in ("auto", None):
@@ -189,6 +201,8 @@ def test_a_run_that_is_being_written_is_left_alone(run: Path) -> None:
             train(load_recipe(str(run / "recipe.yaml")), resume=resume)
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     read_run(run)  # readers need no leave
+    copy = shutil.copytree(run, run.with_name("copy"))
+    assert start_of(copy).step == 12
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm.atomic import write_bytes
 from vlm.json_lines import read_lines
 
 HISTORY = "history.jsonl"
@@ -22,11 +23,18 @@ class History:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "event": event, "step": step} | facts) + "\n")
 
+    def mend(self) -> None:
+        """Take away the end of a line that a kill tore, so that the next one begins anew."""
+        if self.path.exists():
+            whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+            if torn:
+                write_bytes(self.path, whole + newline)
+
     def last_saved(self) -> int | None:
-        """After how many steps the run last saved a checkpoint; None when it never did, or is older than its history.
+        """After how many steps the run last had a checkpoint; None when it never did, or is older than its history.
 
         Raises:
             UserError: the file is damaged.
         """
-        saved = [record["step"] for record in read_lines(self.path).records if record.get("event") == "saved"]
-        return saved[-1] if saved else None
+        events = [record for record in read_lines(self.path).records if record.get("event") in ("saved", "resumed")]
+        return next((event["step"] for event in reversed(events) if event["step"]), None)

@@ -23,6 +23,8 @@ _START_TIME = 19  # field of /proc/PID/stat behind the name: when the process be
 class OwnerRecord(Config):
     """Which process owns a run directory, so that it can be found again: its number alone may be another's by now."""
 
+    run: str
+    folder: int
     host: str
     boot: str
     namespace: str
@@ -34,9 +36,11 @@ class OwnerRecord(Config):
         return f"process {self.pid} on {ascii(self.host)[1:-1]} since {ascii(self.since)[1:-1]}"
 
     @classmethod
-    def of_this_process(cls) -> "OwnerRecord":
-        """The record of the process that asks."""
+    def of_this_process(cls, run: Path) -> "OwnerRecord":
+        """The record with which the process that asks owns `run`."""
         return cls(
+            run=str(run.resolve()),
+            folder=run.stat().st_ino,
             host=socket.gethostname(),
             boot=_boot(),
             namespace=_namespace(),
@@ -44,6 +48,11 @@ class OwnerRecord(Config):
             began=_began(os.getpid()) or 0,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def is_of(self, run: Path) -> bool:
+        """Whether it is about this folder, and did not come into it by a copy of another one on this machine."""
+        here = self.host == socket.gethostname()
+        return not here or self.run == str(run.resolve()) or self.folder == run.stat().st_ino
 
     def is_gone(self) -> bool | None:
         """Whether the process has ended; None where it cannot be seen from here."""
@@ -74,10 +83,12 @@ class Owner:
             return None
         with _one_at_a_time(self._path.parent):
             before = self._read()
+            if before is not None and not before.is_of(self._path.parent):
+                before = None
             if before is not None:
                 self._require_gone(before)
             self._path.unlink(missing_ok=True)
-            self._write(OwnerRecord.of_this_process())
+            self._write(OwnerRecord.of_this_process(self._path.parent))
         return None if before is None else f"taken over from {before}, which has ended"
 
     def release(self) -> None:

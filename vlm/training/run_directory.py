@@ -47,7 +47,7 @@ class RunDirectory:
         self.checkpoints = path / CHECKPOINTS
         self.history = History(path)
         self._owner = Owner(path)
-        self._was_started = self.is_started
+        self.was_started = False  # a run was there when it was claimed, as rank 0 saw it
         self._samples = path / SAMPLES / f"rank-{world.rank}.jsonl"
 
     @property
@@ -64,6 +64,14 @@ class RunDirectory:
         """After how many steps each complete checkpoint was written, oldest first."""
         return list(complete_checkpoints(self.checkpoints))
 
+    def complete_checkpoints(self) -> list[Path]:
+        """All complete checkpoints, oldest first, as rank 0 sees them. Collective."""
+        return self._agreed(lambda: list(complete_checkpoints(self.checkpoints).values()))
+
+    def last_saved(self) -> int | None:
+        """After how many steps the run last had a checkpoint, as its history tells. Collective."""
+        return self._agreed(self.history.last_saved)
+
     def claim(self, *, resuming: bool) -> str | None:
         """Own the folder for this process, where it is there already; a line on an owner that has ended. Collective.
 
@@ -71,29 +79,29 @@ class RunDirectory:
             EveryRankError: the folder cannot be written to, holds other things or another run that is not being
                 resumed, or belongs to another process.
         """
-        return self._agreed(lambda: self._claim(resuming))
+        said, self.was_started = self._agreed(lambda: self._claim(resuming))
+        return said
 
     def release(self) -> None:
         """Let other processes have the folder."""
         if self.world.is_main:
             self._owner.release()
 
-    def _claim(self, resuming: bool) -> str | None:
+    def _claim(self, resuming: bool) -> tuple[str | None, bool]:
         self._require_usable()
         said = self._take() if self.path.exists() else None
-        self._was_started = self.is_started
-        if self._was_started and not resuming:
+        if self.is_started and not resuming:
             self._owner.release()
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume auto, or choose another run=DIR"
             )
-        return said
+        return said, self.is_started
 
     def _take(self) -> str | None:
         said = self._owner.take()
         if said is None:
             return None
-        Failures(self.path, self.world.rank).add("taken_over", said)
+        Failures(self.path, self.world.rank).add("taken-over", said)
         return f"{self.path}: {said}"
 
     def _require_usable(self) -> None:
@@ -131,7 +139,7 @@ class RunDirectory:
     def _start(self, recipe: dict[str, Any], facts: dict[str, Any], step: int, checkpoint: Path | None) -> list[str]:
         self.path.mkdir(parents=True, exist_ok=True)
         said = self._take()
-        if self.is_started and not self._was_started:
+        if self.is_started and not self.was_started:
             raise UserError(f"{self.path}: another process has begun a run there meanwhile")
         self.checkpoints.mkdir(exist_ok=True)
         clear_unfinished(self.checkpoints)
@@ -139,11 +147,12 @@ class RunDirectory:
             left.unlink()
         lines = [said] if said else []
         lines += self._leave(step, checkpoint)
+        self.history.mend()
         if checkpoint is not None:
             adopt(checkpoint, step, self.checkpoints)
         write_text(self.path / RUN, sealed_json(facts))
         write_text(self.path / RECIPE, sealed_yaml(yaml.safe_dump(recipe, sort_keys=False)))
-        self.history.add("resumed" if self._was_started or checkpoint else "began", step)
+        self.history.add("resumed" if self.was_started or checkpoint else "began", step)
         return lines
 
     def _leave(self, step: int, checkpoint: Path | None) -> list[str]:
@@ -153,7 +162,8 @@ class RunDirectory:
             for saved, path in complete_checkpoints(self.checkpoints).items()
             if saved > step or (saved == step and checkpoint is not None and not path.samefile(checkpoint))
         }
-        if not left:
+        unknown = checkpoint is None and self._has_work() and not self.history.path.exists()
+        if not left and not unknown:
             return []
         place = self.path / SET_ASIDE
         number = 1 + max((int(one.name) for one in place.glob("*") if one.name.isdecimal()), default=0)
@@ -164,6 +174,8 @@ class RunDirectory:
                 shutil.copyfile(self.path / name, into / name)
         move(list(left.values()), into)
         self.history.add("set_aside", step, steps=list(left), folder=str(into.relative_to(self.path)))
+        if not left:
+            return [f"going on from step {step}: what was logged until now lies in {into} now"]
         steps = ", ".join(map(str, left))
         return [f"going on from step {step}: the checkpoints of steps {steps} and the log until then lie in {into} now"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from vlm.training.owner import Owner, OwnerRecord
 
 def owned_by(folder: Path, **changes: Any) -> Path:
     """The folder as another process, which differs so from this one, owns it."""
-    record = {**json.loads(OwnerRecord.of_this_process().model_dump_json()), **changes}
+    record = {**json.loads(OwnerRecord.of_this_process(folder).model_dump_json()), **changes}
     (folder / "owner.json").write_text(sealed_json(record))
     return folder
 
@@ -50,6 +51,16 @@ def test_a_living_process_keeps_it_and_a_killed_one_does_not(tmp_path: Path) -> 
 @pytest.mark.parametrize("changes", [{"began": 1}, {"boot": "an earlier one"}, {"pid": 2**22 + 1}])
 def test_a_number_that_is_another_process_by_now_is_no_owner(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert "which has ended" in str(Owner(owned_by(tmp_path, **changes)).take())
+
+
+def test_a_copy_of_an_owned_folder_is_nobodys_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    original = tmp_path / "run"
+    original.mkdir()
+    Owner(original).take()
+    copy = Path(shutil.copytree(original, tmp_path / "copy"))
+    assert Owner(copy).take() is None
+    with pytest.raises(UserError, match="is being written by process"):
+        Owner(original.rename(tmp_path / "moved")).take()
 
 
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}])

@@ -89,6 +89,18 @@ def test_what_a_killed_start_left_is_begun_in_again(tmp_path: Path, left: tuple[
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_line_of_the_history_that_a_kill_tore_spoils_no_other(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    with run.history.path.open("a") as file:
+        file.write('{"event": "sav')
+    run.claim(resuming=True)
+    run.start({}, {}, 3)
+    run.history.add("saved", 6)
+    events = [json.loads(line) for line in run.history.path.read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in events] == [("began", 0), ("resumed", 3), ("saved", 6)]
+    assert run.last_saved() == 6
+
+
 def test_a_recipe_that_no_run_wrote_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("# my own\nseed: 1\n")
     with pytest.raises(UserError, match="already holds a run"):
