@@ -57,6 +57,7 @@ def filter_noisy(  # noqa: PLR0913 - the options of the command line
     json_file = None if json_file is None else output_file(json_file, "--json")
     out = local_path(out, "--out")
     work = None if work is None else local_path(work, "--work")
+    counts = None if counts is None else local_path(counts, "--counts")
     rules = _rules(
         min_side=min_side,
         max_aspect_ratio=max_aspect,

@@ -145,8 +145,9 @@ def verify_gradients(
     """Compare one step's gradient, as this launch computes it, with one process in fp32; exit code 1 if it is off."""
     checked = _checked_recipe(recipe, overrides, trust=trust)
     from launch.verify_gradients import verify
+    from vlm.paths import local_path
 
-    if not verify(checked, checkpoint):
+    if not verify(checked, None if checkpoint is None else local_path(checkpoint, "--checkpoint")):
         raise typer.Exit(1)
 
 
@@ -167,8 +168,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page on one run, or several side by side."""
     from eval.report import write_report
-    from vlm.paths import below, output_file
+    from vlm.paths import below, local_path, output_file
 
+    runs = [local_path(one, "RUN") for one in runs]
     target = below(runs[0], "report.html", "report") if out is None else output_file(out, "--out")
     write_report(runs, target)
     print(target)

@@ -195,7 +195,7 @@ def output_folder(text: str | Path, where: str, *, parents: bool = True, files: 
 def new_folder(text: str | Path, where: str) -> Path:
     """As `output_folder`, of a folder that is missing or empty. Raises UserError where it is not."""
     path = output_folder(text, where)
-    if path.is_mount():
+    if path.absolute().is_mount():
         raise UserError(f"{where}: {path} is a mount point and cannot be replaced; name a folder below it")
     if path.is_symlink() or (path.is_dir() and any(path.iterdir())):
         what = "a link" if path.is_symlink() else "not empty"

@@ -12,6 +12,7 @@ from data.build.jsonl import JsonLinesTable
 from data.build.parquet import ParquetTable
 from data.build.table import Table
 from vlm.errors import UserError, nearest
+from vlm.paths import local_path
 
 _DELIMITED = (".csv", ".tsv", ".txt", ".token", ".psv")
 _PARQUET = (".parquet", ".pq")
@@ -46,7 +47,10 @@ def open_source(source: Source) -> Table:
     Raises:
         UserError: it is not there, of no known kind, or its columns cannot be found.
     """
-    path = Path(source.path).expanduser()
+    path = local_path(source.path, "SOURCE")
+    for where, given in (("--root", source.root), ("--captions", source.captions)):
+        if given is not None:
+            local_path(given, where)
     try:
         if source.captions is not None:
             if not path.is_dir():

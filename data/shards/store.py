@@ -71,7 +71,10 @@ def companion(name: str, suffix: str) -> str:
 
 def require_store(name: str) -> None:
     """Raise UserError where the scheme of a URL is unknown, or its package is not installed."""
-    filesystem(name, _DEFAULT.silence)
+    try:
+        filesystem(name, _DEFAULT.silence)
+    except OSError as error:  # some (ftp) connect at once
+        raise UserError(f"{name}: {error.strerror or error}") from error
 
 
 def local_path(name: str) -> Path:

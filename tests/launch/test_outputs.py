@@ -85,6 +85,34 @@ def test_a_place_that_cannot_be_written_is_refused_first(
     assert contents(place) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "blamed"),
+    [
+        ("report s3://b/run", "RUN"),
+        ("report run s3://b/run", "RUN"),
+        ("data build s3://b/t.csv new", "SOURCE"),
+        ("data build table.csv new --root s3://b/x", "--root"),
+        ("data build . new --captions gs://b/x.csv", "--captions"),
+        ("data filter a.tar --out new --counts s3://b/x", "--counts"),
+        ("verify-gradients scenes --checkpoint s3://b/x", "--checkpoint"),
+        ("train scenes data.cache.folder=s3://b/cache", "data.cache.folder"),
+        ("data check ftp://no-such-host.invalid/a.tar", "SHARDS"),
+    ],
+)
+def test_an_address_where_a_path_is_read_is_said_to_be_one(
+    place: Path, command: str, blamed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(place)
+    monkeypatch.setattr("sys.argv", ["vlm", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert blamed in said
+    assert "but an address" in said or "ftp" in said
+    assert contents(place) == before
+
+
 def test_a_report_goes_through_what_its_name_leads_to(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
