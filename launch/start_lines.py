@@ -59,6 +59,8 @@ def _model_name(config: ModelConfig) -> str:
     if config.architecture is not None:
         vision, text = config.architecture.vision_cfg, config.architecture.text_cfg
         return f"{vision.get('timm_model_name', 'ViT')} + {text.get('hf_model_name', 'transformer')}"
+    if config.transformers is not None:
+        return config.transformers
     assert config.towers is not None
     return f"{_tower_name(config.towers.image)} + {_tower_name(config.towers.text)}"
 

@@ -122,7 +122,10 @@ def full_tokenizer(text_cfg: Mapping[str, Any], files: ForeignFiles | None = Non
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
-        return cast(FullTokenizer, SimpleTokenizer(context_length=context_length, **options))
+        try:
+            return cast(FullTokenizer, SimpleTokenizer(context_length=context_length, **options))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise UserError(f"tokenizer_kwargs: {options!r:.200} makes no tokenizer: {reason(error)}") from error
     try:
         found = (files or ForeignFiles()).tokenizer(name)
     except UserError as error:

@@ -89,6 +89,11 @@ def test_an_end_token_that_is_also_the_padding_counts_once(tmp_path: Path) -> No
     assert found.lengths.tolist() == [len(text.split()) + 2 for text in TEXTS]
 
 
+def test_options_that_make_no_tokenizer_are_named() -> None:
+    with pytest.raises(UserError, match="tokenizer_kwargs: {'clean': 'foo'} makes no tokenizer"):
+        full_tokenizer({"tokenizer_kwargs": {"clean": "foo"}})
+
+
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: the tokenizer cannot be loaded"):
         full_tokenizer({"hf_tokenizer_name": str(tmp_path / "nowhere")})
