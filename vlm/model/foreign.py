@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from open_clip import get_model_config, list_models
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.utils import logging as library_logging
 from transformers.utils.hub import cached_file
 
 from vlm.errors import UserError, nearest, reason
@@ -178,7 +179,8 @@ def as_configuration(values: Mapping[str, Any], name: str) -> PreTrainedConfig:
         raise UserError(f"{name}: model_type {kind!r} is not transformers' own (code of a model is never run); {known}")
     _require_possible(values, name)
     try:
-        return CONFIG_MAPPING[kind].from_dict(dict(values))
+        with quiet():
+            return CONFIG_MAPPING[kind].from_dict(dict(values))
     except (StrictDataclassError, *_LOAD_ERRORS) as error:
         raise UserError(f"{name}: its {CONFIG} is impossible: {reason(error)}") from error
 
@@ -192,6 +194,20 @@ def _require_possible(values: Mapping[str, Any], name: str) -> None:
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, int | float) and not abs(number) <= most for number in numbers):
             raise UserError(f"{name}: {CONFIG}: {key}: found {str(value)[:40]}; at most {most:,} is possible")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's progress bars, tables of keys and doubts about configurations."""
+    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -1,18 +1,16 @@
 """transformers' vision and text models as towers, and the two halves of its CLIP and SigLIP."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
-from transformers.utils import logging as library_logging
 
 from vlm.errors import UserError
 from vlm.model.config import ImageTowerConfig, TextTowerConfig
-from vlm.model.foreign import ForeignFiles, refusing, require_readable_weights
+from vlm.model.foreign import ForeignFiles, quiet, refusing, require_readable_weights
 from vlm.model.towers import TextTower
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
@@ -158,7 +156,7 @@ def load(
     name: str, configuration: PreTrainedConfig, *, pretrained: bool, cls: Any = AutoModel, **options: Any
 ) -> tuple[Any, set[int]]:
     """A model of the library in fp32, and the identities of those parameters of which its files hold nothing."""
-    with _quiet():
+    with quiet():
         if not pretrained:
             return cls.from_config(configuration, trust_remote_code=False, **options), set()
         require_readable_weights(name)
@@ -183,20 +181,6 @@ def require_weights(tower: nn.Module, missing: set[int]) -> None:
     for name, parameter in tower.named_parameters():
         if id(parameter) in missing and parameter.requires_grad:
             raise UserError(f"its files hold no weights for {name.removeprefix('model.')}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and tables of keys."""
-    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(level)
-        if bars:
-            library_logging.enable_progress_bar()
 
 
 def _pooler_output(output: Any) -> Tensor:

@@ -90,7 +90,7 @@ def test_an_end_token_that_is_also_the_padding_counts_once(tmp_path: Path) -> No
 
 
 def test_options_that_make_no_tokenizer_are_named() -> None:
-    with pytest.raises(UserError, match="tokenizer_kwargs: {'clean': 'foo'} makes no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer_kwargs: {'clean': 'foo'} makes no tokenizer"):
         full_tokenizer({"tokenizer_kwargs": {"clean": "foo"}})
 
 
