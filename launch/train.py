@@ -18,6 +18,7 @@ from eval.retrieval import Retrieval
 from eval.watching import watched_by
 from launch.ending import how_to_go_on, lost_words
 from launch.facts import package_versions, run_facts
+from launch.limits import require_batches_fit, require_enough_samples, require_towers_fit
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
@@ -67,6 +68,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     """
     output_folder(recipe.run, "run")
     require_trackers(recipe.trackers)
+    require_towers_fit(recipe.model)
     recipe = resolve_order(recipe)
     overruled = overrule_launcher(recipe.engine, recipe.precision)
     together = ranks_together(
@@ -98,7 +100,9 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
 
 def _build_parts(recipe: Recipe, world: World, model: DualEncoder) -> _Parts:
     show_lines(world.is_main, [model_line(recipe, model)])
+    require_batches_fit(recipe, rows_per_rank(recipe.global_batch), model.image_spec.size, model.embed_dim)
     source = open_stream(recipe, model, world)
+    require_enough_samples(recipe.global_batch, source.num_samples)
     cache = ShardCache(recipe.data.cache, recipe.data.retry)
     evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root, cache)
     evaluations = []
