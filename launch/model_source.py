@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.build import build_model
+from vlm.model.clean_configuration import CONFIG
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.foreign import CONFIG, ForeignFiles, files_beside
+from vlm.model.foreign import ForeignFiles, files_beside
 from vlm.model.open_clip_folder import read_open_clip_folder
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints

@@ -11,20 +11,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from open_clip import get_model_config, list_models
-from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.utils import logging as library_logging
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from vlm.errors import UserError, nearest, reason
+from vlm.errors import UserError, reason
+from vlm.model.clean_configuration import CONFIG, as_configuration, without_code
 
 Part = Literal["image", "text"]
-CONFIG = "config.json"
 IMAGE_PROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 TOKENIZER_JSON = "tokenizer.json"
@@ -40,33 +36,8 @@ VOCABULARIES = (
 )
 _TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json", TOKENIZER_CONFIG)
 _TOKENIZER = "tokenizer."
-_LOAD_ERRORS = (
-    *(
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ),
-    SafetensorError,
-)
 _MOST_BYTES = 256 << 20
-# By a part of the key.
-_MOST = {"layers": 1024, "heads": 1024, "vocab_size": 2**24, "position": 2**20, "size": 65536, "dim": 65536}
 
-# Names of code, of other files, and what only describes.
-_LEFT_OUT = {
-    *("auto_map", "custom_pipelines", "trust_remote_code", "attn_implementation", "_attn_implementation"),
-    *("experts_implementation", "dtype", "torch_dtype", "_name_or_path", "name_or_path", "chat_template"),
-    *("id2label", "label2id", "task_specific_params", "finetuning_task", "init_inputs", "processor_class"),
-    *("device_map", "cache_dir", "feature_extractor_type", "license", "_commit_hash"),
-}
-_NAMES_FILES = re.compile(r"_(files?|path|dir|spm)$|^(vocab|merges)$")
-_ADDRESS = re.compile(r"[/\\:]|^~|^\.")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -96,7 +67,7 @@ class ForeignFiles:
             content = _read(name, CONFIG)
             if content is None:
                 raise UserError(f"{name}: there is no {CONFIG}")
-        values = _without_code(_parsed(content, f"{name}/{CONFIG}"))
+        values = without_code(_parsed(content, f"{name}/{CONFIG}"))
         self.used[key] = _json(values)
         return as_configuration(values, name)
 
@@ -115,7 +86,7 @@ class ForeignFiles:
             raise UserError(f"{name} holds no tokenizer ({', '.join(VOCABULARIES[:3])}, ...): name one that does")
         for file in (CONFIG, TOKENIZER_CONFIG):
             if file in saved:
-                saved[file] = _json(_without_code(_parsed(saved[file], f"{name}/{file}"), refuse=False))
+                saved[file] = _json(without_code(_parsed(saved[file], f"{name}/{file}"), refuse=False))
         self.used |= {_TOKENIZER + file: content for file, content in saved.items()}
         return saved
 
@@ -171,61 +142,6 @@ def require_readable_weights(name: str) -> None:
             raise UserError(f"{index} names files outside its folder")
 
 
-def as_configuration(values: Mapping[str, Any], name: str) -> PreTrainedConfig:
-    """transformers' own configuration object of these values, which the model called `name` has."""
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        known = nearest(str(kind), CONFIG_MAPPING.keys())
-        raise UserError(f"{name}: model_type {kind!r} is not transformers' own (code of a model is never run); {known}")
-    _require_possible(values, name)
-    try:
-        with quiet():
-            return CONFIG_MAPPING[kind].from_dict(dict(values))
-    except (StrictDataclassError, *_LOAD_ERRORS) as error:
-        raise UserError(f"{name}: its {CONFIG} is impossible: {reason(error)}") from error
-
-
-def _require_possible(values: Mapping[str, Any], name: str) -> None:
-    """Raise UserError for sizes that would fill the memory, or take for ever, before they are refused."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            _require_possible(value, name)
-        most = next((most for part, most in _MOST.items() if part in key), 2**31)
-        numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(number, int | float) and not abs(number) <= most for number in numbers):
-            raise UserError(f"{name}: {CONFIG}: {key}: found {str(value)[:40]}; at most {most:,} is possible")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's progress bars, tables of keys and doubts about configurations."""
-    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(level)
-        if bars:
-            library_logging.enable_progress_bar()
-
-
-@contextmanager
-def refusing(where: str, name: str) -> Iterator[None]:
-    """Whatever the library raises about the files of the model called `name`, as one line that begins with `where`."""
-    try:
-        yield
-    except UserError as error:
-        told = str(error).removeprefix(f"{name}: ")
-        raise UserError(told if told.startswith("towers.") else f"{where} {name}: {told}") from error
-    except UnpicklingError as error:
-        raise UserError(
-            f"{where} {name}: its weights are a pickle of more than tensors, which could run code"
-        ) from error
-    except (StrictDataclassError, *_LOAD_ERRORS) as error:
-        raise UserError(f"{where} {name}: {reason(error)}") from error
-
-
 @contextmanager
 def folder_of(files: Mapping[str, bytes]) -> Iterator[Path]:
     """A temporary folder with these files."""
@@ -233,22 +149,6 @@ def folder_of(files: Mapping[str, bytes]) -> Iterator[Path]:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         yield Path(folder)
-
-
-def _without_code(values: dict[str, Any], where: str = "", *, refuse: bool = True) -> dict[str, Any]:
-    """The same without names of code and files; with `refuse`, an address in another value is an error."""
-    kept: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in _LEFT_OUT or _NAMES_FILES.search(key):
-            continue
-        if key == "quantization_config" and value:
-            raise UserError(f"{where}{key}: quantised weights are not read")
-        if isinstance(value, dict):
-            value = _without_code(value, f"{where}{key}.", refuse=refuse)
-        elif refuse and isinstance(value, str) and _ADDRESS.search(value):
-            raise UserError(f"{CONFIG}: {where}{key}: {ascii(value)[:80]} leads out of the model, and is not followed")
-        kept[key] = value
-    return kept
 
 
 def _read(name: str, file: str) -> bytes | None:

@@ -10,7 +10,8 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
 from vlm.errors import UserError, reason
-from vlm.model.foreign import CONFIG, ForeignFiles, folder_of
+from vlm.model.clean_configuration import CONFIG
+from vlm.model.foreign import ForeignFiles, folder_of
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower
 from vlm.model.transformers_towers import load, require_weights

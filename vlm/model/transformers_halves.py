@@ -5,8 +5,9 @@ import math
 from transformers import PreTrainedConfig
 
 from vlm.errors import UserError
+from vlm.model.clean_configuration import refusing
 from vlm.model.config import ImageTowerConfig, TextTowerConfig, Towers
-from vlm.model.foreign import ForeignFiles, Part, refusing
+from vlm.model.foreign import ForeignFiles, Part
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.model.transformers_images import image_preprocessing

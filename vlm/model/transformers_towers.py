@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 
 from vlm.errors import UserError
+from vlm.model.clean_configuration import quiet, refusing
 from vlm.model.config import ImageTowerConfig, TextTowerConfig
-from vlm.model.foreign import ForeignFiles, quiet, refusing, require_readable_weights
+from vlm.model.foreign import ForeignFiles, require_readable_weights
 from vlm.model.towers import TextTower
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
