@@ -91,8 +91,6 @@ def files_of(run: Path) -> list[Path]:
     """One file of each kind that a run writes and later reads."""
     newest = run / "checkpoints/step-00000012"
     return [
-        newest / "manifest.json",
-        *(newest / f"{group}-00000.safetensors" for group in ("weights", "exp_avg", "memory", "own")),
         run / "recipe.yaml",
         run / "run.json",
         run / "owner.json",
@@ -102,6 +100,8 @@ def files_of(run: Path) -> list[Path]:
         run / "ledger.jsonl",
         run / "history.jsonl",
         run / "samples/rank-0.jsonl",
+        newest / "manifest.json",
+        *(newest / f"{group}-00000.safetensors" for group in ("weights", "exp_avg", "memory", "own")),
     ]
 
 
