@@ -14,6 +14,8 @@ from vlm.terminal import printable
 USER, FAILURE = 2, 1  # exit codes; a signal's is 128 and its number
 _LONGEST = 2_000  # characters of a line
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a path may be that somebody named: too long, forbidden, no folder or no file.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 # How gloo, NCCL and the store that the ranks meet at say that somebody is not there any more.
 _CONNECTION = re.compile(
     r"gloo|nccl|c10d|ProcessGroup|TCPStore|Connection (closed|reset)|Broken pipe|closed by peer|recv\w* failed|"
@@ -66,6 +68,8 @@ def end_of(error: BaseException) -> End:
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         where = f"{error.filename}: " if error.filename else ""
         return End("user", _line(f"{where}{error.strerror}: make room, then start the same command again"), USER)
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
+        return End("user", _line(f"{str(error.filename)[:200]}: {error.strerror}"), USER)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return End("failure", _line(f"out of memory ({reason(error)}); a smaller micro_batch needs less"), FAILURE)
     return _rendezvous_end(error) or End("failure", _line(_unexpected(error)), FAILURE)

@@ -24,6 +24,8 @@ from vlm.errors import EveryRankError, UserError
             2,
             "/runs/a/metrics.jsonl: No space left on device: make room, then start the same command again",
         ),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), "user", 2, f"{'x' * 200}: File name too long"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "user", 2, "/a/b: Permission denied"),
         (MemoryError(), "failure", 1, "out of memory (MemoryError); a smaller micro_batch needs less"),
     ],
 )
