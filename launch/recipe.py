@@ -14,7 +14,7 @@ from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
 from vlm.paths import LocalPath, Named
-from vlm.training.trainer import TrainingConfig
+from vlm.training.config import TrainingConfig
 
 # Where the data lies: a resumed run compares what it holds instead.
 _PLACES = re.compile(r"data\.root|data\.sources\.[^.]+\.shards")

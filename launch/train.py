@@ -40,10 +40,11 @@ from vlm.training.manifest import Manifest
 from vlm.training.optimizer import build_optimizer
 from vlm.training.progress import make_progress, show_lines
 from vlm.training.rehearsal import rehearse
+from vlm.training.roles import ScheduledEvaluation
 from vlm.training.run_directory import RunDirectory
 from vlm.training.state import restore_memory, restore_state
 from vlm.training.together import ranks_together
-from vlm.training.trainer import ScheduledEvaluation, Trainer
+from vlm.training.trainer import Trainer
 from vlm.world import World
 
 REPORT = "report.html"

@@ -1,140 +1,41 @@
 """The run: steps, logs, evaluations and checkpoints in their order."""
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
-from pydantic import Field
 
-from vlm.batch import Batch, Skip
-from vlm.config import Config
-from vlm.duration import Duration, PositiveDuration
+from vlm.batch import Batch
+from vlm.duration import Duration
 from vlm.ends.stops import EvaluationStoppedError, Stops
 from vlm.errors import EveryRankError
-from vlm.geometry.telemetry import FIGURES, GeometryConfig, PairSample, observe, sample_pairs
-from vlm.objectives.clip import Clip
+from vlm.geometry.telemetry import FIGURES, PairSample, observe, sample_pairs
 from vlm.objectives.objective import Objective
-from vlm.objectives.recipe import Providers, Terms
-from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import Evaluated, MicroBatches
-from vlm.training.alarm import Alarm, AlarmConfig, Alarms, require_known
+from vlm.training.alarm import Alarm, Alarms, require_known
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.checkpoint_folder import prune
-from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.clock import Clock
+from vlm.training.config import TrainingConfig
+from vlm.training.ema import Ema
+from vlm.training.engine import Engine
 from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger, skips_of_all_ranks
 from vlm.training.manifest import Manifest
-from vlm.training.optimizer import OptimizerConfig
 from vlm.training.progress import ProgressDisplay
+from vlm.training.roles import BatchSource, ScheduledEvaluation
 from vlm.training.run_directory import RunDirectory
-from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.schedule import rate_factor
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import Learner, StepResult, train_step
-from vlm.training.teacher import Teacher, TeacherConfig
+from vlm.training.teacher import Teacher
 from vlm.training.trackers import log_cosine_histogram
-from vlm.world import World
 
 LEFT_OUT = "steps_left_out"
 _OF_A_STEP = ("loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait", LEFT_OUT)
-
-
-class TrainingConfig(Config):
-    """How a run trains: length, batch, engine, optimizer, and what it records on the way."""
-
-    seed: int = Field(default=0, ge=-(2**62), le=2**62, description="of first weights, order, crops and captions")
-    duration: PositiveDuration = Field(
-        default=Duration(10, "epochs"), description='length of the run: "40 epochs", "2000 steps" or "1.2M samples"'
-    )
-    global_batch: int = Field(default=256, gt=0, le=2**24, description="pairs a step, over all ranks")
-    micro_batch: int | None = Field(
-        default=None,
-        gt=0,
-        le=2**24,
-        description="pairs that a rank puts through the towers at a time; null: all its pairs",
-    )
-    engine: EngineName = Field(
-        default="ddp", description="ddp: whole weights on every rank; zero1-3: DeepSpeed's shards of them"
-    )
-    precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
-    objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
-    providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")
-    similarity: SimilarityConfig = Field(default=SimilarityConfig(), description="how pairs are compared across ranks")
-    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the average that some terms learn from")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW's numbers")
-    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="the learning rate over the run")
-    max_grad_norm: float | None = Field(
-        default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
-    )
-    max_bad_steps: int = Field(
-        default=3,
-        gt=0,
-        le=1_000_000,
-        description="the run ends when so many steps in a row have a loss or gradient that is not finite",
-    )
-    ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
-    log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")
-    geometry: GeometryConfig = Field(default=GeometryConfig(), description="figures of the two clouds on the way")
-    alarm: tuple[AlarmConfig, ...] = Field(default=(), description="figures that warn or stop when they move too far")
-    checkpoint_every: PositiveDuration = Field(default=Duration(500, "steps"), description="states to go on from")
-    keep_checkpoints: int | None = Field(
-        default=2, gt=0, le=10**6, description="the newest so many are kept; null: all"
-    )
-    record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
-    trackers: tuple[str, ...] = Field(
-        default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"
-    )
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Where batches come from: position in, batches out."""
-
-    num_samples: int
-    max_bad_share: float
-
-    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
-        """This rank's rows of global batches `start_step` to `start_step + num_steps`."""
-
-    def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps must hold of the data, besides that number. Collective."""
-
-    def forget(self, step: int) -> None:
-        """Drop what only a return to before `step` could need."""
-
-
-@runtime_checkable
-class RunnableEvaluator(Protocol):
-    """Measures a model; all ranks share the work and get the same figures."""
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines on the set that a reader of the figures should know."""
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """The samples that were of no use so far, as far as this rank knows."""
-
-    @property
-    def figures(self) -> Collection[str]:
-        """The names of the figures that `run` may bring."""
-
-    def run(self, model: Any, world: World) -> dict[str, float]:
-        """The figures by name."""
-
-
-@dataclass(frozen=True)
-class ScheduledEvaluation:
-    """An evaluator, and after how many steps it runs again. It always runs at the end."""
-
-    name: str
-    evaluator: RunnableEvaluator
-    every_steps: int | None
 
 
 class Trainer:
@@ -195,7 +96,7 @@ class Trainer:
         Raises:
             StoppedError: a signal asked for it, and the step that it stopped after is saved.
         """
-        clock = _Clock(self.config.global_batch)
+        clock = Clock(self.config.global_batch)
         self._alarms.replay(self.run_directory.metrics() if self.config.alarm else ())
         ledger = Ledger(
             self.run_directory,
@@ -239,7 +140,7 @@ class Trainer:
         result: StepResult,
         batch: Batch,
         ledger: Ledger,
-        clock: "_Clock",
+        clock: Clock,
         progress: ProgressDisplay,
     ) -> None:
         if step == 1 or step % self._log_every == 0 or step == self.num_steps:
@@ -331,7 +232,7 @@ class Trainer:
             self.source.forget(min(self.run_directory.checkpoint_steps()))
 
     def _log(
-        self, step: int, lr: float, result: StepResult, ledger: Ledger, clock: "_Clock", progress: ProgressDisplay
+        self, step: int, lr: float, result: StepResult, ledger: Ledger, clock: Clock, progress: ProgressDisplay
     ) -> None:
         world = self.engine.world
         found = result.evaluated
@@ -394,41 +295,3 @@ class Trainer:
 
     def _steps(self, duration: Duration) -> int:
         return duration.steps(self.config.global_batch, self.source.num_samples)
-
-
-class _Clock:
-    """Rates since the last lap: samples a second, and the share of the time that training waited for data."""
-
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
-        self._began = time.perf_counter()
-        self._step: int | None = None
-        self._waited = 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, the waiting for them noted."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            if self._step is None:
-                self._step = batch.step
-            self._waited += time.perf_counter() - asked
-            yield batch
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Run the block off the clock."""
-        stopped = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - stopped
-
-    def lap(self, step: int) -> tuple[float, float]:
-        """Samples a second and the share of data waits since the last lap."""
-        now = time.perf_counter()
-        passed = max(now - self._began, 1e-9)
-        rate = (step - (self._step or 0)) * self._global_batch / passed
-        share = min(1.0, self._waited / passed)
-        self._began, self._step, self._waited = now, step, 0.0
-        return rate, share

@@ -1,0 +1,63 @@
+"""The keys of a recipe that say how a run trains."""
+
+from pydantic import Field
+
+from vlm.config import Config
+from vlm.duration import Duration, PositiveDuration
+from vlm.geometry.telemetry import GeometryConfig
+from vlm.objectives.clip import Clip
+from vlm.objectives.recipe import Providers, Terms
+from vlm.similarity.config import SimilarityConfig
+from vlm.training.alarm import AlarmConfig
+from vlm.training.ema import EmaConfig
+from vlm.training.engine import EngineName, Precision
+from vlm.training.optimizer import OptimizerConfig
+from vlm.training.schedule import ScheduleConfig
+from vlm.training.teacher import TeacherConfig
+
+
+class TrainingConfig(Config):
+    """How a run trains: length, batch, engine, optimizer, and what it records on the way."""
+
+    seed: int = Field(default=0, ge=-(2**62), le=2**62, description="of first weights, order, crops and captions")
+    duration: PositiveDuration = Field(
+        default=Duration(10, "epochs"), description='length of the run: "40 epochs", "2000 steps" or "1.2M samples"'
+    )
+    global_batch: int = Field(default=256, gt=0, le=2**24, description="pairs a step, over all ranks")
+    micro_batch: int | None = Field(
+        default=None,
+        gt=0,
+        le=2**24,
+        description="pairs that a rank puts through the towers at a time; null: all its pairs",
+    )
+    engine: EngineName = Field(
+        default="ddp", description="ddp: whole weights on every rank; zero1-3: DeepSpeed's shards of them"
+    )
+    precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
+    objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
+    providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")
+    similarity: SimilarityConfig = Field(default=SimilarityConfig(), description="how pairs are compared across ranks")
+    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the average that some terms learn from")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW's numbers")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="the learning rate over the run")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
+    )
+    max_bad_steps: int = Field(
+        default=3,
+        gt=0,
+        le=1_000_000,
+        description="the run ends when so many steps in a row have a loss or gradient that is not finite",
+    )
+    ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
+    log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")
+    geometry: GeometryConfig = Field(default=GeometryConfig(), description="figures of the two clouds on the way")
+    alarm: tuple[AlarmConfig, ...] = Field(default=(), description="figures that warn or stop when they move too far")
+    checkpoint_every: PositiveDuration = Field(default=Duration(500, "steps"), description="states to go on from")
+    keep_checkpoints: int | None = Field(
+        default=2, gt=0, le=10**6, description="the newest so many are kept; null: all"
+    )
+    record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
+    trackers: tuple[str, ...] = Field(
+        default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"
+    )
