@@ -22,14 +22,8 @@ class _Names(NamedTuple):
     start: tuple[str, ...]
 
 
+# On Slurm an mpirun starts its own helpers by srun, one a machine, and every process of theirs has srun's variables too.
 _LAUNCHERS = {
-    "srun": _Names(
-        "SLURM_PROCID",
-        "SLURM_STEP_NUM_TASKS",
-        "SLURM_LOCALID",
-        "SLURM_STEP_TASKS_PER_NODE",
-        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
-    ),
     "mpirun": _Names(
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
@@ -45,6 +39,13 @@ _LAUNCHERS = {
         (),
     ),
     "mpiexec": _Names("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_KVS", "HYDRA_JOB_ID")),
+    "srun": _Names(
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_LOCALID",
+        "SLURM_STEP_TASKS_PER_NODE",
+        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ),
 }
 
 
@@ -62,7 +63,7 @@ def join_launcher(environ: MutableMapping[str, str] | None = None) -> str | None
         return None
     for launcher, names in _LAUNCHERS.items():
         size = _number(environ, names.size)
-        if size is None or size == 1:
+        if size is None or size == 1 or _is_of_srun(launcher, environ):
             continue
         rank = _number(environ, names.rank)
         if rank is None or rank >= size:
@@ -73,9 +74,28 @@ def join_launcher(environ: MutableMapping[str, str] | None = None) -> str | None
         environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank if local_rank is None else local_rank))
         environ.setdefault("MASTER_ADDR", address)
         environ.setdefault("MASTER_PORT", str(port))
+        _check_port(environ)
         return launcher
     _refuse_lonely(environ)
+    _be_alone(environ)
     return None
+
+
+def _is_of_srun(launcher: str, environ: Mapping[str, str]) -> bool:
+    """Whether mpiexec's variables come from Slurm, which says the same, and more, by its own."""
+    return launcher == "mpiexec" and "SLURM_STEP_NUM_TASKS" in environ and "MPI_LOCALRANKID" not in environ
+
+
+def _be_alone(environ: MutableMapping[str, str]) -> None:
+    """Take away a single process's place among ranks: accelerate would want to meet others, nobody knows where."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environ.pop(name, None)
+
+
+def _check_port(environ: Mapping[str, str]) -> None:
+    text = environ["MASTER_PORT"]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 0 < int(text) < 65_536:
+        raise EveryRankError(f"MASTER_PORT={text!r:.60} is no port; ports are 1 to 65535")
 
 
 def _check_ours(environ: MutableMapping[str, str]) -> None:
@@ -87,9 +107,12 @@ def _check_ours(environ: MutableMapping[str, str]) -> None:
     if rank >= size:
         raise UserError(f"RANK={rank}: a WORLD_SIZE of {size} has ranks 0 to {size - 1}")
     if size == 1:
+        if not (environ.get("MASTER_ADDR") and environ.get("MASTER_PORT")):
+            _be_alone(environ)
         return
     if absent := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]:
         raise EveryRankError(f"the launcher sets RANK and WORLD_SIZE={size}, but not {' and '.join(absent)}")
+    _check_port(environ)
     if _number(environ, "LOCAL_RANK") is None:
         if (_number(environ, "LOCAL_WORLD_SIZE") or size) != size:
             raise EveryRankError(f"the launcher sets RANK and WORLD_SIZE={size}, but not LOCAL_RANK")

@@ -74,6 +74,24 @@ def test_processes_of_mpirun_are_ranks(environ: dict[str, str]) -> None:
         join_launcher(several)
 
 
+def test_mpirun_on_slurm_goes_before_the_srun_that_started_its_helpers() -> None:
+    helper = {**SRUN, "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "MASTER_ADDR": "gpu007"}
+    open_mpi = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    hydra = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+    for names in (open_mpi, hydra):
+        found = joined(**helper, **dict(zip(names, ("6", "8", "2"), strict=True)))
+        assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("6", "8", "2")
+    # Slurm's own PMI knows no local rank; Slurm does.
+    found = joined(**helper, PMI_RANK="1", PMI_SIZE="4")
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("1", "4", "0")
+
+
+@pytest.mark.parametrize("environ", [{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "0"}])
+def test_a_single_process_that_knows_no_meeting_point_needs_none(environ: dict[str, str]) -> None:
+    """A container's leftovers: torch would look for MASTER_ADDR and end in a traceback."""
+    assert joined(**environ) == {}
+
+
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -107,6 +125,9 @@ def test_a_missing_local_rank_on_one_machine_is_the_rank() -> None:
         ({**TORCHRUN, "RANK": "2"}, "RANK=2: a WORLD_SIZE of 2 has ranks 0 to 1"),
         ({**TORCHRUN, "RANK": "-1"}, "RANK='-1' is no number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but not MASTER_ADDR and MASTER_PORT"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT='http' is no port; ports are 1 to 65535"),
+        ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT='65536' is no port"),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "MASTER_PORT": "0"}, "MASTER_PORT='0' is no port"),
         (
             {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
             "accelerate was asked for several processes and started one",

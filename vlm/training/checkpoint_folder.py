@@ -79,15 +79,20 @@ def move(checkpoints: Iterable[Path], into: Path) -> None:
 
 
 def adopt(checkpoint: Path, step: int, folder: Path) -> None:
-    """Give `folder` the checkpoint of `step` that lies elsewhere, linked where the disk can; nothing if it has it."""
+    """Give `folder` the checkpoint of `step` that lies elsewhere, linked where the disk can; nothing if it has it.
+
+    Its own files alone come along; where they are symbolic links, as in the cache of a hub, what they lead to.
+    """
     target = folder / folder_name(step)
     if (target / MANIFEST).is_file():
         return
     aside = folder / f"{target.name}{PARTIAL}"
-    aside.mkdir()
+    aside.mkdir(exist_ok=True)  # what somebody else put there is still in it
     for file in checkpoint.iterdir():
+        if not (re.fullmatch(FILES, file.name) and file.is_file()):
+            continue
         try:
-            os.link(file, aside / file.name)
+            os.link(file.resolve(), aside / file.name)
         except OSError:
             shutil.copyfile(file, aside / file.name)
     flush_to_disk(aside)

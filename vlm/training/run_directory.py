@@ -145,9 +145,9 @@ class RunDirectory:
         clear_unfinished(self.checkpoints)
         for left in self.path.glob(".*.partial"):
             left.unlink()
+        self.history.mend()
         lines = [said] if said else []
         lines += self._leave(step, checkpoint)
-        self.history.mend()
         if checkpoint is not None:
             adopt(checkpoint, step, self.checkpoints)
         write_text(self.path / RUN, sealed_json(facts))

@@ -101,6 +101,33 @@ def test_a_line_of_the_history_that_a_kill_tore_spoils_no_other(tmp_path: Path) 
     assert run.last_saved() == 6
 
 
+def test_a_torn_line_of_the_history_is_mended_before_a_run_goes_back(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    paths = [write_checkpoint(run.checkpoints, manifest(step), groups(TENSORS), World()) for step in (3, 6)]
+    with run.history.path.open("a") as file:
+        file.write('{"event": "sav')
+    run.claim(resuming=True)
+    run.start({}, {}, 3, paths[0])
+    run.require_whole()
+    events = [json.loads(line) for line in run.history.path.read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in events] == [("began", 0), ("set_aside", 3), ("resumed", 3)]
+
+
+def test_a_checkpoint_of_links_beside_other_things_becomes_the_runs_own(tmp_path: Path) -> None:
+    """As a hub's cache has it: names that are relative links to files that lie elsewhere."""
+    written = write_checkpoint(tmp_path / "blobs", manifest(3), groups(TENSORS), World())
+    linked = tmp_path / "snapshot" / written.name
+    (linked / "notes").mkdir(parents=True)
+    for file in written.iterdir():
+        (linked / file.name).symlink_to(Path("../../blobs") / written.name / file.name)
+    run = RunDirectory(tmp_path / "run", World())
+    run.claim(resuming=True)
+    run.start({}, {}, 3, linked)
+    (own,) = run.complete_checkpoints()
+    Checkpoint(own).verify(World())
+    assert sorted(os.listdir(own)) == sorted(os.listdir(written))
+
+
 def test_a_recipe_that_no_run_wrote_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("# my own\nseed: 1\n")
     with pytest.raises(UserError, match="already holds a run"):
