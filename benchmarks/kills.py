@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def recipe_of(folder: Path, name: str) -> tuple[str, Path]:
-    """A recipe on data of its own, without an index yet."""
-    data = folder / f"data-{name}"
+    """The recipe of a run on the one data set of all."""
+    data = folder / "data"
     if not data.exists():
         write_tiny(data)
         write_shard(data / "held-out.tar", [sample(number) for number in range(200, 212)])
@@ -104,8 +104,10 @@ def live_on(folder: Path, name: str, before: partial[None] | None = None) -> int
 def killed(folder: Path, number: int, kills: int) -> list[tuple[str, str]]:
     """A run that is ended so often; the moment and the signal of each end. Raises where it is another run."""
     name = f"run-{number}"
-    for left in (folder / name, folder / f"data-{name}"):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / "data").iterdir():
+        if path.suffix != ".tar":  # the index is made anew
+            path.unlink()
     draws = random.Random(number)
     ended = []
     for kill, moment in enumerate(moments(number, kills)):

@@ -1,7 +1,6 @@
 """Whatever ends a rank is one line on each rank's standard error and in the run's record, within seconds."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -111,42 +110,45 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_they_go_on_exact
     assert_same_run(run, tmp_path / "whole")
 
 
+def evaluated(folder: Path, run: Path) -> str:
+    """A recipe with two evaluations of three forwards of images and as many of texts, every five steps."""
+    one = {"kind": "retrieval", "shards": str(folder / "held-out.tar"), "every": "5 steps", "batch_size": 4}
+    changes: dict[str, Any] = {"evaluate": {"one": one, "two": one}, "log_every": "4 steps", "duration": "10 steps"}
+    return write_tiny_recipe(folder, run, **changes, data={"max_bad_share": 1})
+
+
+@pytest.fixture(scope="module")
+def left_alone(data: Path) -> Path:
+    write_shard(data / "held-out.tar", [sample(number) for number in range(12)])
+    train_here(evaluated(data, data / "left-alone"))
+    return data / "left-alone"
+
+
 @pytest.mark.parametrize("moment", ["step", "evaluation"])
 def test_a_stop_in_the_midst_of_a_run_changes_nothing(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    data: Path, left_alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Stopped after a step that is neither logged nor saved by itself, or between two forwards of its evaluation."""
-    write_shard(tmp_path / "held-out.tar", [sample(number) for number in range(12)])
-    evaluate = {
-        name: {"kind": "retrieval", "shards": str(tmp_path / "held-out.tar"), "every": "5 steps", "batch_size": 4}
-        for name in ("one", "two")
-    }
-    changes: dict[str, Any] = {"evaluate": evaluate, "log_every": "4 steps", "checkpoint_every": "6 steps"}
-    recipes = {
-        name: write_tiny_recipe(data, tmp_path / name, **changes, data={"max_bad_share": 1})
-        for name in ("whole", "stopped")
-    }
-    asked, when = Stops.is_due, 7
-    checked = Stops.check
+    recipe = evaluated(data, tmp_path / "run")
+    is_due, check = Stops.is_due, Stops.check
 
-    def asked_after_seven(self: Stops, step: int, last: int) -> bool:
-        if step == when and moment == "step":
-            os.kill(os.getpid(), signal.SIGINT)
-        return asked(self, step, last)
+    def asked_after_step_seven(self: Stops, step: int, last: int) -> bool:
+        if step == 7 and moment == "step":
+            signal.raise_signal(signal.SIGINT)
+        return is_due(self, step, last)
 
-    def in_the_second_evaluation(self: Stops) -> None:
-        if moment == "evaluation" and self._calls == 9:
-            os.kill(os.getpid(), signal.SIGINT)
-        checked(self)
+    def asked_in_the_second_evaluation(self: Stops) -> None:
+        if self._calls == 8 and moment == "evaluation":
+            signal.raise_signal(signal.SIGINT)
+        check(self)
 
-    monkeypatch.setattr(Stops, "is_due", asked_after_seven)
-    monkeypatch.setattr(Stops, "check", in_the_second_evaluation)
+    monkeypatch.setattr(Stops, "is_due", asked_after_step_seven)
+    monkeypatch.setattr(Stops, "check", asked_in_the_second_evaluation)
     with pytest.raises(StoppedError, match="step 7 is saved" if moment == "step" else "step 5 is saved"):
-        train_here(recipes["stopped"])
+        train_here(recipe)
     monkeypatch.undo()
-    train_here(recipes["stopped"], resume="auto")
-    train_here(recipes["whole"])
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    train_here(recipe, resume="auto")
+    assert_same_run(tmp_path / "run", left_alone)
 
 
 def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path, lives: list[Life]) -> None:
