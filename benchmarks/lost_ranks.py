@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="drop the trials of earlier runs")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as `vlm` does before it loads torch
     kept = Kept(folder, "trials", arguments.again)
     if not (folder / "data").exists():
         write_tiny(folder / "data-new")
