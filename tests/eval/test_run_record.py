@@ -121,7 +121,9 @@ def test_damage_is_one_line_that_names_the_file(tmp_path: Path, name: str, conte
 @pytest.mark.parametrize("name", ["recipe.yaml", "run.json", "examples/a/examples.json"])
 def test_no_bit_of_a_sealed_file_flips_unseen(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "run", [logged(10, 2.5)])
-    RunDirectory(run, World()).start({"seed": 1, "model": {"open_clip": "ViT"}}, {"threads": 3, "engine": "ddp"})
+    directory = RunDirectory(run, World())
+    directory.claim(resuming=True)
+    directory.start({"seed": 1, "model": {"open_clip": "ViT"}}, {"threads": 3, "engine": "ddp"})
     Examples([Example(b"x", ["a caption"], 1, [Retrieved("found", True, 0.5)])], []).write(run / "examples/a")
     path, read = run / name, read_run(run)
     whole = path.read_bytes()

@@ -61,7 +61,7 @@ def write_recipe(folder: Path, run: Path, **changes: Any) -> Path:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics without the fields that tell time."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("samples_per_second", "data_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("samples_per_second", "data_wait", "crc32")} for line in lines]
 
 
 def losses_of(run: Path) -> list[float]:

@@ -11,6 +11,7 @@ import yaml
 from launch.main import run
 from tests.data.small_shards import picture, sample, with_json, write_shard
 from tests.launch.small import metrics_of, recipe_values, write_data
+from vlm.json_lines import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_a_corrupt_image_and_an_empty_caption_are_skipped_counted_and_named(
         data={"root": str(tmp_path), "sources": {"mixed": {"shards": "mixed.tar"}}, "workers": 2}, duration="2 epochs"
     )
     run_train(vlm, recipe)
-    ledger = [json.loads(line) for line in (run_folder / "ledger.jsonl").read_text().splitlines()]
+    ledger = read_lines(run_folder / "ledger.jsonl").records
     assert {line["key"] for line in ledger} == {"000100", "000101"}
     assert len(ledger) == 4  # each once an epoch, two epochs
     for line in ledger:

@@ -1,6 +1,5 @@
 """A run so small that it can be started many times, on data with some of everything that is wrong."""
 
-import json
 import multiprocessing
 import shutil
 from multiprocessing.context import ForkServerProcess
@@ -15,6 +14,7 @@ from launch.train import train
 from tests.data.small_shards import picture, sample, write_shard, write_source
 from tests.launch.small import keys_of, metrics_of
 from tests.ranks import run_ranks
+from vlm.json_lines import read_lines
 from vlm.training.checkpoint import Checkpoint
 
 NUM_GOOD, NUM_BAD = 48, 3
@@ -91,8 +91,7 @@ def stopped_at(run: Path, step: int, to: Path) -> Path:
 
 def ledger_of(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's ledger."""
-    path = run / "ledger.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(run / "ledger.jsonl").records
 
 
 def sets_of(run: Path) -> dict[int, list[str]]:

@@ -1,12 +1,11 @@
 """The history of a run: each life that it has had, and each checkpoint that it saved, left or set aside."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm.atomic import write_bytes
-from vlm.json_lines import read_lines
+from vlm.json_lines import read_lines, sealed_line
 
 HISTORY = "history.jsonl"
 Event = Literal["began", "resumed", "saved", "set_aside"]
@@ -21,7 +20,7 @@ class History:
     def add(self, event: Event, step: int, **facts: Any) -> None:
         """Append one line: when, what happened, after how many steps of the run."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "event": event, "step": step} | facts) + "\n")
+            file.write(sealed_line({"time": time.time(), "event": event, "step": step} | facts))
 
     def mend(self) -> None:
         """Take away the end of a line that a kill tore, so that the next one begins anew."""

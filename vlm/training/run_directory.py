@@ -1,6 +1,5 @@
 """The folder of a run: what it is, what it measured, what it skipped; appended to as it goes, cut back on resume."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import yaml
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
 from vlm.errors import EveryRankError, UserError, reason
-from vlm.json_lines import read_lines
+from vlm.json_lines import read_lines, sealed_line
 from vlm.sealed import read_yaml_mapping, sealed_json, sealed_yaml
 from vlm.training.checkpoint_folder import adopt, clear_unfinished, complete_checkpoints, move
 from vlm.training.failures import FAILURES, Failures
@@ -206,7 +205,7 @@ class RunDirectory:
         for path in self._logs():
             if path.exists():
                 records, torn = read_lines(path)
-                kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+                kept = [sealed_line(record) for record in records if record["step"] <= step]
                 write_text(path, "".join(kept))
                 if torn:
                     said.append(f"{path}: the last line was torn, and is left out")
@@ -239,7 +238,7 @@ class RunDirectory:
         found = [line["step"] == step and any(key.startswith(again) for key in line) for line in lines]
         if any(found):
             kept = lines[: found.index(True)]
-            write_text(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path / METRICS, "".join(map(sealed_line, kept)))
 
     def log_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics (rank 0)."""
@@ -274,7 +273,7 @@ class RunDirectory:
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.writelines(map(sealed_line, records))
 
 
 def _is_of_a_start(name: str) -> bool:

@@ -1,6 +1,5 @@
 """What was skipped and seen, over all ranks: told in full, and a stop in one line when too much is bad."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from tests.ranks import run_ranks
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
+from vlm.json_lines import read_lines
 from vlm.training.ledger import Ledger, judge_bad
 from vlm.training.run_directory import RunDirectory
 from vlm.world import World
@@ -135,7 +135,7 @@ def test_shares_and_skips_are_those_of_all_ranks(tmp_path: Path, world_size: int
         }
         assert later == {}  # since the last call
         assert num_skipped == 4
-    lines = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run/ledger.jsonl").records
     assert [line["key"] for line in lines] == ["000", "001", "010", "011"]
     assert lines[3] == {
         "step": 1,  # in which it was skipped, whenever that is written
