@@ -22,7 +22,7 @@ class _Names(NamedTuple):
     start: tuple[str, ...]
 
 
-# On Slurm an mpirun starts its own helpers by srun, one a machine, and every process of theirs has srun's variables too.
+# On Slurm an mpirun starts its own helpers by srun, one a machine; every process of theirs has srun's variables too.
 _LAUNCHERS = {
     "mpirun": _Names(
         "OMPI_COMM_WORLD_RANK",
