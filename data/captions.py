@@ -1,7 +1,6 @@
 """The captions of a sample, as its shard stores them, and the policy by which a training step reads them."""
 
 import codecs
-import json
 from bisect import bisect
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
@@ -14,6 +13,7 @@ from pydantic_core import CoreSchema
 from data.bad_sample import BadSampleError
 from data.cleaning import CleaningStep, cleaned
 from data.randomness import Draws
+from data.stored_json import parse_json
 from vlm.config import Config
 
 TXT = "txt"
@@ -91,8 +91,8 @@ def read_fields(stored: bytes | None) -> dict[str, Any]:
     if stored is None:
         return {}
     try:
-        fields = json.loads(stored)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(stored)
+    except ValueError as error:
         raise BadSampleError(f"its json cannot be read ({error})") from error
     if not isinstance(fields, dict):
         raise BadSampleError(f"its json holds no object but a {type(fields).__name__}")

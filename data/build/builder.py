@@ -250,10 +250,11 @@ def _usable_columns(table: Table, source: Source) -> tuple[Columns, Classes | No
             "the images first, for instance with img2dataset, or name a column of paths with --image-column"
         )
     root = source.image_root
-    if names and not any((root / os.path.expanduser(name)).exists() for name in names):
+    if names and not any(os.path.exists(root / os.path.expanduser(name)) for name in names):
         raise UserError(
-            f"{source.path}: none of {len(names)} images looked for is there, such as {root / names[0]}; "
-            "name the folder that its paths start from with --root"
+            f"{source.path}: none of {len(names)} images looked for is there, such as {root / names[0]!s:.200}; "
+            f"name the folder that its paths start from with --root, or, if {columns.image} is no column of paths, "
+            "the one that is with --image-column"
         )
     is_asked = source.asked.label is not None or source.class_folders
     return find_classes(table, columns, is_asked, source.classes)

@@ -1,13 +1,13 @@
 """Tables in one JSON document: COCO's captions, or a plain list of objects."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from data.build.columns import Asked, find_columns
 from data.build.entry import Columns
 from data.build.table import ListTable
+from data.stored_json import parse_json
 from vlm.errors import UserError, nearest
 
 
@@ -20,8 +20,8 @@ def read_json(path: Path, asked: Asked) -> ListTable:
     stored = path.read_bytes()
     fingerprint = hashlib.sha256(stored).hexdigest()
     try:
-        document = json.loads(stored)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(stored)
+    except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); name a file of JSON lines .jsonl") from error
     if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
         names = dict.fromkeys(name for row in document for name in row)

@@ -62,13 +62,21 @@ def _text(folder: Path, stem: str, texts: set[str]) -> TextFile | None:
     return TextFile(str(folder / f"{stem}.txt")) if stem in texts else None
 
 
-def _files(folder: Path, below: str = "") -> Iterator[tuple[str, int]]:
-    with os.scandir(folder / below) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in _HIDDEN:
-                continue
-            name = os.path.join(below, entry.name)
-            if entry.is_dir():
-                yield from _files(folder, name)
-            elif entry.is_file():
-                yield name, entry.stat().st_size
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    """All files below a folder by name, with their sizes; a link to a folder that it lies in leads to nothing new."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        below, around = waiting.pop()
+        state = os.stat(folder / below)
+        here = (state.st_dev, state.st_ino)
+        if here in around:
+            continue
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _HIDDEN:
+                    continue
+                name = os.path.join(below, entry.name)
+                if entry.is_dir():
+                    waiting.append((name, around | {here}))
+                elif entry.is_file():
+                    yield name, entry.stat().st_size

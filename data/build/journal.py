@@ -6,14 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from data.build.shard import BadRow, Finished
+from pydantic import TypeAdapter, ValidationError
+
+from data.build.shard import Finished
 from vlm.atomic import write_text
 from vlm.errors import UserError
 
 JOURNAL: Final = "build-journal.jsonl"
+CHECKSUM: Final = "checksum"
+_FINISHED = TypeAdapter(Finished)
 
 
 class Journal:
@@ -68,13 +73,12 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _read(path: Path, folder: Path, plan: dict[str, Any]) -> dict[int, Finished]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        there = json.loads(lines[0])["plan"]
-        values = [json.loads(line) for line in lines[1:] if line.endswith("\n")]
-        shards = [Finished(**{**value, "bad": tuple(BadRow(**row) for row in value["bad"])}) for value in values]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name a new folder") from error
+    first, *lines = path.read_bytes().split(b"\n")
+    there, sealed = _values(first)
+    there = None if there is None else there.get("plan")
+    if not isinstance(there, dict):
+        raise UserError(f"{path}: is damaged: its first line does not say what was built; name a new folder")
+    shards = [shard for line in lines[:-1] if (shard := _shard(line, sealed=sealed)) is not None]
     different = [name for name in plan if there.get(name) != plan[name]]
     if different:
         changes = ", ".join(f"{name} was {there.get(name)!r}, is now {plan[name]!r}" for name in different[:3])
@@ -84,5 +88,32 @@ def _read(path: Path, folder: Path, plan: dict[str, Any]) -> dict[int, Finished]
     return {shard.number: shard for shard in shards}
 
 
+def _shard(line: bytes, *, sealed: bool) -> Finished | None:
+    """The finished shard of a line; None where the line is damaged: what it said is found out by building it again."""
+    values, has_checksum = _values(line)
+    if values is None or has_checksum != sealed:
+        return None
+    try:
+        return _FINISHED.validate_json(json.dumps(values), strict=True)
+    except ValidationError:
+        return None
+
+
 def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value) + "\n"
+    return json.dumps({**value, CHECKSUM: _checksum(value)}) + "\n"
+
+
+def _values(line: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """What a line says, None where it is damaged; and whether it has a checksum, which older ones have not."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, False
+    if not isinstance(values, dict):
+        return None, False
+    checksum = values.pop(CHECKSUM, None)
+    return (values if checksum in (None, _checksum(values)) else None), checksum is not None
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()

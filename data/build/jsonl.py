@@ -1,7 +1,6 @@
 """Tables in JSON lines: held as the offsets of their lines, parsed when their turn comes."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from data.bad_sample import BadSampleError
 from data.build.columns import Asked, find_columns
 from data.build.entry import Row
 from data.build.table import Table, text_series
+from data.stored_json import parse_json
 from vlm.errors import UserError
 
 _PROBED_LINES = 1000
@@ -72,7 +72,7 @@ class JsonLinesTable(Table):
 
 def _parse(line: bytes) -> Row:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         return BadSampleError(f"the line is no JSON ({error})")
     return row if isinstance(row, dict) else BadSampleError(f"the line holds no JSON object but {line[:40]!r}")

@@ -57,6 +57,9 @@ class ParquetTable(FrameTable):
         for file, other in zip(files, opened, strict=True):
             if other.schema_arrow.names != schema.names:
                 raise UserError(f"{file}: its columns differ from those of {files[0]}")
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{files[0]}: names the column {twice!r:.60} twice")
         columns = find_columns(schema.names, asked, files[0].name)
         kind = schema.field(columns.image).type
         self._nested = pa.types.is_struct(kind)
@@ -69,7 +72,7 @@ class ParquetTable(FrameTable):
             read.append(columns.image)
         elif self._nested and kind.get_field_index("path") >= 0:
             read.append(f"{columns.image}.path")
-        frame = pl.concat([_frame(file, read) for file in opened])
+        frame = _together(files, [_frame(file, one, read) for file, one in zip(files, opened, strict=True)])
         super().__init__(frame, columns, _fingerprint(files))
         self.left_out = left_out
         self.class_names = _class_names(schema, columns.label)
@@ -123,8 +126,17 @@ class ParquetTable(FrameTable):
 def _set_aside(piece: _Piece) -> int:
     """Copy one row group's images, some rows at a time; returns the number of rows. A missing image has size -1.
 
-    Buffered and not "pre-buffered": the latter would hold the whole row group, often gigabytes.
+    Raises:
+        UserError: the row group is damaged.
     """
+    try:
+        return _copied(piece)
+    except pa.ArrowException as error:
+        raise _unreadable(piece.file, error) from error
+
+
+def _copied(piece: _Piece) -> int:
+    """Buffered and not "pre-buffered": the latter would hold the whole row group, often gigabytes."""
     offset, places = 0, []
     aside = piece.path.with_suffix(f".{os.getpid()}.partial")
     column = f"{piece.column}.bytes" if piece.nested else piece.column
@@ -150,13 +162,28 @@ def _open(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read as Parquet ({reason(error)})") from error
+        raise _unreadable(file, error) from error
 
 
-def _frame(file: pq.ParquetFile, names: list[str]) -> pl.DataFrame:
-    frame = pl.from_arrow(file.read(columns=names))
+def _frame(file: Path, opened: pq.ParquetFile, names: list[str]) -> pl.DataFrame:
+    try:
+        frame = pl.from_arrow(opened.read(columns=names))
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(file, error) from error
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _together(files: Sequence[Path], frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    for file, frame in zip(files, frames, strict=True):
+        for name, kind in frame.schema.items():
+            if (first := frames[0].schema[name]) != kind:
+                raise UserError(f"{file}: its column {name!r:.60} holds {kind}, but {first} in {files[0]}")
+    return pl.concat(frames)
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file}: cannot be read as Parquet ({reason(error)})")
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -63,10 +63,18 @@ def open_source(source: Source) -> Table:
             return read_folder(path, source.class_folders)
         if source.class_folders:
             raise UserError(f"--class-folders goes with a folder of images, but {path} is none")
-        matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) and not path.exists() else [str(path)]
-        return _read([Path(match) for match in matches] or [path], source.asked)
+        return _read(_matches(path) or [path], source.asked)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files that a path with `*`, `?` or `[...]` means; a folder that is there is no pattern, whatever its name."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    if path.parent.is_dir():
+        return sorted(path.parent / name for name in glob.glob(path.name, root_dir=path.parent))
+    return sorted(map(Path, glob.glob(str(path))))
 
 
 def _are_of_img2dataset(parquet: list[Path]) -> bool:

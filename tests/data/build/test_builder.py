@@ -166,7 +166,7 @@ def test_bad_rows_are_left_out_and_listed(tmp_path: Path) -> None:
         "0 bytes",
         "Premature end",
         "no caption",
-        "Is a directory",
+        "its image is a folder, not a file",
         "a caption is no text but 6",
     ]
     for entry, reason in zip(ledger, expected, strict=True):
