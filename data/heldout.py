@@ -17,6 +17,7 @@ from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
+from data.shards.tar import shown_name
 from data.txt_layout import found_layout
 from data.workers import Stage, load_ahead
 from vlm.batch import Skip
@@ -75,6 +76,7 @@ class HeldOutSet:
         patterns = (shards,) if isinstance(shards, str) else tuple(shards)
         reach = cache or ShardCache()
         self._source = open_source(",".join(patterns), patterns, FolderIndex(reach, where), root=root)
+        self._where = where
         self._image = image
         self._txt = txt
         self._read_captions: dict[TxtLayout, tuple[CaptionsByField, ...]] = {}
@@ -126,6 +128,14 @@ class HeldOutSet:
         if not self._source.has_labels:
             return [None] * len(self)
         return [self._or_skip(number, ("cls",), lambda sample: sample.label, None) for number in range(len(self))]
+
+    def without(self, what: str, places: str) -> str:
+        """A line on no sample having `what`, which is looked for in `places`, and on what was there instead."""
+        shards = self._source.shards
+        more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        first = next(iter(self.skipped), None)
+        found = "" if first is None else f"; {shown_name(first.key) or first.shard}: {first.reason}"
+        return f"{self._where}: no sample of {shards[0]}{more} has a {what} ({places}){found}"
 
     def keys(self) -> tuple[str, ...]:
         """The key of each sample."""

@@ -58,7 +58,7 @@ class CaptionedImages:
         self._where = where
         self.held_out = config.held_out(image, root, where, cache)
         if not any(self.held_out.captions):
-            raise UserError(f"{where}: no sample of {config.shards} has a caption (txt, or json with `captions`)")
+            raise UserError(self.held_out.without("caption", "txt, or json with `captions`"))
 
     def embed(self, model: Encoder, world: World) -> Embedded:
         """All of them on every rank: memory grows with images plus texts, not with their product. Collective."""

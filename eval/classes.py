@@ -1,5 +1,6 @@
 """Class names and prompt templates of zero-shot classification, from files, lists and well-known sets."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,19 +65,25 @@ def _read_classes(classes: str | Sequence[str], root: str | None) -> tuple[Seque
 def _file(name: str, what: str, root: str | None) -> Path:
     known = CLASS_LISTS if what == "classes" else TEMPLATE_SETS
     places = [Path(root or ".") / name, Path(name)]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in places if os.path.isfile(place)), None)
     if path is None:
-        raise UserError(f"{what} {name}: neither a file nor a known set; {nearest(name, known)}")
+        raise UserError(f"{what} {name:.200}: neither a file nor a known set; {nearest(name, known)}")
     return path
 
 
 def _check_template(template: str) -> None:
     try:
-        places = [part[1:3] for part in Formatter().parse(template) if part[1] is not None]
+        places = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError:
         places = []
-    if not places or any(name not in ("", "0", "c") or layout for name, layout in places):
-        raise UserError(f"template {template!r}: the class name goes where {{}} stands, as in 'a photo of a {{}}.'")
+    # Two {} want two names, and {} beside {0} is refused by Python itself.
+    names = [name for name, _, _ in places if name != "c"]
+    plain = all(name in ("", "0", "c") and not layout and how in (None, *"rsa") for name, layout, how in places)
+    if not places or not plain or (len(names) > 1 and "" in names):
+        raise UserError(
+            f"template {template!r:.200}: the class name goes where {{}} stands, as in 'a photo of a {{}}.'; "
+            "where it goes several times, write {c} each time"
+        )
 
 
 def _fill(template: str, name: str) -> str:

@@ -20,6 +20,7 @@ PLOTS = ("clouds.png", "scores.png", "spectra.png")
 _IMAGE, _TEXT = "#2f6db5", "#c9622b"
 _MOST_LINES, _MOST_POINTS = 60, 1000
 _PERPLEXITY = 30
+_ONE_POINT = 1e-6  # standard deviation of unit rows that differ by rounding only
 
 
 def write_plots(measured: GeometryFigures, folder: Path) -> list[Path]:
@@ -42,23 +43,35 @@ def _clouds(measured: GeometryFigures) -> Figure:
     count = min(len(measured.images), _MOST_POINTS)
     images, texts = (rows[:count].cpu().double().numpy() for rows in (measured.images, measured.texts))
     both = np.concatenate([images, texts])
-    principal = PCA(2, random_state=0)
-    placed = principal.fit_transform(both)
+    placed, (first, second), neighbours = _projections(both)
     figure = Figure(figsize=(8.6, 4))
     left, right = figure.subplots(1, 2)
     _scatter(left, placed, count)
-    first, second = principal.explained_variance_ratio_
     left.set_title("principal components")
     left.set_xlabel(f"{first:.0%} of the variance")
     left.set_ylabel(f"{second:.0%} of the variance")
-    perplexity = min(_PERPLEXITY, max(1, (len(both) - 1) // 3))
-    neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(both)
-    _scatter(right, neighbours.astype(np.float64), count)
-    right.set_title("t-SNE")
+    _scatter(right, placed if neighbours is None else neighbours, count)
+    right.set_title("t-SNE" if neighbours is not None else "one point: t-SNE has nothing to show")
     right.set_xticks([])
     right.set_yticks([])
     left.legend(frameon=False, loc="best")
     return figure
+
+
+def _projections(rows: Rows) -> tuple[Rows, tuple[float, float], Rows | None]:
+    """The rows by their first two principal components, these components' shares of the variance, and t-SNE.
+
+    Where a model has collapsed to one point there is nothing to project, and t-SNE's own code would end the process.
+    """
+    if rows.std(0).max() <= _ONE_POINT:
+        return np.zeros((len(rows), 2)), (0.0, 0.0), None
+    rows = np.pad(rows, ((0, 0), (0, max(0, 2 - rows.shape[1]))))
+    principal = PCA(2, random_state=0)
+    placed = principal.fit_transform(rows)
+    first, second = principal.explained_variance_ratio_
+    perplexity = min(_PERPLEXITY, max(1, (len(rows) - 1) // 3))
+    neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(rows)
+    return placed, (float(first), float(second)), neighbours.astype(np.float64)
 
 
 def _scatter(axes: Axes, placed: Rows, count: int) -> None:

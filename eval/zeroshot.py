@@ -177,7 +177,7 @@ class ZeroShot:
     def _check_labels(self) -> None:
         labels = self._held_out.labels
         if labels is None:
-            raise UserError(f"{self._where}: no sample of {self._config.shards} has a label (a cls file)")
+            raise UserError(self._held_out.without("label", "a cls file with the number of its class"))
         largest = int(labels.max())
         if largest >= len(self._classes.names):
             key = self._held_out.keys()[int(labels.argmax())]

@@ -144,7 +144,7 @@ def _loaded(name: str, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
         model = load_model(name, world.device, trust=trust)
         if world.is_main:
             for line in model.notices:
-                print(line, file=sys.stderr)
+                print(one_line(line), file=sys.stderr)
         yield model, world
 
 
@@ -160,5 +160,5 @@ def _show(name: str, kind: str, figures: dict[str, float]) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in figures.items():
-        table.add_row(key, f"{value:g}" if value == int(value) else f"{value:.4f}")
+        table.add_row(key, f"{value:.15g}" if float(value).is_integer() else f"{value:.4f}")
     Terminal().print(table)

@@ -57,8 +57,10 @@ def export_model(
         return export_open_clip(model, folder, drawn_images(NUM_CHECKED, model.image_spec.size), _TEXTS)
     samples = HeldOutSet(data, model.image_spec, limit=NUM_CHECKED, where="--data")
     (batch,) = samples.batches(World(), len(samples))
+    if not batch.valid.any():
+        raise UserError(samples.without("picture that can be read", "the first samples are looked at"))
     captions = [caption for group in samples.captions for caption in group]
-    return export_open_clip(model, folder, batch.images[batch.valid], captions)
+    return export_open_clip(model, folder, batch.images[batch.valid], captions or _TEXTS)
 
 
 def drawn_images(count: int, size: int) -> UInt8[Tensor, "count 3 size size"]:

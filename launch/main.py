@@ -212,10 +212,11 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe.", metavar="[RECIPE]")] = None,
 ) -> None:
     """List the recipes that ship, or print one: to begin your own, `vlm recipes scenes > mine.yaml`."""
-    from launch.recipe_file import find_recipe, shipped_recipes
+    from launch.recipe_file import find_recipe, recipe_text, shipped_recipes
+    from vlm.terminal import printable
 
     if name is not None:
-        print(find_recipe(name).read_text(encoding="utf-8"), end="")
+        print(printable(recipe_text(find_recipe(name))), end="")
         return
     shipped = shipped_recipes()
     for title, words in shipped.items():

@@ -1,5 +1,6 @@
 """The model that a command line names: a checkpoint, a run, a folder of open_clip or transformers, a name."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ def load_model(name: str, device: torch.device | None = None, *, trust: bool = F
     that did not keep them) are followed with `trust` only. Raises UserError when nothing is found under the name.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # which says False, too, of a name that is too long for any path
         model = _from_folder(path, trust=trust)
     elif path.suffix or "/" in name:
-        raise UserError(f"{name}: no such checkpoint or run directory")
+        raise UserError(f"{name:.300}: no such checkpoint or run directory")
     else:
         architecture, _, tag = name.partition(":")
         model = build_model(ModelConfig(open_clip=architecture, pretrained=tag or None, **_NOT_TRAINED))

@@ -101,15 +101,21 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(inherited, values, ())
 
 
-def _parsed(path: Path) -> Any:
+def recipe_text(path: Path) -> str:
+    """What stands in the file of a recipe. Raises UserError where that is no text, or cannot be one."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes are no recipe; at most {_MAX_BYTES:,} are read")
-        return parse_yaml(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_where(error)}") from None
+        return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not readable as YAML: {reason(error)}") from None
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return parse_yaml(recipe_text(path)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {_where(error)}") from None
 
 
 def _where(error: yaml.YAMLError) -> str:

@@ -78,3 +78,18 @@ def test_a_missing_set_names_what_exists() -> None:
         load_class_prompts("imagnet", None, None)
     with pytest.raises(UserError, match=r"^templates openai: neither a file nor a known set; nearest: openai-imagenet"):
         load_class_prompts("imagenet", "openai", None)
+
+
+@pytest.mark.parametrize("template", ["a {} and {}", "{} {0}", "a {!x}", "{", "{c.__class__}", "{:>9}", "none"])
+def test_a_template_that_python_could_not_fill_is_told(template: str) -> None:
+    with pytest.raises(UserError, match=r"^template .*the class name goes where \{\} stands"):
+        load_class_prompts(["cat"], [template], None)
+    assert load_class_prompts(["cat"], ["{c} and {c}", "{0} or {0}"], None).prompts() == ["cat and cat", "cat or cat"]
+
+
+@pytest.mark.parametrize("what", ["classes", "templates"])
+def test_a_list_in_place_of_a_file_is_told(what: str) -> None:
+    given = {"classes": ["cat"], "templates": None, what: ",".join(["cat"] * 200)}
+    with pytest.raises(UserError, match=rf"^{what} cat,cat.*neither a file nor a known set") as caught:
+        load_class_prompts(given["classes"], given["templates"], None)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400

@@ -14,6 +14,7 @@ from tests.data.small_shards import picture as picture_of
 from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from vlm.errors import UserError
+from vlm.sealed import read_json_object
 from vlm.world import World
 
 # Uneven numbers of captions; sample 4 has none; the picture of sample 6 is broken.
@@ -112,7 +113,7 @@ def test_written_examples_replace_older_ones_whole(tmp_path: Path) -> None:
     (folder / "000.jpg").write_bytes(b"old")
     (folder / "note.txt").write_text("somebody's own")
     examples.write(folder)
-    listing = json.loads((folder / "examples.json").read_text())
+    listing = read_json_object(folder / "examples.json")
     assert {kind: [entry["rank"] for entry in entries] for kind, entries in listing.items()} == {
         "best": [e.rank for e in examples.best],
         "worst": [e.rank for e in examples.worst],

@@ -6,6 +6,7 @@ the rest. The same files lie in our checkpoints, which therefore need the folder
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -131,7 +132,7 @@ def write_beside(folder: Path, used: Mapping[str, bytes]) -> None:
 def require_readable_weights(name: str) -> None:
     """Raise UserError for weights that are only a part of a model, or whose index leads out of the folder."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name} holds an adapter, not a whole model: merge it into its model first")
@@ -154,7 +155,7 @@ def folder_of(files: Mapping[str, bytes]) -> Iterator[Path]:
 def _read(name: str, file: str) -> bytes | None:
     """One file of a local folder or of a hub repository; None where it is not there."""
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         path = folder / file
         return _limited(path) if path.is_file() else None
     if not is_hub_name(name):

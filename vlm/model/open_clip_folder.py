@@ -1,6 +1,7 @@
 """A folder as open_clip publishes models in: weights beside the description of the model and of its images."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class OpenClipFolder:
 def read_open_clip_folder(folder: Path) -> OpenClipFolder | None:
     """The description of the model in a folder; None where there is none. Raises UserError for a bad one."""
     path = folder / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """Weights from open_clip's tags and from local files, read without running anything that they contain."""
 
+import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,6 @@ import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, list_pretrained_tags_by_model
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,6 +52,9 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if differences := first_differences(expected, found):
         raise UserError(f"pretrained {config.pretrained}: weights of another architecture: {differences}")
+    for name, own_tensor in model.state_dict().items():
+        if own_tensor.is_floating_point() and not weights[name].is_floating_point():
+            raise UserError(f"pretrained {config.pretrained}: {name} holds {weights[name].dtype}")
     model.load_state_dict(weights)
 
 
@@ -63,8 +67,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings(action="ignore"):  # of what the file is like, in words for torch's developers
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler trip in any way: assertions, indices, encodings
         # torch's own words give advice on how to run it.
         words = "a pickle of other things" if isinstance(error, pickle.UnpicklingError) else reason(error)
         raise UserError(
@@ -81,7 +86,17 @@ def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     unwrapped = {_unwrapped(str(name)): tensor for name, tensor in weights.items()}
     if len(unwrapped) < len(weights):
         raise UserError(f"pretrained {path}: holds the same weights more than once, under the names of wrappers")
+    for name, tensor in unwrapped.items():
+        _require_numbers(f"pretrained {path}: {name!r:.200}", tensor)
     return unwrapped
+
+
+def _require_numbers(where: str, tensor: Tensor) -> None:
+    """Raise UserError for a tensor that would fill a model with what is no number: its figures would all be 0."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise UserError(f"{where} is no plain tensor of real numbers")
+    if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        raise UserError(f"{where} holds what is no finite number")
 
 
 def _unwrapped(name: str) -> str:
@@ -100,10 +115,10 @@ def _find(config: ModelConfig) -> Path:
         except (OSError, RuntimeError) as error:
             raise UserError(f"pretrained {config.pretrained}: the download failed: {reason(error)}") from error
     path = Path(config.pretrained)
-    if path.is_file() or (path / MANIFEST).is_file():
+    if os.path.isfile(path) or os.path.isfile(path / MANIFEST):  # False of a name that is too long for any path
         return path
     for name in WEIGHTS_FILES:
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
     if config.open_clip is None or path.suffix or "/" in config.pretrained:
         raise UserError(f"pretrained {config.pretrained}: no such file, and no folder with weights")

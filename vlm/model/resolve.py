@@ -1,6 +1,7 @@
 """A model configuration with everything written out that names, tags and folders decide."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def pretrained_record(config: ModelConfig) -> Mapping[str, Any]:
     if config.pretrained is None:
         return {}
     path = Path(config.pretrained)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):
         model = Checkpoint(path).manifest.model
         named = {"mean": model.get("image_mean"), "std": model.get("image_std")}
         named |= {name: model.get(name) for name in ("interpolation", "resize_mode", "quick_gelu")}

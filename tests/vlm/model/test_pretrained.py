@@ -1,7 +1,9 @@
 """Weights come in from open_clip's files of either layout, and from nothing that could run code."""
 
 import json
+import math
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.open_clip_names import to_open_clip
+from vlm.model.pretrained import read_weights
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.manifest import Manifest
 from vlm.world import World
@@ -222,3 +225,41 @@ def test_a_training_checkpoint_is_a_pretrained_model(tmp_path: Path) -> None:
     for folder, expected in ((plain, state), (averaged, average)):
         loaded = tiny_model(seed=2, pretrained=str(folder)).state_dict()
         assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_flipped_bit_in_a_torch_file_is_never_a_traceback(tmp_path: Path, zipped: bool) -> None:
+    tensors = {f"block.{number}.weight": torch.ones(3, 5) for number in range(4)}
+    torch.save(tensors, tmp_path / "good.pt", _use_new_zipfile_serialization=zipped)
+    stored, draw, refused = (tmp_path / "good.pt").read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        flipped = bytearray(stored)
+        flipped[draw.randrange(len(stored))] ^= 1 << draw.randrange(8)
+        (tmp_path / "bad.pt").write_bytes(flipped)
+        try:
+            assert all(isinstance(tensor, Tensor) for tensor in read_weights(tmp_path / "bad.pt").values())
+        except UserError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.tensor([1.0, math.nan]), "'proj' holds what is no finite number"),
+        (torch.tensor([1.0, math.inf], dtype=torch.float16), "'proj' holds what is no finite number"),
+        (torch.ones(2, dtype=torch.complex64), "'proj' is no plain tensor of real numbers"),
+        (torch.eye(2).to_sparse(), "'proj' is no plain tensor of real numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, tensor: Tensor, words: str) -> None:
+    torch.save({"bias": torch.ones(3), "proj": tensor}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=words):
+        read_weights(tmp_path / "weights.pt")
+
+
+def test_weights_of_another_kind_of_number_are_refused_by_name(tmp_path: Path) -> None:
+    weights = to_open_clip(tiny_model())
+    path = _save({**weights, "visual.proj": weights["visual.proj"].to(torch.int8)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"pretrained .*: image\.trunk\.proj holds torch\.int8"):
+        tiny_model(pretrained=path)
