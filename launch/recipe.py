@@ -19,6 +19,11 @@ from vlm.training.config import TrainingConfig
 # Where the data lies: a resumed run compares what it holds instead.
 _PLACES = re.compile(r"data\.root|data\.sources\.[^.]+\.shards")
 
+# What may differ between the ranks of a run: where each of them reads, and how.
+_OF_A_RANK = re.compile(
+    r"data\.(root|workers|prefetch|(cache|retry)\..*|sources\.[^.]+\.shards)|evaluate\.[^.]+\.shards"
+)
+
 # What may differ between a run and its resumption: none of it changes what is learned.
 _FOLLOW_THE_MODEL = ("model.towers.image.pool", "model.towers.text.pool", "model.towers.text.context_length")
 FREE_ON_RESUME = (
@@ -88,6 +93,11 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def moved_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys by which two resolved recipes find their data in different places."""
     return [key for key in _different(_flatten(old), _flatten(new)) if _PLACES.fullmatch(key)]
+
+
+def keys_that_part_ranks(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two ranks of one run differ, though all of them need them alike."""
+    return [key for key in _different(_flatten(first), _flatten(other)) if not _OF_A_RANK.fullmatch(key)]
 
 
 def _different(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
 from eval.watching import watched_by
+from launch.agreement import require_same_sources, require_same_start
 from launch.ending import how_to_go_on, lost_words
 from launch.facts import package_versions, run_facts
 from launch.limits import require_batches_fit, require_enough_samples, require_towers_fit
@@ -83,11 +84,13 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     )
     with together as (accelerator, watch):
         world = World.current(accelerator.device)
+        require_same_start(world, recipe, {"--resume": resume, "--allow-changes": allow_changes})
         show_lines(world.is_main, place_lines(recipe, world, overruled))
         run = RunDirectory(Path(recipe.run), world)
         try:
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
             parts = _build_parts(recipe, world, model_to_train(recipe, run, start.checkpoint))
+            require_same_sources(world, parts.source.sources)
             if start.checkpoint is not None:
                 require_same_data(start, parts.source)
                 _reuse_threads(start.checkpoint.manifest, recipe, world)

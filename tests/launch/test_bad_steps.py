@@ -65,9 +65,11 @@ def test_in_a_row_they_end_the_run_on_all_ranks_and_again_after_a_resume(tmp_pat
 
 
 @pytest.mark.slow
-def test_in_the_last_step_and_unlogged_it_changes_no_weight(tmp_path: Path) -> None:
+def test_in_the_last_step_and_unlogged_it_changes_no_weight_and_sets_off_an_alarm(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    recipe = recipe_of(tmp_path, tmp_path / "run", (11,), log_every="1000 steps", checkpoint_every="11 steps")
+    rare: dict[str, Any] = {"log_every": "1000 steps", "checkpoint_every": "11 steps"}
+    alarm = {"metric": "steps_left_out", "rises_by": 1, "over": "12 steps"}
+    recipe = recipe_of(tmp_path, tmp_path / "run", (11,), alarm=[alarm], **rare)
     train_here(recipe)
     before, last = (Checkpoint(path) for path in sorted((tmp_path / "run/checkpoints").iterdir()))
     assert (before.manifest.step, last.manifest.step) == (11, 12)
@@ -75,4 +77,6 @@ def test_in_the_last_step_and_unlogged_it_changes_no_weight(tmp_path: Path) -> N
     assert all(
         torch.equal(before.tensor("weights", name), last.tensor("weights", name)) for name in last.names("weights")
     )
-    assert metrics_of(tmp_path / "run")[-1] == {"step": 12, "samples": 144, "steps_left_out": 1}
+    bad, told = metrics_of(tmp_path / "run")[-2:]
+    assert bad == {"step": 12, "samples": 144, "steps_left_out": 1}
+    assert told["alarm"] == "alarm: steps_left_out rose from 0 to 1, within 12 steps"

@@ -125,7 +125,7 @@ class Ranks:
 
     def _knows(self, wire: Wire, hello: dict[str, Any]) -> bool:
         """Whether this is one of our ranks: it knows the word that only they were told."""
-        if not hmac.compare_digest(str(hello.get("token")), self._token):
+        if not hmac.compare_digest(ascii(hello.get("token")), ascii(self._token)):
             return False
         wire.rank = int(hello["hello"])
         wire.where = f" on {hello.get('host')} (process {hello.get('pid')})"

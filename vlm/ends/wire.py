@@ -43,7 +43,7 @@ class Wire:
             return [], False
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return [], False
         if lines:
             self.heard = time.monotonic()

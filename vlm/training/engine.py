@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlm.batch import Batch
 from vlm.encoded import Encoded
+from vlm.ends.stops import EvaluationStoppedError
 from vlm.world import World
 
 EngineName = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -121,15 +122,24 @@ class Engine(ABC):
 
     @contextmanager
     def holding(self, shards: dict[str, Tensor]) -> Iterator[None]:
-        """Run the block with other weights in the module (an average); the training weights come back. Collective."""
+        """Run the block with other weights in the module (an average); the training weights come back. Collective.
+
+        They stay away after an error that other ranks may not have: this rank would wait for them, who are elsewhere,
+        and is to end.
+        """
         kept = {name: self.shard(name).clone() for name in shards}
         try:
-            for name, value in shards.items():
-                self.put_shard(name, value)
+            self._put_shards(shards)
             yield
-        finally:
-            for name, value in kept.items():
-                self.put_shard(name, value)
+        except BaseException as error:
+            if self.world.size == 1 or isinstance(error, EvaluationStoppedError):
+                self._put_shards(kept)
+            raise
+        self._put_shards(kept)
+
+    def _put_shards(self, shards: Mapping[str, Tensor]) -> None:
+        for name, value in shards.items():
+            self.put_shard(name, value)
 
 
 class ReplicatedEngine(Engine):

@@ -151,7 +151,7 @@ class Trainer:
     def _tell_left_out(self, step: int, progress: ProgressDisplay) -> None:
         """Write that a step was left out, on the screen and to the metrics."""
         progress.say(f"step {step}  left out: its loss or gradient is no finite number ({FAILURES} names its samples)")
-        self._record(step, {LEFT_OUT: self._guard.left_out.total})
+        self._write(step, {LEFT_OUT: self._guard.left_out.total}, progress)
 
     def _is_due(self, evaluation: ScheduledEvaluation, step: int) -> bool:
         every = evaluation.every_steps

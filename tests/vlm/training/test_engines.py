@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, learner_of, start, toy_batch
+from vlm.errors import UserError
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.training.accumulation import accumulate
 from vlm.training.checkpoint import Checkpoint, write_checkpoint
@@ -238,3 +240,26 @@ def test_bf16_computes_lower_and_keeps_masters_and_loss_in_fp32(engine: EngineNa
     assert dtypes == {torch.float32}
     assert losses != pytest.approx(exact, rel=1e-5)  # autocast is really on
     assert losses == pytest.approx(exact, rel=3e-2)
+
+
+def leave_an_average(setup: Setup) -> str:
+    """What each of two ranks sees when rank 1 alone fails while both look at an average of the weights."""
+    engine = start(setup, 2)
+    with torch.no_grad():
+        engine.encode(toy_batch(0, engine.world.rank, 2))  # ZeRO-3 keeps small weights gathered from here on
+        average = Ema(EmaConfig(decay=0.9), engine).shards
+        try:
+            with engine.holding(average):
+                if engine.world.rank == 1:
+                    raise UserError("my data is gone")
+                dist.barrier()
+        except (UserError, RuntimeError) as error:
+            dist.destroy_process_group()  # as at the end of a process: rank 0 sees that
+            return str(error)
+    raise AssertionError
+
+
+def test_a_rank_that_fails_amid_an_average_waits_for_nobody() -> None:
+    """It would bring its weights back together with the others, who wait for it elsewhere, and never say why."""
+    told = run_ranks(leave_an_average, 2, Setup("zero3"), group=False, timeout=30)
+    assert told[1] == "my data is gone"
