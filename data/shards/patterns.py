@@ -31,6 +31,8 @@ def expand_shards(patterns: Sequence[str], root: str | None, where: str) -> tupl
     """
     if not patterns:
         raise UserError(f"{where}: no shards are named")
+    if root is not None and _NO_TEXT.search(root):
+        raise UserError(f"{where}: the root {shown(root)} names no folder")
     if root is not None and is_command(root):
         raise UserError(f"{where}: the root {root} is a command, not a folder")
     found: dict[str, str] = {}

@@ -239,6 +239,11 @@ class RunDirectory:
         if any(found):
             kept = lines[: found.index(True)]
             write_text(self.path / METRICS, "".join(map(sealed_line, kept)))
+        sources = [f"evaluate:{name}" for name in names]
+        told = read_lines(self.path / LEDGER).records if names else []
+        left = [line for line in told if line["step"] != step or line.get("source") not in sources]
+        if len(left) < len(told):
+            write_text(self.path / LEDGER, "".join(map(sealed_line, left)))
 
     def log_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics (rank 0)."""

@@ -183,6 +183,11 @@ def test_a_name_that_no_shard_has_is_one_line_at_once(folder: Path, pattern: str
     assert str(error.value).isprintable()
 
 
+def test_a_root_that_is_no_text_is_one_line() -> None:
+    with pytest.raises(UserError, match=rf"^{KEY}: the root 'a.x00b' names no folder"):
+        expand_shards(["*.tar"], "a\x00b", KEY)
+
+
 @pytest.mark.parametrize("names", [["pipe:touch {ran}; cat a.tar"], ["pipe:touch {ran}", "pipe:tee x/y < {ran}"]])
 def test_a_command_has_no_index_and_is_not_run_to_find_that_out(tmp_path: Path, names: list[str]) -> None:
     ran = tmp_path / "ran"

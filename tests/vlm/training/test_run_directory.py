@@ -54,6 +54,23 @@ def begun(path: Path) -> RunDirectory:
     return run
 
 
+def test_evaluations_to_be_run_again_leave_nothing_of_their_step(tmp_path: Path) -> None:
+    """A stop left two evaluations to a next life, which was killed after the first of them: both are run once more."""
+    run = RunDirectory(tmp_path / "run", World())
+    run.start({}, {})
+    bad = {name: Skip(name, "x.tar", "k", "broken", "") for name in ("pairs", "evaluate:a", "evaluate:b", "evaluate:z")}
+    run.log_metrics({"step": 3, "eval/a/R@1": 0.1})
+    run.log_skips([(3, bad["evaluate:a"])])
+    run.log_metrics({"step": 6, "loss": 1.0})
+    run.log_metrics({"step": 6, "eval/z/R@1": 0.2})
+    run.log_skips([(6, bad["pairs"]), (6, bad["evaluate:z"])])
+    before = [(run.path / name).read_text() for name in ("metrics.jsonl", "ledger.jsonl")]
+    run.log_metrics({"step": 6, "eval/a/R@1": 0.3})
+    run.log_skips([(6, bad["evaluate:a"])])
+    run.forget_evaluations(6, ["a", "b"])
+    assert [(run.path / name).read_text() for name in ("metrics.jsonl", "ledger.jsonl")] == before
+
+
 def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     begun(tmp_path / "run")
     with pytest.raises(UserError, match=r"already holds a run; .*--resume auto"):
