@@ -1,5 +1,6 @@
 """The tables of a report: headline figures, evaluations, what ran, how recipes differ, what was skipped."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
     left_out = run.left_out
     if left_out:
         figures.append((f"{left_out:,}", "steps left out, their loss or gradient being no finite number", ""))
-    rates = [rate for _, rate in run.curve("samples_per_second")]
+    rates = [rate for _, rate in run.curve("samples_per_second") if math.isfinite(rate)]
     if rates:
         figures.append((spoken_number(round(statistics.median(rates))), "samples a second", "median"))
     return figures
@@ -174,7 +175,7 @@ def _machine(run: RunRecord) -> str | None:
 
 _FACTS: dict[str, Callable[[RunRecord], Any]] = {
     "model": _model,
-    "parameters": lambda run: short_number(run.facts["num_parameters"]) if "num_parameters" in run.facts else None,
+    "parameters": lambda run: short_number(size) if (size := run.facts.get("num_parameters")) is not None else None,
     "data": _data,
     "length": lambda run: run.recipe.get("duration"),
     "global batch": lambda run: run.recipe.get("global_batch"),

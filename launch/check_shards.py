@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from data.check.report import CheckConfig, CheckReport
 
 _SHOWN_EXAMPLES = 5
+_SHOWN_KINDS = 20
 
 
 def check(  # noqa: PLR0913 - the options of the command line
@@ -96,7 +97,9 @@ def _counts(report: "CheckReport") -> Table:
         table.add_row(name, f"{value:,}")
     table.add_row("unusable", f"{report.bad_samples:,} ({report.bad_share:.2%})")
     for name, tally in (("members", report.suffixes), ("formats", report.formats), ("modes", report.modes)):
-        table.add_row(name, ", ".join(f"{key} {count:,}" for key, count in tally.items()))
+        shown = [f"{key:.60} {count:,}" for key, count in list(tally.items())[:_SHOWN_KINDS]]
+        shown += [f"{len(tally) - _SHOWN_KINDS:,} more kinds"] if len(tally) > _SHOWN_KINDS else []
+        table.add_row(name, ", ".join(shown))
     return table
 
 

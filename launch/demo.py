@@ -8,6 +8,7 @@ from data.scenes.writer import SETTINGS_FILE
 from launch.recipe import load_recipe
 from launch.scenes import render_scenes
 from launch.train import REPORT, train
+from vlm.paths import local_path
 from vlm.terminal import Terminal
 from vlm.training.run_files import METRICS
 
@@ -17,7 +18,7 @@ NUM_TRAIN, NUM_VAL, SEED, IMAGE_SIZE = 20_000, 2_000, 0, 64
 
 def run_demo(folder: Path) -> None:
     """Render scenes, train the `scenes` recipe on them, evaluate, report. Started again, it goes on."""
-    began = time.monotonic()
+    began, folder = time.monotonic(), local_path(folder, "DIR")
     scenes, run = folder / "scenes", folder / "run"
     if not (scenes / SETTINGS_FILE).is_file():
         render_scenes(scenes, train=NUM_TRAIN, val=NUM_VAL, seed=SEED, image_size=IMAGE_SIZE)

@@ -12,7 +12,7 @@ from data.bad_sample import BadSampleError
 from data.captions import read_captions, read_fields
 from data.labels import class_number
 from data.shards.cache import ShardCache
-from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, read_extent
+from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, only, read_extent
 from vlm.errors import UserError
 
 UNREADABLE_SHARD: Final = "unreadable shard"
@@ -71,7 +71,7 @@ class StoredSample:
         """
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
         if suffix is None:
-            raise self._error(NO_IMAGE, f"it has only {', '.join(self.members)}")
+            raise self._error(NO_IMAGE, f"it has {only(self.members)}")
         if not self.members[suffix].size:
             raise self._error(EMPTY_IMAGE, "its image has 0 bytes")
         return self.read(suffix)

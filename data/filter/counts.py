@@ -83,7 +83,7 @@ def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity,
     rows that a query groups at once.
     """
     signature = _signature(extracted, identity)
-    if (folder / SETTINGS).is_file() and json.loads((folder / SETTINGS).read_text()) == signature:
+    if _settings(folder) == signature:
         return Counts(folder)
     _require_ours(folder)
     with folder_aside(folder) as aside:
@@ -125,15 +125,23 @@ def saved_counts(folder: Path, identity: ImageIdentity) -> Counts:
     Raises:
         UserError: there are none, or they were made for another kind of image identity or by another version.
     """
-    try:
-        settings = json.loads((folder / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--counts: {folder} holds no counts ({SETTINGS} cannot be read)") from error
+    settings = _settings(folder)
+    if settings is None:
+        raise UserError(f"--counts: {folder} holds no counts ({SETTINGS} cannot be read)")
     if settings.get("format") != FORMAT:
         raise UserError(f"--counts: {folder} was counted by another version of this program")
     if settings.get("image_identity") != identity:
         raise UserError(f"--counts: {folder} tells images apart by {settings.get('image_identity')}, not by {identity}")
     return Counts(folder)
+
+
+def _settings(folder: Path) -> dict[str, object] | None:
+    """What a folder of counts says of itself; None where there is none, or it is damaged."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def _parts(column: str, num_rows: int, part_rows: int) -> list[tuple[int, pl.Expr]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from data.shards.store import is_command, is_remote, local_path, without_query
 from vlm.errors import UserError
+from vlm.paths import local_path as path_of_user
 
 _ENDINGS = (".tar.gz", ".tgz", ".tar")
 
@@ -22,10 +23,12 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
     common = _shared(folders)
     names: dict[str, str] = {}
     for number, (shard, name) in enumerate(whole.items()):
-        parts = without_query(name).split("/")[common:]
+        # Two slashes in a row (https://host//a.tar) would make the rest an absolute path.
+        parts = list(filter(None, without_query(name).split("/")[common:]))
         if ".." in parts:
             raise UserError(f"SHARDS: {shard} would be written outside the output's folder; write it without ..")
         names[shard] = f"{number:06d}.tar" if is_command(name) else _as_tar("/".join(parts))
+        path_of_user(names[shard], "SHARDS")  # refused now, and not after hours, when its copy is to be written
     taken: dict[str, str] = {}
     for shard, name in names.items():
         if name in taken:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from data.check.picture import NO_HASH
 from data.check.samples import UNREADABLE_SHARD
@@ -105,6 +106,12 @@ def filter_shards(job: FilterJob, *, workers: int | None = None, progress: Progr
             return _Passes(job, targets, pool, progress).run()
     except OSError as error:
         raise UserError(f"{error.filename or job.out}: {error.strerror or reason(error)}") from error
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        folders = job.work_folder if job.counts is None else f"{job.work_folder} or {job.counts}"
+        raise UserError(
+            f"{folders}: what an earlier run left there is damaged ({reason(error)}); "
+            "remove the folder: it is made anew"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,7 @@ def _claim(job: FilterJob, extracted: Sequence[Extracted], counts: Counts, tests
     digest.update("|".join(one.name for one in extracted).encode())
     settings = json.dumps({"name": digest.hexdigest(), "rules": job.rules.model_dump(mode="json")}, indent=1) + "\n"
     marker = job.out / SETTINGS
-    if marker.is_file() and marker.read_text() == settings:
+    if marker.is_file() and marker.read_bytes() == settings.encode():
         return digest.hexdigest()
     job.out.mkdir(parents=True, exist_ok=True)
     if _entries(job):

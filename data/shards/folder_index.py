@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,16 +214,30 @@ class FolderIndex:
         elif not remote and os.access(folder, os.W_OK):
             write_bytes(Path(name), content)
         else:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(kept, content)
+            self._keep(kept, content)
             return
-        kept.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # there is no cache folder
+            kept.unlink(missing_ok=True)
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        """Keep what cannot lie beside the shards in the cache folder; where that cannot be written either, say so."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content)
+        except OSError as error:
+            told = f"{self.where}: no index can be kept in {path.parent} ({error.strerror or error})"
+            if self.publish:
+                raise UserError(f"{told}; XDG_CACHE_HOME names another cache folder") from error
+            _log.warning("%s: the shards are read anew each time", told)
 
     @contextmanager
     def _alone(self, folder: str) -> Iterator[None]:
         lock = self.cache.place(folder, ".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock):
+        with ExitStack() as held:
+            # Without a cache folder nothing can be locked: then several processes do the same work, which harms nobody.
+            with suppress(OSError):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(lock))
             yield
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
-from data.shards.tar import IMAGE_SUFFIXES, Extent, Listing, Problem
+from data.shards.tar import IMAGE_SUFFIXES, Extent, Listing, Problem, only
 from vlm.atomic import write_bytes
 from vlm.config import Config
 from vlm.errors import reason
@@ -94,7 +94,7 @@ def make_index(listing: Listing, stamp: Stamp) -> ShardIndex:
     for key, members in listing.samples.items():
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
         if image is None:
-            problems.append(Problem(key, f"it has no image, only {', '.join(members)}"))
+            problems.append(Problem(key, f"it has no image, {only(members)}"))
             continue
         keys.append(key.encode("utf-8", "surrogatepass"))
         rows.append([image, *(members.get(part, nothing) for part in PARTS[1:])])
@@ -137,7 +137,7 @@ def load_index(path: Path) -> ShardIndex | None:
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # ValueError: it is empty
         _log.warning("%s", _unreadable(str(path), getattr(error, "strerror", None) or "it is empty"))

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,6 +22,7 @@ FILLED_UP = f"the last sample is filled up with zeros; {_BEFORE}"
 _END = 2  # bytes that tell
 _LONGEST_NAME = 4096
 _LONGEST_SHOWN = 200
+_MOST_SUFFIXES = 8
 _LONGEST_MAGIC = 6
 _MAGIC = {
     b"\x1f\x8b": "gzipped",
@@ -139,6 +141,15 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
 def shown_name(name: str) -> str:
     """A member's name for messages: no control characters, and not endless."""
     return one_line(name[:_LONGEST_SHOWN]) + ("..." if len(name) > _LONGEST_SHOWN else "")
+
+
+def only(suffixes: Iterable[str]) -> str:
+    """What a sample without an image has instead, and why that may be: many have dots in their file names."""
+    found = list(suffixes)
+    shown = ", ".join(found[:_MOST_SUFFIXES]) + (", ..." if len(found) > _MOST_SUFFIXES else "")
+    dotted = next((one for one in found if "." in one and one.rpartition(".")[2] in IMAGE_SUFFIXES), None)
+    hint = "" if dotted is None else "; a key ends at the first dot of a file name, so there is none in it"
+    return f"only {shown}{hint}"
 
 
 def _key_of(name: str) -> str:

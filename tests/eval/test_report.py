@@ -255,3 +255,12 @@ def test_a_listing_can_embed_nothing_but_pictures_beside_it(tmp_path: Path, name
     assert sum(address.startswith("data:image/") for address in page.addresses) == 1  # the worst one's
     assert base64.b64encode(secret).decode() not in " ".join(page.addresses)
     assert "the picture is lost" in page.text
+
+
+def test_a_rate_without_end_is_no_headline(tmp_path: Path) -> None:
+    lines = [{**logged(10, 2.5), "samples_per_second": rate} for rate in (math.inf, 7.0, math.inf)]
+    run = write_run(tmp_path / "run", lines)
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "num_parameters": None}))
+    write_report([run], tmp_path / "page.html")
+    assert "samples a second" in (tmp_path / "page.html").read_text()

@@ -93,3 +93,39 @@ def test_a_collapsed_model_is_drawn(
     code, _, _ = said(capsys, monkeypatch, "eval", "geometry", str(tmp_path / "run"), *words)
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["clouds.png", "scores.png", "spectra.png"]
+
+
+def test_file_names_with_dots_are_explained_and_do_not_fill_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dotted = [{"__key__": f"photo{n}", f"{n:03d}.jpg": picture(0), f"{n:03d}.txt": "a"} for n in range(40)]
+    shard = write_shard(tmp_path / "a.tar", [*dotted, sample(0)])
+    code, out, _ = said(capsys, monkeypatch, "data", "check", str(shard), "--workers", "1", "--no-tokens")
+    assert code == 0
+    assert "62 more kinds" in " ".join(out.split())
+    assert "photo0: it has only 000.jpg, 000.txt; a key ends at the first dot of a file name" in out
+    code, out, _ = said(capsys, monkeypatch, "data", "index", str(shard))
+    assert "photo0: it has no image, only 000.jpg, 000.txt; a key ends at the first dot" in out
+
+
+def test_without_a_cache_folder_shards_are_indexed_where_they_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    shard = write_shard(tmp_path / "a.tar", [sample(0)])
+    code, _, err = said(capsys, monkeypatch, "data", "index", str(shard))
+    assert (code, err) == (0, "")
+    assert (tmp_path / "vlm-index.json.gz").is_file()
+    monkeypatch.setattr("os.access", lambda *_: False)  # the folder is somebody else's
+    code, _, err = said(capsys, monkeypatch, "data", "index", str(shard), "--fresh")
+    assert code == 2
+    assert "XDG_CACHE_HOME names another cache folder" in err
+
+
+def test_a_place_for_the_demo_that_is_no_path_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("x" * 300, "s3://bucket/x"):
+        code, _, err = said(capsys, monkeypatch, "demo", place)
+        assert code == 2
+        assert err.startswith("vlm: DIR: ")
