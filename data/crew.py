@@ -42,9 +42,12 @@ class Crew:
         context = get_context("fork")
         for worker in range(size):
             own, theirs = socket.socketpair()
+            # Held back until the worker has said what it does with them.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
             process = context.Process(target=_serve, args=(work, worker, theirs, [*members.sockets, own]), daemon=True)
             members.sockets.append(own)
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
             theirs.close()  # so that its end is seen here
             members.processes.append(process)
 
@@ -159,6 +162,7 @@ def _result(work: Callable[[int, int], object], worker: int, number: int) -> obj
 def _start(parent: int) -> None:
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     if sys.platform == "linux":  # elsewhere the socket tells, after the piece of work at hand

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -27,8 +28,13 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
             yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports() -> Iterator[tuple[Path, str, str | None]]:
+@cache
+def imports() -> frozenset[tuple[Path, str, str | None]]:
     """Every module of others that is imported, and the name taken from it."""
+    return frozenset(_imports())
+
+
+def _imports() -> Iterator[tuple[Path, str, str | None]]:
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -80,7 +86,7 @@ def test_packages_whose_inner_names_are_used_have_an_upper_bound() -> None:
 
 @pytest.mark.parametrize("package", sorted({module.partition(".")[0] for _, module, _ in imports()} - BROUGHT.keys()))
 def test_every_name_taken_from_a_package_is_there(package: str) -> None:
-    for path, module, name in sorted(set(imports()), key=str):
+    for path, module, name in sorted(imports(), key=str):
         if module.partition(".")[0] == package:
             found = importlib.import_module(module)
             if name is not None and not hasattr(found, name):

@@ -134,7 +134,13 @@ def test_learned_weights_and_their_network_train_alike_at_any_world_size() -> No
             torch.testing.assert_close(found[f"clustered_negatives/{name}"], gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"clusters": (3, 5)}, {"clusters": (0,), "form": "cluster_weights"}])
-def test_a_number_of_clusters_that_a_form_cannot_use_is_told(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"clusters: found .* takes .*above 0"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"clusters": (3, 5)}, r"clusters: found .* takes .*above 0"),
+        ({"clusters": (0,), "form": "cluster_weights"}, r"clusters\.0\n +Input should be greater than 0"),
+    ],
+)
+def test_a_number_of_clusters_that_a_form_cannot_use_is_told(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
         ClusteredNegatives(**options)
