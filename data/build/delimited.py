@@ -93,7 +93,7 @@ def _parts(path: Path, layout: _Layout, problems: dict[int, str]) -> Iterator[pl
     """The rows as columns of text, some at a time: Python's lists would take ten times the memory."""
     count = 0
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = _rows(path, file, layout)
+        rows = _rows(file, layout)
         while chunk := list(islice(rows, _CHUNK_ROWS)):
             for row, cells in enumerate(chunk, count):
                 if problem := cells.problem or _problem(cells.values, len(layout.names)):
@@ -106,9 +106,9 @@ def _parts(path: Path, layout: _Layout, problems: dict[int, str]) -> Iterator[pl
             )
 
 
-def _rows(path: Path, file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
+def _rows(file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
     """The rows without the header, each cell stripped, without empty cells behind the last column."""
-    rows = _unquoted(path, file, layout) if _has_no_quotes(layout) else _quoted(file, layout)
+    rows = _unquoted(file, layout) if _has_no_quotes(layout) else _quoted(file, layout)
     if layout.has_header:
         next(rows)
     for cells in rows:
@@ -129,16 +129,13 @@ def _has_no_quotes(layout: _Layout) -> bool:
     return layout.numbered or layout.separator == "|"
 
 
-def _unquoted(path: Path, file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
-    reader = csv.reader(file, delimiter=layout.separator, quoting=csv.QUOTE_NONE)
-    try:
-        for cells in reader:
-            if layout.numbered and cells and (match := _NUMBERED.match(cells[0])):
-                yield Cells([match[1], match[2], *cells[1:]])
-            elif cells:
-                yield Cells(cells)
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num:,} cannot be read ({error})") from error
+def _unquoted(file: Iterator[str], layout: _Layout) -> Iterator[Cells]:
+    for line in file:
+        cells = line.rstrip("\r\n").split(layout.separator)
+        if layout.numbered and (match := _NUMBERED.match(cells[0])):
+            yield Cells([match[1], match[2], *cells[1:]])
+        elif cells != [""]:
+            yield Cells(cells)
 
 
 def _problem(cells: list[str], width: int) -> str | None:

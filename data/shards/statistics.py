@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from data.captions import MOST_CHARACTERS, listed, read_fields, readable
 from vlm.config import Config
 
 LONGEST = 256  # lengths from here on share the last place of a histogram
+Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class ShardStatistics(Config):
@@ -21,11 +23,11 @@ class ShardStatistics(Config):
     the captions of n tokens of CLIP's byte pairs, start and end included; the last place counts all longer ones too.
     """
 
-    samples: int = 0
-    labelled: int = 0
-    captions: int = 0
-    fields: dict[str, int] = Field(default={})
-    tokens: tuple[int, ...] = ()
+    samples: Count = 0
+    labelled: Count = 0
+    captions: Count = 0
+    fields: dict[str, Count] = Field(default={})
+    tokens: tuple[Count, ...] = Field(default=(), max_length=LONGEST + 1)
 
 
 def sum_statistics(parts: Iterable[ShardStatistics]) -> ShardStatistics:

@@ -133,3 +133,9 @@ def test_a_journal_without_checksums_is_still_read(built: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (built / "out").glob("*.tar")}
     assert build(built, str(built / "images"), samples_per_shard=1).num_samples == 3
     assert {path: path.stat().st_mtime_ns for path in (built / "out").glob("*.tar")} == before
+
+
+def test_an_endless_caption_between_bars_costs_no_other_row(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 3)
+    rows = ["image|n|comment", "000.jpg|0|a dog", f"001.jpg|0|{'x' * 140_000}", "", '002.jpg|0|a "cat']
+    assert build(tmp_path, write_lines(tmp_path / "t.csv", rows)).num_samples == 3

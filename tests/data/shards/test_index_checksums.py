@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -17,7 +18,7 @@ from data.bad_sample import BadSampleError
 from data.shards import manifest
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
-from data.shards.manifest import NAME, TEXTS, parse_manifest, parse_texts
+from data.shards.manifest import NAME, TEXTS, parse_manifest, parse_texts, texts_bytes
 from data.shards.reader import ShardReader
 from data.shards.sidecar import SUFFIX, parse_index
 from data.shards.source import open_source
@@ -233,3 +234,17 @@ def test_samples_that_only_the_index_of_the_folder_knows_are_bad_ones(tmp_path: 
     stamp = cache.stamp(name)
     with pytest.raises(BadSampleError, match="fewer samples than its folder's index says"):
         ShardReader(cache).read(name, stamp, 3)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"tokens": (2**70,)}, {"tokens": (-5,)}, {"tokens": (1,) * 1000}, {"captions": -3}, {"fields": {"x": 2**80}}],
+)
+def test_statistics_that_cannot_be_are_found_out_anew(tmp_path: Path, lie: dict[str, Any]) -> None:
+    """A right checksum around them: whoever wrote them meant it."""
+    pattern = write_source(tmp_path, [3])
+    true = open_source("a", [pattern], FolderIndex(ShardCache(), "a")).statistics
+    kept = tmp_path / TEXTS
+    ((name, stored),) = parse_texts(kept.read_bytes(), "t").items()
+    kept.write_bytes(texts_bytes({name: stored.model_copy(update=lie)}))
+    assert open_source("a", [pattern], FolderIndex(ShardCache(), "a")).statistics == true
