@@ -22,6 +22,7 @@ from data.txt_layout import found_layout
 from data.workers import Stage, load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 Value = TypeVar("Value")
@@ -86,6 +87,11 @@ class HeldOutSet:
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def record(self) -> DataRecord:
+        """What tells it from another set, wherever it lies."""
+        return DataRecord(samples=len(self), shards=len(self._source.shards), content=self._source.content)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

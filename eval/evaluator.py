@@ -13,6 +13,7 @@ from eval.zeroshot import ZeroShot, ZeroShotConfig
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 EvaluatorConfig = Annotated[ZeroShotConfig | RetrievalConfig | GeometryEvaluationConfig, Field(discriminator="kind")]
@@ -25,6 +26,10 @@ class Evaluator(Protocol):
     @property
     def notices(self) -> tuple[str, ...]:
         """Lines on the set that a reader of the figures should know."""
+
+    @property
+    def record(self) -> DataRecord:
+        """What tells the set that is measured on from another, wherever it lies."""
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -26,6 +26,7 @@ from vlm.geometry.telemetry import FIGURES
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import limited_scale
 from vlm.model.tokenizer import TokenBatch
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 _WAYS = ("image_to_text", "text_to_image")
@@ -99,6 +100,11 @@ class Geometry:
     def notices(self) -> tuple[str, ...]:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
+
+    @property
+    def record(self) -> DataRecord:
+        """What tells the set that is measured on from another, wherever it lies."""
+        return self._captioned.held_out.record
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -15,6 +15,7 @@ from eval.shards import CaptionedEvaluation
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 _RECALLS = (1, 5, 10)
@@ -55,6 +56,11 @@ class Retrieval:
     def notices(self) -> tuple[str, ...]:
         """What a reader of the figures should know about the set."""
         return self._captioned.notices
+
+    @property
+    def record(self) -> DataRecord:
+        """What tells the set that is measured on from another, wherever it lies."""
+        return self._captioned.held_out.record
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

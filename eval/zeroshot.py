@@ -29,6 +29,7 @@ from vlm.batch import Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
+from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 _STRINGS = tuple[str, ...]
@@ -95,6 +96,11 @@ class ZeroShot:
             f"{self._where}: classes {first} and {later[0]} ({name!r}) have equal prompts: "
             f"the first is the answer to both{more}",
         )
+
+    @property
+    def record(self) -> DataRecord:
+        """What tells the set that is measured on from another, wherever it lies."""
+        return self._held_out.record
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -16,6 +16,7 @@ from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluator
 from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
 from eval.geometry_plots import PLOTS, write_plots
 from eval.watching import watched_by
+from launch.agreement import require_same_view
 from launch.model_source import load_model
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
@@ -61,6 +62,7 @@ def evaluate_model(
     json_file = None if json_file is None else output_file(json_file, "--json")
     with _loaded(name, trust=trust) as (model, world):
         evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
+        require_same_view(world, {"--data": evaluator.record})
         _tell(evaluator, world)
         with _shown_progress(world):
             figures = evaluator.run(model, world)
@@ -80,6 +82,7 @@ def evaluate_geometry(
     plots = None if plots is None else output_folder(plots, "--plots", parents=False, files=PLOTS)
     with _loaded(name, trust=trust) as (model, world):
         geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
+        require_same_view(world, {"--data": geometry.record})
         _tell(geometry, world)
         with _shown_progress(world):
             measured = geometry.measure(model, world)

@@ -16,7 +16,7 @@ from eval.evaluator import build_evaluators
 from eval.report import write_report
 from eval.retrieval import Retrieval
 from eval.watching import watched_by
-from launch.agreement import require_same_sources, require_same_start
+from launch.agreement import require_same_start, require_same_view
 from launch.ending import how_to_go_on, lost_words
 from launch.facts import package_versions, run_facts
 from launch.limits import require_batches_fit, require_enough_samples, require_towers_fit
@@ -34,6 +34,7 @@ from vlm.objectives.state import RunFacts
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine
+from vlm.training.data_record import DataRecord
 from vlm.training.engine import name_in_module
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
@@ -60,6 +61,7 @@ class _Parts:
     model: DualEncoder
     source: TrainStream | SequentialStream
     evaluations: list[ScheduledEvaluation]
+    records: dict[str, DataRecord]
 
 
 def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = False) -> Path:
@@ -90,7 +92,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
         try:
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
             parts = _build_parts(recipe, world, model_to_train(recipe, run, start.checkpoint))
-            require_same_sources(world, parts.source.sources)
+            require_same_view(world, parts.records)
             if start.checkpoint is not None:
                 require_same_data(start, parts.source)
                 _reuse_threads(start.checkpoint.manifest, recipe, world)
@@ -114,7 +116,9 @@ def _build_parts(recipe: Recipe, world: World, model: DualEncoder) -> _Parts:
         every = recipe.evaluate[name].every
         steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
         evaluations.append(ScheduledEvaluation(name, evaluator, steps))
-    return _Parts(model, source, evaluations)
+    records = {f"data.sources.{summary.name}": summary.record for summary in source.sources}
+    records |= {f"evaluate.{name}.shards": evaluator.record for name, evaluator in evaluators.items()}
+    return _Parts(model, source, evaluations, records)
 
 
 def open_stream(

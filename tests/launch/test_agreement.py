@@ -46,8 +46,8 @@ def test_all_ranks_need_one_recipe(
     assert all(one.startswith(words) and bool(one) == bool(words) for one in told)
 
 
-def train_on_own_data(recipe: str, roots: tuple[str, str]) -> None:
-    train_here(recipe, (f"data.root={roots[int(os.environ['RANK'])]}",))
+def train_on_own_data(recipe: str, key: str, places: tuple[str, str]) -> None:
+    train_here(recipe, (f"{key}={places[int(os.environ['RANK'])]}",))
 
 
 def test_all_machines_need_the_same_data(tmp_path: Path) -> None:
@@ -56,6 +56,11 @@ def test_all_machines_need_the_same_data(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     write_shard(tmp_path / "second" / "train-01.tar", [sample(n, jpg=picture(n), txt="other") for n in range(17, 22)])
     recipe = write_tiny_recipe(tmp_path, tmp_path / "run")
+    folders = (str(tmp_path / "first"), str(tmp_path / "second"))
     with pytest.raises(EveryRankError, match=r"data\.sources\.pairs: rank 1 sees 22 samples in 2 shards, rank 0"):
-        run_ranks(train_on_own_data, 2, recipe, (str(tmp_path / "first"), str(tmp_path / "second")), group=False)
+        run_ranks(train_on_own_data, 2, recipe, "data.root", folders, group=False)
+    evaluate = {"held": {"kind": "retrieval", "shards": "train-*.tar"}}
+    recipe = write_tiny_recipe(tmp_path / "first", tmp_path / "run", evaluate=evaluate)
+    with pytest.raises(EveryRankError, match=r"evaluate\.held\.shards: rank 1 sees 17 samples in 1 shards, rank 0"):
+        run_ranks(train_on_own_data, 2, recipe, "evaluate.held.shards", ("train-*.tar", "train-00.tar"), group=False)
     assert not (tmp_path / "run").exists()
