@@ -60,9 +60,9 @@ class Teller:
     def _is_told_here(self, end: End) -> bool:
         if self.rank == 0:
             return True
-        if end.everywhere:
+        if end.everywhere and self._rank is not None:
             return False
-        # Before they met, all ranks of a node find the same mistakes.
+        # Before they met, all ranks of a node find the same mistakes; those of another may have other files.
         return self._rank is not None or end.kind != "user" or os.environ.get("LOCAL_RANK", "0") == "0"
 
     def _keep(self, error: BaseException) -> str:

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from vlm.ends.end import End, StoppedError, end_of, is_about_connection
+from vlm.ends.teller import Teller
 from vlm.errors import EveryRankError, UserError
 
 
@@ -62,3 +63,17 @@ def test_ranks_that_did_not_meet_are_counted(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_may_be_the_echo_of_another_end(error: BaseException, is_it: bool) -> None:
     assert is_about_connection(error) is is_it
+
+
+@pytest.mark.parametrize(("local", "met", "is_told"), [("0", False, True), ("1", False, False), ("0", True, False)])
+def test_a_mistake_that_all_ranks_of_a_node_find_is_told_there_until_the_ranks_have_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: str, met: bool, is_told: bool
+) -> None:
+    """A recipe that is broken on the second machine alone: rank 0 knows nothing of it, and waits."""
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", local)
+    teller = Teller()
+    if met:
+        teller.know(8)
+    assert teller.tell(end_of(EveryRankError("recipe.yaml: seed: found None")))
+    assert capsys.readouterr().err == ("vlm: rank 8: recipe.yaml: seed: found None\n" if is_told else "")
