@@ -133,9 +133,8 @@ def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[
         title = f"{evaluation}: {shared}" if shared else evaluation
     if all(len(line.points) < 2 for line in lines):
         return None
-    svg = line_chart(
-        [line for line in lines if line.points], value_format=_percent if is_share(metric) else "{:.4g}".format
-    )
+    drawn = [line for line in lines if line.points]
+    svg = line_chart(drawn, value_format=_percent, most=1.0) if is_share(metric) else line_chart(drawn)
     legend = [
         (line.colour, line.label, spoken_value(name, line.points[-1][1]))
         for name, line in zip(metrics, lines, strict=True)

@@ -1,6 +1,7 @@
 """Line charts as inline SVG whose colours and fonts are those of the page around it, by day and by night."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -44,8 +45,9 @@ def line_chart(
     smooth: bool = False,
     from_zero: bool = False,
     value_format: Callable[[float], str] = "{:.4g}".format,
+    most: float = math.inf,
 ) -> str:
-    """An SVG element with these lines over their first coordinate.
+    """An SVG element with these lines over their first coordinate; no tick is above `most`, what a value can be.
 
     Long lines are averaged in equal pieces; `smooth` draws a moving average above the pale line of what was measured.
     """
@@ -53,7 +55,7 @@ def line_chart(
     def draw(axes: Axes) -> None:
         for line in series:
             _draw(axes, line, smooth)
-        _dress(axes, from_zero, value_format)
+        _dress(axes, from_zero, value_format, most)
 
     return _element("".join(f"{line.label}{line.points[-1:]}" for line in series), draw)
 
@@ -105,7 +107,7 @@ def _draw(axes: Axes, line: Series, smooth: bool) -> None:
         axes.plot(places, values, linewidth=1.8, marker="o" if few else None, markersize=3.6, **style)
 
 
-def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str]) -> None:
+def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str], most: float = math.inf) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
@@ -117,7 +119,8 @@ def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str]) ->
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_ticks([tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= min(high, most)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: value_format(value)))
 
 
