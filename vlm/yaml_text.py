@@ -1,6 +1,7 @@
 """YAML read with care: it says nothing twice, and a small file cannot make a large value."""
 
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import yaml
 
@@ -9,6 +10,7 @@ from vlm.errors import reason
 MAX_DEPTH = 40
 _MAX_VALUES = 100_000
 _STR = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -25,8 +27,19 @@ def parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
+def _without_base_60(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    """The pattern of numbers, without those that have a colon."""
+    return re.compile(f"(?!.*:)(?:{pattern.pattern})", pattern.flags)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which every key comes once, and aliases cannot make a small file large."""
+
+    # 1:30 is no 90: what looks like a number to the base 60 is text, and a number is wanted in its place.
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, _without_base_60(pattern) if tag in _NUMBERS else pattern) for tag, pattern in resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

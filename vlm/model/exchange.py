@@ -85,10 +85,25 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
 def _require_findable(text_cfg: Mapping[str, Any]) -> None:
     """Raise UserError where the configuration of a Hugging Face text model is not where open_clip looks."""
     name = text_cfg.get("hf_model_name")
+    if name and Path(name).is_dir():
+        _require_no_code(Path(name))
     if not name or Path(name).is_dir() or name in names_of_open_clip():
         return
     if "/" not in name or not is_hub_name(name):
         raise UserError(f"open_clip looks for the text model's configuration in {name!r}, and there is no such folder")
+
+
+def _require_no_code(folder: Path) -> None:
+    """Raise UserError where open_clip, which reads the folder itself, would run code that lies in it."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # what open_clip makes of it is told where it is tried
+        if isinstance(content, dict) and "auto_map" in content:
+            raise UserError(
+                f"{folder / name} names code of its own (auto_map), which open_clip would run: not exported"
+            )
 
 
 def _write(model: DualEncoder, model_cfg: dict[str, Any], folder: Path) -> None:

@@ -102,6 +102,12 @@ def test_hugging_face_tower_and_tokenizer_travel_along(tmp_path: Path) -> None:
     perturb(model)
     assert export_open_clip(model, tmp_path / "out", some_images(), TEXTS).text < 1e-5
 
+    described = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**described, "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(UserError, match=r"config\.json names code of its own \(auto_map\)"):
+        export_open_clip(model, tmp_path / "again", some_images(), TEXTS)
+    assert not (tmp_path / "again").exists()
+
 
 def test_a_causal_tower_with_a_hugging_face_tokenizer(tmp_path: Path) -> None:
     source = tmp_path / "source"
