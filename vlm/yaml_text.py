@@ -1,7 +1,7 @@
 """YAML read with care: it says nothing twice, and a small file cannot make a large value."""
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -32,17 +32,19 @@ def _without_base_60(pattern: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(f"(?!.*:)(?:{pattern.pattern})", pattern.flags)
 
 
+# 1:30 is no 90: what looks like a number to the base 60 is text.
+_RESOLVERS = {
+    first: [(tag, _without_base_60(pattern) if tag in _NUMBERS else pattern) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which every key comes once, and aliases cannot make a small file large."""
 
-    # 1:30 is no 90: what looks like a number to the base 60 is text, and a number is wanted in its place.
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, _without_base_60(pattern) if tag in _NUMBERS else pattern) for tag, pattern in resolvers]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.yaml_implicit_resolvers = _RESOLVERS
         self._depth = 0
         self._sizes: dict[int, tuple[int, int]] = {}  # values in a node, aliases followed, and its levels
 

@@ -116,6 +116,12 @@ def test_plain_yaml_reads_as_everywhere() -> None:
         "b": {"c": 1},
         "d": {"c": 1, "e": 2},
     }
+    assert parse_yaml("{a: 1:30, b: 1:30.5, c: 1_000, d: 1.5e-3}") == {
+        "a": "1:30",
+        "b": "1:30.5",
+        "c": 1000,
+        "d": 0.0015,
+    }
 
 
 def test_every_recipe_that_ships_is_listed_with_what_it_is_for() -> None:
