@@ -51,7 +51,7 @@ def living() -> int:
     return sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nothing_older() -> Iterator[None]:
     """What was there before is neither collected nor counted, which would take seconds."""
     gc.collect()

@@ -91,7 +91,7 @@ def test_a_bad_step_leaves_every_bit_as_it_was(
         assert left_out == [BAD_STEP]
         assert_equal(states["before 3"], states["before 2"])
         assert states["end"]["updates"] == NUM_STEPS - 1
-    if rows is None:
+    if engine != "ddp" or rows is None:
         return
     # The same run without that step: none of its random numbers depend on how many steps there were.
     without = run_ranks(run, world_size, Setup(engine), world_size, (0, 1, 3), poison, rows, group=False)
