@@ -12,8 +12,8 @@ from vlm.atomic import flush_to_disk
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-FILES = r"manifest\.json|[\w.-]+-\d{5,}\.safetensors|\.[\w.-]+\.partial"
-"""What a checkpoint is made of: nothing else in its folder is ever removed."""
+FILES = r"manifest\.json|[\w.-]+-\d{5,}\.safetensors|\.[\w.-]+\.partial|\.tmp[A-Za-z0-9]{6}"
+"""What a checkpoint is made of (the last is what safetensors writes first): nothing else in its folder is removed."""
 _FOLDER = re.compile(r"step-(\d{8,18})")
 _UNFINISHED = re.compile(r"step-\d{8,18}(\.old(-\d+)?)?\.partial")
 

@@ -267,6 +267,15 @@ def test_killed_while_writing_nothing_is_lost(tmp_path: Path, delay: float) -> N
     assert sorted(tmp_path.iterdir()) == list(complete.values())
 
 
+def test_what_a_kill_leaves_of_a_file_of_tensors_is_cleared(tmp_path: Path) -> None:
+    partial = tmp_path / "step-00000003.partial"
+    partial.mkdir()
+    for name in (".tmpWhmNMh", "weights-00000.safetensors", ".manifest.json.x_1.partial"):
+        (partial / name).write_bytes(b"half")
+    clear_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_first_differing_tensors_are_named() -> None:
     words = first_differences({"a": (1,), "b": (2, 3)}, {"b": (2, 4), "c": (1,)})
     assert words == "a is missing; b is [2, 4] but the model has [2, 3]; c is not in the model"
