@@ -1,9 +1,5 @@
 """What every spawned rank has imported before it starts: all of it, once, checked at run time like the tests' own."""
 
-import os
-
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 from tests.runtime_types import activate
 
 activate()
