@@ -19,6 +19,7 @@ from eval.watching import watched_by
 from launch.agreement import require_same_view
 from launch.model_source import load_model
 from vlm.config import Config, first_problem
+from vlm.ends.ranks import Patience
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, write_output
@@ -27,6 +28,7 @@ from vlm.training.ledger import skips_of_all_ranks
 from vlm.training.together import ranks_together
 from vlm.world import World
 
+PATIENCE = 60.0  # seconds
 _SECONDS_BETWEEN = 10.0
 _SHOWN = 10
 
@@ -56,11 +58,11 @@ def shard_options(
 
 
 def evaluate_model(
-    name: str, config: EvaluatorConfig, json_file: Path | None, *, trust: bool = False
+    name: str, config: EvaluatorConfig, json_file: Path | None, *, trust: bool = False, patience: float = PATIENCE
 ) -> dict[str, float]:
     """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
     json_file = None if json_file is None else output_file(json_file, "--json")
-    with _loaded(name, trust=trust) as (model, world):
+    with _loaded(name, patience, trust=trust) as (model, world):
         evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
         require_same_view(world, {"--data": evaluator.record})
         _tell(evaluator, world)
@@ -75,12 +77,18 @@ def evaluate_model(
 
 
 def evaluate_geometry(
-    name: str, config: GeometryEvaluationConfig, json_file: Path | None, plots: Path | None, *, trust: bool = False
+    name: str,
+    config: GeometryEvaluationConfig,
+    json_file: Path | None,
+    plots: Path | None,
+    *,
+    trust: bool = False,
+    patience: float = PATIENCE,
 ) -> GeometryFigures:
     """The same for geometry, whose JSON holds spectra and histograms too, and which draws into the folder `plots`."""
     json_file = None if json_file is None else output_file(json_file, "--json")
     plots = None if plots is None else output_folder(plots, "--plots", parents=False, files=PLOTS)
-    with _loaded(name, trust=trust) as (model, world):
+    with _loaded(name, patience, trust=trust) as (model, world):
         geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
         require_same_view(world, {"--data": geometry.record})
         _tell(geometry, world)
@@ -140,9 +148,16 @@ def _shown_progress(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def _loaded(name: str, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
+def _loaded(name: str, patience: float, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
-    with ranks_together("ddp", rows_per_rank=1, precision="fp32", max_grad_norm=None) as (accelerator, _):
+    together = ranks_together(
+        "ddp",
+        rows_per_rank=1,
+        precision="fp32",
+        max_grad_norm=None,
+        patience=Patience(patience, "--patience"),
+    )
+    with together as (accelerator, _):
         world = World.current(accelerator.device)
         model = load_model(name, world.device, trust=trust)
         if world.is_main:

@@ -57,6 +57,7 @@ TrustRecipe = Annotated[
 TrustModel = Annotated[
     bool, typer.Option("--trust", help="Follow the names of other files that stand in the checkpoint or folder.")
 ]
+Patience = Annotated[float, typer.Option(min=1, max=86_400, help="Seconds of silence after which a rank is given up.")]
 
 
 def run() -> None:
@@ -236,6 +237,7 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     precision: Precision = "fp32",
     json_file: JsonFile = None,
     trust: TrustModel = False,
+    patience: Patience = 60.0,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     from eval.zeroshot import ZeroShotConfig
@@ -245,7 +247,7 @@ def zeroshot(  # noqa: PLR0913 - the options of the command line
     config = checked_config(
         ZeroShotConfig, kind="zeroshot", classes=classes, templates=templates, shifts=shift, **shards
     )
-    evaluate_model(model, config, json_file, trust=trust)
+    evaluate_model(model, config, json_file, trust=trust, patience=patience)
 
 
 @eval_app.command()
@@ -259,6 +261,7 @@ def retrieval(  # noqa: PLR0913 - the options of the command line
     precision: Precision = "fp32",
     json_file: JsonFile = None,
     trust: TrustModel = False,
+    patience: Patience = 60.0,
 ) -> None:
     """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
     from eval.retrieval import RetrievalConfig
@@ -266,7 +269,7 @@ def retrieval(  # noqa: PLR0913 - the options of the command line
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(RetrievalConfig, kind="retrieval", txt=txt, **shards)
-    evaluate_model(model, config, json_file, trust=trust)
+    evaluate_model(model, config, json_file, trust=trust, patience=patience)
 
 
 @eval_app.command()
@@ -281,6 +284,7 @@ def geometry(  # noqa: PLR0913 - the options of the command line
     precision: Precision = "fp32",
     json_file: JsonFile = None,
     trust: TrustModel = False,
+    patience: Patience = 60.0,
     plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
 ) -> None:
     """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
@@ -289,4 +293,4 @@ def geometry(  # noqa: PLR0913 - the options of the command line
 
     shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
     config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, txt=txt, **shards)
-    evaluate_geometry(model, config, json_file, plots, trust=trust)
+    evaluate_geometry(model, config, json_file, plots, trust=trust, patience=patience)

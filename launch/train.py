@@ -25,6 +25,7 @@ from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
 from launch.trackers import require_trackers, start_trackers
 from vlm.batch import Skip
+from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
 from vlm.errors import UserError
@@ -82,7 +83,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
         max_grad_norm=recipe.max_grad_norm,
         trackers=recipe.trackers,
         run=Path(recipe.run),
-        patience=recipe.data.patience,
+        patience=Patience(recipe.data.patience),
     )
     with together as (accelerator, watch):
         world = World.current(accelerator.device)

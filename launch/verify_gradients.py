@@ -8,6 +8,7 @@ from rich.table import Table
 from launch.recipe import Recipe, resolve_order
 from launch.train import build_objective, open_stream, rows_per_rank
 from vlm.batch import Batch
+from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
@@ -42,7 +43,7 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
         rows_per_rank=rows_per_rank(recipe.global_batch),
         precision=recipe.precision,
         max_grad_norm=None,
-        patience=recipe.data.patience,
+        patience=Patience(recipe.data.patience),
     )
     with together as (accelerator, _):
         world = World.current(accelerator.device)

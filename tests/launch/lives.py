@@ -52,14 +52,20 @@ def start_command(
     return Life(process, errors)
 
 
-def start_ranks(size: int, arguments: Sequence[str], errors: Path) -> list[Life]:
-    """Begin `vlm` on so many ranks of this machine; the files of their errors are `errors` and the rank."""
+def start_ranks(
+    size: int, arguments: Sequence[str], errors: Path, before: Callable[[], None] | None = None
+) -> list[Life]:
+    """Begin `vlm` on so many ranks of this machine; the files of their errors are `errors` and the rank.
+
+    `before` is called first in each of the new processes.
+    """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     return [
         start_command(
             arguments,
             errors.with_suffix(f".{rank}"),
             {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)},
+            before,
         )
         for rank in range(size)
     ]

@@ -1,11 +1,14 @@
 """Whatever ends a rank is one line on each rank's standard error and in the run's record, within seconds."""
 
 import json
+import os
 import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.launch.lives import Life, end_all, num_lines, start_command, start_ra
 from tests.launch.tiny import assert_same_run, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.ends.end import StoppedError
 from vlm.ends.stops import Stops
+from vlm.model.dual_encoder import DualEncoder
 
 LONG: dict[str, Any] = {"duration": "100000 steps", "checkpoint_every": "100000 steps", "keep_checkpoints": 1}
 PATIENCE = 2.0
@@ -149,6 +153,34 @@ def test_a_stop_in_the_midst_of_a_run_changes_nothing(
     monkeypatch.undo()
     train_here(recipe, resume="auto")
     assert_same_run(tmp_path / "run", left_alone)
+
+
+def _signal_rank_1_in_its_third_forward(number: int) -> None:
+    """Patch the evaluation of this process so that rank 1 sends itself this signal."""
+    forwards, encode = count(1), DualEncoder.encode_image
+
+    def encode_until_the_third(self: DualEncoder, *arguments: Any, **options: Any) -> Any:
+        if next(forwards) == 3 and os.environ["RANK"] == "1":
+            signal.raise_signal(number)
+        return encode(self, *arguments, **options)
+
+    DualEncoder.encode_image = encode_until_the_third  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [(signal.SIGKILL, "is gone without a word"), (signal.SIGSTOP, r"has been silent for \d s \(--patience\)")],
+)
+def test_a_rank_lost_in_an_evaluation_is_named(
+    data: Path, left_alone: Path, tmp_path: Path, lives: list[Life], number: int, how: str
+) -> None:
+    shards, figures = str(data / "held-out.tar"), tmp_path / "figures.json"
+    arguments = ["eval", "retrieval", str(left_alone), "--data", shards, "--batch-size", "1", "--json", str(figures)]
+    lose = partial(_signal_rank_1_in_its_third_forward, number)
+    lives += start_ranks(2, [*arguments, "--patience", "2"], tmp_path / "err", lose)
+    assert lives[0].ended(60) == 1
+    assert re.match(rf"vlm: rank 1 on .* {how}", only_line(lives[0]))
+    assert not figures.exists()
 
 
 def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path, lives: list[Life]) -> None:

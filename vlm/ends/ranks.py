@@ -12,7 +12,7 @@ import selectors
 import socket
 import time
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from vlm.ends.end import FAILURE, End
 from vlm.ends.wire import Wire
@@ -20,6 +20,13 @@ from vlm.ends.wire import Wire
 _LEAST_PATIENCE = 2.0  # seconds; a busy machine keeps a thread waiting as long
 _LONGEST_BEAT = 10.0
 _CONNECT_SECONDS = 10.0
+
+
+class Patience(NamedTuple):
+    """The seconds that a rank may be silent, and the key or option that sets them."""
+
+    seconds: float
+    option: str = "data.patience"
 
 
 @runtime_checkable
@@ -59,10 +66,13 @@ class Listener(Protocol):
 class Ranks:
     """This rank's connections; all but the making of them belongs to the watching thread."""
 
-    def __init__(self, world: Meeting, patience: float, selector: selectors.BaseSelector, listener: Listener) -> None:
+    def __init__(
+        self, world: Meeting, patience: Patience, selector: selectors.BaseSelector, listener: Listener
+    ) -> None:
         self.world = world
         self._told = listener
-        self._patience = max(_LEAST_PATIENCE, patience)
+        self._patience = max(_LEAST_PATIENCE, patience.seconds)
+        self._patience_option = patience.option
         self.beat_seconds = min(_LONGEST_BEAT, self._patience / 5)
         self._selector = selector
         self._wires: list[Wire] = []
@@ -223,7 +233,7 @@ class Ranks:
         for wire in self._wires:
             silent = now - wire.heard
             if wire.rank is not None and not wire.is_leaving and silent > self._patience:
-                self._lose(wire, f"has been silent for {silent:.0f} s (data.patience): stopped, or cut off?")
+                self._lose(wire, f"has been silent for {silent:.0f} s ({self._patience_option}): stopped, or cut off?")
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from vlm.ends.end import End, StoppedError, code_of, end_of, is_about_connection
-from vlm.ends.ranks import Meeting, Ranks
+from vlm.ends.ranks import Meeting, Patience, Ranks
 from vlm.ends.teller import Teller
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -82,8 +82,8 @@ class Watch:
 
     # Called by the main thread.
 
-    def join(self, world: Meeting, patience: float) -> int:
-        """Watch the other ranks too, each silent for at most `patience` seconds; how many cannot be. Collective."""
+    def join(self, world: Meeting, patience: Patience) -> int:
+        """Watch the other ranks too, each silent for at most `patience`; how many cannot be. Collective."""
         self.teller.know(world.rank)
         if world.size == 1:
             return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from vlm.ends.ranks import Patience
 from vlm.ends.watch import Watch, watching
 from vlm.training.build_engine import start_accelerator
 from vlm.training.engine import EngineName, Precision
@@ -25,14 +26,14 @@ def ranks_together(
     rows_per_rank: int,
     precision: Precision,
     max_grad_norm: float | None,
-    patience: float = 1800.0,
+    patience: Patience,
     trackers: tuple[str, ...] = (),
     run: Path | None = None,
 ) -> Iterator[tuple[Accelerator, Watch]]:
     """The accelerator of the launched ranks, and the watch over them and this process.
 
-    A rank that is silent for `patience` seconds is given up. An exception that leaves the block is told on this rank
-    and on the others before it goes on its way.
+    A rank that is silent for longer than `patience` is given up. An exception that leaves the block is told on this
+    rank and on the others before it goes on its way.
     """
     with watching() as watch:
         accelerator = None
@@ -44,7 +45,7 @@ def ranks_together(
                 max_grad_norm=max_grad_norm,
                 trackers=trackers,
                 run=run,
-                patience=patience,
+                patience=patience.seconds,
             )
             _watch_each_other(watch, World.current(accelerator.device), patience)
             yield accelerator, watch
@@ -57,9 +58,9 @@ def ranks_together(
                 accelerator.end_training()
 
 
-def _watch_each_other(watch: Watch, world: World, patience: float) -> None:
+def _watch_each_other(watch: Watch, world: World, patience: Patience) -> None:
     if world.size > 1:
-        dist.set_timeout(max(_COLLECTIVE, 2 * timedelta(seconds=patience)))
+        dist.set_timeout(max(_COLLECTIVE, 2 * timedelta(seconds=patience.seconds)))
     lost = watch.join(world, patience)
     if lost and world.is_main:
         watch.teller.notice(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlm.ends.end import End
-from vlm.ends.ranks import Ranks
+from vlm.ends.ranks import Patience, Ranks
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Deaf:
 )
 def test_a_stranger_is_dropped(said: bytes) -> None:
     world, selector = Alone(), selectors.DefaultSelector()
-    ranks = Ranks(world, 60, selector, Deaf())
+    ranks = Ranks(world, Patience(60), selector, Deaf())
     ranks.meet()
     ranks.start()
     with socket.create_connection(("127.0.0.1", world.address[1]), timeout=10) as stranger:
