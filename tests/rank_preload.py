@@ -4,7 +4,9 @@ from tests.runtime_types import activate
 
 activate()
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402  # DeepSpeed's start imports it, and it Inductor
+
 import launch.train  # noqa: E402
 import vlm.training.zero  # noqa: E402
 
-__all__ = ["launch", "vlm"]
+__all__ = ["deepspeed", "launch", "vlm"]
