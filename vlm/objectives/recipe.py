@@ -32,8 +32,9 @@ from vlm.objectives import (  # noqa: F401 (each registers its terms or provider
     whitening,
 )
 from vlm.objectives.presets import PRESETS, preset
-from vlm.objectives.registry import PROVIDERS, TERMS, Registry
+from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.term import Provider, Term
+from vlm.registry import Registry
 
 
 def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:

@@ -1,0 +1,72 @@
+"""Classes by name: a recipe or an option chooses one, a duplicate raises, a miss names what exists."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from vlm.errors import UserError, nearest, reason
+
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+class Registry(Generic[Kind]):
+    """The classes of one role ("objective", "evaluator") by name; a user's own are named as `package.module:Class`.
+
+    `base` is the class, or the protocol that can be checked at run time, that all of them derive from or satisfy.
+    """
+
+    def __init__(self, role: str, base: type[Any]) -> None:
+        self._role = role
+        self._base = base
+        self._classes: dict[str, Kind] = {}
+
+    def register(self, name: str) -> Callable[[Kind], Kind]:
+        """Make a class known under `name`. Raises ValueError when the name is taken."""
+
+        def add(cls: Kind) -> Kind:
+            if name in self._classes:
+                other = self._classes[name].__qualname__
+                raise ValueError(f"the {self._role} {name!r} is registered twice: {other} and {cls.__qualname__}")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def all(self) -> dict[str, Kind]:
+        """All registered classes by name."""
+        return dict(self._classes)
+
+    def find(self, name: str) -> Kind:
+        """The class registered under `name`, or a user's own, which is imported.
+
+        Raises:
+            UserError: no class is registered under the name, or what it names cannot be imported or is of another kind.
+        """
+        if name in self._classes:
+            return self._classes[name]
+        if ":" not in name:
+            known = nearest(name, self._classes)
+            raise UserError(f"there is no {self._role} {name!r}; {known}, or name your own as package.module:Class")
+        cls = _imported(name, self._role)
+        if not (isinstance(cls, type) and issubclass(cls, self._base)):
+            raise UserError(
+                f"{self._role} {name!r} is not a subclass of {self._base.__module__}.{self._base.__qualname__}"
+            )
+        return cls  # type: ignore[return-value]
+
+
+def _imported(name: str, role: str) -> Any:
+    """The attribute that `module:attribute` names; the current folder is searched too, after all other places."""
+    module, _, attribute = name.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        searched = f"; looked where Python looks and in {folder}" if isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(f"{role} {name!r}: {reason(error)}{searched}") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{role} {name!r}: its module fails: {type(error).__name__}: {reason(error)}") from None
