@@ -10,12 +10,12 @@ from torch.nn.functional import interpolate
 
 from data.heldout import HeldOutSet
 from launch.model_source import load_model
-from vlm.errors import UserError, nearest
-from vlm.model.exchange import Parity, export_open_clip
+from vlm.errors import UserError
+from vlm.model.exchange import Parity
+from vlm.model.export_format import EXPORT_FORMATS
 from vlm.paths import new_folder
 from vlm.world import World
 
-FORMATS = ("open_clip",)
 NUM_CHECKED = 16  # samples on which both systems are compared
 
 # Short, long, cut at any context length, empty, in capitals, with numbers, marks, accents, other scripts and spaces.
@@ -44,23 +44,26 @@ def export_model(
 ) -> Parity:
     """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
-    The parity is measured on the first samples of `data`, or else on drawn pictures and a few texts: what the model was
-    trained on is not needed. `before_head` leaves out the projection heads; for `trust` see `load_model`.
+    `to` is a name in `EXPORT_FORMATS`, or a class of one's own as `package.module:Class`. The parity is measured on the
+    first samples of `data`, or else on drawn pictures and a few texts: what the model was trained on is not needed.
+    `before_head` leaves out the projection heads; for `trust` see `load_model`.
     """
-    if to not in FORMATS:
-        raise UserError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
+    try:
+        export_format = EXPORT_FORMATS.find(to)()
+    except UserError as error:
+        raise UserError(f"--to: {error}") from None
     folder = new_folder(folder, "export")
     model = load_model(name, trust=trust)
     if before_head:
         model.drop_heads()
     if not data:
-        return export_open_clip(model, folder, drawn_images(NUM_CHECKED, model.image_spec.size), _TEXTS)
+        return export_format.export(model, folder, drawn_images(NUM_CHECKED, model.image_spec.size), _TEXTS)
     samples = HeldOutSet(data, model.image_spec, limit=NUM_CHECKED, where="--data")
     (batch,) = samples.batches(World(), len(samples))
     if not batch.valid.any():
         raise UserError(samples.without("picture that can be read", "the first samples are looked at"))
     captions = [caption for group in samples.captions for caption in group]
-    return export_open_clip(model, folder, batch.images[batch.valid], captions or _TEXTS)
+    return export_format.export(model, folder, batch.images[batch.valid], captions or _TEXTS)
 
 
 def drawn_images(count: int, size: int) -> UInt8[Tensor, "count 3 size size"]:

@@ -181,7 +181,7 @@ def report(
 def export(
     checkpoint: ModelName,
     folder: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")],
-    to: Annotated[str, typer.Option(help="open_clip")],
+    to: Annotated[str, typer.Option(help="open_clip, or your own as package.module:Class.", metavar="FORMAT")],
     data: Annotated[
         list[str] | None,
         typer.Option(help="Check the parity on the first samples of these shards, not on drawn pictures."),

@@ -200,7 +200,7 @@ def test_wrong_evaluation_input(vlm: CommandLine, folder: Path, write: Any, tmp_
     assert "--json" in vlm.refuses("eval", "retrieval", str(run_folder), *data, "--json", str(tmp_path / "no/x.json"))
     assert "nowhere.json" in vlm.refuses("eval", "zeroshot", str(run_folder), *data, "--classes", "nowhere.json")
     assert "vlm: --data: tpyo-*.tar" in vlm.refuses("eval", "retrieval", str(run_folder), "--data", "tpyo-*.tar")
-    assert "--to openclip: unknown format; nearest: open_clip" in vlm.refuses(
+    assert "--to: there is no export format 'openclip'; nearest: open_clip, or name your own" in vlm.refuses(
         "export", str(run_folder), str(tmp_path / "out"), "--to", "openclip"
     )
     assert "not a run directory" in vlm.refuses("report", str(folder))
