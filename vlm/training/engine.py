@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlm.batch import Batch
 from vlm.encoded import Encoded
 from vlm.ends.stops import EvaluationStoppedError
+from vlm.training.optimizer import set_lr
 from vlm.world import World
 
 EngineName = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -184,8 +185,7 @@ class ReplicatedEngine(Engine):
     def step(self, lr: float) -> float:  # noqa: D102
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters().values()), self._max_norm))
         if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(self._optimizer.param_groups, lr)
             self._optimizer.step()
         self._optimizer.zero_grad()
         return norm

@@ -1,12 +1,25 @@
 """AdamW with the decay where it belongs."""
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from vlm.config import Config
+
+
+class LrScale(Config):
+    """Factors of the learning rate for the parameters of each tower; heads, scale, bias and terms have factor 1."""
+
+    image: float = Field(default=1.0, gt=0, le=1000, description="of the image tower")
+    text: float = Field(default=1.0, gt=0, le=1000, description="of the text tower")
+
+    def of(self, name: str) -> float:
+        """The factor of the parameter called `name` in the model."""
+        return {"image": self.image, "text": self.text}.get(name.partition(".")[0], 1.0)
 
 
 class OptimizerConfig(Config):
@@ -19,18 +32,37 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(
         default=0.2, ge=0, le=100, description="share of the rate by which weights shrink; not biases, norms or scales"
     )
+    lr_scale: LrScale = Field(
+        default=LrScale(), description="factors of the rate for each tower, at every step of the schedule"
+    )
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig, undecayed: AbstractSet[str]) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters of `module`; those named in `undecayed` get no weight decay."""
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    decayed = [p for name, p in trainable.items() if name not in undecayed]
-    plain = [p for name, p in trainable.items() if name in undecayed]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    """Fused AdamW over the trainable parameters of `module`; those named in `undecayed` get no weight decay.
+
+    Each group of parameters has its factor of the learning rate as `lr_scale`, which `set_lr` follows.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for decayed in (True, False):
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and (name not in undecayed) is decayed:
+                decay = config.weight_decay if decayed else 0.0
+                groups.setdefault((config.lr_scale.of(name), decay), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (scale, decay), parameters in groups.items()
+        ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
     )
+    set_lr(optimizer.param_groups, config.lr)
+    return optimizer
+
+
+def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give each group of parameters its learning rate: `lr` times its factor."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

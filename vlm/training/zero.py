@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vlm.batch import Batch
 from vlm.training.engine import MOMENTS, Engine, Moment, Precision, held_data, held_tensor, num_updates_of
+from vlm.training.optimizer import set_lr
 
 Stage = Literal[1, 2, 3]
 
@@ -82,8 +83,7 @@ class ZeroEngine(Engine):
         self._engine.backward(loss)
 
     def step(self, lr: float) -> float:  # noqa: D102
-        for group in self._zero.param_groups:
-            group["lr"] = lr
+        set_lr(self._zero.param_groups, lr)
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 

@@ -1,6 +1,6 @@
 """A model small enough for many engines and ranks, with every kind of parameter that engines treat differently."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from vlm.training.accumulation import MicroBatches
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.ema import Ema
 from vlm.training.engine import Engine, EngineName, Precision
-from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.optimizer import LrScale, OptimizerConfig, build_optimizer
 from vlm.training.step import Learner
 
 GLOBAL_BATCH = 12
@@ -59,6 +59,7 @@ class Setup:
     precision: Precision = "fp32"
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.1
+    lr_scale: LrScale = field(default_factory=LrScale)
     log_scale: float = 2.659
     beta1: float = 0.9
     dropout: float = 0.0
@@ -76,7 +77,7 @@ def start(setup: Setup, world_size: int) -> Engine:
     model = ToyEncoder(setup.log_scale, setup.dropout)
     if setup.double:
         model.double()
-    config = OptimizerConfig(weight_decay=setup.weight_decay, beta1=setup.beta1)
+    config = OptimizerConfig(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
     optimizer = build_optimizer(model, config, {"logit_scale", "image.0.bias"})
     return build_engine(
         setup.engine,
