@@ -1,11 +1,13 @@
 """What the dual encoder asks of its two towers, and what all towers share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from vlm.model.blocks import most_repeated, repeated_blocks
 from vlm.model.image_spec import ImageSpec
 
 
@@ -26,6 +28,10 @@ class ImageTower(nn.Module):
         """Embeddings, not yet of unit norm."""
         pixels = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
         return self.trunk(pixels)  # type: ignore[no-any-return]
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks of the trunk in order, by which it can be locked or sharded; none where none repeat."""
+        return repeated_blocks(self.trunk)
 
 
 class TextTower(nn.Module, ABC):
@@ -50,6 +56,10 @@ class TextTower(nn.Module, ABC):
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
         """Embeddings, not yet of unit norm."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks in order, by which the tower can be locked or sharded; none where none repeat."""
+        return most_repeated(self)
 
     def padded(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"], length: int
