@@ -14,14 +14,14 @@ import psutil
 
 
 class Measurer:
-    """A script that `serve`s, started with `path` before everything else that it imports."""
+    """A module that `serve`s in a process of its own, with `path` before everything else that it imports."""
 
-    def __init__(self, script: Path, path: Path | None = None) -> None:
+    def __init__(self, module: str, path: Path | None = None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if path is not None:
-            environment["PYTHONPATH"] = str(path)
+            environment["PYTHONPATH"] = os.pathsep.join((str(path), str(Path(__file__).resolve().parents[1])))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.launch.tiny import NUM_GOOD, ledger_of, sets_of, stopped_at, train_ranks, write_tiny, write_tiny_recipe
 
-# Each world size and each number of workers once; benchmarks/resume.py runs the whole grid.
+# Each world size and each number of workers once; benchmarks/robustness/resume.py runs the whole grid.
 WAYS = [(2, 1), (3, 2), (4, 3)]
 
 pytestmark = pytest.mark.slow

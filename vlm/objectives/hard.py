@@ -30,7 +30,7 @@ class Hard(Term):
 
     Beside what `clip` costs there are two more products of all pairs, without gradient, and a selection of the quantile
     in each row of both: on a CPU 2.4 to 3.2 times the time of `clip` at a dimension of 512, 8 to 12 times at 32
-    (benchmarks/hard.py). All embeddings are in memory with a ring too.
+    (benchmarks/loss/hard.py). All embeddings are in memory with a ring too.
     """
 
     gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})

@@ -197,7 +197,7 @@ def test_what_is_no_tar_is_called_what_it_is(tmp_path: Path, content: bytes, sai
 
 
 def test_whatever_one_byte_becomes_nothing_is_accepted_in_silence(tmp_path: Path) -> None:
-    """As `benchmarks/damaged_shards.py` does it, for a few."""
+    """As `benchmarks/robustness/damaged_shards.py` does it, for a few."""
     whole = write_shard(tmp_path / "x.tar", [sample(n, jpg=b"%d" % n, txt=f"text {n}") for n in range(3)]).read_bytes()
     before = everything(tmp_path / "x.tar")
     for at in range(0, 512, 7):

@@ -1,0 +1,140 @@
+"""One short training run on Flickr8k with one objective, and the ranks by which its towers find their matches."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from benchmarks.objectives.photos import SIZE, Photos, training_batches
+from eval.encoder import embed_texts, evaluation_mode
+from eval.ranks import find_matches
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.model.tokenizer import TokenBatch
+from vlm.objectives.objective import Objective
+from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.state import RunFacts
+from vlm.similarity.exchange import Exchange
+from vlm.training.accumulation import MicroBatches
+from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.engine import name_in_module
+from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.randomness import seed_step
+from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.step import Learner, train_step
+from vlm.training.teacher import Teacher, TeacherConfig
+from vlm.world import World
+
+WARMUP = 0.1  # share of the steps
+TEACHER = TeacherConfig(decay=0.995)
+OPTIMIZER = {"weight_decay": 0.1}
+ARCHITECTURE: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 64, "head_width": 32, "layers": 3},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run depends on; two runs with the same fields give the same ranks."""
+
+    row: str
+    batch: int
+    seed: int
+    lr: float
+    num_samples: int
+    split: str
+    objective: dict[str, Any]
+    providers: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For people and file names."""
+        return f"{self.row.replace(' ', '')}-{self.batch}-{self.seed}"
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run."""
+        return self.num_samples // self.batch
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {**asdict(self), "architecture": ARCHITECTURE, "optimizer": OPTIMIZER, "teacher": TEACHER.decay}
+
+
+def new_model(run: Run, vocabulary: int) -> DualEncoder:
+    """The towers with fresh weights: the same for all objectives at the same seed."""
+    architecture = {**ARCHITECTURE, "text_cfg": {**ARCHITECTURE["text_cfg"], "vocab_size": vocabulary}}
+    return build_model(ModelConfig.model_validate({"architecture": architecture, **run.model}), seed=run.seed)
+
+
+def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
+    """Train on one thread, then rank: `image_to_text` has a rank an image, `text_to_image` one a caption."""
+    torch.set_num_threads(1)
+    train = photos["train"]
+    model = new_model(run, int(train.tokens.max()) + 1)
+    learner = new_learner(run, model, len(train))
+    schedule, cuts = ScheduleConfig(), MicroBatches(run.batch, 1)
+    warmup = round(WARMUP * run.num_steps)
+    losses = []
+    began, used = time.perf_counter(), time.process_time()
+    model.train()
+    for batch in training_batches(train, run.batch, run.num_steps, run.seed):
+        lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
+        losses.append(float(train_step(learner, batch, cuts, run.seed, lr).evaluated.loss))
+    took, used = time.perf_counter() - began, time.process_time() - used
+    return {
+        **ranks(model, photos[run.split]),
+        "seconds": took,
+        "core_seconds": used,
+        "loss": sum(losses[-10:]) / len(losses[-10:]),
+        "logit_scale": model.logit_scale.exp().item(),
+    }
+
+
+def ranks(model: DualEncoder, photos: Photos) -> dict[str, list[int]]:
+    """Of every image the rank of its best caption, of every caption (image by image, in order) that of its image."""
+    return ranks_of(*embeddings(model, photos))
+
+
+def embeddings(model: DualEncoder, photos: Photos) -> tuple[Tensor, Tensor]:
+    """Unit rows [images, dim] and [images x captions, dim]."""
+    with evaluation_mode(model):
+        images = torch.cat([model.encode_image(part) for part in photos.centres().split(250)])
+        captions = TokenBatch(photos.tokens.flatten(0, 1), photos.lengths.flatten())
+        return images, embed_texts(model, captions, World(), 250)
+
+
+def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
+    """Both directions' ranks of rows whose texts come image by image."""
+    owners = torch.arange(len(images))[:, None]
+    text_owners = owners.repeat_interleave(len(texts) // len(images), dim=0)
+    return {
+        "image_to_text": find_matches(images, texts, owners, text_owners).ranks.tolist(),
+        "text_to_image": find_matches(texts, images, text_owners, owners).ranks.tolist(),
+    }
+
+
+def new_learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
+    """What takes the steps of a run."""
+    world = World()
+    seed_step(run.seed, 0, 0)
+    terms = TypeAdapter(Terms).validate_python(run.objective)
+    providers = TypeAdapter(Providers).validate_python(run.providers)
+    steps_per_epoch = max(1, round(num_samples / run.batch))
+    facts = RunFacts(model.embed_dim, num_samples, run.num_steps, steps_per_epoch, run.seed, world)
+    objective = Objective(terms, providers, Exchange(world), facts)
+    for name, value in objective.parameters().items():
+        model.term_parameters[name_in_module(name)] = torch.nn.Parameter(value.float())
+    accelerator = start_accelerator("ddp", rows_per_rank=run.batch, precision="fp32", max_grad_norm=1.0)
+    config = OptimizerConfig(lr=run.lr, **OPTIMIZER)
+    optimizer = build_optimizer(model, config, no_weight_decay_names(model))
+    engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=1.0)
+    teacher = Teacher(TEACHER, engine) if objective.needs_teacher else None
+    return Learner(engine, objective, teacher=teacher)

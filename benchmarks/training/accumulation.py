@@ -1,0 +1,118 @@
+"""What accumulation over micro-batches costs beside one full batch, in time and in memory.
+
+    python -P -m benchmarks.training.accumulation [--work WORK] [--turns 3]
+
+A ViT (64 px, 8 px patches, width 192, 6 layers) with a text tower of the same width; 512 pairs at once, or in
+micro-batches of 128 that are embedded twice, all 512 being negatives of each other. Gradients only: forward, objective,
+backward. Time: the ways take turns in one process. Memory: what a fresh process's peak rises above its model.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.processes import peak_above
+from benchmarks.result_cache import ResultCache, machine
+from vlm.batch import Batch
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import no_weight_decay_names
+from vlm.objectives.clip import Clip
+from vlm.objectives.objective import Objective
+from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.engine import Engine
+from vlm.training.optimizer import OptimizerConfig, build_optimizer
+
+PAIRS, LENGTH = 512, 24
+WAYS = {"one batch of 512": None, "4 micro-batches of 128": 128, "8 micro-batches of 64": 64}
+ARCHITECTURE = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "head_width": 64, "layers": 6},
+    "text_cfg": {"context_length": LENGTH, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 4},
+}
+
+
+def start() -> tuple[Engine, Objective, Batch]:
+    """A model under its engine, and a batch of noise."""
+    accelerator = start_accelerator("ddp", rows_per_rank=PAIRS, precision="fp32", max_grad_norm=None)
+    model = build_model(ModelConfig.model_validate({"architecture": ARCHITECTURE}), seed=0)
+    optimizer = build_optimizer(model, OptimizerConfig(), no_weight_decay_names(model))
+    engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=None)
+    batch = Batch(
+        step=0,
+        images=torch.randint(0, 255, (PAIRS, 3, 64, 64), dtype=torch.uint8),
+        tokens=torch.randint(1, 49000, (PAIRS, LENGTH)),
+        lengths=torch.full((PAIRS,), LENGTH),
+        sample_ids=torch.arange(PAIRS),
+        keys=("",) * PAIRS,
+    )
+    return engine, Objective({"clip": Clip()}), batch
+
+
+def seconds(rows: int | None, engine: Engine, objective: Objective, batch: Batch) -> float:
+    """One gradient."""
+    for parameter in engine.parameters().values():
+        parameter.grad = None
+    began = time.perf_counter()
+    accumulate(engine, objective, batch, MicroBatches(len(batch.images), 1, rows), seed=0)
+    return time.perf_counter() - began
+
+
+def measure_times(num_turns: int) -> dict[str, list[float]]:
+    """Each way's times, turn by turn, after one that is not counted."""
+    engine, objective, batch = start()
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    for turn in range(num_turns + 1):
+        for name, rows in WAYS.items():
+            took = seconds(rows, engine, objective, batch)
+            if turn:
+                times[name].append(took)
+    return times
+
+
+def measure_peak(name: str) -> float:
+    """By how many MB one gradient raises this process's peak, weights' gradients included."""
+    engine, objective, batch = start()
+    seconds(None, engine, objective, batch.part(0, 2))
+    return peak_above(lambda: seconds(WAYS[name], engine, objective, batch))
+
+
+def apart(what: str, argument: Any) -> Any:
+    """What a fresh process answers."""
+    command = [sys.executable, "-P", "-m", "benchmarks.training.accumulation", "--ask", json.dumps([what, argument])]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="drop what earlier runs measured")
+    parser.add_argument("--ask", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.ask:
+        what, argument = arguments.ask
+        print(json.dumps({"times": measure_times, "peak": measure_peak}[what](argument)))
+        return
+    results = ResultCache(arguments.work, "accumulation", arguments.again)
+    times = results("times", lambda: apart("times", arguments.turns))
+    print(machine(), "\n")
+    print("| 512 pairs | s, median (least to most) | of one batch | peak MB |\n|---|---|---|---|")
+    whole = statistics.median(times[next(iter(WAYS))])
+    for name, found in times.items():
+        peak = results(f"peak {name}", lambda name=name: apart("peak", name))
+        median = statistics.median(found)
+        print(f"| {name} | {median:.2f} ({min(found):.2f} to {max(found):.2f}) | {median / whole:.2f} | {peak:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
