@@ -29,7 +29,7 @@ class Measurer:
         )
 
     def ask(self, cores: Sequence[int], **request: Any) -> Any:
-        """What the script's function returns for these arguments, measured on these cores alone."""
+        """The value of the module's function for these arguments, measured on these cores alone."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"cores": list(cores), **request}) + "\n")

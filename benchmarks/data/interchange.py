@@ -1,4 +1,4 @@
-"""Whether open_clip's own training pipeline reads the shards that `vlm data build` writes: every sample, every caption.
+"""Shards by `vlm data build`, read by open_clip's own training pipeline: every sample, every caption.
 
     python -P -m benchmarks.data.interchange [--folder FOLDER] [--peer-path PATH]
 

@@ -33,7 +33,7 @@ SHAPES = ((1, 6_000, 256), (4, 1_500, 256), (20, 1_000, 256), (100, 1_000, 256),
 
 
 def megabytes() -> float:
-    """What this process alone holds."""
+    """The memory that this process alone holds, in MB."""
     gc.collect()
     return float(psutil.Process().memory_full_info().uss) / 1e6
 
@@ -46,7 +46,7 @@ def uneven(total: int) -> np.ndarray:
 
 
 def seconds(work: Any) -> float:
-    """How long one call takes."""
+    """The duration of one call, in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -116,7 +116,7 @@ def epoch() -> dict[str, Any]:
 
 
 def quality() -> list[dict[str, float]]:
-    """How near to a full shuffle one epoch of several shapes is."""
+    """The distance of one epoch from a full shuffle, for several shapes of data."""
     return [shape_quality(*shape) for shape in SHAPES]
 
 
@@ -226,7 +226,7 @@ def slow_server(folder: Path) -> Iterator[str]:
 
 
 def part(name: str, folder: Path, *more: str) -> Any:
-    """What a part prints, from a process of its own."""
+    """The result that a part prints, run in a process of its own."""
     command = [sys.executable, "-P", "-m", "benchmarks.data.order", "--part", name, "--folder", str(folder), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)

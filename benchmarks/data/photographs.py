@@ -28,7 +28,7 @@ CAPTIONS = ("A brown dog runs through the tall grass with a stick .", "Two peopl
 
 @dataclass(frozen=True)
 class ShardSet:
-    """What one set of shards holds: its images' sizes in turn, and how many are spread over how many shards."""
+    """The content of one set of shards: its images' sizes in turn, and how many are spread over how many shards."""
 
     name: str
     sizes: tuple[Size, ...]
@@ -144,7 +144,7 @@ def _write(shards: ShardSet, folder: Path, photographs: Photographs) -> None:
 
 def main() -> None:
     """Write the sets."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="folder with tar shards of photographs")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What each stage of the training stream costs alone, the library's own limit of it, and how near its pixels are."""
+"""Cost of each stage of the training stream alone, the library's own limit of it, and the distance of its pixels."""
 
 import io
 import mmap
@@ -220,7 +220,7 @@ def quality(folder: str, size: int, count: int) -> dict[str, list[float]]:
 
 
 def reference(one: Stored, size: int) -> Pixels:
-    """What open_clip's RandomResizedCrop makes of that box."""
+    """The view that open_clip's RandomResizedCrop makes of that box."""
     box = one.region.box
     image = Image.open(io.BytesIO(one.sample.image)).convert("RGB")
     cropped = resized_crop(

@@ -1,4 +1,4 @@
-"""How fast the training stream is beside open_clip's own pipeline, what its stages cost, and what a worker holds.
+"""Speed of the training stream beside open_clip's own pipeline, cost of its stages, and memory of a worker.
 
     python -P -m benchmarks.data.throughput [--data DATA] [--folder FOLDER] [--peer-path PATH]
 
@@ -53,7 +53,7 @@ def per_sample(
 
 
 def in_turn(ways: dict[str, Callable[[], Times]], repeats: int) -> dict[str, list[Times]]:
-    """What each way gives, one after the other, `repeats` times over."""
+    """The results of each way, which take turns, `repeats` times over."""
     found: dict[str, list[Times]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():

@@ -29,7 +29,7 @@ class PairedClouds(NamedTuple):
 
 
 def taken(count: int) -> NDArray[np.float64]:
-    """How often each of `count` things is taken, [1 + resamples, count]; the first row takes each once."""
+    """The number of times that each of `count` is taken, [1 + resamples, count]; the first row takes each once."""
     random = np.random.default_rng(0)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
     return np.concatenate([np.ones((1, count)), drawn])

@@ -1,4 +1,4 @@
-"""Which objective closes the gap, and what it costs: small towers on Flickr8k and rendered scenes, the same samples.
+"""Objectives and the gap between images and texts: small towers on Flickr8k and rendered scenes, the same samples.
 
     python -P -m benchmarks.geometry.comparison --data DATA [--work WORK] [--processes 2]
 

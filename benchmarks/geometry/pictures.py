@@ -20,7 +20,7 @@ SCENES = 6_000  # as many as there are photographs to train on
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the runs train on and what they are measured on.
+    """The pictures that runs train on and those that they are measured on.
 
     `train` holds photographs, then scenes; `photos` and `scenes` are for retrieval, `single` for zero-shot with
     `labels`; `prompts` has a row a class and a column a template (its images mean nothing); `watched` are photographs

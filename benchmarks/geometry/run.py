@@ -25,7 +25,7 @@ OBSERVATIONS = 40  # of the gap on the way
 
 @dataclass(frozen=True)
 class GeometryRun(Run):
-    """What one run depends on; `start` names the run whose weights it goes on from."""
+    """The settings of one run; `start` names the run whose weights it goes on from."""
 
     start: str | None = None
     base: str | None = None  # the row that its row is compared with
@@ -91,12 +91,12 @@ def watched_gap(model: DualEncoder, watched: Photos) -> float:
 
 
 def weights_file(work: Path, key: str) -> Path:
-    """Where a run leaves its weights."""
+    """The file in which a run leaves its weights."""
     return _folder(work / "weights") / f"{key}.safetensors"
 
 
 def pairs_file(work: Path, key: str) -> Path:
-    """Where a run leaves its held-out pairs: images and first captions."""
+    """The file in which a run leaves its held-out pairs: images and first captions."""
     return _folder(work / "pairs") / f"{key}.safetensors"
 
 

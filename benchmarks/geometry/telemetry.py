@@ -1,4 +1,4 @@
-"""What it costs to watch the geometry of embeddings in a real run: the share of its time at the default settings.
+"""Cost of watching the geometry of embeddings in a real run: the share of its time at the default settings.
 
     python -P -m benchmarks.geometry.telemetry [--steps 200]
 

@@ -33,7 +33,7 @@ Start = Literal["other weights", "same weights"]
 
 @dataclass(frozen=True)
 class Twins:
-    """What one control depends on: `start` says how the second tower differs from the first before training."""
+    """The settings of one control: `start` says how the second tower differs from the first before training."""
 
     start: Start
     seed: int

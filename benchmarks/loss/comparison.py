@@ -87,7 +87,7 @@ def errors(name: str, scale: float, kind: str) -> dict[str, float]:
 
 
 def apart(part: str, world_size: int = 1, **arguments: Any) -> list[Any]:
-    """What each rank's fresh process answers."""
+    """The answers of the ranks' fresh processes."""
     port = torch.randint(20_000, 50_000, ()).item()
     asked = json.dumps({"part": part, "size": world_size, "port": port, **arguments})
     command = [sys.executable, "-P", "-m", "benchmarks.loss.comparison", "--ask"]
@@ -128,7 +128,7 @@ def measure_times(results: ResultCache, num_turns: int) -> str:
 
 
 def measure_variants(results: ResultCache, num_turns: int) -> str:
-    """What per-entry and per-row options cost beside the plain loss."""
+    """The table of the cost of per-entry and per-row options beside the plain loss."""
     rows = {}
     for product in PRODUCTS:
         names = [name for name in ways(World()) if name.endswith(product) and "open_clip" not in name]

@@ -1,4 +1,4 @@
-"""How far the gradient of the gathered CLIP loss is from one process's, here and in open_clip, at several world sizes.
+"""Distance of the gathered CLIP loss's gradient from one process's, for vlm and open_clip, at several world sizes.
 
     python -P -m benchmarks.loss.gradient
 
@@ -86,7 +86,7 @@ def work(rank: int, world_size: int, rendezvous: str) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     arguments = parser.parse_args()
     print("| ranks | loss | towers: error | towers: norm ratio | scale: error | scale: norm ratio |")

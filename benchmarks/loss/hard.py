@@ -1,4 +1,4 @@
-"""What the hard contrastive loss costs beside `clip`: forward and backward, by dimension and share of negatives.
+"""Cost of the hard contrastive loss beside `clip`: forward and backward, by dimension and share of negatives.
 
     python -P -m benchmarks.loss.hard [--turns 5]
 
@@ -28,7 +28,7 @@ def seconds(way: Way, rows: Leaves, world: World) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     turns = parser.parse_args().turns
     torch.set_num_threads(1)

@@ -80,11 +80,11 @@ def own_scales(product: torch.dtype | None) -> Way:
         ranks, _ = Exchange(world).count(len(rows["image"]))
         scales = rows["scale"] * torch.linspace(0.9, 1.1, len(rows["image"]))
         columns = Exchange(world).columns(rows["text"], ranks)
-        of_rows, of_columns = log_sum_exp_of_scales(
+        row_lse, column_lse = log_sum_exp_of_scales(
             rows["image"], columns, scales, ranks.gather(scales), product=product
         )
         positive = scales * (rows["image"] * rows["text"]).sum(1)
-        return ((of_rows + ranks.merge_log_sum_exp(of_columns)) / 2 - positive).mean()
+        return ((row_lse + ranks.merge_log_sum_exp(column_lse)) / 2 - positive).mean()
 
     return loss
 

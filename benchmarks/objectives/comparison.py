@@ -38,7 +38,7 @@ QUEUE = 2_048  # of 6,000 photographs
 
 
 def rows_at(batch: int) -> dict[str, dict[str, Any]]:
-    """What is compared at this batch: the fields of a `Run`."""
+    """The rows of the comparison at this batch: the fields of a `Run`."""
     sigmoid_start = {"init_logit_scale": 10.0, "init_logit_bias": -10.0}
     rows: dict[str, dict[str, Any]] = {
         "clip": {"objective": {"clip": 1.0}},

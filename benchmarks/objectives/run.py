@@ -41,7 +41,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one run depends on; two runs with the same fields give the same ranks."""
+    """The settings of one run; two runs with the same fields give the same ranks."""
 
     row: str
     batch: int
@@ -122,7 +122,7 @@ def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
 
 
 def new_learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
-    """What takes the steps of a run."""
+    """The engine and objective that take the steps of a run."""
     world = World()
     seed_step(run.seed, 0, 0)
     terms = TypeAdapter(Terms).validate_python(run.objective)

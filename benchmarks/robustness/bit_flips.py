@@ -1,4 +1,4 @@
-"""What becomes of a run of which one bit flips: each of its own files in turn, read by resume, eval, export and report.
+"""Single flipped bits in each of a run's own files in turn, which resume, eval, export and report then read.
 
     python -P -m benchmarks.robustness.bit_flips [FOLDER] [--flips 500] [--seed 0]
 
@@ -106,7 +106,7 @@ def files_of(run: Path) -> list[Path]:
 
 
 def flipped(run: Path, path: Path, flips: int, draws: random.Random) -> Counter[str]:
-    """How often the readers made what of a flip."""
+    """The number of flips by the worst outcome that any reader made of them."""
     owner, whole = (run / "owner.json").read_bytes(), path.read_bytes()
     readers = [reader for reader in (resumed, evaluated, exported, reported) if reader in readers_of(path)]
     right = {reader.__name__: reader(run)[0] for reader in readers}
@@ -134,7 +134,7 @@ def readers_of(path: Path) -> tuple[Reader, ...]:
 
 
 def outcome(reader: Reader, run: Path, path: Path, right: Any) -> str:
-    """What a reader makes of the run as it is now."""
+    """The outcome of one reader of the run as it is now."""
     try:
         found, said = reader(run)
     except UserError as error:
@@ -196,7 +196,7 @@ def weights_of(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def reported(run: Path) -> tuple[Any, str]:
-    """What a report shows; the page itself is written where that differs from the last one read."""
+    """The content of a report; the page itself is written where that differs from the last one read."""
     record = read_run(run)
     if [record] != _LAST:
         write_report([run], run.parent / "report.html")

@@ -1,5 +1,7 @@
 """Damaged image files through every reader, beside Pillow: tracebacks, and files taken that Pillow refuses.
 
+    python -P -m benchmarks.robustness.damaged_images [--files 10000] [--seed 0] [--work WORK] [--again]
+
 Each file is a small picture in one of many forms with a flipped bit, a changed byte, a cut, a hole, a doubled piece or
 bytes put in. Training, evaluation, `data check`, `data build` and the pictures of a report read it.
 """
@@ -48,7 +50,7 @@ BUILDERS: dict[str, Callable[[bytes], object]] = {
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000, help="how many damaged files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "damaged-images")
@@ -85,7 +87,7 @@ def _tried(seed: int, start: int, count: int) -> Counter[str]:
 
 
 def _compare(data: bytes) -> Iterator[str]:
-    """What is to be counted of one damaged file."""
+    """The outcomes of one damaged file that are counted."""
     expected = peer(data)
     verdicts, broken = _verdicts(data, {**READERS, **BUILDERS} if _is_trained(data) else BUILDERS)
     if expected is None:

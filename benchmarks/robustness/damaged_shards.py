@@ -1,5 +1,7 @@
 """Shards whose headers are damaged or lie, and flipped bits in our own files beside them: tracebacks, and silence.
 
+    python -P -m benchmarks.robustness.damaged_shards [--headers 3000] [--bits 500] [--seed 0] [--work WORK] [--again]
+
 A header with a wrong checksum must be told, or change nothing; of one that lies under a right checksum we must say that
 something is wrong, or read the very samples that Python's tarfile reads. Indexing and sequential mode read each shard.
 """
@@ -49,7 +51,7 @@ Pair = tuple[bytes, bytes]
 
 
 class Read(NamedTuple):
-    """What was read of a shard: the pairs of picture and text, and whether anything was said to be wrong."""
+    """The pairs of picture and text that were read of a shard, and whether anything was said to be wrong."""
 
     pairs: tuple[Pair, ...]
     told: bool
@@ -57,7 +59,7 @@ class Read(NamedTuple):
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--headers", type=int, default=3_000, help="how many damaged headers")
     parser.add_argument("--bits", type=int, default=500, help="how many flipped bits in each of our files")
     parser.add_argument("--seed", type=int, default=0)
@@ -174,7 +176,7 @@ def by_tarfile(path: Path) -> tuple[Pair, ...]:
 
 
 def _header_at(stored: bytearray, rng: random.Random) -> int:
-    """Where one of the headers begins."""
+    """The place at which one of the headers begins."""
     return rng.choice([at for at in range(0, len(stored), 512) if stored[at + 257 : at + 262] == b"ustar"])
 
 

@@ -1,4 +1,4 @@
-"""What the guard against steps without a finite loss costs: in a step, and where a checkpoint is written.
+"""Cost of the guard against steps without a finite loss: in a step, and where a checkpoint is written.
 
     python -P -m benchmarks.robustness.guard [--turns 5]
 
@@ -42,7 +42,7 @@ def losses(checked: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     turns = parser.parse_args().turns
     torch.set_num_threads(1)

@@ -123,7 +123,7 @@ def killed(folder: Path, number: int, kills: int) -> list[tuple[str, str]]:
 
 
 def moments(number: int, kills: int) -> list[str]:
-    """When the lives of a run are ended: the first at its beginning, the last at its report."""
+    """The moments at which the lives of a run are ended: the first at its beginning, the last at its report."""
     between = ["save", "at random", "evaluation", "rename", "at random", "prune", "at random", "evaluation"]
     middle = [between[(number + place) % len(between)] for place in range(kills - 2)]
     return [("directory made", "index")[number % 2], *middle, "report"]

@@ -1,4 +1,4 @@
-"""How long the ranks of a run outlive one that fails, is killed, or is stopped; and what each of them says.
+"""Time by which the ranks of a run outlive one that fails, is killed, or is stopped; and the lines that they end with.
 
     python -P -m benchmarks.robustness.lost_ranks [FOLDER] [--again]
 

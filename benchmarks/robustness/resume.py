@@ -1,4 +1,4 @@
-"""What runs trained on at every world size and number of workers, killed at random moments, resumed elsewhere.
+"""Samples that runs train on at every world size and number of workers, killed at random moments, resumed elsewhere.
 
     python -P -m benchmarks.robustness.resume [FOLDER] [--kills 20]
 
@@ -161,13 +161,13 @@ def mark_finished(run: Path) -> None:
 
 
 def last_step(run: Path) -> int:
-    """How many lines of metrics a run has written."""
+    """The number of lines of metrics that a run has written."""
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def skips_of(run: Path) -> list[tuple[int, str, str, str]]:
-    """When and why samples were skipped, and what was taken instead."""
+    """Each skipped sample: its step, its key, the reason and its substitute."""
     return sorted((line["step"], line["key"], line["reason"], line["substitute"]) for line in ledger_of(run))
 
 

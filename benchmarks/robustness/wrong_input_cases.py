@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fixtures:
-    """What is whole: shards, a recipe, a run, tables; kinds copy from here what they damage."""
+    """Undamaged shards, a recipe, a run and tables, of which each kind of case damages a copy."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""600 wrong inputs over all commands: does each end in one line, soon, with nothing half written?
+"""Wrong inputs to all commands: whether each ends in one line, soon, with nothing half written.
 
     python -P -m benchmarks.robustness.wrong_inputs [FOLDER] [--count 600] [--seed 0] [--show KIND]
 
@@ -68,7 +68,7 @@ def warm_up() -> None:
 
 
 def judged(case: Case, folder: Path) -> dict[str, Any]:
-    """What became of one case."""
+    """The outcome of one case."""
     said = folder / "said.txt"
     began = time.monotonic()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""What accumulation over micro-batches costs beside one full batch, in time and in memory.
+"""Time and memory of accumulation over micro-batches, beside one full batch.
 
     python -P -m benchmarks.training.accumulation [--work WORK] [--turns 3]
 
@@ -86,7 +86,7 @@ def measure_peak(name: str) -> float:
 
 
 def apart(what: str, argument: Any) -> Any:
-    """What a fresh process answers."""
+    """The answer of a fresh process."""
     command = [sys.executable, "-P", "-m", "benchmarks.training.accumulation", "--ask", json.dumps([what, argument])]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 

@@ -1,4 +1,4 @@
-"""Train `flickr8k-tiny` on real photographs, then print its retrieval table and throughput and draw its curves.
+"""A run of `flickr8k-tiny` on real photographs: its retrieval table, its throughput and its curves.
 
     python -P -m benchmarks.training.flickr8k DATA_FOLDER [--run RUN] [--figure FILE.png]
 
