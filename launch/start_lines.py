@@ -2,6 +2,7 @@
 
 import socket
 from collections import Counter
+from typing import Literal
 
 import torch
 
@@ -10,6 +11,7 @@ from data.stream import TrainStream
 from launch.recipe import Recipe
 from vlm.model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.lock import AllBut
 from vlm.world import World
 
 
@@ -35,7 +37,12 @@ def model_line(recipe: Recipe, model: DualEncoder) -> str:
     share = "all trained" if trained == every else f"{trained:,} trained"
     size = model.image_spec.size
     weights = f", weights of {recipe.model.pretrained}" if recipe.model.pretrained else ""
-    return f"model {_model_name(recipe.model)}: {every:,} parameters, {share}{weights}; images {size} x {size}"
+    locked = "".join(f", {name} tower locked{_but(lock)}" for name, lock in recipe.model.lock if lock is not None)
+    return f"model {_model_name(recipe.model)}: {every:,} parameters, {share}{weights}{locked}; images {size} x {size}"
+
+
+def _but(lock: Literal["all"] | AllBut) -> str:
+    return "" if lock == "all" else f" but for {lock.all_but} block{'s' if lock.all_but > 1 else ''}"
 
 
 def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int, start_step: int) -> str:

@@ -7,20 +7,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vlm.errors import UserError
 
 
-def without_batch_norm(tower: nn.Module, name: str, *, freeze: bool) -> nn.Module:
+def without_batch_norm(tower: nn.Module, name: str, *, freeze: bool, locked: bool = False) -> nn.Module:
     """The tower `name` with its batch norms frozen to their running statistics (in training mode too).
 
-    Raises UserError when there are batch norms that may not, or cannot, be frozen.
+    Those of a tower that is `locked` whole are frozen too, or left to its lock. Raises UserError when there are batch
+    norms that may not, or cannot, be frozen.
     """
     if not _batch_norms(tower):
         return tower
-    if not freeze:
+    if not (freeze or locked):
         raise UserError(
             f"the {name} tower normalises over the local batch (batch norm), so its gradient would depend on the "
             "number of ranks and micro-batches; set freeze_batch_norm: true, or take a tower with group or layer norm"
         )
     frozen: nn.Module = freeze_batch_norm_2d(tower)
-    if left := _batch_norms(frozen):
+    if (left := _batch_norms(frozen)) and not locked:
         raise UserError(f"freeze_batch_norm: the {name} tower has a batch norm that cannot be frozen: {left[0]}")
     return frozen
 

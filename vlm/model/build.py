@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
+from vlm.errors import EveryRankError
 from vlm.model import open_clip_towers
 from vlm.model.batch_norm import without_batch_norm
 from vlm.model.config import ModelConfig, TextTowerConfig, Towers
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import ForeignFiles
+from vlm.model.lock import AllBut
 from vlm.model.pretrained import load_pretrained_weights
 from vlm.model.resolve import architecture_of, image_spec, resolve, without_weights
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
-from vlm.model.towers import ImageTower, TextTower
+from vlm.model.towers import ImageTower, TextTower, Tower
 from vlm.model.transformers_halves import are_halves_of_one
 from vlm.model.transformers_towers import TransformersModels
 from vlm.model.trial import require_working
@@ -72,12 +75,24 @@ def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles,
     else:
         trunk = open_clip_towers.build_image_trunk(towers.embed_dim, towers.image.vision_cfg, quick_gelu=quick_gelu)
     text, tokenizer = _text_tower(towers, models, files, quick_gelu=quick_gelu)
-    trunk = without_batch_norm(trunk, "image", freeze=freeze)
-    without_batch_norm(text, "text", freeze=freeze)
+    lock = resolved.lock
+    trunk = without_batch_norm(trunk, "image", freeze=freeze, locked=lock.image == "all")
+    without_batch_norm(text, "text", freeze=freeze, locked=lock.text == "all")
     model = DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
+    _lock(model.image, "image", lock.image)
+    _lock(model.text, "text", lock.text)
     if towers.image.pretrained and are_halves_of_one(towers):
         _take_scale_and_bias(model, models.scale_and_bias(), config)
     return model
+
+
+def _lock(tower: Tower, name: str, lock: Literal["all"] | AllBut | None) -> None:
+    if lock is None:
+        return
+    try:
+        tower.lock(0 if lock == "all" else lock.all_but)
+    except ValueError as error:
+        raise EveryRankError(f"model.lock.{name}.all_but: {error}") from None
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from vlm.config import Config
 from vlm.model.heads import HeadConfig
 from vlm.model.image_spec import ImageSize, Interpolation, Mean, ResizeMode, Std
+from vlm.model.lock import LockConfig
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.model.open_clip_fields import checked_fields
 
@@ -130,7 +131,10 @@ class ModelConfig(Config):
     )
     image_head: HeadConfig | None = Field(default=None, description="a projection head behind the image tower")
     text_head: HeadConfig | None = Field(default=None, description="a projection head behind the text tower")
-    freeze_batch_norm: bool = Field(default=False, description="keep the statistics of batch norm as they are")
+    lock: LockConfig = Field(default=LockConfig(), description="towers whose weights stay as they are")
+    freeze_batch_norm: bool = Field(
+        default=False, description="keep the statistics of batch norm as they are; those of a tower locked whole are"
+    )
     quick_gelu: bool | None = Field(default=None, description="OpenAI's approximation of GELU")
     image_size: ImageSize | None = Field(default=None, description="pixels a side")
     image_mean: tuple[Mean, Mean, Mean] | None = Field(default=None, description="subtracted from values in [0, 1]")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm.errors import UserError, reason
 from vlm.model.clean_configuration import CONFIG
 from vlm.model.foreign import ForeignFiles, folder_of
+from vlm.model.lock import projection_of
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower
 from vlm.model.transformers_towers import load, require_weights
@@ -83,6 +84,9 @@ class PaddedTextTower(TextTower):
     def may_shorten(self) -> bool:
         """Bidirectional and class-token towers compute something else at another length."""
         return False
+
+    def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
+        return projection_of(self.tower)
 
     def forward(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]

@@ -9,9 +9,50 @@ from torch import Tensor, nn
 
 from vlm.model.blocks import most_repeated, repeated_blocks
 from vlm.model.image_spec import ImageSpec
+from vlm.model.lock import projection_of
 
 
-class ImageTower(nn.Module):
+class Tower(nn.Module, ABC):
+    """What both towers have: blocks, a projection to the embedding, and a lock on the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unlocked: list[nn.Module] | None = None  # None: all of the tower trains
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks in order, by which the tower can be locked or sharded; none where none repeat."""
+
+    @abstractmethod
+    def projection_parts(self) -> list[nn.Module | nn.Parameter]:
+        """The last map to the embedding; empty where features are the embedding."""
+
+    def lock(self, all_but: int = 0) -> None:
+        """Keep all weights as they are but those of the last `all_but` blocks and of the projection, for good.
+
+        What is locked computes as in evaluation, also in training mode. Raises ValueError for more blocks than there
+        are.
+        """
+        blocks = self.blocks()
+        if all_but > len(blocks):
+            raise ValueError(f"found {all_but}; the tower has {len(blocks)} blocks")
+        parts = [*blocks[len(blocks) - all_but :], *self.projection_parts()]
+        self._unlocked = [part for part in parts if isinstance(part, nn.Module)]
+        unlocked = {id(part) for part in parts} | {id(p) for part in self._unlocked for p in part.parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in unlocked:
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Training or evaluation mode; what is locked stays in evaluation mode."""
+        super().train(mode and self._unlocked is None)
+        for module in self._unlocked or ():
+            module.train(mode)
+        return self
+
+
+class ImageTower(Tower):
     """uint8 images to embeddings: normalisation on the device, then the trunk (open_clip, timm or transformers)."""
 
     mean: Tensor
@@ -29,12 +70,14 @@ class ImageTower(nn.Module):
         pixels = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
         return self.trunk(pixels)  # type: ignore[no-any-return]
 
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated blocks of the trunk in order, by which it can be locked or sharded; none where none repeat."""
+    def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return repeated_blocks(self.trunk)
 
+    def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
+        return projection_of(self.trunk)
 
-class TextTower(nn.Module, ABC):
+
+class TextTower(Tower):
     """Token ids to embeddings.
 
     `may_shorten` promises that a batch cut to its longest text gives what the full context length gives; the tokenizer
@@ -57,9 +100,11 @@ class TextTower(nn.Module, ABC):
     ) -> Float[Tensor, "batch dim"]:
         """Embeddings, not yet of unit norm."""
 
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated blocks in order, by which the tower can be locked or sharded; none where none repeat."""
+    def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return most_repeated(self)
+
+    def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
+        return projection_of(self)
 
     def padded(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"], length: int

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from vlm.config import Config
+from vlm.errors import EveryRankError
 
 
 class LrScale(Config):
@@ -40,7 +41,8 @@ class OptimizerConfig(Config):
 def build_optimizer(module: nn.Module, config: OptimizerConfig, undecayed: AbstractSet[str]) -> torch.optim.AdamW:
     """Fused AdamW over the trainable parameters of `module`; those named in `undecayed` get no weight decay.
 
-    Each group of parameters has its factor of the learning rate as `lr_scale`, which `set_lr` follows.
+    Each group of parameters has its factor of the learning rate as `lr_scale`, which `set_lr` follows. Raises
+    EveryRankError when nothing trains.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for decayed in (True, False):
@@ -48,6 +50,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, undecayed: Abstr
             if parameter.requires_grad and (name not in undecayed) is decayed:
                 decay = config.weight_decay if decayed else 0.0
                 groups.setdefault((config.lr_scale.of(name), decay), []).append(parameter)
+    if not groups:
+        raise EveryRankError("model.lock: nothing is left to train: neither a tower, nor a projection, nor the scale")
     optimizer = torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
