@@ -173,7 +173,7 @@ class HeldOutSet:
             range(-(-most // rows)),
             workers=workers,
             prefetch=_PREFETCH,
-            arrive=lambda views: views._replace(images=ring.images(views.images)),
+            arrive=lambda views: views.received(ring),
             pinned=world.device.type == "cuda",
         )
         for views in loaded:
@@ -216,6 +216,15 @@ class _Views(NamedTuple):
     indices: Int64[Tensor, " batch"]
     valid: Bool[Tensor, " batch"]
     skipped: tuple[Skip, ...]
+
+    def received(self, ring: PixelRing) -> "_Views":
+        """The same with its pixels, in the process that reads them."""
+        return self._replace(images=ring.images(self.images))
+
+    def pin_memory(self) -> "_Views":
+        """The same in memory that a GPU reads by itself."""
+        assert isinstance(self.images, Tensor)
+        return _Views(self.images.pin_memory(), self.indices.pin_memory(), self.valid.pin_memory(), self.skipped)
 
 
 @dataclass(frozen=True)

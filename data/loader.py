@@ -3,12 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from data.shards.source import Sample, Source
 from data.shards.store import is_remote
 from data.substitution import Place, Substitution, SubstitutionLog, no_substitute, substitutes
 from data.workers import Stage
-from vlm.batch import AllCaptions, Skip
+from vlm.batch import Batch, BatchPart, Images, Skip, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 
@@ -34,19 +34,16 @@ _PREFETCH_EVERY = 8  # batches
 _MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
 
 
-class Rows(NamedTuple):
-    """A Batch on its way between processes; a named tuple, so that pinning finds its tensors."""
+class SentBatch(NamedTuple):
+    """A batch on its way between processes: its pixels go apart, through the ring where there is room."""
 
-    step: int
-    images: UInt8[Tensor, "batch 3 height width"] | Slot
-    tokens: Int64[Tensor, "batch length"]
-    lengths: Int64[Tensor, " batch"]
-    sample_ids: Int64[Tensor, " batch"]
-    keys: tuple[str, ...]
-    labels: Int64[Tensor, " batch"] | None
-    skipped: tuple[Skip, ...]
-    captions: AllCaptions | None
-    counts: dict[str, int]
+    batch: Batch
+    pixels: UInt8[Tensor, "samples 3 height width"] | Slot
+
+    def received(self, ring: PixelRing) -> Batch:
+        """The whole batch, in the training process."""
+        images = Images(ring.images(self.pixels))
+        return replace(self.batch, parts={"image": images, **self.batch.parts})
 
 
 class Example(NamedTuple):
@@ -121,7 +118,7 @@ class BatchLoader:
         self._ring = PixelRing.ahead(workers, prefetch, len(self._slots), self._reader.image.size)
         return self._ring
 
-    def __call__(self, step: int, stage: Stage) -> Rows:
+    def __call__(self, step: int, stage: Stage) -> SentBatch:
         """The rows of one step, bad samples replaced; `stage` hears what is being read."""
         self._fetch_ahead(step, stage)
         picks = self._order.picks(step, self._slots)
@@ -198,34 +195,33 @@ class BatchLoader:
 
 def collate(
     step: int,
-    images: UInt8[Tensor, "batch 3 size size"] | Slot,
+    pixels: UInt8[Tensor, "samples 3 size size"] | Slot,
     examples: Sequence[Example],
     skipped: tuple[Skip, ...],
     tokenizer: Tokenize,
-) -> Rows:
-    """The rows of a batch from its pixels and examples; labels only where every row has one."""
-    tokens = tokenizer([example.caption.text for example in examples])
+) -> SentBatch:
+    """A batch from its pixels and examples; labels only where every sample has one."""
     labels = [example.label for example in examples if example.label is not None]
-    return Rows(
+    batch = Batch(
         step=step,
-        images=images,
-        tokens=tokens.tokens,
-        lengths=tokens.lengths,
         sample_ids=torch.tensor([example.sample.id for example in examples], dtype=torch.int64),
         keys=tuple(example.sample.key for example in examples),
+        parts=_texts(examples, tokenizer),
         labels=torch.tensor(labels, dtype=torch.int64) if len(labels) == len(examples) else None,
         skipped=skipped,
-        captions=_all_captions(examples, tokenizer),
         counts=_counts(examples),
     )
+    return SentBatch(batch, pixels)
 
 
-def _all_captions(examples: Sequence[Example], tokenizer: Tokenize) -> AllCaptions | None:
-    texts = [text for example in examples for text in example.caption.all]
-    if not texts:
-        return None
-    rows = [row for row, example in enumerate(examples) for _ in example.caption.all]
-    return AllCaptions(*tokenizer(texts), torch.tensor(rows, dtype=torch.int64))
+def _texts(examples: Sequence[Example], tokenizer: Tokenize) -> dict[str, BatchPart]:
+    """The text of each sample, and all captions of each where the caption policy gives them."""
+    parts: dict[str, BatchPart] = {"text": Texts(*tokenizer([example.caption.text for example in examples]))}
+    captions = [text for example in examples for text in example.caption.all]
+    if captions:
+        owners = [sample for sample, example in enumerate(examples) for _ in example.caption.all]
+        parts["captions"] = Texts(*tokenizer(captions), owners=torch.tensor(owners, dtype=torch.int64))
+    return parts
 
 
 def _counts(examples: Sequence[Example]) -> dict[str, int]:

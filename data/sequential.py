@@ -10,7 +10,7 @@ import webdataset
 
 from data.bad_sample import BadSampleError
 from data.config import DataConfig
-from data.loader import Example, Rows, SampleReader, Tokenize, collate
+from data.loader import Example, SampleReader, SentBatch, Tokenize, collate
 from data.randomness import Draws, hash_key
 from data.ring import PixelRing
 from data.shards.cache import ShardCache
@@ -86,17 +86,15 @@ class SequentialStream:
         workers, prefetch = self._config.workers, self._config.prefetch
         ring = PixelRing.ahead(workers, prefetch, self._rows, self._reader.image.size)
         load = SequentialLoader(pieces, self._shares, ring, self._reader, self._tokenizer, key)
-        loaded = load_ahead(
+        yield from load_ahead(
             load,
             range(start_step, start_step + num_steps),
             workers=workers,
             prefetch=prefetch,
-            arrive=lambda rows: rows._replace(images=ring.images(rows.images)),
+            arrive=lambda sent: sent.received(ring),
             pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )
-        for rows in loaded:
-            yield Batch(**rows._asdict())
 
     def state(self, step: int) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
         """Nothing: the stream does not resume exactly."""
@@ -129,7 +127,7 @@ class SequentialLoader:
         self._key = key
         self._streams: dict[str, Iterator[Sample | Skip]] | None = None
 
-    def __call__(self, step: int, stage: Stage) -> Rows:
+    def __call__(self, step: int, stage: Stage) -> SentBatch:
         """The rows of a step; what cannot be used is passed over."""
         if self._streams is None:
             self._streams = {

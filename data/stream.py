@@ -80,17 +80,15 @@ class TrainStream:
         self._log.load(start_step, self._restored)
         workers, prefetch = self._config.workers, self._config.prefetch
         ring = self._load.use_ring(workers, prefetch)
-        loaded = load_ahead(
+        yield from load_ahead(
             self._load,
             range(start_step, start_step + num_steps),
             workers=workers,
             prefetch=prefetch,
-            arrive=lambda rows: rows._replace(images=ring.images(rows.images)),
+            arrive=lambda sent: sent.received(ring),
             pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )
-        for rows in loaded:
-            yield Batch(**rows._asdict())
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` steps must hold besides that number: substitutions made ahead. Collective."""

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import torch
-
 from data.crew import Crew, WorkerDiedError
 from vlm.errors import UserError
 from vlm.terminal import one_line
 
-Loaded = TypeVar("Loaded", bound=tuple[object, ...])
+Sent = TypeVar("Sent")
+Loaded = TypeVar("Loaded")
 
 _TEXT = 512  # bytes of a worker's place in the table of stages
 _POLL_SECONDS = 5.0
@@ -54,13 +53,17 @@ class Stage:
         self._stages.write(self.worker, text)
 
 
+def _as_sent(value: Any) -> Any:
+    return value
+
+
 def load_ahead(
-    load: Callable[[int, Stage], Loaded],
+    load: Callable[[int, Stage], Sent],
     numbers: range,
     *,
     workers: int,
     prefetch: int = 2,
-    arrive: Callable[[Loaded], Loaded] | None = None,
+    arrive: Callable[[Sent], Loaded] = _as_sent,
     pinned: bool = False,
     patience: float = 1800.0,
 ) -> Iterator[Loaded]:
@@ -69,7 +72,7 @@ def load_ahead(
     Workers are forked, one thread each; they take the numbers in turn. Nothing is drawn from this process's random
     generators. Leaving the iterator ends the workers. One that is waited for is named, with the shard it is reading,
     after a minute on standard error, and after `patience` seconds in the error. `arrive` is done to each result in
-    this process, before its tensors are copied to pinned memory where that is asked for.
+    this process, and what it returns is copied to pinned memory, by its `pin_memory`, where that is asked for.
 
     Raises:
         UserError: as `load` raised it, in whichever process; or a worker died, or kept this process waiting too long.
@@ -131,17 +134,10 @@ class _Watchdog:
         return min(_POLL_SECONDS, self._patience - waited)
 
 
-def _arriving(results: Iterator[Loaded], arrive: Callable[[Loaded], Loaded] | None, pinned: bool) -> Iterator[Loaded]:
+def _arriving(results: Iterator[Sent], arrive: Callable[[Sent], Loaded], pinned: bool) -> Iterator[Loaded]:
     for result in results:
-        here = result if arrive is None else arrive(result)
-        yield _pin(here) if pinned else here
-
-
-def _pin(value: Any) -> Any:
-    """The same with its tensors, also those of named tuples in it, in memory that a GPU reads by itself."""
-    if isinstance(value, torch.Tensor):
-        return value.pin_memory()
-    return type(value)(*map(_pin, value)) if hasattr(value, "_fields") else value
+        arrived: Any = arrive(result)
+        yield arrived.pin_memory() if pinned else arrived
 
 
 def _pinned_ahead(arriving: Iterator[Loaded], ahead: int) -> Iterator[Loaded]:

@@ -32,11 +32,11 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
+from vlm.outputs import module_key
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine
 from vlm.training.data_record import DataRecord
-from vlm.training.engine import name_in_module
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.manifest import Manifest
@@ -159,7 +159,7 @@ def build_objective(recipe: Recipe, model: DualEncoder, num_samples: int, world:
     )
     objective = Objective(recipe.objective, recipe.providers, Exchange(world, recipe.similarity), facts)
     for name, value in objective.parameters().items():
-        model.term_parameters[name_in_module(name)] = torch.nn.Parameter(value.float())
+        model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
     return objective
 
 

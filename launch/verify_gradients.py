@@ -14,10 +14,11 @@ from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.terminal import Terminal
-from vlm.training.accumulation import MicroBatches, accumulate, remember
+from vlm.training.accumulation import accumulate, remember
 from vlm.training.build_engine import build_engine
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.engine import Engine, Precision
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import build_optimizer
 from vlm.training.state import restore_memory
 from vlm.training.teacher import Teacher
@@ -78,7 +79,7 @@ def _prepare(recipe: Recipe, world: World, saved: Checkpoint | None) -> tuple[Du
 def _reference(
     recipe: Recipe, num_samples: int, steps: list[list[Batch]], saved: Checkpoint | None
 ) -> dict[str, torch.Tensor]:
-    alone = World(device=steps[0][0].images.device)
+    alone = World(device=steps[0][0].sample_ids.device)
     model = build_model(recipe.model, recipe.seed)
     plain = recipe.model_copy(update={"similarity": type(recipe.similarity)()})
     objective = build_objective(plain, model, num_samples, alone)
@@ -102,11 +103,11 @@ def _compare(
     engine.module.train()
     *earlier, last = (batch.to(engine.world.device) for batch in batches)
     engine.warm_up(last)
-    teacher = Teacher(recipe.teacher, engine) if objective.needs_teacher else None
-    cuts = MicroBatches(recipe.global_batch, engine.world.size, recipe.micro_batch)
+    teacher = Teacher(recipe.teacher, engine) if objective.needs.teacher_outputs else None
+    plan = MicroBatchPlan(recipe.global_batch, engine.world.size, recipe.micro_batch)
     for batch in earlier:
-        remember(engine, objective, batch, cuts, recipe.seed, teacher)
-    accumulate(engine, objective, last, cuts, recipe.seed, teacher)
+        remember(engine, objective, batch, plan, recipe.seed, teacher)
+    accumulate(engine, objective, last, plan, recipe.seed, teacher)
     compared = compare_gradients(engine.parameters(), engine.gradient, expected)
     shared: list[list[GroupComparison]] = engine.world.gather_objects(compared)
     return shared[0]

@@ -1,12 +1,15 @@
-"""What a training step eats."""
+"""The rows of a global batch that one rank trains on, in parts: images, texts, and whatever else belongs to samples."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
+
+Part = TypeVar("Part", bound="BatchPart")
 
 
 @dataclass(frozen=True)
@@ -20,65 +23,157 @@ class Skip:
     substitute: str
 
 
-class AllCaptions(NamedTuple):
-    """Every caption of every sample of a batch: row m is a caption of image `rows[m]`, its first the one trained on."""
+@dataclass(frozen=True)
+class BatchPart:
+    """One kind of input: tensors with an entry in each row, and the samples that the rows are of.
 
-    tokens: Int64[Tensor, "captions length"]
-    lengths: Int64[Tensor, " captions"]
-    rows: Int64[Tensor, " captions"]
+    A subclass is a frozen dataclass of tensors of equal first dimension. `owners` says of which of the batch's samples
+    each row is, in ascending order; None where every sample has one row.
+    """
+
+    owners: Int64[Tensor, " rows"] | None = field(default=None, kw_only=True)
+
+    def of_samples(self: Part, start: int, stop: int) -> Part:
+        """The rows of the batch's samples `start` to `stop`, which are counted from 0 then."""
+        if self.owners is None:
+            return self._with_tensors(lambda tensor: tensor[start:stop])
+        first, last = torch.searchsorted(self.owners, torch.tensor([start, stop], device=self.owners.device)).tolist()
+        rows = self._with_tensors(lambda tensor: tensor[first:last])
+        return replace(rows, owners=self.owners[first:last] - start)
+
+    def to(self: Part, device: torch.device) -> Part:
+        """The same on `device`; copies from pinned memory run asynchronously."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Part) -> Part:
+        """The same in memory that a GPU reads by itself."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    @classmethod
+    def cat(cls: type[Part], parts: Sequence[Part], num_samples: Sequence[int]) -> Part:
+        """The parts of several batches, of so many samples each, as one; short rows are padded with zeros behind."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = {
+            name.name: _joined([getattr(part, name.name) for part in parts])
+            for name in fields(cls)
+            if name.name != "owners"
+        }
+        owned = [part.owners for part in parts if part.owners is not None]
+        starts = [sum(num_samples[:number]) for number in range(len(parts))]
+        owners = torch.cat([rows + start for rows, start in zip(owned, starts, strict=True)]) if owned else None
+        return cls(**joined, owners=owners)
+
+    def _with_tensors(self: Part, change: Callable[[Tensor], Tensor]) -> Part:
+        tensors = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Images(BatchPart):
+    """Pictures as the image tower takes them: 8 bits a channel, not normalised."""
+
+    pixels: UInt8[Tensor, "rows 3 height width"]
+
+
+@dataclass(frozen=True)
+class Texts(BatchPart):
+    """Token ids as long as the longest of these texts; shorter ones are padded behind their `lengths`."""
+
+    tokens: Int64[Tensor, "rows length"]
+    lengths: Int64[Tensor, " rows"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one global batch that one rank trains on.
+    """The samples of one global batch that one rank trains on.
 
-    `tokens` is as long as the longest caption among these rows; shorter ones are padded behind their `lengths`.
-    `captions` is there when the caption policy gives several positives. `counts` says how many rows are of each source
-    and how many captions of each field.
+    `parts` holds `image` and `text`, one row a sample, and `captions` where the caption policy gives all captions of a
+    sample, its first the one that is its `text`. `counts` says how many samples are of each source and how many
+    captions of each field.
     """
 
     step: int
-    images: UInt8[Tensor, "batch 3 height width"]
-    tokens: Int64[Tensor, "batch length"]
-    lengths: Int64[Tensor, " batch"]
-    sample_ids: Int64[Tensor, " batch"]
+    sample_ids: Int64[Tensor, " samples"]
     keys: tuple[str, ...]
-    labels: Int64[Tensor, " batch"] | None = None
+    parts: Mapping[str, BatchPart]
+    labels: Int64[Tensor, " samples"] | None = None
     skipped: tuple[Skip, ...] = ()
-    captions: AllCaptions | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
-    def part(self, start: int, stop: int) -> "Batch":
-        """Rows `start` to `stop` of these, with their captions; what was skipped and counted stays with the whole."""
-        rows = slice(start, stop)
-        captions = None
-        if self.captions is not None:
-            inside = (self.captions.rows >= start) & (self.captions.rows < stop)
-            tokens, lengths, owners = (part[inside] for part in self.captions)
-            captions = AllCaptions(tokens, lengths, owners - start)
+    def __len__(self) -> int:
+        """Samples of this rank."""
+        return len(self.keys)
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "samples 3 height width"]:
+        """The image of each sample."""
+        images = self.parts["image"]
+        assert isinstance(images, Images)
+        return images.pixels
+
+    @property
+    def texts(self) -> Texts:
+        """The text of each sample."""
+        texts = self.parts["text"]
+        assert isinstance(texts, Texts)
+        return texts
+
+    def owners(self, part: str) -> Int64[Tensor, " rows"]:
+        """The sample of each row of a part."""
+        owners = self.parts[part].owners
+        return torch.arange(len(self), device=self.sample_ids.device) if owners is None else owners
+
+    def of_samples(self, start: int, stop: int) -> "Batch":
+        """Samples `start` to `stop` of these; what was skipped and counted stays with the whole."""
         return replace(
             self,
-            images=self.images[rows],
-            tokens=self.tokens[rows],
-            lengths=self.lengths[rows],
-            sample_ids=self.sample_ids[rows],
-            keys=self.keys[rows],
-            labels=None if self.labels is None else self.labels[rows],
+            sample_ids=self.sample_ids[start:stop],
+            keys=self.keys[start:stop],
+            parts={name: part.of_samples(start, stop) for name, part in self.parts.items()},
+            labels=None if self.labels is None else self.labels[start:stop],
             skipped=(),
-            captions=captions,
             counts={},
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """The same rows on `device`; copies from pinned memory run asynchronously."""
+        """The same on `device`; copies from pinned memory run asynchronously."""
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
-            tokens=self.tokens.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
             sample_ids=self.sample_ids.to(device, non_blocking=True),
+            parts={name: part.to(device) for name, part in self.parts.items()},
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
-            captions=None
-            if self.captions is None
-            else AllCaptions(*(part.to(device, non_blocking=True) for part in self.captions)),
         )
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU reads by itself."""
+        return replace(
+            self,
+            sample_ids=self.sample_ids.pin_memory(),
+            parts={name: part.pin_memory() for name, part in self.parts.items()},
+            labels=None if self.labels is None else self.labels.pin_memory(),
+        )
+
+    @staticmethod
+    def cat(batches: Sequence["Batch"]) -> "Batch":
+        """The samples of several batches of one step, such as all ranks', as one batch."""
+        first, sizes = batches[0], [len(batch) for batch in batches]
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        return replace(
+            first,
+            sample_ids=torch.cat([batch.sample_ids for batch in batches]),
+            keys=tuple(key for batch in batches for key in batch.keys),
+            parts={
+                name: type(part).cat([batch.parts[name] for batch in batches], sizes)
+                for name, part in first.parts.items()
+            },
+            labels=torch.cat(labels) if len(labels) == len(batches) else None,
+        )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors under each other; those of two dimensions may be of unequal length."""
+    if tensors[0].ndim == 2:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        tensors = [pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors]
+    return torch.cat(list(tensors))

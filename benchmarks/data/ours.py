@@ -40,7 +40,7 @@ def throughput(folder: str, size: int, batch: int, batches: int, workers: int) -
         next(arriving)
         clock = Clock()
         for _ in range(batches):
-            images = next(arriving).images
+            images = next(arriving).pixels
             assert images.shape == (batch, 3, size, size)
             assert images.dtype == torch.uint8
         return clock.seconds()

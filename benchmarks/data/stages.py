@@ -23,7 +23,7 @@ from data.images import jpeg
 from data.images.crop import random_crop, resize_crop
 from data.images.pillow import Pixels
 from data.images.views import Region, read_region, training_view
-from data.loader import Rows
+from data.loader import SentBatch
 from data.order.order import Order, SourceCounts
 from data.randomness import Draws
 from data.ring import PixelRing
@@ -32,6 +32,7 @@ from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from data.workers import Stage, load_ahead
+from vlm.batch import Batch, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import Tokenizer
 
@@ -189,15 +190,12 @@ def transfer(batch: int, size: int) -> float:
     tokens = torch.zeros(batch, 24, dtype=torch.int64)
     ring = PixelRing.ahead(1, 2, batch, size)
 
-    def load(step: int, stage: Stage) -> Rows:
+    def load(step: int, stage: Stage) -> SentBatch:
         keys = tuple(f"{row:06d}" for row in range(batch))
         images, _ = ring.room(stage.worker)
-        return Rows(step, images, tokens, tokens[:, 0], tokens[:, 0], keys, None, (), None, {})
+        return SentBatch(Batch(step, tokens[:, 0], keys, {"text": Texts(tokens, tokens[:, 0])}), images)
 
-    def arrive(rows: Rows) -> Rows:
-        return rows._replace(images=ring.images(rows.images))
-
-    arriving = load_ahead(load, range(TRANSFERRED + 4), workers=1, prefetch=2, arrive=arrive)
+    arriving = load_ahead(load, range(TRANSFERRED + 4), workers=1, prefetch=2, arrive=lambda sent: sent.received(ring))
     for _ in range(4):
         next(arriving)
     began = time.perf_counter()

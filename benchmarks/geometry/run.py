@@ -12,11 +12,11 @@ from torch.nn.functional import normalize
 
 from benchmarks.geometry.pictures import SCENES, Pictures
 from benchmarks.objectives.photos import Photos, training_batches
-from benchmarks.objectives.run import ARCHITECTURE, OPTIMIZER, WARMUP, Run, embeddings, new_learner, new_model, ranks_of
+from benchmarks.objectives.run import ARCHITECTURE, OPTIMIZER, WARMUP, Run, embeddings, new_model, new_state, ranks_of
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.dual_encoder import DualEncoder
 from vlm.tensor_file import save_tensors
-from vlm.training.accumulation import MicroBatches
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.training.step import train_step
 
@@ -45,15 +45,15 @@ def measure(run: GeometryRun, pictures: Pictures, work: Path, key: str) -> dict[
         model.load_state_dict(load_file(weights_file(work, run.start)))
         if "init_logit_scale" in run.model:
             model.logit_scale.data.copy_(own_scale)
-    learner = new_learner(run, model, len(pictures.train))
-    schedule, cuts = ScheduleConfig(), MicroBatches(run.batch, 1)
+    state = new_state(run, model, len(pictures.train))
+    schedule, plan = ScheduleConfig(), MicroBatchPlan(run.batch, 1)
     warmup, every = round(WARMUP * run.num_steps), max(1, run.num_steps // OBSERVATIONS)
     losses, gaps = [], [(0, watched_gap(model, pictures.watched))]
     began = time.perf_counter()
     model.train()
     for batch in training_batches(pictures.train, run.batch, run.num_steps, run.seed):
         lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
-        losses.append(float(train_step(learner, batch, cuts, run.seed, lr).evaluated.loss))
+        losses.append(float(train_step(state, batch, plan, run.seed, lr).loss_output.loss))
         if (batch.step + 1) % every == 0:
             gaps.append(((batch.step + 1) * run.batch, watched_gap(model, pictures.watched)))
     took = time.perf_counter() - began

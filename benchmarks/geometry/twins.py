@@ -16,7 +16,6 @@ from benchmarks.geometry.pictures import Pictures
 from benchmarks.objectives.photos import training_batches
 from benchmarks.objectives.run import OPTIMIZER, WARMUP, Run, new_model
 from eval.geometry import separability
-from vlm.encoded import Encoded
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.towers import ImageTower
 from vlm.objectives.clip import Clip
@@ -74,9 +73,9 @@ def measure_twins(twins: Twins, pictures: Pictures) -> dict[str, Any]:
     for batch in training_batches(pictures.train, twins.batch, num_steps, twins.seed):
         for group in optimizer.param_groups:
             group["lr"] = twins.lr * rate_factor(schedule, batch.step, round(WARMUP * num_steps), num_steps)
-        encoded = Encoded(first(batch.images), second(batch.images), scale)
+        outputs = {"image": first(batch.pixels), "text": second(batch.pixels), "logit_scale": scale}
         optimizer.zero_grad()
-        term(gather_pairs(encoded, batch, exchange)).backward()
+        term(gather_pairs(outputs, batch, exchange)).backward()
         optimizer.step()
         if (batch.step + 1) % every == 0:
             seen.append(((batch.step + 1) * twins.batch, *_observed(first, second, watched)))

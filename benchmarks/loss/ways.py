@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import ExtraNegatives, Pairs
@@ -67,8 +66,9 @@ def term(objective: dict[str, Any], product: str = "fp32", exchange: str = "gath
             Exchange(world, similarity),
             RunFacts(rows["image"].shape[1], count, 1, 1, 0, world),
         )
-        encoded = Encoded(rows["image"], rows["text"], rows["scale"], rows["bias"])
-        return own.evaluate(encoded, batch_of(count, world))[0]
+        outputs = {name: rows[name] for name in ("image", "text")}
+        outputs |= {"logit_scale": rows["scale"], "logit_bias": rows["bias"]}
+        return own.evaluate(outputs, batch_of(count, world))[0]
 
     return loss
 
@@ -134,10 +134,8 @@ def batch_of(num_rows: int, world: World) -> Batch:
     ids = torch.arange(num_rows) + world.rank * num_rows
     return Batch(
         step=0,
-        images=torch.zeros(num_rows, 3, 1, 1, dtype=torch.uint8),
-        tokens=torch.zeros(num_rows, 1, dtype=torch.int64),
-        lengths=torch.ones(num_rows, dtype=torch.int64),
         sample_ids=ids,
         keys=("",) * num_rows,
+        parts={},
         labels=ids // POSITIVES,
     )

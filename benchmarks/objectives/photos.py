@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm.batch import Batch
+from vlm.batch import Batch, Images, Texts
 from vlm.model.tokenizer import Tokenizer
 from vlm.tensor_file import save_tensors
 
@@ -102,11 +102,12 @@ def training_batches(photos: Photos, size: int, num_steps: int, seed: int) -> It
         images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
         yield Batch(
             step=step,
-            images=images,
-            tokens=photos.tokens[ids, captions, : int(lengths.max())],
-            lengths=lengths,
             sample_ids=ids,
             keys=tuple(map(str, ids.tolist())),
+            parts={
+                "image": Images(images),
+                "text": Texts(photos.tokens[ids, captions, : int(lengths.max())], lengths),
+            },
         )
 
 

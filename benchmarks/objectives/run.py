@@ -18,14 +18,14 @@ from vlm.model.tokenizer import TokenBatch
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
+from vlm.outputs import module_key
 from vlm.similarity.exchange import Exchange
-from vlm.training.accumulation import MicroBatches
 from vlm.training.build_engine import build_engine, start_accelerator
-from vlm.training.engine import name_in_module
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 from vlm.training.randomness import seed_step
 from vlm.training.schedule import ScheduleConfig, rate_factor
-from vlm.training.step import Learner, train_step
+from vlm.training.step import TrainState, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
 from vlm.world import World
 
@@ -79,15 +79,15 @@ def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
     torch.set_num_threads(1)
     train = photos["train"]
     model = new_model(run, int(train.tokens.max()) + 1)
-    learner = new_learner(run, model, len(train))
-    schedule, cuts = ScheduleConfig(), MicroBatches(run.batch, 1)
+    state = new_state(run, model, len(train))
+    schedule, plan = ScheduleConfig(), MicroBatchPlan(run.batch, 1)
     warmup = round(WARMUP * run.num_steps)
     losses = []
     began, used = time.perf_counter(), time.process_time()
     model.train()
     for batch in training_batches(train, run.batch, run.num_steps, run.seed):
         lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
-        losses.append(float(train_step(learner, batch, cuts, run.seed, lr).evaluated.loss))
+        losses.append(float(train_step(state, batch, plan, run.seed, lr).loss_output.loss))
     took, used = time.perf_counter() - began, time.process_time() - used
     return {
         **ranks(model, photos[run.split]),
@@ -121,7 +121,7 @@ def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
     }
 
 
-def new_learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
+def new_state(run: Run, model: DualEncoder, num_samples: int) -> TrainState:
     """The engine and objective that take the steps of a run."""
     world = World()
     seed_step(run.seed, 0, 0)
@@ -131,10 +131,10 @@ def new_learner(run: Run, model: DualEncoder, num_samples: int) -> Learner:
     facts = RunFacts(model.embed_dim, num_samples, run.num_steps, steps_per_epoch, run.seed, world)
     objective = Objective(terms, providers, Exchange(world), facts)
     for name, value in objective.parameters().items():
-        model.term_parameters[name_in_module(name)] = torch.nn.Parameter(value.float())
+        model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
     accelerator = start_accelerator("ddp", rows_per_rank=run.batch, precision="fp32", max_grad_norm=1.0)
     config = OptimizerConfig(lr=run.lr, **OPTIMIZER)
     optimizer = build_optimizer(model, config, no_weight_decay_names(model))
     engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=1.0)
-    teacher = Teacher(TEACHER, engine) if objective.needs_teacher else None
-    return Learner(engine, objective, teacher=teacher)
+    teacher = Teacher(TEACHER, engine) if objective.needs.teacher_outputs else None
+    return TrainState(engine, objective, teacher=teacher)

@@ -20,15 +20,16 @@ import torch
 
 from benchmarks.processes import peak_above
 from benchmarks.result_cache import ResultCache, machine
-from vlm.batch import Batch
+from vlm.batch import Batch, Images, Texts
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
-from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.accumulation import accumulate
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.engine import Engine
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 
 PAIRS, LENGTH = 512, 24
@@ -48,11 +49,12 @@ def start() -> tuple[Engine, Objective, Batch]:
     engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=None)
     batch = Batch(
         step=0,
-        images=torch.randint(0, 255, (PAIRS, 3, 64, 64), dtype=torch.uint8),
-        tokens=torch.randint(1, 49000, (PAIRS, LENGTH)),
-        lengths=torch.full((PAIRS,), LENGTH),
         sample_ids=torch.arange(PAIRS),
         keys=("",) * PAIRS,
+        parts={
+            "image": Images(torch.randint(0, 255, (PAIRS, 3, 64, 64), dtype=torch.uint8)),
+            "text": Texts(torch.randint(1, 49000, (PAIRS, LENGTH)), torch.full((PAIRS,), LENGTH)),
+        },
     )
     return engine, Objective({"clip": Clip()}), batch
 
@@ -62,7 +64,7 @@ def seconds(rows: int | None, engine: Engine, objective: Objective, batch: Batch
     for parameter in engine.parameters().values():
         parameter.grad = None
     began = time.perf_counter()
-    accumulate(engine, objective, batch, MicroBatches(len(batch.images), 1, rows), seed=0)
+    accumulate(engine, objective, batch, MicroBatchPlan(len(batch), 1, rows), seed=0)
     return time.perf_counter() - began
 
 

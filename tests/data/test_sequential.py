@@ -57,8 +57,8 @@ def test_every_shard_is_streamed_and_the_missing_promises_are_named(tmp_path: Pa
     batches = list(data.batches(0, 30))
     assert set(keys(batches)) == {f"{n:06d}" for n in range(21)}
     for batch in batches:
-        assert batch.images.shape == (8, 3, 16, 16)
-        assert texts(batch.tokens, batch.lengths) == [f"caption number {int(key)}" for key in batch.keys]
+        assert batch.pixels.shape == (8, 3, 16, 16)
+        assert texts(batch.texts.tokens, batch.texts.lengths) == [f"caption number {int(key)}" for key in batch.keys]
     assert not list(tmp_path.glob("*.idx"))
     notice, *_ = data.notices
     assert all(words in notice for words in ("once an epoch", "exact resume", "ranks or workers"))

@@ -37,15 +37,15 @@ def stream(
 
 
 def captions(batch: Batch) -> list[str]:
-    return texts(batch.tokens, batch.lengths)
+    return texts(batch.texts.tokens, batch.texts.lengths)
 
 
 def assert_same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert (a.step, a.keys, a.skipped) == (b.step, b.keys, b.skipped)
-        for name in ("images", "tokens", "lengths", "sample_ids"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        for mine, other in ((a.pixels, b.pixels), (a.texts.tokens, b.texts.tokens), (a.sample_ids, b.sample_ids)):
+            assert torch.equal(mine, other)
 
 
 def test_a_batch_holds_what_the_shards_hold(tmp_path: Path) -> None:
@@ -55,10 +55,10 @@ def test_a_batch_holds_what_the_shards_hold(tmp_path: Path) -> None:
     batches = list(data.batches(0, 2))
     assert sorted(key for batch in batches for key in batch.keys) == [f"{n:06d}" for n in range(16)]
     for batch in batches:
-        assert batch.images.shape == (8, 3, 16, 16)
-        assert batch.images.dtype == torch.uint8
+        assert batch.pixels.shape == (8, 3, 16, 16)
+        assert batch.pixels.dtype == torch.uint8
         assert captions(batch) == [f"caption number {int(key)}" for key in batch.keys]
-        assert batch.tokens.shape[1] == int(batch.lengths.max())
+        assert batch.texts.tokens.shape[1] == int(batch.texts.lengths.max())
         assert len(set(batch.sample_ids.tolist())) == 8
         assert batch.labels is None
         assert batch.skipped == ()
@@ -77,7 +77,7 @@ def test_a_global_batch_is_the_same_at_any_world_size(tmp_path: Path, world_size
     for step, batch in enumerate(whole):
         parts = [rank[step] for rank in ranks]
         assert sum((part.keys for part in parts), ()) == batch.keys
-        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
         assert [text for part in parts for text in captions(part)] == captions(batch)
         assert sum((part.skipped for part in parts), ()) == batch.skipped
 
@@ -109,7 +109,7 @@ def test_crops_and_captions_change_with_epochs_and_seeds(tmp_path: Path) -> None
 
     def by_key(seed: int, step: int) -> dict[str, tuple[str, bytes]]:
         (batch,) = stream(str(shard), seed=seed, augment={"crop_scale": (0.2, 0.9)}).batches(step, 1)
-        rows = zip(captions(batch), batch.images.numpy(), strict=True)
+        rows = zip(captions(batch), batch.pixels.numpy(), strict=True)
         return {key: (text, pixels.tobytes()) for key, (text, pixels) in zip(batch.keys, rows, strict=True)}
 
     first, later, other = by_key(0, 0), by_key(0, 1), by_key(1, 0)
@@ -254,6 +254,6 @@ def test_images_are_the_stored_ones(tmp_path: Path) -> None:
         files.append(file.getvalue())
     shard = write_shard(tmp_path / "a.tar", [sample(n, png=files[n], txt="x") for n in range(8)])
     (batch,) = stream(str(shard)).batches(0, 1)
-    for key, pixels in zip(batch.keys, batch.images, strict=True):
+    for key, pixels in zip(batch.keys, batch.pixels, strict=True):
         expected = torch.tensor([int(key) * 20, 255 - int(key) * 20, 7], dtype=torch.uint8)
         assert (pixels == expected[:, None, None]).all()

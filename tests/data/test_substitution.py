@@ -16,7 +16,7 @@ from data.order.order import Order, SourceCounts
 from data.stream import TrainStream
 from data.substitution import Place, Substitution, SubstitutionLog, substitutes
 from tests.data.small_shards import WordTokenizer, sample, write_shard
-from vlm.batch import Batch, Skip
+from vlm.batch import Batch, Images, Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -167,7 +167,7 @@ def test_a_decision_stands_when_the_data_was_moved(tmp_path: Path) -> None:
     again = resumed(str(tmp_path / "there" / "part-*.tar"), tmp_path / "run", (2, 0), 0)
     for ours, theirs in zip(again, first, strict=True):
         assert ours.keys == theirs.keys
-        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.pixels, theirs.pixels)
 
 
 def test_the_latest_decision_about_a_slot_counts(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def assert_same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert (a.step, a.keys, a.skipped) == (b.step, b.keys, b.skipped)
         assert torch.equal(a.sample_ids, b.sample_ids)
-        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.pixels, b.pixels)
 
 
 def joined(ranks: Sequence[Sequence[Batch]]) -> list[Batch]:
@@ -259,11 +259,9 @@ def joined(ranks: Sequence[Sequence[Batch]]) -> list[Batch]:
     return [
         Batch(
             step=parts[0].step,
-            images=torch.cat([part.images for part in parts]),
-            tokens=torch.zeros(GLOBAL_BATCH, 1, dtype=torch.int64),
-            lengths=torch.ones(GLOBAL_BATCH, dtype=torch.int64),
             sample_ids=torch.cat([part.sample_ids for part in parts]),
             keys=tuple(key for part in parts for key in part.keys),
+            parts={"image": Images(torch.cat([part.pixels for part in parts]))},
             skipped=tuple(skip for part in parts for skip in part.skipped),
         )
         for parts in zip(*ranks, strict=True)

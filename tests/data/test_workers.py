@@ -22,6 +22,9 @@ class Work(NamedTuple):
     process: int
     threads: int
 
+    def pin_memory(self) -> "Work":
+        return self
+
 
 def work(number: int, stage: Stage) -> Work:
     stage.tell(f"shard {number}")
@@ -124,6 +127,9 @@ def test_a_stopped_worker_is_named_when_patience_is_over() -> None:
 
 class Large(NamedTuple):
     tensor: torch.Tensor
+
+    def pin_memory(self) -> "Large":
+        return Large(self.tensor.pin_memory())
 
 
 def large(number: int, stage: Stage) -> Large:

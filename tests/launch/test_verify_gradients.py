@@ -48,8 +48,14 @@ def missing_world_size_factor() -> None:
 
 def scale_gradient_doubled() -> None:
     """The objective's own gradient of the scale is added twice."""
-    once = accumulation._of_parameters
-    accumulation._of_parameters = lambda encoded, gradients: 2 * once(encoded, gradients)
+    by_micro_batch = accumulation._by_micro_batch
+
+    def twice(*arguments: Any) -> list[dict[str, Tensor]]:
+        gradients = by_micro_batch(*arguments)
+        gradients[-1]["logit_scale"] = 2 * gradients[-1]["logit_scale"]
+        return gradients
+
+    accumulation._by_micro_batch = twice
 
 
 def dropout_not_replayed() -> None:

@@ -1,13 +1,15 @@
 """The dual encoder: an image tower, a text tower, and the scale between them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm.batch import BatchPart, Images, Texts
 from vlm.errors import EveryRankError
 from vlm.model.config import ModelConfig
 from vlm.model.heads import build_head
@@ -15,6 +17,7 @@ from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import INITIAL_LOGIT_SCALE, limited_scale
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import ImageTower, TextTower
+from vlm.outputs import output_name
 
 
 class DualEncoder(nn.Module):
@@ -60,19 +63,37 @@ class DualEncoder(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "batch 3 height width"],
-        tokens: Int64[Tensor, "texts length"],
-        lengths: Int64[Tensor, " texts"],
-    ) -> tuple[Tensor | None, ...]:
-        """Image [batch, dim] and text [texts, dim] embeddings, the limited scale, the bias or None, term parameters.
+        inputs: Mapping[str, BatchPart],
+        outputs: frozenset[str],
+    ) -> dict[str, Tensor]:
+        """The named outputs of a batch's parts (`vlm.outputs`): embeddings of unit norm, and what all rows share.
 
-        A plain tuple, because the engines look for tensors in what a forward returns.
+        An output whose part is not there is left out. All texts go through one call of the tower.
         """
-        image, text = self.encode_image(images), self.encode_text(tokens, lengths)
-        # A view, not the parameter itself: engines that shard parameters take theirs back after the forward.
-        bias = None if self.logit_bias is None else self.logit_bias * 1
-        own = [parameter * 1 for parameter in self.term_parameters.values()]
-        return image, text, limited_scale(self.logit_scale), bias, *own
+        # Views, not the parameters themselves: engines that shard parameters take theirs back after the forward.
+        made = {"logit_scale": limited_scale(self.logit_scale)}
+        if self.logit_bias is not None:
+            made["logit_bias"] = self.logit_bias * 1
+        made |= {output_name(key): parameter * 1 for key, parameter in self.term_parameters.items()}
+        images = inputs.get("image")
+        if "image" in outputs and isinstance(images, Images):
+            made["image"] = self.encode_image(images.pixels)
+        texts = {name: part for name, part in inputs.items() if name in outputs and isinstance(part, Texts)}
+        return made | self._encode_texts(texts)
+
+    def _encode_texts(self, texts: Mapping[str, Texts]) -> dict[str, Tensor]:
+        """The embeddings of several sets of texts. The first caption of a sample is its `text`, embedded once."""
+        several = texts.get("captions")
+        sets = {name: part for name, part in texts.items() if name != "text" or several is None}
+        if not sets:
+            return {}
+        together = Texts.cat([replace(part, owners=None) for part in sets.values()], [0] * len(sets))
+        embeddings = self.encode_text(together.tokens, together.lengths)
+        made = dict(zip(sets, embeddings.split([len(part.lengths) for part in sets.values()]), strict=True))
+        if several is not None and several.owners is not None and "text" in texts:
+            samples = torch.arange(len(texts["text"].lengths), device=several.owners.device)
+            made["text"] = made["captions"][torch.searchsorted(several.owners, samples)]
+        return made
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""

@@ -1,31 +1,14 @@
 """The limit on the logit scale: in the forward, with a gradient that passes only when it lowers the value."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
-
-
-_alone = False
-
-
-@contextmanager
-def whole_gradients() -> Iterator[None]:
-    """Within the block a backward of this process has the whole gradient: the limit asks no other rank."""
-    global _alone  # the backward may run in a thread of autograd's own
-    _alone = True
-    try:
-        yield
-    finally:
-        _alone = False
 
 
 class _Limit(torch.autograd.Function):
@@ -37,12 +20,7 @@ class _Limit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (log_scale,) = ctx.saved_tensors
-        # What arrives here is this rank's share. Whether a step would lower the scale is a question to the whole
-        # gradient; asking it always costs less than asking the device first whether the limit is reached.
-        whole = gradient.clone()
-        if dist.is_initialized() and not _alone:
-            dist.all_reduce(whole)
-        passes: Tensor = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (whole > 0)
+        passes: Tensor = (log_scale <= math.log(MAX_LOGIT_SCALE)) | (gradient > 0)
         return gradient * passes
 
 
@@ -50,7 +28,8 @@ def limited_scale(log_scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
     """The logit scale of CLIP from its learned logarithm, at most 100 (Radford et al., 2021, section 2.5).
 
     Above the limit the gradient passes only when a step against it would lower the parameter, which can so come
-    back. (An in-place clamp after the step would be undone by ZeRO's master copy of the weights.)
+    back. That is a question to the gradient of the whole global batch: on several ranks, go backward from their mean.
+    (An in-place clamp after the step would be undone by ZeRO's master copy of the weights.)
     """
     limited: Tensor = _Limit.apply(log_scale)
     return limited.exp()

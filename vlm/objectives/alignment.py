@@ -7,11 +7,11 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import PairTerm
 
 
 @TERMS.register("alignment")
-class Alignment(Term):
+class Alignment(PairTerm):
     """The mean distance of pairs to the power of alpha (Wang & Isola, 2020, L_align; Fahim et al., 2024).
 
     value = 1/N sum_i |x_i - y_i|^alpha, which is 2 - 2 mean <x_i, y_i> at alpha = 2

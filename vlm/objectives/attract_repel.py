@@ -1,22 +1,23 @@
 """Contrastive attraction and repulsion: far positives are pulled more, near negatives pushed more."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlm.objectives.pairs import GroupKey, Modality, Pairs, group_keys
+from vlm.objectives.pairs import GroupKey, Pairs, group_keys
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
+from vlm.outputs import PAIR
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import log_sum_exp
 from vlm.similarity.softmax_mean import Softmax, Weights, softmax_means
 
 
 @TERMS.register("attract_repel")
-class AttractRepel(Term):
+class AttractRepel(PairTerm):
     """The cost of positives under their softmax, less the cost of negatives under theirs.
 
     With c(a, b) = ||a - b||^2 = 2 - 2 <a, b>, for a query x with positives p_k and negatives n_m:
@@ -30,9 +31,6 @@ class AttractRepel(Term):
     the weights it is the form of their large-scale code.) With one positive, attraction is alignment. A query without
     negatives is not repelled.
     """
-
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
-    needs_captions: ClassVar[bool] = True
 
     by: GroupKey = Field(
         default="sample",
@@ -51,6 +49,9 @@ class AttractRepel(Term):
     rbf_t: float = Field(default=2.0, gt=0, le=20, description="t of the RBF cost exp(-t c)")
     detach_weights: bool = Field(default=False, description="no gradient through the softmax weights")
 
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(outputs=PAIR | {"captions"}, gathered=frozenset({"text"}))
+
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         negatives: Weights = pairs.gathered.other_samples
         if self.by == "sample":
@@ -66,16 +67,17 @@ class AttractRepel(Term):
     def _pair_attraction(self, pairs: Pairs) -> Float[Tensor, " rows"]:
         """Both directions' attraction; an image is drawn to all its captions, a text to its image."""
         cost = 2 - 2 * pairs.positive_similarity()
-        captions, whose = pairs.encoded.captions, pairs.batch.captions
-        if captions is None or whose is None:
+        captions = pairs.outputs.get("captions")
+        if captions is None:
             return 2 * cost
-        costs = 2 - 2 * (pairs.image[whose.rows] * captions).sum(1)
+        owners = pairs.batch.owners("captions")
+        costs = 2 - 2 * (pairs.image[owners] * captions).sum(1)
         steps = self.t_plus * (costs.detach() if self.detach_weights else costs)
         zeros = torch.zeros_like(cost)
-        largest = zeros.scatter_reduce(0, whose.rows, steps.detach(), "amax")  # t+ c is never below 0
-        exponentials = (steps - largest[whose.rows]).exp()
-        total = zeros.index_add(0, whose.rows, exponentials)
-        return cost + zeros.index_add(0, whose.rows, exponentials * costs) / total
+        largest = zeros.scatter_reduce(0, owners, steps.detach(), "amax")  # t+ c is never below 0
+        exponentials = (steps - largest[owners]).exp()
+        total = zeros.index_add(0, owners, exponentials)
+        return cost + zeros.index_add(0, owners, exponentials * costs) / total
 
     def _group_attraction(self, pairs: Pairs, positives: EqualKeys) -> Float[Tensor, " rows"]:
         of_images, of_texts = self._means(pairs, -2 * self.t_plus, (positives,))

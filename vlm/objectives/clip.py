@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 
 
 @TERMS.register("clip")
-class Clip(Term):
+class Clip(PairTerm):
     """The symmetric InfoNCE loss: all pairs of the global batch are negatives of each other.
 
     value = -1/(2N) sum_i [ sum_j t_ij log softmax_j(a <x_i, y_j>) + sum_j t_ij log softmax_j(a <y_i, x_j>) ]
@@ -24,11 +24,13 @@ class Clip(Term):
     softmax and in its own share of the target; the spread share e / N is of logits without margin.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all N columns")
     margin: float = Field(default=0.0, ge=0, le=2, description="subtracted from the positives' similarity")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         own, of_images, of_texts = pairs.logits(pairs.logit_scale)

@@ -1,7 +1,7 @@
 """Negatives by cluster: far ones stood for by their cluster's mean, or those of the own cluster weighing less."""
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vlm.objectives.keyed import uniforms
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.clusters import ClustersApart, spherical_k_means
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.learned_weights import PairNetwork, learned_log_sum_exp
@@ -22,7 +22,7 @@ from vlm.similarity.meta_nodes import meta_node_log_sum_exp
 
 
 @TERMS.register("clustered_negatives")
-class ClusteredNegatives(Term):
+class ClusteredNegatives(PairTerm):
     """The contrastive loss with another sum over negatives; s_ij = a <x_i, y_j>, both directions, mean over pairs.
 
     Columns are clustered by a few iterations of spherical k-means, anew in each step (texts for the sums of images,
@@ -40,8 +40,6 @@ class ClusteredNegatives(Term):
       have a mean of 1, and the positive weighs 1.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-
     form: Literal["meta_nodes", "cluster_weights", "learned_weights"] = Field(
         default="meta_nodes", description="how negatives are summed"
     )
@@ -58,6 +56,9 @@ class ClusteredNegatives(Term):
             wanted = "one number above 0" if self.form == "meta_nodes" else "numbers above 0"
             raise ValueError(f"clusters: found {list(self.clusters)}; {self.form} takes {wanted}")
         return self
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def parameters(self, facts: RunFacts) -> dict[str, Tensor]:  # noqa: D102
         if self.form != "learned_weights":

@@ -8,16 +8,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.target_mean import FunctionTargets, target_sums
 
 Source = Literal["image", "text", "teacher_image", "teacher_text"]
 
 
 @TERMS.register("continuous")
-class Continuous(Term):
+class Continuous(PairTerm):
     """CWCL (Srinivasa et al., 2023): in one direction each query has all columns as weighted positives.
 
     value = (L_weighted + L_plain) / 2, for texts that learn from images (`direction: text_to_image`):
@@ -30,7 +30,6 @@ class Continuous(Term):
     the denominators with a weight of 0.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
     direction: Literal["text_to_image", "image_to_text", "both"] = Field(
@@ -40,10 +39,9 @@ class Continuous(Term):
     sharpness: float = Field(default=1.0, ge=0, le=1000, description="the power k of the weights; the paper's is 1")
     threshold: float = Field(default=0.0, ge=0, le=1, description="weights (after the power) below this are 0")
 
-    @property
-    def needs_teacher(self) -> bool:  # type: ignore[override]
-        """Only for its embeddings as weights."""
-        return self.weights_from.startswith("teacher")
+    def needs(self) -> Needs:  # noqa: D102
+        teacher = {"teacher_image": "image", "teacher_text": "text"}.get(self.weights_from)
+        return Needs(gathered=frozenset({"text"}), teacher_outputs=frozenset({teacher} if teacher else ()))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         positive, of_images, of_texts = pairs.logits(pairs.logit_scale)
@@ -73,10 +71,8 @@ class Continuous(Term):
         return means
 
     def _weighing(self, pairs: Pairs) -> Tensor:
-        if not self.needs_teacher:
-            return (pairs.image if self.weights_from == "image" else pairs.text).detach()
-        assert pairs.teacher is not None
-        return pairs.teacher.image if self.weights_from == "teacher_image" else pairs.teacher.text
+        source = pairs.teacher if self.weights_from.startswith("teacher") else pairs.outputs
+        return source[self.weights_from.removeprefix("teacher_")].detach()
 
     def _weights(self, similarities: Tensor) -> Tensor:
         weights = similarities.add(1).mul_(0.5).clamp_(min=0)  # rounding may bring it below 0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.gram import gram
 
@@ -15,7 +15,7 @@ _EPSILON = 1e-5  # that of batch normalisation
 
 
 @TERMS.register("cross_correlation")
-class CrossCorrelation(Term):
+class CrossCorrelation(PairTerm):
     """Barlow Twins between images and texts: BarLIP of CLIP-rocket (Fini et al., 2023; Zbontar et al., 2021).
 
     value = s [ sum_k (C_kk - 1)^2 + l sum_{k != m} C_km^2 ],  C = X^T Y / N

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import PairTerm
 from vlm.similarity.gram import gram
 
 
 @TERMS.register("cyclic")
-class Cyclic(Term):
+class Cyclic(PairTerm):
     """The two consistency terms of CyCLIP (Goel et al., 2022, equations 3 and 4), over all pairs of the global batch.
 
     value = b/N sum_ij (<x_i, y_j> - <x_j, y_i>)^2 + c/N sum_ij (<x_i, x_j> - <y_i, y_j>)^2

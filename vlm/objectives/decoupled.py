@@ -7,13 +7,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 
 
 @TERMS.register("decoupled")
-class Decoupled(Term):
+class Decoupled(PairTerm):
     """DCL, and DCLW with weighted positives (Yeh et al., 2022), between images and texts.
 
     value = 1/N sum_i [ -w_i a s_ii + (log sum_{j != i} exp(a s_ij) + log sum_{j != i} exp(a s_ji)) / 2 ]
@@ -27,7 +27,6 @@ class Decoupled(Term):
     negative (its sample alone in the batch) only attracts.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
     weighting: Literal["von_mises"] | None = Field(
@@ -35,6 +34,9 @@ class Decoupled(Term):
     )
     sigma: float = Field(default=0.5, gt=0, le=1000, description="width of von_mises, in units of cosine similarity")
     detach_weights: bool = Field(default=False, description="take the weights as constants in the gradient")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         attraction, *of_both = pairs.logits(pairs.logit_scale)

@@ -1,7 +1,5 @@
 """Harder pairs by moving features: positives are extrapolated apart, negatives interpolated between samples."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
@@ -12,7 +10,7 @@ from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.keyed import symmetric_beta, uniforms
 from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
 from vlm.objectives.registry import PROVIDERS
-from vlm.objectives.term import Provider
+from vlm.objectives.term import Needs, Provider
 
 
 @PROVIDERS.register("feature_transform")
@@ -29,8 +27,6 @@ class FeatureTransform(Provider):
     a step.) The draws depend on seed, step and sample alone. With a ring, this gathers all columns besides.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-
     positive: float | None = Field(
         default=2.0, gt=0.5, le=1e6, description="a of the positives' Beta; null: as they are"
     )
@@ -38,6 +34,9 @@ class FeatureTransform(Provider):
         default=1.6, gt=0.5, le=1e6, description="b of the negatives' Beta; null: none added"
     )
     unit_norm: bool = Field(default=False, description="bring interpolated negatives back to unit norm")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def positive_spread(self, pairs: Pairs) -> Float[Tensor, " rows"] | None:  # noqa: D102
         if self.positive is None:

@@ -1,7 +1,7 @@
 """What global contrastive losses share: each sample's normaliser, averaged over the steps in which it was seen."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,12 +11,12 @@ from torch import Tensor
 from vlm.objectives.pairs import Modality, Pairs
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 
 SIDES: tuple[Modality, Modality] = ("image", "text")
 
 
-class GlobalContrast(Term):
+class GlobalContrast(PairTerm):
     """A loss of log(eps + s_i), where s_i stands for a mean over the whole data instead of one over the batch.
 
     With h_ij = s_ij - s_ii, the similarity of a negative less that of the positive, and the mean over an anchor's
@@ -29,8 +29,6 @@ class GlobalContrast(Term):
     no exponential overflows, whatever the temperature; the authors keep s_i beside a running maximum, to the same end.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
-
     gamma: float = Field(default=0.8, gt=0, le=1, description="share of the batch in a sample's moving average")
     gamma_schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="cosine: from 1 in the first epoch down to gamma, by whole epochs"
@@ -41,6 +39,9 @@ class GlobalContrast(Term):
     eps: float = Field(
         default=1e-14, ge=0, le=1, description="added to the average: samples below it lose their weight"
     )
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
 
     def gamma_at(self, step: int, facts: RunFacts) -> float:
         """The share of step `step` (0 is the first): constant, or FastCLIP's cosine by epochs."""

@@ -7,14 +7,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Modality, Pairs, group_keys
+from vlm.objectives.pairs import Pairs, group_keys
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import EqualKeys
 
 
 @TERMS.register("group_excluded")
-class GroupExcluded(Term):
+class GroupExcluded(PairTerm):
     """The symmetric InfoNCE loss whose negatives are the pairs of other groups only.
 
     value = -1/(2N) sum_i [ log(e_ii / (e_ii + sum_j e_ij)) + log(e_ii / (e_ii + sum_j e_ji)) ],  j: g_j != g_i
@@ -26,12 +26,14 @@ class GroupExcluded(Term):
     Raises UserError when it is evaluated by label on data without labels.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
     by: Literal["label", "caption"] = Field(
         default="label", description="what makes a group: the same class label, or the same caption text"
     )
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         keys = group_keys(pairs, self.by)

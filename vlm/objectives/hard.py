@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import AtLeast, EntryWeights
 from vlm.similarity.thresholds import upper_thresholds
 
@@ -17,7 +17,7 @@ _Weights = tuple[EntryWeights, ...]
 
 
 @TERMS.register("hard")
-class Hard(Term):
+class Hard(PairTerm):
     """The symmetric InfoNCE loss over each row's hardest negatives (Wang & Liu, 2021, hard contrastive loss).
 
     value = -1/(2N) sum_i [ log(e_ii / (e_ii + sum_j e_ij)) + log(e_ii / (e_ii + sum_k e_ki)) ]
@@ -33,10 +33,12 @@ class Hard(Term):
     (benchmarks/loss/hard.py). All embeddings are in memory with a ring too.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
     hardest: float = Field(default=0.1, gt=0, le=1, description="share of a row's negatives that count")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         positive, of_images, of_texts = pairs.logits(pairs.logit_scale, *self._hardest(pairs))

@@ -1,7 +1,5 @@
 """Synthetic negatives: mixtures of the hardest negatives of a query with each other, and with the query."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
@@ -12,7 +10,7 @@ from vlm.objectives.extra_negatives import OwnNegatives
 from vlm.objectives.keyed import uniforms
 from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
 from vlm.objectives.registry import PROVIDERS
-from vlm.objectives.term import Provider
+from vlm.objectives.term import Needs, Provider
 from vlm.similarity.top_negatives import top_negatives
 
 
@@ -30,13 +28,14 @@ class MixedNegatives(Provider):
     when the two are close. Not mixed: the columns of other providers. With a ring, this gathers all columns besides.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-
     hardest: int = Field(
         default=1024, gt=0, le=2**20, description="nearest negatives to mix; all where the batch has fewer"
     )
     mixed: int = Field(default=1024, ge=0, le=2**20, description="mixtures of two negatives for each query")
     mixed_with_query: int = Field(default=128, ge=0, le=2**20, description="mixtures of a negative and the query")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: D102
         return Mixtures(self, pairs) if self.mixed + self.mixed_with_query else None

@@ -1,6 +1,6 @@
 """ALBEF's contrastive loss: keys from the teacher, and targets that the teacher softens."""
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,8 @@ from vlm.objectives.pairs import Pairs
 from vlm.objectives.queue import EmbeddingQueue, all_ranks, teacher_keys
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts, TermState
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
+from vlm.outputs import PAIR
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import row_log_sum_exp
 from vlm.similarity.target_mean import SoftmaxTargets, target_sums
@@ -20,7 +21,7 @@ from vlm.similarity.tiles import Columns
 
 
 @TERMS.register("momentum_distillation")
-class MomentumDistillation(Term):
+class MomentumDistillation(PairTerm):
     """Image-text contrast with momentum distillation (ALBEF: Li et al., 2021, equations 1 and 6).
 
     With x, y the model's embeddings and x', y' the teacher's, keys K being the teacher's embeddings of the batch of all
@@ -36,8 +37,6 @@ class MomentumDistillation(Term):
     the teacher's part is what finds it. The queue begins empty and costs 8 `queue_size` dim bytes on every rank.
     """
 
-    needs_teacher: ClassVar[bool] = True
-
     alpha: float = Field(default=0.4, ge=0, le=1, description="share of the teacher's softmax in the targets")
     ramp_epochs: float = Field(
         default=1.0, ge=0, le=1e6, description="epochs over which alpha grows from 0; 0: at once"
@@ -46,13 +45,15 @@ class MomentumDistillation(Term):
         default=65536, ge=0, le=2**26, description="past keys of each modality; 0: those of the batch alone"
     )
 
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(teacher_outputs=PAIR)
+
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return DistillationState(self.queue_size, facts, self.ramp_epochs * facts.steps_per_epoch)
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         state, teacher = pairs.state, pairs.teacher
         assert isinstance(state, DistillationState)
-        assert teacher is not None
         everyone = all_ranks(pairs)
         proposed = teacher_keys(pairs, everyone)
         state.propose(proposed)
@@ -61,8 +62,8 @@ class MomentumDistillation(Term):
         image_keys = torch.cat([batch.image, past.image.to(batch.image)])
         text_keys = torch.cat([batch.text, past.text.to(batch.text)])
         alpha = self.alpha * state.progress(pairs.batch.step)
-        of_images = _cross_entropy(pairs, _Side(pairs.image, teacher.image, teacher.text, text_keys), alpha)
-        of_texts = _cross_entropy(pairs, _Side(pairs.text, teacher.text, teacher.image, image_keys), alpha)
+        of_images = _cross_entropy(pairs, _Side(pairs.image, teacher["image"], teacher["text"], text_keys), alpha)
+        of_texts = _cross_entropy(pairs, _Side(pairs.text, teacher["text"], teacher["image"], image_keys), alpha)
         return pairs.share((of_images + of_texts) / 2)
 
 

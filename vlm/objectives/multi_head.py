@@ -1,7 +1,7 @@
 """Several heads, each pair of embeddings with a temperature of its own, by maximum likelihood."""
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from vlm.errors import EveryRankError
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.listed_pairs import listed_similarities, sum_of_lines
 from vlm.similarity.top_negatives import top_negatives
 
 
 @TERMS.register("multi_head")
-class MultiHead(Term):
+class MultiHead(PairTerm):
     """Adaptive multi-head contrastive learning (AMCL: Wang et al., 2024, equations 2.1, 3 and 5).
 
     The embedding is cut into C heads (`model.image_head: {heads: C}` makes them), each brought to length 1. Head c of
@@ -37,8 +37,6 @@ class MultiHead(Term):
     Raises EveryRankError where `heads` does not divide the embedding's dimensions.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-
     heads: int = Field(default=3, gt=0, le=1024, description="into so many equal parts the embedding is cut")
     hardest: int = Field(
         default=100, gt=0, le=2**24, description="negatives of each row that count; all where there are fewer"
@@ -55,6 +53,9 @@ class MultiHead(Term):
                 f"temperature_min {self.temperature_min:g} is above temperature_max {self.temperature_max:g}"
             )
         return self
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def parameters(self, facts: RunFacts) -> dict[str, Tensor]:  # noqa: D102
         if facts.dim % self.heads:

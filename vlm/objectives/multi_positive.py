@@ -1,7 +1,7 @@
 """InfoNCE with several positives a row: equal captions, equal labels, or all captions of an image."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.errors import EveryRankError
-from vlm.objectives.pairs import GroupKey, Modality, Pairs, group_keys
+from vlm.objectives.pairs import GroupKey, Pairs, group_keys
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
+from vlm.outputs import PAIR
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights, EqualKeys
 from vlm.similarity.group_sums import group_sums
@@ -22,7 +22,7 @@ from vlm.similarity.tiles import Columns
 
 
 @TERMS.register("multi_positive")
-class MultiPositive(Term):
+class MultiPositive(PairTerm):
     """The symmetric InfoNCE loss in which every column of the row's own group is a positive. Of a row i, with groups P:
 
     log_sum:   -log( sum_{j in P(i)} exp(a s_ij) / sum_j exp(a s_ij) )     any one positive will do
@@ -40,8 +40,6 @@ class MultiPositive(Term):
     Raises EveryRankError when it is evaluated by label on data without labels, or on data without all captions.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
-
     form: Literal["log_sum", "mean_log"] = Field(
         default="log_sum", description="the logarithm of the positives' sum, or the mean of their logarithms"
     )
@@ -51,14 +49,15 @@ class MultiPositive(Term):
     )
 
     @property
-    def needs_captions(self) -> bool:  # type: ignore[override]
-        """With `captions: all`."""
-        return self.captions == "all"
-
-    @property
     def takes_providers(self) -> bool:  # type: ignore[override]
         """With `captions: one`."""
         return self.captions == "one"
+
+    def needs(self) -> Needs:  # noqa: D102
+        if self.captions == "all":
+            captions = frozenset({"captions"})
+            return Needs(outputs=PAIR | captions, batch_parts=captions)
+        return Needs(gathered=frozenset({"text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         return self._of_captions(pairs) if self.captions == "all" else self._of_pairs(pairs)
@@ -86,17 +85,13 @@ class MultiPositive(Term):
         return pairs.share(losses / 2)
 
     def _of_captions(self, pairs: Pairs) -> Tensor:
-        captions, listed = pairs.encoded.captions, pairs.batch.captions
-        if captions is None or listed is None:
-            raise EveryRankError(
-                "objective.multi_positive.captions: `all` needs all captions of each sample; set data.caption to `all`"
-            )
+        captions, owners = pairs.outputs["captions"], pairs.batch.owners("captions")
         keys, scale = group_keys(pairs, self.by), pairs.logit_scale
-        caption_keys = keys[listed.rows]
+        caption_keys = keys[owners]
         caption_ranks, num_captions = pairs.exchange.count(len(captions))
         columns = pairs.exchange.columns(captions, caption_ranks)
         all_keys = caption_ranks.gather_constant(caption_keys)
-        samples = EqualKeys(pairs.ids, caption_ranks.gather_constant(pairs.ids[listed.rows]))
+        samples = EqualKeys(pairs.ids, caption_ranks.gather_constant(pairs.ids[owners]))
         matrix = _Matrix(pairs, columns, caption_ranks)
         negatives = matrix.log_sum_exp((samples, EqualKeys(keys, all_keys)))
         positives = matrix.positives(EqualKeys(keys, all_keys, keep=True))

@@ -3,21 +3,29 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.errors import EveryRankError, nearest
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs, gather_pairs
+from vlm.objectives.local_part import LocalPart
+from vlm.objectives.pairs import ExtraNegatives, Pairs, gather_pairs
 from vlm.objectives.state import RunFacts, TermState
-from vlm.objectives.term import Provider, Term
+from vlm.objectives.term import LocalTerm, Needs, PairTerm, Provider, Term, needs_of
+from vlm.outputs import Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
 
+Loss = Float[Tensor, ""]
+_REMEDIES = {"captions": "set data.caption to `all`"}
+
 
 class Objective:
-    """Evaluates terms on a step's pairs. A term of weight 0 is not computed, and nobody's needs are its."""
+    """A weighted sum of terms. One of weight 0 is left out: it is not computed, and needs nothing.
+
+    `needs` are those of all terms and providers, `pair_needs` those of pair terms and providers alone.
+    """
 
     def __init__(
         self,
@@ -27,66 +35,84 @@ class Objective:
         facts: RunFacts | None = None,
     ) -> None:
         self.terms = {name: term for name, term in terms.items() if term.weight}
+        self.pair_terms = {name: term for name, term in self.terms.items() if isinstance(term, PairTerm)}
+        self.local_terms = {name: term for name, term in self.terms.items() if isinstance(term, LocalTerm)}
         self.providers = dict(providers or {})
         self.exchange = exchange or Exchange(World())
         self.facts = facts or RunFacts(0, 0, 1, 1, 0, self.exchange.world)
-        self._attached = {name: self._providers_of(name) for name in self.terms}
-        parts: dict[str, Term | Provider] = {**self.terms, **self.providers}
+        self._attached = {name: self._providers_of(name, term) for name, term in self.pair_terms.items()}
         self.states: dict[str, TermState] = {}
+        parts: dict[str, Term | Provider] = {**self.terms, **self.providers}
         for name, part in parts.items():
             state = part.start(self.facts)
             if state is not None:
                 self.states[name] = state
-        self._gathers: frozenset[Modality] = frozenset().union(*(part.gathers for part in parts.values()))
-        self.needs_teacher = any(part.needs_teacher for part in parts.values())
-        self.needs_captions = any(term.needs_captions for term in self.terms.values())
+        self.pair_needs: Needs = needs_of([*self.pair_terms.values(), *self.providers.values()])
+        self.needs: Needs = self.pair_needs | needs_of(self.local_terms.values())
 
     def parameters(self) -> dict[str, Tensor]:
         """First values of what terms learn beside the model, as `term/name`."""
         return {
-            f"{name}/{own}": value
+            f"{name}/{parameter}": value
             for name, term in self.terms.items()
-            for own, value in term.parameters(self.facts).items()
+            for parameter, value in term.parameters(self.facts).items()
         }
 
-    def evaluate(
-        self,
-        encoded: Encoded,
-        batch: Batch,
-        *,
-        teacher: Encoded | None = None,
-        pairwise: bool | None = None,
-        num_pairs: int | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """This rank's share of the weighted sum, and of each term by name (detached). Collective.
+    def count(self, batch: Batch) -> dict[str, int]:
+        """The units of each local term in the global batch; `batch` is this rank's part of it. Collective."""
+        self._require_parts(batch)
+        local = [term.count(batch) for term in self.local_terms.values()]
+        if local:
+            local = self.exchange.world.sum(torch.tensor(local, device=self.exchange.world.device)).tolist()
+        return dict(zip(self.local_terms, local, strict=True))
 
-        `pairwise` chooses the terms that compare pairs, or those that do not (None: all). Those that do not may be
-        evaluated on a part of the rank's rows, with the `num_pairs` of the whole step.
-        """
-        chosen = {name: term for name, term in self.terms.items() if pairwise in (None, term.pairwise)}
-        if not chosen:
-            return encoded.image.new_zeros(()), {}
+    def evaluate(
+        self, outputs: Outputs, batch: Batch, *, teacher: Outputs | None = None
+    ) -> tuple[Loss, dict[str, Loss]]:
+        """This rank's part of the weighted sum, and of each term by name (detached), in one graph. Collective."""
+        counts = self.count(batch)
+        total, by_term = self.evaluate_pairs(outputs, batch, teacher=teacher)
+        local, by_local_term = self.evaluate_part(outputs, batch, counts, teacher=teacher)
+        return total + local, by_term | by_local_term
+
+    def evaluate_pairs(
+        self, outputs: Outputs, batch: Batch, *, teacher: Outputs | None = None
+    ) -> tuple[Loss, dict[str, Loss]]:
+        """The same of the terms that compare pairs, on all of this rank's rows. Collective."""
+        total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
+        if not self.pair_terms:
+            return total, by_term
         pairs = gather_pairs(
-            encoded,
+            outputs,
             batch,
             self.exchange,
-            needed=self._gathers,
+            needed=self.pair_needs.gathered,
             seed=self.facts.seed,
             teacher=teacher,
-            num_pairs=num_pairs,
         )
-        provided = self._provide(pairs) if any(term.takes_providers for term in chosen.values()) else {}
-        total = encoded.image.new_zeros(())
-        shares = {}
-        for name, term in chosen.items():
-            share = term(self._as_seen_by(name, pairs, provided))
-            total = total + term.weight * share
-            shares[name] = share.detach()
-        for state in self.states.values():
-            check = state.proposal_check()
-            if check is not None:
-                total = total + check.to(total)
-        return total, shares
+        provided = self._provide(pairs) if any(term.takes_providers for term in self.pair_terms.values()) else {}
+        for name, term in self.pair_terms.items():
+            value = term(self._as_seen_by(name, pairs, provided))
+            total = total + term.weight * value
+            by_term[name] = value.detach()
+        return self._checked(total, [*self.pair_terms, *self.providers]), by_term
+
+    def evaluate_part(
+        self, outputs: Outputs, batch: Batch, counts: Mapping[str, int], *, teacher: Outputs | None = None
+    ) -> tuple[Loss, dict[str, Loss]]:
+        """The same of the local terms, on one micro-batch of a step with so many units in all (`count`)."""
+        total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
+        if not self.local_terms:
+            return total, by_term
+        seen = {name: value.detach() if is_shared(name) else value for name, value in outputs.items()}
+        part = LocalPart(seen, batch, self.facts.seed, teacher or {})
+        for name, term in self.local_terms.items():
+            parameters = term_parameters(outputs, name)
+            value = term(replace(part, state=self.states.get(name), parameters=parameters))
+            value = value * (self.exchange.world.size / max(counts[name], 1))
+            total = total + term.weight * value
+            by_term[name] = value.detach()
+        return self._checked(total, list(self.local_terms)), by_term
 
     def commit(self) -> None:
         """Make what the last evaluation proposed last, once a step. Collective."""
@@ -97,6 +123,22 @@ class Objective:
         """Drop what the last evaluation proposed: the step is left out."""
         for state in self.states.values():
             state.discard()
+
+    def _require_parts(self, batch: Batch) -> None:
+        for name, term in self.terms.items():
+            for missing in sorted(term.needs().batch_parts - batch.parts.keys()):
+                remedy = _REMEDIES.get(missing)
+                raise EveryRankError(
+                    f"objective.{name}: the batch brings no {missing}{f'; {remedy}' if remedy else ''}"
+                )
+
+    def _checked(self, total: Loss, names: list[str]) -> Loss:
+        """The sum itself, or NaN where one of these terms or providers proposes to remember what is no number."""
+        for name in names:
+            check = self.states[name].proposal_check() if name in self.states else None
+            if check is not None:
+                total = total + check.to(total)
+        return total
 
     def _provide(self, pairs: Pairs) -> dict[str, tuple[ExtraNegatives | None, Tensor | None]]:
         provided = {}
@@ -109,33 +151,27 @@ class Objective:
     def _as_seen_by(
         self, name: str, pairs: Pairs, provided: dict[str, tuple[ExtraNegatives | None, Tensor | None]]
     ) -> Pairs:
-        here = [provided[provider] for provider in self._attached[name] if provider in provided]
-        spreads = [spread for _, spread in here if spread is not None]
-        prefix = f"{name}/"
+        attached = [provided[provider] for provider in self._attached[name] if provider in provided]
+        spreads = [spread for _, spread in attached if spread is not None]
         return replace(
             pairs,
-            extra=tuple(extra for extra, _ in here if extra is not None),
+            extra=tuple(extra for extra, _ in attached if extra is not None),
             positive_spread=spreads[0] if spreads else None,
             state=self.states.get(name),
-            parameters={
-                key.removeprefix(prefix): value
-                for key, value in pairs.encoded.parameters.items()
-                if key.startswith(prefix)
-            },
+            parameters=term_parameters(pairs.outputs, name),
         )
 
-    def _providers_of(self, name: str) -> tuple[str, ...]:
+    def _providers_of(self, name: str, term: PairTerm) -> tuple[str, ...]:
         """The providers attached to a term. Raises EveryRankError where one is attached to what cannot use it."""
         attached = []
         for provider_name, provider in self.providers.items():
+            where = f"providers.{provider_name}.attach_to"
             for target in provider.attach_to or ():
                 if target not in self.terms:
-                    raise EveryRankError(
-                        f"providers.{provider_name}.attach_to: no term {target!r}; {nearest(target, self.terms)}"
-                    )
-                if not self.terms[target].takes_providers:
-                    raise EveryRankError(f"providers.{provider_name}.attach_to: {target} takes no providers")
-            everywhere = provider.attach_to is None and self.terms[name].takes_providers
+                    raise EveryRankError(f"{where}: no term {target!r}; {nearest(target, self.terms)}")
+                if target not in self.pair_terms or not self.pair_terms[target].takes_providers:
+                    raise EveryRankError(f"{where}: {target} takes no providers")
+            everywhere = provider.attach_to is None and term.takes_providers
             if everywhere or name in (provider.attach_to or ()):
                 attached.append(provider_name)
         return tuple(attached)

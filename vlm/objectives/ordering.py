@@ -1,7 +1,6 @@
 """Group ordering: positives are to be sorted above the hardest negatives, by a differentiable sorting network."""
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,16 +8,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
+from vlm.outputs import PAIR
 from vlm.similarity.sorting_network import soft_sort
 from vlm.similarity.tiles import slices
 from vlm.similarity.top_negatives import ROW_BLOCK, top_negatives
 
 
 @TERMS.register("ordering")
-class Ordering(Term):
+class Ordering(PairTerm):
     """How far sorting an anchor's similarities puts its positives above its nearest negatives. No temperature.
 
     For each anchor the similarities of its K nearest negatives and of its P positives, each group ascending, go through
@@ -33,19 +33,17 @@ class Ordering(Term):
     Sorting: Shvetsova et al., 2023. It halves the cross-entropies of both groups' masses, which are equal.)
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-    needs_captions: ClassVar[bool] = True
-
     num_negatives: int = Field(default=10, gt=0, le=4096, description="nearest negatives that are sorted (K)")
     steepness: float = Field(default=1.0, gt=0, le=1e6, description="of the comparison 1/2 + atan(steepness x) / pi")
 
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(outputs=PAIR | {"captions"}, gathered=frozenset({"image", "text"}))
+
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         own = torch.arange(len(pairs.image), device=pairs.image.device)
-        captions, whose = pairs.encoded.captions, pairs.batch.captions
-        if captions is None or whose is None:
-            of_images = self._losses(pairs, pairs.image, pairs.gathered.text, pairs.text, own)
-        else:
-            of_images = self._losses(pairs, pairs.image, pairs.gathered.text, captions, whose.rows)
+        captions = pairs.outputs.get("captions")
+        positives = (pairs.text, own) if captions is None else (captions, pairs.batch.owners("captions"))
+        of_images = self._losses(pairs, pairs.image, pairs.gathered.text, *positives)
         of_texts = self._losses(pairs, pairs.text, pairs.gathered.image, pairs.image, own)
         return pairs.share((of_images + of_texts) / 2)
 

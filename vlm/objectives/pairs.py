@@ -11,9 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.errors import EveryRankError
 from vlm.objectives.state import TermState
+from vlm.outputs import Outputs
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights, EqualKeys
 from vlm.similarity.exchange import Exchange
@@ -61,13 +61,13 @@ class Pairs:
     `parameters` are the term's own (or, for a provider, its own).
     """
 
-    encoded: Encoded
+    outputs: Outputs
     batch: Batch
     exchange: Exchange
     ranks: RowGroup
     num_pairs: int  # of all ranks, those of other groups too
     seed: int = 0
-    teacher: Encoded | None = None
+    teacher: Outputs = field(default_factory=dict)
     extra: tuple[ExtraNegatives, ...] = ()
     positive_spread: Float[Tensor, " rows"] | None = None
     state: TermState | None = None
@@ -77,17 +77,17 @@ class Pairs:
     @property
     def image(self) -> Float[Tensor, "rows dim"]:
         """This rank's image embeddings."""
-        return self.encoded.image
+        return self.outputs["image"]
 
     @property
     def text(self) -> Float[Tensor, "rows dim"]:
         """This rank's text embeddings."""
-        return self.encoded.text
+        return self.outputs["text"]
 
     @property
     def logit_scale(self) -> Float[Tensor, "1"]:
         """1 / temperature."""
-        return self.encoded.logit_scale
+        return self.outputs["logit_scale"]
 
     @property
     def ids(self) -> Int64[Tensor, " rows"]:
@@ -101,12 +101,12 @@ class Pairs:
         return self._gathered
 
     def embedded_as(
-        self, image: Float[Tensor, "rows other"], text: Float[Tensor, "rows other"], needed: frozenset[Modality]
+        self, image: Float[Tensor, "rows other"], text: Float[Tensor, "rows other"], needed: frozenset[str]
     ) -> "Pairs":
         """The same samples with other embeddings, of which `needed` will be gathered; without what providers add."""
-        encoded = replace(self.encoded, image=image, text=text)
-        gathered = self.gathered.embedded_as(encoded, needed)
-        return replace(self, encoded=encoded, extra=(), positive_spread=None, _gathered=gathered)
+        outputs = {**self.outputs, "image": image, "text": text}
+        gathered = self.gathered.embedded_as(outputs, needed)
+        return replace(self, outputs=outputs, extra=(), positive_spread=None, _gathered=gathered)
 
     def share(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
         """This rank's share of the mean over the global batch of one number a pair."""
@@ -187,15 +187,15 @@ class Gathered:
     """
 
     def __init__(
-        self, encoded: Encoded, batch: Batch, exchange: Exchange, ranks: RowGroup, needed: frozenset[Modality]
+        self, outputs: Outputs, batch: Batch, exchange: Exchange, ranks: RowGroup, needed: frozenset[str]
     ) -> None:
-        self._encoded, self._batch, self._exchange, self._ranks = encoded, batch, exchange, ranks
+        self._outputs, self._batch, self._exchange, self._ranks = outputs, batch, exchange, ranks
         self._needed = needed
-        self._embeddings: dict[Modality, Tensor] = {}
+        self._embeddings: dict[str, Tensor] = {}
 
-    def embedded_as(self, encoded: Encoded, needed: frozenset[Modality]) -> "Gathered":
+    def embedded_as(self, outputs: Outputs, needed: frozenset[str]) -> "Gathered":
         """The same samples with other embeddings; what says which samples they are is not fetched again."""
-        other = Gathered(encoded, self._batch, self._exchange, self._ranks, needed)
+        other = Gathered(outputs, self._batch, self._exchange, self._ranks, needed)
         other.ids, other.other_samples = self.ids, self.other_samples
         return other
 
@@ -213,14 +213,14 @@ class Gathered:
     def text_columns(self) -> Columns:
         """All texts as columns, as the exchange delivers them."""
         if self._exchange.config.exchange == "ring":
-            return self._exchange.columns(self._encoded.text, self._ranks)
+            return self._exchange.columns(self._outputs["text"], self._ranks)
         return Columns(self.text, pairs_at=self._pairs_at)
 
     @cached_property
     def image_columns(self) -> Columns:
         """All images as columns, as the exchange delivers them."""
         if self._exchange.config.exchange == "ring":
-            return self._exchange.columns(self._encoded.image, self._ranks)
+            return self._exchange.columns(self._outputs["image"], self._ranks)
         return Columns(self.image, pairs_at=self._pairs_at)
 
     @property
@@ -242,7 +242,7 @@ class Gathered:
     def _embedding(self, name: Modality) -> Tensor:
         if name not in self._embeddings:
             missing = sorted((self._needed | {name}) - self._embeddings.keys())
-            parts: Sequence[Tensor] = [getattr(self._encoded, part) for part in missing]
+            parts: Sequence[Tensor] = [self._outputs[part] for part in missing]
             if self._ranks.size > 1:
                 parts = self._ranks.gather(torch.cat(list(parts), dim=1), self._exchange.wire).chunk(
                     len(missing), dim=1
@@ -252,20 +252,18 @@ class Gathered:
 
 
 def gather_pairs(
-    encoded: Encoded,
+    outputs: Outputs,
     batch: Batch,
     exchange: Exchange,
     *,
-    needed: frozenset[Modality] = frozenset(),
+    needed: frozenset[str] = frozenset(),
     seed: int = 0,
-    teacher: Encoded | None = None,
-    num_pairs: int | None = None,
+    teacher: Outputs | None = None,
 ) -> Pairs:
-    """The pairs of one step, or of a part of one that has `num_pairs` in all. Collective."""
-    ranks, counted = exchange.count(len(encoded.image))
-    num_pairs = counted if num_pairs is None else num_pairs
-    gathered = Gathered(encoded, batch, exchange, ranks, needed)
-    return Pairs(encoded, batch, exchange, ranks, num_pairs, seed=seed, teacher=teacher, _gathered=gathered)
+    """The pairs of one step. Collective."""
+    ranks, num_pairs = exchange.count(len(batch))
+    gathered = Gathered(outputs, batch, exchange, ranks, needed)
+    return Pairs(outputs, batch, exchange, ranks, num_pairs, seed=seed, teacher=teacher or {}, _gathered=gathered)
 
 
 GroupKey = Literal["sample", "caption", "label"]
@@ -276,7 +274,7 @@ def group_keys(pairs: Pairs, by: GroupKey) -> Int64[Tensor, " rows"]:
     if by == "sample":
         return pairs.ids
     if by == "caption":
-        return caption_keys(pairs.batch.tokens, pairs.batch.lengths)
+        return caption_keys(pairs.batch.texts.tokens, pairs.batch.texts.lengths)
     if pairs.batch.labels is None:
         raise EveryRankError(
             "objective: a term groups pairs by label, and not every sample has one (a `cls` file beside the image)"

@@ -1,6 +1,6 @@
 """A memory of the teacher's embeddings of past steps, and the provider that adds it to the negatives."""
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,7 +11,8 @@ from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
 from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts, TermState
-from vlm.objectives.term import Provider
+from vlm.objectives.term import Needs, Provider
+from vlm.outputs import PAIR
 from vlm.similarity.collectives import RowGroup
 
 
@@ -108,9 +109,10 @@ class Queue(Provider):
     The queue begins empty and is filled by the steps from `start_step` on. It costs 8 `size` dim bytes on every rank.
     """
 
-    needs_teacher: ClassVar[bool] = True
-
     size: int = Field(default=65536, gt=0, le=2**26, description="embeddings of each modality that are remembered")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(teacher_outputs=PAIR)
 
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return EmbeddingQueue(self.size, facts)
@@ -128,8 +130,7 @@ class Queue(Provider):
 
 def teacher_keys(pairs: Pairs, ranks: RowGroup) -> Keys:
     """The teacher's embeddings of the rows of `ranks`, in the order of the global batch. Collective."""
-    assert pairs.teacher is not None
-    both = torch.cat([pairs.teacher.image, pairs.teacher.text], dim=1)
+    both = torch.cat([pairs.teacher["image"], pairs.teacher["text"]], dim=1)
     image, text = ranks.gather_constant(both).chunk(2, dim=1)
     return Keys(image, text, pairs.gathered.ids if ranks is pairs.ranks else ranks.gather_constant(pairs.ids))
 

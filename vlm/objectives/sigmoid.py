@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vlm.errors import EveryRankError
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 
 
 @TERMS.register("sigmoid")
-class Sigmoid(Term):
+class Sigmoid(PairTerm):
     """Each image and each text of the global batch is one binary question: are they a pair?
 
     value = 1/N sum_i [ -log sigmoid(a <x_i, y_i> + b) + sum_{j != i} log(1 + exp(a <x_i, y_j> + b)) ]
@@ -26,11 +26,13 @@ class Sigmoid(Term):
     Raises UserError when it is evaluated with a model that has no bias.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"text"})
     takes_providers: ClassVar[bool] = True
 
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"text"}))
+
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale, bias = pairs.logit_scale, pairs.encoded.logit_bias
+        scale, bias = pairs.logit_scale, pairs.outputs.get("logit_bias")
         if bias is None:
             raise EveryRankError(
                 "objective.sigmoid: the model has no logit bias; set model.init_logit_bias"

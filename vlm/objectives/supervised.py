@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import GroupKey, Modality, Pairs, group_keys
+from vlm.objectives.pairs import GroupKey, Pairs, group_keys
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.group_sums import group_sums
@@ -19,7 +19,7 @@ from vlm.similarity.tiles import Columns
 
 
 @TERMS.register("supervised")
-class Supervised(Term):
+class Supervised(PairTerm):
     """SupCon, the form with the sum outside the logarithm, over the 2N embeddings z of both modalities together.
 
     value = 1/(2N) sum_i -1/|P(i)| sum_{p in P(i)} log( exp(<z_i, z_p> / T) / sum_{k != i} exp(<z_i, z_k> / T) )
@@ -31,11 +31,13 @@ class Supervised(Term):
     Raises UserError when it is evaluated by label on data without labels.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
     takes_providers: ClassVar[bool] = True
 
     temperature: float | None = Field(default=0.1, gt=0, le=100, description="T; null: 1 / the model's logit scale")
     by: GroupKey = Field(default="label", description="what makes positives: the same class label, sample or caption")
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         scale = pairs.logit_scale if self.temperature is None else pairs.image.new_tensor([1 / self.temperature])

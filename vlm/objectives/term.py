@@ -1,36 +1,61 @@
-"""The contracts of what an objective is made of: terms, and providers of negatives."""
+"""The contracts of what an objective is made of: terms on pairs, terms on parts of a batch, providers of negatives."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from vlm.batch import Batch
 from vlm.config import Config
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.local_part import LocalPart
+from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.objectives.state import RunFacts, TermState
+from vlm.outputs import PAIR
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The outputs that a term or provider reads in a step, by name: the model's, the teacher's, and all ranks' rows.
+
+    An output of a part that the batch does not bring (`captions`) is not made; `batch_parts` are those without which
+    there is nothing to compute.
+    """
+
+    outputs: frozenset[str] = PAIR
+    teacher_outputs: frozenset[str] = frozenset()
+    gathered: frozenset[str] = frozenset()
+    batch_parts: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """Both needs together."""
+        return Needs(
+            self.outputs | other.outputs,
+            self.teacher_outputs | other.teacher_outputs,
+            self.gathered | other.gathered,
+            self.batch_parts | other.batch_parts,
+        )
 
 
 class Term(Config):
     """One summand of the objective; its fields are its options in a recipe.
 
-    A term's value is its mean over the global batch of N pairs. A rank returns its *share*: world_size / N times the
-    sum over its own rows (`Pairs.share`), so that the mean of the shares over ranks is the value, and the mean that the
-    engine takes of the parameters' gradients is the gradient of that value as one process computes it on the whole
-    batch. A term is evaluated once a step on all of the rank's rows, however many micro-batches they were embedded in.
+    A term's value is a mean over the global batch: over its N pairs, tokens, regions, or whatever it counts. A rank
+    returns world_size / N times the sum over its own rows, so that the mean of these numbers over ranks is the value,
+    and the mean that the engine takes of the parameters' gradients is the gradient of that value as one process
+    computes it on the whole batch.
     """
-
-    gathers: ClassVar[frozenset[Modality]] = frozenset()  # embeddings that it wants of all ranks
-    needs_teacher: ClassVar[bool] = False  # an average of the weights embeds the batch too
-    needs_captions: ClassVar[bool] = False  # all captions of a sample are embedded, not one
-    takes_providers: ClassVar[bool] = False  # extra negatives and harder positives may be attached
-    # A term that compares no pairs (captioning) runs with each micro-batch's graph and the global normaliser.
-    pairwise: ClassVar[bool] = True
 
     weight: float = Field(
         default=1.0, ge=0, le=1e6, description="factor of this term in the objective; 0 leaves it out"
     )
+
+    def needs(self) -> Needs:
+        """The outputs and parts that the term reads."""
+        return Needs()
 
     def start(self, facts: RunFacts) -> TermState | None:  # noqa: ARG002
         """The state with which a run begins; None for a term without memory."""
@@ -40,19 +65,42 @@ class Term(Config):
         """First values of what the term learns beside the model, by name; they train with the model."""
         return {}
 
+
+class PairTerm(Term):
+    """A term that compares pairs: evaluated once a step on all rows of all ranks, however they were embedded."""
+
+    takes_providers: ClassVar[bool] = False  # extra negatives and harder positives may be attached
+
     @abstractmethod
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:
-        """This rank's share of the term, unweighted. Its state and parameters come with the pairs. Collective."""
+        """This rank's part of the term's mean, unweighted. Its state and parameters come with the pairs. Collective."""
+
+
+class LocalTerm(Term):
+    """A term that compares nothing across samples (captioning, grounding, masked words): a sum over units of its own.
+
+    It is evaluated on each micro-batch, with that one's graph. Its value is the sum over all units of the global batch
+    divided by their number, whatever micro-batch or rank they are in.
+    """
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """The units (tokens, regions, samples) of this rank's rows of a global batch."""
+
+    @abstractmethod
+    def __call__(self, part: LocalPart) -> Float[Tensor, ""]:
+        """The sum over the units of a micro-batch, unweighted. State is told part by part. Not collective."""
 
 
 class Provider(Config):
     """Extra negatives or harder positives for the terms that it is attached to; its fields are its options."""
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset()
-    needs_teacher: ClassVar[bool] = False
-
     attach_to: tuple[str, ...] | None = Field(default=None, description="terms by name; null: all that take providers")
     start_step: int = Field(default=0, ge=0, le=10**12, description="steps before it joins in")
+
+    def needs(self) -> Needs:
+        """The outputs and parts that the provider reads."""
+        return Needs()
 
     def start(self, facts: RunFacts) -> TermState | None:  # noqa: ARG002
         """The state with which a run begins; None for a provider without memory."""
@@ -65,3 +113,11 @@ class Provider(Config):
     def positive_spread(self, pairs: Pairs) -> Float[Tensor, " rows"] | None:  # noqa: ARG002
         """By how much each pair is extrapolated apart (1: not at all); see `Pairs.positive_similarity`."""
         return None
+
+
+def needs_of(parts: "Iterable[Term | Provider]") -> Needs:
+    """The needs of several terms and providers together: images and texts at least, for both towers train."""
+    total = Needs()
+    for part in parts:
+        total = total | part.needs()
+    return total

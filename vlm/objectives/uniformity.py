@@ -1,23 +1,22 @@
 """Uniformity: embeddings spread over the sphere, in each modality and across both."""
 
 import math
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
-from vlm.objectives.term import Term
+from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import row_log_sum_exp
 from vlm.similarity.tiles import Columns
 
 
 @TERMS.register("uniformity")
-class Uniformity(Term):
+class Uniformity(PairTerm):
     """Logarithms of mean Gaussian potentials of the *global* batch, in and across modalities.
 
     value = a U(x, x) + b U(y, y) + c U(x, y),  U(u, v) = log mean_{i != j} exp(-t |u_i - v_j|^2)
@@ -29,14 +28,15 @@ class Uniformity(Term):
     sample that is in the batch twice counts as two. With groups of ranks, the mean over pairs of their groups' values.
     """
 
-    gathers: ClassVar[frozenset[Modality]] = frozenset({"image", "text"})
-
     t: float = Field(default=2.0, gt=0, le=100, description="inverse width of the potential")
     image: float = Field(default=0.5, ge=0, le=1e6, description="factor of the images' uniformity")
     text: float = Field(default=0.5, ge=0, le=1e6, description="factor of the texts' uniformity")
     cross: float = Field(
         default=0.0, ge=0, le=1e6, description="factor of the uniformity of images against other pairs' texts"
     )
+
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(gathered=frozenset({"image", "text"}))
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
         value = pairs.image.new_zeros(())

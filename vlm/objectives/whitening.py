@@ -12,7 +12,7 @@ from vlm.objectives.keyed import uniforms
 from vlm.objectives.pairs import Modality, Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
-from vlm.objectives.term import Term
+from vlm.objectives.term import PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.inverse_root import inverse_root
 
@@ -21,7 +21,7 @@ _TOWERS: tuple[Modality, ...] = ("image", "text")
 
 
 @TERMS.register("whitening")
-class Whitening(Term):
+class Whitening(PairTerm):
     """Shuffled group whitening (WhitenedCSE: Zhuo et al., 2023) of images, texts, or both, then the loss of `clip`.
 
     value = 1/V sum_v clip(h(w(x; p_v)), h(w(y; q_v)))
@@ -70,11 +70,11 @@ class Whitening(Term):
         return weights | {f"{tower}_bias": torch.zeros(facts.dim) for tower in _TOWERS}
 
     def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        total = pairs.image.new_zeros(())
+        total, clip = pairs.image.new_zeros(()), Clip()
         for view in range(self.views):
             image = self._seen(pairs, "image", view) if self.image else self._after_head(pairs, "image", pairs.image)
             text = self._seen(pairs, "text", view) if self.text else self._after_head(pairs, "text", pairs.text)
-            total = total + Clip()(pairs.embedded_as(image, text, Clip.gathers))
+            total = total + clip(pairs.embedded_as(image, text, clip.needs().gathered))
         return total / self.views
 
     def _seen(self, pairs: Pairs, tower: Modality, view: int) -> Float[Tensor, "rows dim"]:

@@ -2,26 +2,24 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.ends.stops import EvaluationStoppedError
+from vlm.outputs import PAIR, loss_with
 from vlm.training.optimizer import set_lr
 from vlm.world import World
 
 EngineName = Literal["ddp", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16"]
 Moment = Literal["exp_avg", "exp_avg_sq"]
-_SLASH = "__of__"
 MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
 
 
@@ -45,13 +43,14 @@ class Engine(ABC):
         """The context in which the model computes under this engine's precision."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def encode(self, batch: Batch, *, captions: bool = False) -> Encoded:
-        """The embeddings of this rank's rows, through the wrapper that synchronises gradients. Collective.
+    def forward(self, batch: Batch, outputs: frozenset[str]) -> dict[str, Tensor]:
+        """The model's outputs of these names, through the wrapper that synchronises gradients. Collective.
 
-        With `captions`, all captions of each image are embedded where the batch brings several.
+        Those of a part that the batch does not bring are left out.
         """
         with self.autocast():
-            return encoding(self.wrapped, batch, captions=captions, names=term_parameter_names(self.module))
+            made: dict[str, Tensor] = self.wrapped(batch.parts, outputs)
+            return made
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
@@ -167,8 +166,7 @@ class ReplicatedEngine(Engine):
         """DDP rebuilds its buckets, and with them the order of its sums, after the first backward: get that over."""
         if self.world.size == 1:
             return
-        encoded = self.encode(batch)
-        self.backward(0.0 * touched(encoded))
+        self.backward(loss_with({}, self.forward(batch, PAIR)))
         self._optimizer.zero_grad()
 
     @contextmanager
@@ -225,42 +223,6 @@ class ReplicatedEngine(Engine):
 
     def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102, ARG002
         return whole.to(self.world.device)
-
-
-def encoding(model: nn.Module, batch: Batch, *, captions: bool = False, names: Sequence[str] | None = None) -> Encoded:
-    """What `model` (or its wrapper; then with the `names` of the term parameters) makes of a batch."""
-    several = batch.captions if captions else None
-    tokens, lengths = (batch.tokens, batch.lengths) if several is None else (several.tokens, several.lengths)
-    image, texts, scale, bias, *own = model(batch.images, tokens, lengths)
-    parameters = dict(zip(term_parameter_names(model) if names is None else names, own, strict=True))
-    if several is None:
-        return Encoded(image, texts, scale, bias, parameters=parameters)
-    first = first_captions(several.rows, len(image))
-    return Encoded(image, texts[first], scale, bias, captions=texts, parameters=parameters)
-
-
-def term_parameter_names(module: nn.Module) -> list[str]:
-    """The names (`term/name`) of what terms learn beside the model, in the order in which a forward returns it."""
-    own = getattr(module, "term_parameters", None)
-    return [] if own is None else [name.replace(_SLASH, "/") for name in own]
-
-
-def touched(encoded: Encoded) -> Tensor:
-    """The sum of all that an encoding holds: a loss of its multiple gives every parameter a gradient."""
-    whole = [encoded.image, encoded.text, encoded.logit_scale, *encoded.parameters.values()]
-    if encoded.logit_bias is not None:
-        whole.append(encoded.logit_bias)
-    return torch.stack([tensor.sum() for tensor in whole]).sum()
-
-
-def first_captions(rows: Int64[Tensor, " captions"], num_rows: int) -> Int64[Tensor, " rows"]:
-    """Where each row's first caption is; captions lie in the order of their rows."""
-    return torch.searchsorted(rows, torch.arange(num_rows, device=rows.device))
-
-
-def name_in_module(name: str) -> str:
-    """The key of a term's parameter `term/name` in a module, where neither `.` nor `/` are welcome."""
-    return name.replace("/", _SLASH)
 
 
 def held_tensor(module: nn.Module, name: str) -> Any:

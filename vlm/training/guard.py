@@ -27,7 +27,7 @@ class Guard:
             self.left_out = LeftOut(total=total)
             return
         self.left_out = LeftOut(total=total + 1, in_a_row=in_a_row + 1)
-        loss = float(result.evaluated.loss)
+        loss = float(result.loss_output.loss)
         self._failures.add(
             "step-left-out",
             f"step {step} was left out: this rank's part of the loss is {loss}, the gradient's norm {result.grad_norm}",

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm.batch import AllCaptions, Batch
-from vlm.encoded import Encoded
+from vlm.batch import Batch, BatchPart, Images, Texts
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
@@ -43,12 +42,12 @@ def rehearse(
         torch.default_generator.manual_seed(0)
         _embed_a_pair(model)
         batch = _batch(min(num_pairs, _MOST_PAIRS), labels=labels, captions=captions)
-        facts = RunFacts(model.embed_dim, len(batch.keys), 1, 1, 0, World())
+        facts = RunFacts(model.embed_dim, len(batch), 1, 1, 0, World())
         exchange = Exchange(World(), similarity.model_copy(update={"group_ranks": None}))
         try:
             objective = Objective(terms, providers, exchange, facts)
-            taught = _encoded(model, objective, batch) if objective.needs_teacher else None
-            objective.evaluate(_encoded(model, objective, batch), batch, teacher=taught)
+            teacher = _drawn_outputs(model, objective, batch) if objective.needs.teacher_outputs else None
+            objective.evaluate(_drawn_outputs(model, objective, batch), batch, teacher=teacher)
         except UserError as error:
             raise EveryRankError(str(error)) from None
 
@@ -72,35 +71,24 @@ def _embed_a_pair(model: DualEncoder) -> None:
 
 def _batch(num_pairs: int, *, labels: bool, captions: bool) -> Batch:
     rows = torch.arange(num_pairs)
-    tokens, lengths = torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2)
-    several = AllCaptions(tokens.repeat_interleave(2, 0), lengths.repeat_interleave(2), rows.repeat_interleave(2))
-    return Batch(
-        step=0,
-        images=torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8),
-        tokens=tokens,
-        lengths=lengths,
-        sample_ids=rows,
-        keys=tuple(map(str, rows.tolist())),
-        labels=rows // 2 if labels else None,
-        captions=several if captions else None,
-    )
+    texts = Texts(torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2))
+    parts: dict[str, BatchPart] = {"image": Images(torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8)), "text": texts}
+    if captions:
+        tokens, lengths, owners = (part.repeat_interleave(2, 0) for part in (texts.tokens, texts.lengths, rows))
+        parts["captions"] = Texts(tokens, lengths, owners=owners)
+    keys = tuple(map(str, rows.tolist()))
+    return Batch(0, rows, keys, parts, labels=rows // 2 if labels else None)
 
 
-def _encoded(model: DualEncoder, objective: Objective, batch: Batch) -> Encoded:
+def _drawn_outputs(model: DualEncoder, objective: Objective, batch: Batch) -> dict[str, Tensor]:
     """Drawn embeddings as the model would make them of a batch."""
-
-    def drawn(rows: int) -> Tensor:
-        return functional.normalize(torch.randn(rows, model.embed_dim), dim=1)
-
-    text, captions = drawn(len(batch.keys)), None
-    if objective.needs_captions and batch.captions is not None:
-        captions = drawn(len(batch.captions.rows))
-        text = captions[::2]
-    return Encoded(
-        image=drawn(len(batch.keys)),
-        text=text,
-        logit_scale=torch.tensor([10.0]),
-        logit_bias=None if model.logit_bias is None else torch.tensor([-10.0]),
-        captions=captions,
-        parameters={name: value.float() for name, value in objective.parameters().items()},
-    )
+    outputs = {
+        name: functional.normalize(torch.randn(len(batch.owners(name)), model.embed_dim), dim=1)
+        for name in sorted(objective.needs.outputs & batch.parts.keys())
+    }
+    if "captions" in outputs:
+        outputs["text"] = outputs["captions"][::2]
+    outputs["logit_scale"] = torch.tensor([10.0])
+    if model.logit_bias is not None:
+        outputs["logit_bias"] = torch.tensor([-10.0])
+    return outputs | {name: value.float() for name, value in objective.parameters().items()}

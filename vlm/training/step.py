@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
-from vlm.training.accumulation import Evaluated, MicroBatches, accumulate
+from vlm.training.accumulation import LossOutput, accumulate
 from vlm.training.ema import Ema
 from vlm.training.engine import Engine
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What takes a step: the engine with its weights, the objective with its memory, and the averages that follow."""
+class TrainState:
+    """The state that a step changes: the engine's weights, the objective's memory, and the averages that follow."""
 
     engine: Engine
     objective: Objective
@@ -23,9 +24,9 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves to be logged: this rank's shares and embeddings, the scale, and the gradient norm."""
+    """The result of a step, to be logged: this rank's part of the loss and its outputs, and the gradient norm."""
 
-    evaluated: Evaluated
+    loss_output: LossOutput
     grad_norm: float
 
     @property
@@ -34,19 +35,19 @@ class StepResult:
         return not math.isfinite(self.grad_norm)
 
 
-def train_step(learner: Learner, batch: Batch, cuts: MicroBatches, seed: int, lr: float) -> StepResult:
+def train_step(state: TrainState, batch: Batch, plan: MicroBatchPlan, seed: int, lr: float) -> StepResult:
     """Encode, compare, differentiate, update; then let memory and averages follow. Collective.
 
     A step whose loss (on any rank) or gradient is no finite number is left out: weights, moments, memory and averages
     stay bit for bit what they were.
     """
-    found = accumulate(learner.engine, learner.objective, batch, cuts, seed, learner.teacher)
-    result = StepResult(found, learner.engine.step(lr))
+    loss_output = accumulate(state.engine, state.objective, batch, plan, seed, state.teacher)
+    result = StepResult(loss_output, state.engine.step(lr))
     if result.left_out:
-        learner.objective.discard()
+        state.objective.discard()
         return result
-    learner.objective.commit()
-    for average in (learner.ema, learner.teacher):
+    state.objective.commit()
+    for average in (state.ema, state.teacher):
         if average is not None:
             average.update(batch.step)
     return result

@@ -13,7 +13,7 @@ from vlm.errors import EveryRankError
 from vlm.geometry.telemetry import FIGURES, PairSample, observe, sample_pairs
 from vlm.objectives.objective import Objective
 from vlm.similarity.exchange import Exchange
-from vlm.training.accumulation import Evaluated, MicroBatches
+from vlm.training.accumulation import LossOutput
 from vlm.training.alarm import Alarm, Alarms, require_known
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.checkpoint_folder import prune
@@ -25,12 +25,13 @@ from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger, skips_of_all_ranks
 from vlm.training.manifest import Manifest
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.progress import ProgressDisplay
 from vlm.training.roles import BatchSource, ScheduledEvaluation
 from vlm.training.run_directory import RunDirectory
 from vlm.training.schedule import rate_factor
 from vlm.training.state import memory_groups, own_pieces, state_groups
-from vlm.training.step import Learner, StepResult, train_step
+from vlm.training.step import StepResult, TrainState, train_step
 from vlm.training.teacher import Teacher
 from vlm.training.trackers import log_cosine_histogram
 
@@ -59,7 +60,7 @@ class Trainer:
         self.run_directory = run
         self.manifest = manifest
         self.ema = Ema(config.ema, engine) if config.ema else None
-        self.teacher = Teacher(config.teacher, engine) if objective.needs_teacher else None
+        self.teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
         self.num_steps = self._steps(config.duration)
         self._log_every = max(1, self._steps(config.log_every))
         every = config.geometry.every
@@ -111,15 +112,15 @@ class Trainer:
             due = [evaluation for evaluation in self.evaluations if evaluation.name in pending]
             if self._evaluate_all(start_step, due, progress, stops) and stops is not None:
                 raise stops.stopped(start_step)
-        learner = Learner(self.engine, self.objective, self.ema, self.teacher)
-        cuts = MicroBatches(self.config.global_batch, self.engine.world.size, self.config.micro_batch)
+        state = TrainState(self.engine, self.objective, self.ema, self.teacher)
+        plan = MicroBatchPlan(self.config.global_batch, self.engine.world.size, self.config.micro_batch)
         for host_batch in clock.timed(batches):
             batch = host_batch.to(self.engine.world.device)
             if batch.step == start_step:
                 self.engine.warm_up(batch)
             factor = rate_factor(self.config.schedule, batch.step, self._warmup_steps, self.num_steps)
             lr = self.config.optimizer.lr * factor
-            result = train_step(learner, batch, cuts, self.config.seed, lr)
+            result = train_step(state, batch, plan, self.config.seed, lr)
             step = batch.step + 1
             ledger.add(batch)
             if self.config.record_samples:
@@ -146,7 +147,7 @@ class Trainer:
         if step == 1 or step % self._log_every == 0 or step == self.num_steps:
             self._log(step, lr, result, ledger, clock, progress)
         if self._observe_every is not None and step % self._observe_every == 0:
-            self._observe(step, result.evaluated, batch, progress)
+            self._observe(step, result.loss_output, batch, progress)
 
     def _tell_left_out(self, step: int, progress: ProgressDisplay) -> None:
         """Write that a step was left out, on the screen and to the metrics."""
@@ -235,7 +236,7 @@ class Trainer:
         self, step: int, lr: float, result: StepResult, ledger: Ledger, clock: Clock, progress: ProgressDisplay
     ) -> None:
         world = self.engine.world
-        found = result.evaluated
+        found = result.loss_output
         names = list(found.terms)
         means = world.sum(torch.stack([found.loss, *(found.terms[name] for name in names)]).double()) / world.size
         loss, *values = means.tolist()
@@ -244,7 +245,7 @@ class Trainer:
         metrics = {
             "loss": loss,
             **dict(zip(names, values, strict=True)),
-            "logit_scale": found.logit_scale.item(),
+            "logit_scale": found.outputs["logit_scale"].item(),
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_second": rate,
@@ -256,12 +257,12 @@ class Trainer:
         progress.update(step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
         self._write(step, metrics, progress)
 
-    def _observe(self, step: int, found: Evaluated, batch: Batch, progress: ProgressDisplay) -> None:
+    def _observe(self, step: int, found: LossOutput, batch: Batch, progress: ProgressDisplay) -> None:
         """Write the geometry of some of the step's pairs. Collective."""
-        ranks, _ = Exchange(self.engine.world).count(len(found.image))
-        own = PairSample(found.image, found.text, batch.labels)
+        ranks, _ = Exchange(self.engine.world).count(len(batch))
+        own = PairSample(found.outputs["image"], found.outputs["text"], batch.labels)
         pairs = sample_pairs(own, ranks, self.config.geometry.sample, step)
-        seen = observe(pairs, found.logit_scale.item()) if self.engine.world.is_main else {}
+        seen = observe(pairs, found.outputs["logit_scale"].item()) if self.engine.world.is_main else {}
         self._write(step, {f"geometry/{key}": value for key, value in seen.items()}, progress)
 
     def _write(self, step: int, figures: Mapping[str, Any], progress: ProgressDisplay) -> None:

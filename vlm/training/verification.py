@@ -2,22 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from vlm.batch import AllCaptions, Batch
-from vlm.encoded import Encoded
+from vlm.batch import Batch
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.logit_scale import whole_gradients
 from vlm.objectives.objective import Objective
-from vlm.training.accumulation import MicroBatches
+from vlm.outputs import Outputs, joined
 from vlm.training.checkpoint import TERM_PARAMETERS
-from vlm.training.engine import Precision, encoding
+from vlm.training.engine import Precision
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step
-from vlm.training.teacher import micro_batches
 
 # open_clip's, timm's and transformers' names of a tower's last projection.
 _HEAD = re.compile(r"\.(proj|text_projection|visual_projection|proj\.weight|proj\.bias|head\..*)$")
@@ -97,8 +94,7 @@ def reference_gradients(
         with torch.no_grad():
             _value(model, objective, batches, rows, seed)
         objective.commit()
-    with whole_gradients():
-        _value(model, objective, last, rows, seed).backward()
+    _value(model, objective, last, rows, seed).backward()
     return {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
@@ -107,66 +103,24 @@ def reference_gradients(
 
 
 def _value(model: DualEncoder, objective: Objective, batches: list[Batch], rows: int | None, seed: int) -> Tensor:
-    device = objective.exchange.world.device
-    cuts = MicroBatches(sum(len(batch.images) for batch in batches), len(batches), rows)
-    several = objective.needs_captions and all(batch.captions is not None for batch in batches)
-    teacher = _taught(model, objective, batches, several) if objective.needs_teacher else None
-    encodings = []
+    """The objective over all ranks' samples, each micro-batch embedded as its rank embeds it."""
+    batches = [batch.to(objective.exchange.world.device) for batch in batches]
+    plan = MicroBatchPlan(sum(map(len, batches)), len(batches), rows)
+    teacher = _teacher_outputs(model, objective, batches) if objective.needs.teacher_outputs else None
+    embedded = []
     for rank, batch in enumerate(batches):
-        for number, (part, filled) in enumerate(micro_batches(batch.to(device), cuts.cut(len(batch.images)))):
-            seed_step(seed, batch.step, rank, number)
-            if filled:
-                encodings.append(encoding(model, part, captions=several))
-    value, _ = objective.evaluate(_joined(encodings), joined_batches(batches).to(device), teacher=teacher)
+        for micro_batch in plan.of(batch):
+            seed_step(seed, batch.step, rank, micro_batch.number)
+            if micro_batch.has_rows:
+                embedded.append(model(micro_batch.batch.parts, objective.needs.outputs))
+    value, _ = objective.evaluate(joined(embedded), Batch.cat(batches), teacher=teacher)
     return value
 
 
 @torch.no_grad()
-def _taught(model: DualEncoder, objective: Objective, batches: list[Batch], several: bool) -> Encoded:
+def _teacher_outputs(model: DualEncoder, objective: Objective, batches: list[Batch]) -> Outputs:
     """At the start the teacher has the model's weights."""
     model.eval()
-    device = objective.exchange.world.device
-    taught = _joined([encoding(model, batch.to(device), captions=several) for batch in batches])
+    outputs = joined([model(batch.parts, objective.needs.teacher_outputs) for batch in batches])
     model.train()
-    return taught
-
-
-def _joined(encodings: list[Encoded]) -> Encoded:
-    captions = [encoded.captions for encoded in encodings if encoded.captions is not None]
-    return replace(
-        encodings[-1],
-        image=torch.cat([encoded.image for encoded in encodings]),
-        text=torch.cat([encoded.text for encoded in encodings]),
-        captions=torch.cat(captions) if captions else None,
-    )
-
-
-def joined_batches(batches: list[Batch]) -> Batch:
-    """The ranks' rows as one batch, texts padded to the longest."""
-    first = batches[0]
-    labels = [batch.labels for batch in batches if batch.labels is not None]
-    several = [batch.captions for batch in batches if batch.captions is not None]
-    return replace(
-        first,
-        images=torch.cat([batch.images for batch in batches]),
-        tokens=_padded([batch.tokens for batch in batches]),
-        lengths=torch.cat([batch.lengths for batch in batches]),
-        sample_ids=torch.cat([batch.sample_ids for batch in batches]),
-        keys=tuple(key for batch in batches for key in batch.keys),
-        labels=torch.cat(labels) if labels else None,
-        captions=_joined_captions(several, batches) if several else None,
-    )
-
-
-def _joined_captions(several: list[AllCaptions], batches: list[Batch]) -> AllCaptions:
-    starts = [sum(len(batch.images) for batch in batches[:rank]) for rank in range(len(batches))]
-    return AllCaptions(
-        _padded([captions.tokens for captions in several]),
-        torch.cat([captions.lengths for captions in several]),
-        torch.cat([captions.rows + start for captions, start in zip(several, starts, strict=True)]),
-    )
-
-
-def _padded(tokens: list[Tensor]) -> Tensor:
-    longest = max(part.shape[1] for part in tokens)
-    return torch.cat([pad(part, (0, longest - part.shape[1])) for part in tokens])
+    return outputs

@@ -30,7 +30,9 @@ def test_shard_writers_shards(tmp_path: Path, suffix: str) -> None:
     batches = epoch(str(tmp_path / f"x-*.{suffix}"), 12, cache={"folder": str(tmp_path / "cache")})
     assert sorted(key for batch in batches for key in batch.keys) == [f"folder/{n:04d}" for n in range(12)]
     for batch in batches:
-        assert texts(batch.tokens, batch.lengths) == [f"caption number {int(key[-4:])}" for key in batch.keys]
+        assert texts(batch.texts.tokens, batch.texts.lengths) == [
+            f"caption number {int(key[-4:])}" for key in batch.keys
+        ]
         assert batch.labels is not None
         assert batch.labels.tolist() == [int(key[-4:]) for key in batch.keys]
 
@@ -58,6 +60,6 @@ def test_img2datasets_shards(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").write_bytes(b"img2dataset leaves these beside its shards")
     (tmp_path / "00000_stats.json").write_text("{}")
     for batch in epoch(str(tmp_path / "{00000..00000}.tar"), 8):
-        assert texts(batch.tokens, batch.lengths) == [f"alt text {int(key)}" for key in batch.keys]
+        assert texts(batch.texts.tokens, batch.texts.lengths) == [f"alt text {int(key)}" for key in batch.keys]
     for batch in epoch(str(tmp_path / "*.tar"), 8, caption={"fields": {"caption": 1.0}}):
         assert batch.counts == {"source/a": 4, "caption/caption": 4}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vlm.model.tiny import TEXTS, VIT, architecture, some_images, tiny_model
+from tests.vlm.model.tiny import TEXTS, VIT, architecture, outputs_of, some_images, tiny_model
+from vlm.batch import Images, Texts
 from vlm.model.dual_encoder import no_weight_decay_names
 
 
@@ -18,9 +19,12 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
 def test_embeddings_are_unit_vectors_in_fp32_under_bf16_autocast() -> None:
     model = tiny_model()
     with torch.autocast("cpu", torch.bfloat16):
-        image, text, scale, bias = model(some_images(4), *model.tokenizer(TEXTS))
-    assert (image.dtype, text.dtype, scale.dtype, bias) == (torch.float32, torch.float32, torch.float32, None)
-    for rows in (image, text):
+        outputs = outputs_of(model, some_images(4))
+    assert {name: output.dtype for name, output in outputs.items()} == dict.fromkeys(
+        ("image", "text", "logit_scale"), torch.float32
+    )
+    image = outputs["image"]
+    for rows in (image, outputs["text"]):
         torch.testing.assert_close(_norms(rows), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6)
     # bf16 towers, but an fp32 normalisation: the values are not multiples of bf16's step.
     assert not torch.equal(image, image.bfloat16().float())
@@ -28,18 +32,40 @@ def test_embeddings_are_unit_vectors_in_fp32_under_bf16_autocast() -> None:
 
 def test_float64_stays_float64() -> None:
     model = tiny_model(init_logit_bias=-10).double()
-    outputs = model(some_images(4), *model.tokenizer(TEXTS))
-    assert [output.dtype for output in outputs] == [torch.float64] * 4
-    torch.testing.assert_close(_norms(outputs[0]), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-14)
+    outputs = outputs_of(model, some_images(4))
+    assert [output.dtype for output in outputs.values()] == [torch.float64] * 4
+    torch.testing.assert_close(_norms(outputs["image"]), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
 def test_scale_is_limited_and_bias_returned() -> None:
     model = tiny_model(init_logit_bias=-10)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(500))
-    _, _, scale, bias = model(some_images(4), *model.tokenizer(TEXTS))
-    assert scale.item() == pytest.approx(100)
-    assert bias.tolist() == [-10]
+    outputs = outputs_of(model, some_images(4))
+    assert outputs["logit_scale"].item() == pytest.approx(100)
+    assert outputs["logit_bias"].tolist() == [-10]
+
+
+def test_outputs_are_made_as_they_are_asked_for_and_a_samples_text_is_its_first_caption() -> None:
+    model = tiny_model()
+    owners = torch.tensor([0, 0, 1, 2])
+    tokens = model.tokenizer(TEXTS)
+    inputs = {
+        "image": Images(some_images(3)),
+        "text": Texts(*model.tokenizer([TEXTS[0], TEXTS[2], TEXTS[3]])),
+        "captions": Texts(*tokens, owners=owners),
+    }
+    assert set(model(inputs, frozenset({"text"}))) == {"text", "logit_scale"}
+    assert set(model(inputs, frozenset({"image", "regions"}))) == {"image", "logit_scale"}
+    outputs = model(inputs, frozenset({"image", "text", "captions"}))
+    expected = model.encode_text(*tokens)
+    torch.testing.assert_close(outputs["captions"], expected)
+    torch.testing.assert_close(outputs["text"], expected[[0, 2, 3]])
+    more = model(
+        {**inputs, "counterfactual": Texts(*model.tokenizer(TEXTS[:1]))}, frozenset({"text", "counterfactual"})
+    )
+    torch.testing.assert_close(more["counterfactual"], expected[:1])
+    torch.testing.assert_close(more["text"], expected[[0, 2, 3]])
 
 
 TOWERS: dict[str, dict[str, Any]] = {
@@ -97,7 +123,7 @@ def test_frozen_batch_norm_never_changes(vision: dict[str, Any]) -> None:
     statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
     assert len(statistics) > 4
     images = some_images(4, 64)
-    together, _, _, _ = model(images, *model.tokenizer(TEXTS))
+    together = outputs_of(model, images)["image"]
     together.sum().backward()
     alone = torch.cat([model.encode_image(image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

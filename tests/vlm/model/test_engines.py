@@ -10,17 +10,18 @@ from torch.nn.functional import cross_entropy
 
 from tests.ranks import run_ranks
 from tests.vlm.model.hugging_face import save_text_model, save_vision_model
-from tests.vlm.model.tiny import TEXT, TEXTS, VIT, some_images
-from vlm.batch import Batch
+from tests.vlm.model.tiny import TEXT, TEXTS, VIT, outputs_of, some_images
+from vlm.batch import Batch, Images, Texts
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.similarity.exchange import Exchange
-from vlm.training.accumulation import MicroBatches, accumulate
+from vlm.training.accumulation import accumulate
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.engine import EngineName
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 
 ROWS = 4
@@ -51,23 +52,22 @@ def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int)
     tokens, lengths = tokenizer(TEXTS[rows])
     batch = Batch(
         step=0,
-        images=some_images(ROWS)[rows],
-        tokens=tokens,
-        lengths=lengths,
         sample_ids=torch.arange(rows.start, rows.stop),
         keys=tuple(TEXTS[rows]),
+        parts={"image": Images(some_images(ROWS)[rows]), "text": Texts(tokens, lengths)},
     )
     engine.warm_up(batch)
     objective = Objective({"clip": Clip()}, exchange=Exchange(engine.world))
-    accumulate(engine, objective, batch, MicroBatches(ROWS, world_size), seed=0)
+    accumulate(engine, objective, batch, MicroBatchPlan(ROWS, world_size), seed=0)
     return {name: engine.gradient(name).clone() for name in engine.parameters()}
 
 
 def _whole_batch_gradients(fields: dict[str, Any]) -> dict[str, Tensor]:
     """The definition: cross-entropy both ways over the whole batch, in one process."""
     model = build_model(ModelConfig.model_validate(fields), seed=1)
-    image, text, scale, _ = model(some_images(ROWS), *model.tokenizer(TEXTS))
-    logits, pairs = scale * image @ text.T, torch.arange(ROWS)
+    outputs = outputs_of(model, some_images(ROWS))
+    logits = outputs["logit_scale"] * outputs["image"] @ outputs["text"].T
+    pairs = torch.arange(ROWS)
     ((cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from tests.vlm.model.hugging_face import save_text_model, save_tokenizer, save_vision_model
-from tests.vlm.model.tiny import TEXT, TEXTS, VIT, some_images
+from tests.vlm.model.tiny import TEXT, TEXTS, VIT, outputs_of, some_images
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
@@ -83,8 +83,8 @@ def test_every_trainable_parameter_gets_a_gradient(tmp_path: Path) -> None:
     save_text_model(tmp_path / "text", "bert")
     image, text = {"transformers": str(tmp_path / "image"), "pool": "mean"}, {"transformers": str(tmp_path / "text")}
     model = _model(image, {**text, "context_length": 16}).train()
-    images, texts, scale, _ = model(some_images(4), *model.tokenizer(TEXTS))
-    ((images @ texts.T) * scale).square().sum().backward()
+    outputs = outputs_of(model, some_images(4))
+    ((outputs["image"] @ outputs["text"].T) * outputs["logit_scale"]).square().sum().backward()
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(parameter.grad is not None for parameter in trainable.values())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}

@@ -1,15 +1,18 @@
 """Dual encoders small enough to build in a test, and open_clip's own modules from the same description."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor
 
+from vlm.batch import Images, Texts
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.open_clip_names import to_open_clip
+from vlm.outputs import PAIR
 
 CONTEXT = 16
 TEXTS = ["a dog", "two small cats on a wet table", "red", "a photo of the very long street at night"]
@@ -39,6 +42,12 @@ def open_clip_twin(model: DualEncoder, fields: dict[str, Any]) -> torch.nn.Modul
 def some_images(count: int = 3, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def outputs_of(model: DualEncoder, images: Tensor, texts: Sequence[str] = TEXTS) -> dict[str, Tensor]:
+    """What a forward makes of images and texts, by name."""
+    outputs: dict[str, Tensor] = model({"image": Images(images), "text": Texts(*model.tokenizer(texts))}, PAIR)
+    return outputs
 
 
 def perturb(model: torch.nn.Module, seed: int = 5) -> None:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vlm.batch import Batch
-from vlm.encoded import Encoded
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
 from vlm.objectives.registry import TERMS
@@ -29,19 +28,11 @@ def value_of(
     **options: Any,
 ) -> Tensor:
     """The value of a term on a batch of distinct samples."""
-    count = len(image)
-    batch = Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.arange(count)[:, None].contiguous(),
-        lengths=torch.ones(count, dtype=torch.int64),
-        sample_ids=torch.arange(count) + 5,
-        keys=tuple(map(str, range(count))),
-        labels=labels,
-    )
+    ids = torch.arange(len(image)) + 5
+    batch = batch_of(ids, tokens=ids[:, None], labels=labels)
     logit_bias = None if bias is None else image.new_tensor([bias])
-    encoded = Encoded(image, text, image.new_tensor([scale]), logit_bias)
-    value, _ = Objective({name: TERMS.find(name).model_validate(options)}).evaluate(encoded, batch)
+    outputs = outputs_of(image, text, image.new_tensor([scale]), logit_bias)
+    value, _ = Objective({name: TERMS.find(name).model_validate(options)}).evaluate(outputs, batch)
     return value
 
 

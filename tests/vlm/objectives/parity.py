@@ -11,9 +11,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.small_blocks import small_blocks
-from vlm.batch import AllCaptions, Batch
-from vlm.encoded import Encoded
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
@@ -160,24 +159,15 @@ def _evaluate(
 ) -> Tensor:
     batch_of_all = whole(setting, raw)
     of_rank = (batch_of_all.caption_rows >= rows.start) & (batch_of_all.caption_rows < rows.stop)
-    tokens = batch_of_all.captions[rows, None].expand(-1, 3).contiguous()
-    own_caption_rows = batch_of_all.caption_rows[of_rank] - rows.start
-    num_captions = len(own_caption_rows)
-    several = AllCaptions(
-        torch.zeros(num_captions, 3, dtype=torch.int64), torch.full((num_captions,), 3), own_caption_rows
-    )
-    count = rows.stop - rows.start
-    batch = Batch(
+    owners = batch_of_all.caption_rows[of_rank] - rows.start if setting.several_captions else None
+    batch = batch_of(
+        batch_of_all.ids[rows],
         step=step,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=tokens,
-        lengths=torch.full((count,), 3),
-        sample_ids=batch_of_all.ids[rows],
-        keys=tuple(map(str, range(rows.start, rows.stop))),
+        tokens=batch_of_all.captions[rows, None].expand(-1, 3).contiguous(),
         labels=batch_of_all.labels[rows],
-        captions=several if setting.several_captions else None,
+        caption_owners=owners,
     )
-    encoded = Encoded(
+    outputs = outputs_of(
         batch_of_all.image[rows],
         batch_of_all.text[rows],
         batch_of_all.scale,
@@ -185,10 +175,8 @@ def _evaluate(
         captions=batch_of_all.all_captions[of_rank] if setting.several_captions else None,
         parameters=parameters,
     )
-    teacher = Encoded(
-        batch_of_all.teacher_image[rows].detach(), batch_of_all.teacher_text[rows].detach(), batch_of_all.scale.detach()
-    )
-    share, _ = objective.evaluate(encoded, batch, teacher=teacher)
+    teacher = {"image": batch_of_all.teacher_image[rows].detach(), "text": batch_of_all.teacher_text[rows].detach()}
+    share, _ = objective.evaluate(outputs, batch, teacher=teacher)
     return share
 
 

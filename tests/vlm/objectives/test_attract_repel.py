@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by
-from vlm.batch import AllCaptions, Batch
-from vlm.encoded import Encoded
 from vlm.objectives.attract_repel import AttractRepel
 from vlm.objectives.objective import Objective
 
@@ -105,21 +104,10 @@ def unit_at(costs: list[float]) -> Tensor:
 
 
 def evaluate(term: AttractRepel, image: Tensor, text: Tensor, captions: Tensor | None = None) -> float:
-    count = len(image)
-    ones = torch.ones(count, dtype=torch.int64)
-    batch = Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=ones[:, None],
-        lengths=ones,
-        sample_ids=torch.arange(count),
-        keys=tuple(map(str, range(count))),
-    )
-    if captions is not None:
-        rows = torch.zeros(len(captions), dtype=torch.int64)
-        batch = replace(batch, captions=AllCaptions(rows[:, None], rows + 1, rows))
-    encoded = Encoded(image, text, torch.ones(1, dtype=torch.float64), captions=captions)
-    return Objective({"attract_repel": term}).evaluate(encoded, batch)[0].item()
+    owners = None if captions is None else torch.zeros(len(captions), dtype=torch.int64)
+    batch = batch_of(len(image), caption_owners=owners)
+    outputs = outputs_of(image, text, torch.ones(1, dtype=torch.float64), captions=captions)
+    return Objective({"attract_repel": term}).evaluate(outputs, batch)[0].item()
 
 
 @pytest.mark.parametrize(("t_plus", "attraction"), [(1.0, 0.339475), (0.0, 0.3)])

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.clip import Clip
 from vlm.objectives.continuous import Continuous
 from vlm.objectives.extra_negatives import SharedNegatives
@@ -74,30 +73,19 @@ def test_rows_that_are_opposite_to_the_last_bit_and_beyond_weigh_nothing() -> No
     long = drawn[(drawn * drawn).sum(1) > 1][0]
     assert -long @ long < -1
     image = torch.stack([long, -long])
-    encoded = Encoded(image, image.flip(1), torch.tensor([2.0]))
+    outputs = outputs_of(image, image.flip(1), torch.tensor([2.0]))
     halves = [Continuous(sharpness=0.5, direction=way) for way in ("text_to_image", "both")]
     for term in halves:
-        value, _ = Objective({"continuous": term}).evaluate(encoded, batch_of(2))
-        plain, _ = Objective({"clip": Clip()}).evaluate(encoded, batch_of(2))
+        value, _ = Objective({"continuous": term}).evaluate(outputs, batch_of(2))
+        plain, _ = Objective({"clip": Clip()}).evaluate(outputs, batch_of(2))
         assert value.item() == pytest.approx(plain.item(), rel=1e-6)  # only the own pairs weigh
-
-
-def batch_of(count: int) -> Batch:
-    return Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=torch.arange(count),
-        keys=tuple(map(str, range(count))),
-    )
 
 
 def value_of(image: Tensor, text: Tensor, q: Tensor, scale: float, **options: Any) -> float:
     """The term with weights from a teacher's images q."""
     objective = Objective({"continuous": Continuous(weights_from="teacher_image", **options)})
-    encoded, teacher = Encoded(image, text, image.new_tensor([scale])), Encoded(q, q, image.new_ones(1))
-    return objective.evaluate(encoded, batch_of(len(image)), teacher=teacher)[0].item()
+    outputs, teacher = outputs_of(image, text, image.new_tensor([scale])), outputs_of(q, q, image.new_ones(1))
+    return objective.evaluate(outputs, batch_of(len(image)), teacher=teacher)[0].item()
 
 
 # Similarities [[0.9, 0.1], [0.2, 0.8]] at a temperature of 0.5: cross-entropies 0.223592 and 0.220417 of the two ways.
@@ -137,9 +125,8 @@ def test_no_power_at_all_weighs_all_pairs_alike() -> None:
 
 
 def test_an_averaged_model_is_needed_only_for_its_weights() -> None:
-    needs = [Objective({"continuous": Continuous(weights_from=source)}).needs_teacher for source in ("image", "text")]
-    assert needs == [False, False]
-    assert Objective({"continuous": Continuous(weights_from="teacher_text")}).needs_teacher
+    for source, outputs in {"image": set(), "text": set(), "teacher_text": {"text"}}.items():
+        assert Continuous.model_validate({"weights_from": source}).needs().teacher_outputs == outputs
 
 
 def test_a_threshold_of_one_is_clip() -> None:
@@ -151,7 +138,7 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_own_pair_a
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     spread = torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(Encoded(x, y, torch.tensor([5.0])), batch_of(4), Exchange(World()))
+    pairs = gather_pairs(outputs_of(x, y, torch.tensor([5.0])), batch_of(4), Exchange(World()))
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
     found = Continuous(direction="both")(replace(pairs, extra=(extra,), positive_spread=spread))
     similarities = x @ y.T

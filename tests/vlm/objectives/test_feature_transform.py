@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, assert_same, on_ranks
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.feature_transform import interpolate, permutation
 from vlm.objectives.keyed import symmetric_beta
@@ -64,7 +63,7 @@ def test_either_half_can_be_left_out_and_mixtures_brought_to_unit_norm() -> None
 def test_the_similarity_of_an_extrapolated_pair(spread: float, similarity: float, expected: float) -> None:
     image = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     text = torch.tensor([[similarity, (1 - similarity**2) ** 0.5]], dtype=torch.float64)
-    pairs = gather_pairs(Encoded(image, text, torch.ones(1).double()), batch_of([4]), Exchange(World()))
+    pairs = gather_pairs(outputs_of(image, text, torch.ones(1).double()), batch_of([4]), Exchange(World()))
     spreads = torch.tensor([spread], dtype=torch.float64)
     assert replace(pairs, positive_spread=spreads).positive_similarity().item() == pytest.approx(expected, abs=1e-12)
 
@@ -89,22 +88,10 @@ def test_a_mixture_is_no_negative_of_either_of_its_samples() -> None:
     """Columns of samples (5, 6), (6, 6), (7, 5) and (8, 9), for rows of samples 5, 6, 8 and 4."""
     columns = torch.eye(4, dtype=torch.float64)
     image = torch.full((4, 4), 0.5, dtype=torch.float64)
-    pairs = gather_pairs(Encoded(image, image, torch.ones(1).double()), batch_of([5, 6, 8, 4]), Exchange(World()))
+    pairs = gather_pairs(outputs_of(image, image, torch.ones(1).double()), batch_of([5, 6, 8, 4]), Exchange(World()))
     ids = torch.tensor([5, 6, 7, 8]), torch.tensor([6, 6, 5, 9])
     extra = SharedNegatives(pairs, {"image": columns, "text": columns}, ids)
     assert extra.num_columns("text").tolist() == [2, 2, 3, 4]
     found = extra.log_sum_exp(image, "text", torch.ones(1).double())
     expected = torch.tensor([2.0, 2.0, 3.0, 4.0]).double().log() + 0.5
     torch.testing.assert_close(found, expected)
-
-
-def batch_of(ids: list[int]) -> Batch:
-    count = len(ids)
-    return Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=torch.tensor(ids),
-        keys=tuple(map(str, ids)),
-    )

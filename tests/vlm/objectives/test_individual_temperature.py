@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.global_contrast import ByHand, expected
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, assert_same, defined, leaves, on_ranks, unit, whole
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.errors import UserError
 from vlm.objectives.individual_temperature import IndividualTemperature
 from vlm.objectives.objective import Objective
@@ -108,24 +107,12 @@ def anchored(contrasts: tuple[float, ...], **options: Any) -> tuple[float, float
     facts = RunFacts(count + 1, 0, 10, 10, 0, World())
     objective = Objective({NAME: term}, facts=facts)
     ids = torch.arange(count)
-    objective.evaluate(Encoded(image, text, torch.ones(1, dtype=torch.float64)), batch_of(ids, 0))
+    objective.evaluate(outputs_of(image, text, torch.ones(1, dtype=torch.float64)), batch_of(ids))
     objective.commit()
     table = objective.states[NAME]
     assert isinstance(table, SampleTable)
     row = table.read(ids)
     return float(row["image_momentum"][0]), float(row["image_temperature"][0])
-
-
-def batch_of(ids: Tensor, step: int) -> Batch:
-    count = len(ids)
-    return Batch(
-        step=step,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=ids,
-        keys=tuple(map(str, ids.tolist())),
-    )
 
 
 def test_the_temperatures_derivative_is_rho_where_all_negatives_are_alike() -> None:
@@ -143,9 +130,9 @@ def test_a_sample_without_negatives_counts_nothing_and_changes_nothing() -> None
     term = IndividualTemperature()
     objective = Objective({NAME: term}, facts=RunFacts(D, 0, 10, 10, 0, World()))
     row = unit(torch.randn(2, D, dtype=torch.float64)).requires_grad_()
-    encoded = Encoded(row, row, torch.ones(1, dtype=torch.float64))
+    encoded = outputs_of(row, row, torch.ones(1, dtype=torch.float64))
     same = torch.tensor([4, 4])
-    total, _ = objective.evaluate(encoded, batch_of(same, 0))
+    total, _ = objective.evaluate(encoded, batch_of(same))
     total.backward()  # type: ignore[no-untyped-call]
     objective.commit()
     assert total.item() == 0
@@ -166,7 +153,7 @@ def test_the_coldest_temperature_stays_finite_in_single_precision() -> None:
     text = torch.cat([-image.detach()[:2], image.detach()[2:]])
     for step in range(3):
         image.grad = None
-        total, _ = objective.evaluate(Encoded(image, text, torch.ones(1)), batch_of(torch.arange(5), step))
+        total, _ = objective.evaluate(outputs_of(image, text, torch.ones(1)), batch_of(5, step=step))
         total.backward()  # type: ignore[no-untyped-call]
         objective.commit()
         assert total.isfinite()
@@ -194,7 +181,7 @@ def continued(pieces: list[dict[str, Tensor]], first: int, last: int) -> tuple[T
     for step in range(first, last):
         batch = whole(setting(), leaves(setting(), step))
         share, _ = objective.evaluate(
-            Encoded(batch.image[rows], batch.text[rows], batch.scale), batch_of(batch.ids[rows], step)
+            outputs_of(batch.image[rows], batch.text[rows], batch.scale), batch_of(batch.ids[rows], step=step)
         )
         objective.commit()
     return world.sum(share) / world.size, table.own()

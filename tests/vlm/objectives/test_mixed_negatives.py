@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives import extra_negatives
 from vlm.objectives.keyed import uniforms
 from vlm.objectives.mixed_negatives import MixedNegatives, Mixtures
@@ -100,17 +99,9 @@ def test_without_mixtures_or_before_its_start_it_is_the_plain_loss() -> None:
 def step_of(ids: list[int], seed: int = 0, step: int = 0, hardest: int = 16) -> Mixtures:
     generator = torch.Generator().manual_seed(1)
     image, text = (unit(torch.randn(len(ids), 8, generator=generator).double()) for _ in range(2))
-    count = len(ids)
-    batch = Batch(
-        step=step,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=torch.tensor(ids),
-        keys=tuple(map(str, ids)),
-    )
-    encoded = Encoded(image.requires_grad_(), text.requires_grad_(), torch.ones(1).double())
-    pairs = gather_pairs(encoded, batch, Exchange(World()), seed=seed)
+    batch = batch_of(ids, step=step)
+    outputs = outputs_of(image.requires_grad_(), text.requires_grad_(), torch.ones(1).double())
+    pairs = gather_pairs(outputs, batch, Exchange(World()), seed=seed)
     options = MixedNegatives(hardest=hardest, mixed=40, mixed_with_query=30)
     return Mixtures(options, pairs)
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_same, defined, leaves, on_ranks, unit
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.momentum_distillation import MomentumDistillation
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -80,24 +79,24 @@ def rows(*values: list[float]) -> Tensor:
 @pytest.mark.parametrize(("alpha", "expected"), [(0.4, 0.351439), (0.0, 0.223592)])
 def test_the_loss_of_a_two_by_two_fixture(alpha: float, expected: float) -> None:
     """Texts are orthogonal to all image keys, so that their direction costs log 2 whatever the targets."""
-    encoded = Encoded(
+    outputs = outputs_of(
         rows([0.9, 0.1, 0.0], [0.2, 0.8, 0.0]),
         rows([0.0, 0.0, 1.0], [0.0, 0.0, 1.0]),
         torch.tensor([2.0], dtype=torch.float64),
     )
-    teacher = Encoded(
-        rows([0.85, 0.15, 0.0], [0.25, 0.75, 0.0]), rows([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]), encoded.logit_scale
+    teacher = outputs_of(
+        rows([0.85, 0.15, 0.0], [0.25, 0.75, 0.0]), rows([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]), outputs["logit_scale"]
     )
     objective = Objective({"md": MomentumDistillation(alpha=alpha, ramp_epochs=0, queue_size=0)}, facts=facts(3))
-    value, _ = objective.evaluate(encoded, batch_of(2), teacher=teacher)
+    value, _ = objective.evaluate(outputs, batch_of(2), teacher=teacher)
     assert 2 * value.item() - math.log(2) == pytest.approx(expected, abs=1e-6)
 
 
 def test_with_the_model_as_its_teacher_no_queue_and_no_softening_it_is_the_clip_loss() -> None:
-    encoded = embedded(0)
+    outputs = embedded(0)
     objective = Objective({"md": MomentumDistillation(alpha=0, queue_size=0)}, facts=facts())
-    value, _ = objective.evaluate(encoded, batch_of(N), teacher=encoded)
-    logits = encoded.logit_scale * encoded.image @ encoded.text.T
+    value, _ = objective.evaluate(outputs, batch_of(N), teacher=outputs)
+    logits = outputs["logit_scale"] * outputs["image"] @ outputs["text"].T
     targets = torch.arange(N)
     expected = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
@@ -108,36 +107,25 @@ def test_a_restored_run_goes_on_as_if_nothing_had_been() -> None:
     straight, saved, resumed = (Objective({"md": term}, facts=facts()) for _ in range(3))
     for step in range(2):
         for objective in (straight, saved):
-            objective.evaluate(embedded(step), batch_of(N, step), teacher=embedded(step + 10))
+            objective.evaluate(embedded(step), batch_of(N, step=step), teacher=embedded(step + 10))
             objective.commit()
     tensors = {name: tensor.clone() for name, tensor in saved.states["md"].replicated().items()}
     resumed.states["md"].restore(tensors, [{}])
     for step in (2, 3):
         values = []
         for objective in (straight, resumed):
-            values.append(objective.evaluate(embedded(step), batch_of(N, step), teacher=embedded(step + 10))[0])
+            values.append(objective.evaluate(embedded(step), batch_of(N, step=step), teacher=embedded(step + 10))[0])
             objective.commit()
         assert torch.equal(values[0], values[1])
     fresh = Objective({"md": term}, facts=facts())
-    assert fresh.evaluate(embedded(3), batch_of(N, 3), teacher=embedded(13))[0] < values[0]  # fewer keys
+    assert fresh.evaluate(embedded(3), batch_of(N, step=3), teacher=embedded(13))[0] < values[0]  # fewer keys
 
 
 def facts(dim: int = D) -> RunFacts:
     return RunFacts(dim=dim, num_samples=40, num_steps=10, steps_per_epoch=5, seed=0, world=World())
 
 
-def embedded(seed: int) -> Encoded:
+def embedded(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     image, text = (unit(torch.randn(N, D, dtype=torch.float64, generator=generator)) for _ in range(2))
-    return Encoded(image, text, torch.tensor([10.0], dtype=torch.float64))
-
-
-def batch_of(count: int, step: int = 0) -> Batch:
-    return Batch(
-        step=step,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=torch.arange(count),
-        keys=tuple(map(str, range(count))),
-    )
+    return outputs_of(image, text, torch.tensor([10.0], dtype=torch.float64))

@@ -8,10 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_same, defined, on_ranks, unit, whole
 from tests.vlm.objectives.parity import leaves as leaves_of
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.errors import EveryRankError
 from vlm.objectives.multi_head import MultiHead
 from vlm.objectives.objective import Objective
@@ -85,18 +84,10 @@ def evaluated(image: Tensor, text: Tensor, own: dict[str, Tensor] | None = None,
     term = MultiHead(**options)
     facts = RunFacts(dim=image.shape[1], num_samples=9, num_steps=9, steps_per_epoch=9, seed=0, world=World())
     parameters = own or term.parameters(facts)
-    count = len(image)
-    batch = Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 1, dtype=torch.int64),
-        lengths=torch.ones(count, dtype=torch.int64),
-        sample_ids=torch.arange(count),
-        keys=tuple(map(str, range(count))),
-    )
+    batch = batch_of(len(image))
     named = {f"multi_head/{name}": tensor.to(image.dtype) for name, tensor in parameters.items()}
-    encoded = Encoded(image, text, image.new_ones(1), parameters=named)
-    found, _ = Objective({"multi_head": term}, exchange=Exchange(World()), facts=facts).evaluate(encoded, batch)
+    outputs = outputs_of(image, text, image.new_ones(1), parameters=named)
+    found, _ = Objective({"multi_head": term}, exchange=Exchange(World()), facts=facts).evaluate(outputs, batch)
     return found
 
 

@@ -9,9 +9,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.errors import UserError
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.multi_positive import MultiPositive
@@ -120,28 +119,15 @@ def objective_of(**options: Any) -> Objective:
     return Objective(TypeAdapter(Terms).validate_python(term(**options)))
 
 
-def batch_of(labels: Tensor) -> Batch:
-    count = len(labels)
-    return Batch(
-        step=0,
-        images=torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(count, 3, dtype=torch.int64),
-        lengths=torch.full((count,), 3),
-        sample_ids=torch.arange(count),
-        keys=tuple(map(str, range(count))),
-        labels=labels,
-    )
-
-
 def fixture_value(labels: tuple[int, int]) -> dict[str, float]:
     """Similarities [[0.9, 0.1], [0.2, 0.8]] at a temperature of 0.5."""
-    encoded = Encoded(
+    outputs = outputs_of(
         torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64),
         torch.eye(2, dtype=torch.float64),
         torch.tensor([2.0], dtype=torch.float64),
     )
-    batch = batch_of(torch.tensor(labels))
-    return {form: objective_of(form=form, by="label").evaluate(encoded, batch)[0].item() for form in FORMS}
+    batch = batch_of(2, labels=torch.tensor(labels))
+    return {form: objective_of(form=form, by="label").evaluate(outputs, batch)[0].item() for form in FORMS}
 
 
 def test_the_two_by_two_fixture() -> None:
@@ -157,17 +143,17 @@ def test_the_two_by_two_fixture() -> None:
 def test_aligned_pairs_keep_their_digits_in_single_precision() -> None:
     """The loss of perfectly aligned pairs is log(1 + 11 exp(-10)): 5e-4, from numbers that are near 10."""
     expected = math.log1p(11 * math.exp(-10))
-    encoded = Encoded(torch.eye(12), torch.eye(12), torch.tensor([10.0]))
+    outputs = outputs_of(torch.eye(12), torch.eye(12), torch.tensor([10.0]))
     for form in FORMS:
         objective = objective_of(form=form, by="label")
-        found = objective.evaluate(encoded, batch_of(torch.arange(12)))[0].item()
+        found = objective.evaluate(outputs, batch_of(12, labels=torch.arange(12)))[0].item()
         assert found == pytest.approx(expected, rel=2e-6)
 
 
 def test_all_captions_are_asked_for_and_missed() -> None:
-    assert objective_of(captions="all").needs_captions
-    assert not objective_of().needs_captions
-    with pytest.raises(UserError, match=r"objective\.multi_positive\.captions: .*caption"):
+    assert "captions" in objective_of(captions="all").needs.outputs
+    assert "captions" not in objective_of().needs.outputs
+    with pytest.raises(UserError, match=r"objective\.multi_positive: .*captions.*data\.caption"):
         on_ranks(Setting(term(captions="all")), 1)
 
 
@@ -182,7 +168,7 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_own_pair_a
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     labels, spread = torch.tensor([0, 1, 0, 2]), torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(Encoded(x, y, torch.tensor([5.0])), batch_of(labels), Exchange(World()))
+    pairs = gather_pairs(outputs_of(x, y, torch.tensor([5.0])), batch_of(4, labels=labels), Exchange(World()))
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
     found = MultiPositive(form=form, by="label")(replace(pairs, extra=(extra,), positive_spread=spread))  # type: ignore[arg-type]
     similarities = x @ y.T

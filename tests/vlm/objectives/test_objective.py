@@ -30,7 +30,7 @@ def test_the_value_is_the_weighted_sum_of_the_terms() -> None:
 def test_a_term_of_weight_0_is_not_computed_and_needs_nothing() -> None:
     objective = Objective(TERMS.validate_python({"clip": 1.0, "momentum_distillation": 0}))
     assert list(objective.terms) == ["clip"]
-    assert not objective.needs_teacher
+    assert not objective.needs.teacher_outputs
     assert not objective.states
 
 

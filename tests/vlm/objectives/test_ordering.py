@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, on_ranks
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.objective import Objective
 from vlm.objectives.ordering import Ordering
 
@@ -89,8 +88,6 @@ def test_one_positive_and_one_negative_are_the_closed_form(difference: float, lo
     rest = math.sqrt(1 - positive**2 - negative**2)
     image = torch.eye(4, dtype=torch.float64)[:2]
     text = torch.tensor([[positive, negative, rest, 0], [negative, positive, 0, rest]], dtype=torch.float64)
-    ones = torch.ones(2, dtype=torch.int64)
-    batch = Batch(0, torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ones[:, None], ones, torch.tensor([5, 8]), ("a", "b"))
-    encoded = Encoded(image, text, torch.ones(1, dtype=torch.float64))
-    value, _ = Objective({"ordering": Ordering(num_negatives=1)}).evaluate(encoded, batch)
+    outputs = outputs_of(image, text, torch.ones(1, dtype=torch.float64))
+    value, _ = Objective({"ordering": Ordering(num_negatives=1)}).evaluate(outputs, batch_of([5, 8]))
     assert value.item() == pytest.approx(loss, abs=1e-6)

@@ -8,8 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import normalize
 
-from vlm.batch import AllCaptions, Batch
-from vlm.encoded import Encoded
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
@@ -26,22 +25,14 @@ def take_step(objective: Objective, step: int) -> None:
         return normalize(torch.randn(ROWS, DIM, generator=generator).requires_grad_(), dim=1)
 
     tokens = torch.randint(1, 9, (ROWS, 3), generator=generator)
-    batch = Batch(
-        step=step,
-        images=torch.zeros(ROWS, 3, 1, 1, dtype=torch.uint8),
-        tokens=tokens,
-        lengths=torch.full((ROWS,), 3),
-        sample_ids=torch.arange(ROWS),
-        keys=tuple("abcdef"),
-        labels=torch.arange(ROWS) // 2,
-        captions=AllCaptions(tokens, torch.full((ROWS,), 3), torch.arange(ROWS)),
-    )
+    ids = torch.arange(ROWS)
+    batch = batch_of(ids, step=step, tokens=tokens, labels=ids // 2, caption_owners=ids)
     scale, bias = torch.full((1,), 10.0, requires_grad=True), torch.full((1,), -10.0, requires_grad=True)
     own = {name: value.clone().requires_grad_() * 1 for name, value in objective.parameters().items()}
     text = rows()
-    encoded = Encoded(rows(), text, scale * 1, bias * 1, captions=text, parameters=own)
-    teacher = Encoded(rows().detach(), text.detach(), scale.detach(), bias.detach(), captions=text.detach())
-    total, _ = objective.evaluate(encoded, batch, teacher=teacher)
+    outputs = outputs_of(rows(), text, scale * 1, bias * 1, captions=text, parameters=own)
+    teacher = outputs_of(rows().detach(), text.detach(), scale.detach(), bias.detach(), captions=text.detach())
+    total, _ = objective.evaluate(outputs, batch, teacher=teacher)
     total.backward()
     objective.commit()
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, unit
-from vlm.batch import Batch
-from vlm.encoded import Encoded
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import gather_pairs
@@ -59,21 +58,11 @@ def test_distinct_labels_are_nt_xent_with_two_views() -> None:
     assert_defined_by(setting, nt_xent)
 
 
-def batch_of(labels: Tensor) -> Batch:
-    return Batch(
-        step=0,
-        images=torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(len(labels), 3, dtype=torch.int64),
-        lengths=torch.full((len(labels),), 3),
-        sample_ids=torch.arange(len(labels)),
-        keys=tuple(map(str, range(len(labels)))),
-        labels=labels,
-    )
-
-
 def value_of(image: Tensor, text: Tensor, labels: Tensor) -> float:
     objective = Objective({"supervised": Supervised()})
-    return objective.evaluate(Encoded(image, text, image.new_ones(1)), batch_of(labels))[0].item()
+    return objective.evaluate(outputs_of(image, text, image.new_ones(1)), batch_of(len(labels), labels=labels))[
+        0
+    ].item()
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -93,7 +82,7 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_partner_al
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     labels, spread = torch.tensor([0, 1, 0, 2]), torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(Encoded(x, y, torch.ones(1)), batch_of(labels), Exchange(World()))
+    pairs = gather_pairs(outputs_of(x, y, torch.ones(1)), batch_of(len(labels), labels=labels), Exchange(World()))
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
     found = Supervised(temperature=0.2)(replace(pairs, extra=(extra,), positive_spread=spread))
     views, view_labels, losses = torch.cat([x, y]), labels.repeat(2), []

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.ranks import run_ranks
-from vlm.batch import Batch
-from vlm.encoded import Encoded
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.clip import Clip
 from vlm.objectives.pairs import gather_pairs
 from vlm.similarity.config import SimilarityConfig
@@ -67,14 +66,7 @@ def on_this_rank(counts: tuple[int, ...], settings: dict[str, dict[str, Any]]) -
     """Bytes sent in the forward and backward of one step, by setting."""
     world = World.current()
     num_rows = counts[world.rank]
-    batch = Batch(
-        step=0,
-        images=torch.zeros(num_rows, 3, 1, 1, dtype=torch.uint8),
-        tokens=torch.zeros(num_rows, 1, dtype=torch.int64),
-        lengths=torch.ones(num_rows, dtype=torch.int64),
-        sample_ids=torch.arange(num_rows) + 100 * world.rank,
-        keys=("",) * num_rows,
-    )
+    batch = batch_of(torch.arange(num_rows) + 100 * world.rank)
     sent = {}
     for name, setting in settings.items():
         exchange = Exchange(world, SimilarityConfig(**setting))
@@ -82,7 +74,7 @@ def on_this_rank(counts: tuple[int, ...], settings: dict[str, dict[str, Any]]) -
         scale = torch.tensor([14.3], requires_grad=True)
         with pytest.MonkeyPatch.context() as patch:
             counter = Counter(patch)
-            Clip()(gather_pairs(Encoded(image, text, scale), batch, exchange)).backward()  # type: ignore[no-untyped-call]
+            Clip()(gather_pairs(outputs_of(image, text, scale), batch, exchange)).backward()  # type: ignore[no-untyped-call]
         sent[name] = counter.sent
     return sent
 

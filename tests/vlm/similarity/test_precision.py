@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from vlm.batch import Batch
-from vlm.encoded import Encoded
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.clip import Clip
 from vlm.objectives.pairs import gather_pairs
 from vlm.similarity.config import SimilarityConfig
@@ -33,17 +32,9 @@ def features(kind: str, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def ours(image: Tensor, text: Tensor, scale: Tensor, product: str) -> Tensor:
-    count = len(image)
-    batch = Batch(
-        step=0,
-        images=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
-        tokens=torch.zeros(count, 1, dtype=torch.int64),
-        lengths=torch.ones(count, dtype=torch.int64),
-        sample_ids=torch.arange(count),
-        keys=("",) * count,
-    )
+    batch = batch_of(len(image))
     exchange = Exchange(World(), SimilarityConfig.model_validate({"product": product}))
-    return Clip()(gather_pairs(Encoded(image, text, scale), batch, exchange))
+    return Clip()(gather_pairs(outputs_of(image, text, scale), batch, exchange))
 
 
 def dense(image: Tensor, text: Tensor, scale: Tensor, product: str) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
-from vlm.objectives.term import Term
+from vlm.objectives.term import PairTerm
 
 
-class Poison(Term):
+class Poison(PairTerm):
     """Adds 0 to the loss of most steps."""
 
     steps: tuple[int, ...]

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
-from tests.vlm.training.toy import WHOLE, Setup, learner_of, start, toy_batch
+from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
 from vlm.errors import UserError
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
+from vlm.objectives.objective import Objective
+from vlm.objectives.pairs import Pairs
+from vlm.objectives.term import PairTerm
+from vlm.outputs import PAIR
+from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
 from vlm.training.checkpoint import Checkpoint, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
@@ -42,13 +47,13 @@ def run_steps(engine: Engine, first: int, last: int, ema: Ema | None, lr: float 
     """The losses over the global batch of steps `first` to `last`."""
     losses = []
     world = engine.world
-    learner = learner_of(engine, ema)
+    state = train_state(engine, ema)
     for step in range(first, last):
         batch = toy_batch(step, world.rank, world.size)
         if step == first:
             engine.warm_up(batch)
-        result = train_step(learner, batch, WHOLE, seed=0, lr=lr)
-        losses.append(float(world.sum(result.evaluated.loss.double()) / world.size))
+        result = train_step(state, batch, WHOLE, seed=0, lr=lr)
+        losses.append(float(world.sum(result.loss_output.loss.double()) / world.size))
     return losses
 
 
@@ -66,7 +71,7 @@ def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:
     ema = Ema(EmaConfig(decay=0.9), engine)
     batch = toy_batch(0, engine.world.rank, world_size)
     engine.warm_up(batch)
-    accumulate(engine, learner_of(engine).objective, batch, WHOLE, seed=0)
+    accumulate(engine, train_state(engine).objective, batch, WHOLE, seed=0)
     gradients = {name: engine.gradient(name) for name in engine.parameters()}
     engine.step(0.0)
     dirty = engine.num_updates()
@@ -147,6 +152,17 @@ def test_state_moves_between_engines_and_world_sizes(
         assert after["losses"] == pytest.approx(rest, rel=1e-4)
 
 
+class Pull(PairTerm):
+    """The scale up or down; one rank's part has the opposite sign of the whole gradient: only the whole may decide."""
+
+    sign: float
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        world = pairs.exchange.world
+        factor = 1.0 if world.size == 1 else 3.0 if world.rank == 0 else -1.0
+        return self.sign * factor * pairs.logit_scale.sum()
+
+
 def scale_into_the_limit_and_back(setup: Setup, world_size: int) -> list[tuple[float, float]]:
     """(parameter, scale used) while the gradient pushes the scale up, then down."""
     engine = start(setup, world_size)
@@ -155,16 +171,11 @@ def scale_into_the_limit_and_back(setup: Setup, world_size: int) -> list[tuple[f
         batch = toy_batch(0, engine.world.rank, world_size)
         if step == 0:
             engine.warm_up(batch)
-        encoded = engine.encode(batch)
-        scale = encoded.logit_scale
-        # One rank's share has the opposite sign of the whole gradient: only the whole may decide.
-        sign = -1.0 if step < 8 else 1.0
-        share = scale.sum() * (sign * 3.0 if engine.world.rank == 0 else -sign * 1.0)
-        nothing = 0.0 * (encoded.image.sum() + encoded.text.sum())
-        engine.backward(nothing + (share if world_size > 1 else scale.sum() * sign))
+        pull = Objective({"pull": Pull(sign=-1.0 if step < 8 else 1.0)}, exchange=Exchange(engine.world))
+        outputs = accumulate(engine, pull, batch, WHOLE, seed=0).outputs
         engine.step(0.01)
         with torch.no_grad():
-            seen.append((float(engine.weight("logit_scale")), float(scale.detach())))
+            seen.append((float(engine.weight("logit_scale")), float(outputs["logit_scale"])))
     engine.accelerator.end_training()
     return seen
 
@@ -222,8 +233,8 @@ def weights_by_step(setup: Setup) -> list[dict[str, Tensor]]:
 def losses_under_bf16(setup: Setup, world_size: int) -> tuple[list[float], set[torch.dtype]]:
     engine = start(setup, world_size)
     dtypes = {engine.weight(name).dtype for name in engine.parameters()}
-    encoded = engine.encode(toy_batch(0, engine.world.rank, world_size))
-    dtypes |= {encoded.image.dtype, encoded.logit_scale.dtype}
+    outputs = engine.forward(toy_batch(0, engine.world.rank, world_size), PAIR)
+    dtypes |= {outputs["image"].dtype, outputs["logit_scale"].dtype}
     losses = run_steps(engine, 0, 5, None)
     dtypes |= {moment.dtype for name in engine.parameters() if (moment := engine.moment(name, "exp_avg")) is not None}
     engine.accelerator.end_training()

@@ -16,13 +16,13 @@ from vlm.objectives.objective import Objective
 from vlm.objectives.queue import Queue
 from vlm.objectives.state import RunFacts
 from vlm.similarity.exchange import Exchange
-from vlm.training.accumulation import MicroBatches
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engine import Engine, EngineName
 from vlm.training.manifest import Manifest
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import memory_groups, own_pieces, state_groups
-from vlm.training.step import Learner, train_step
+from vlm.training.step import TrainState, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
 
 BAD_STEP = 2
@@ -30,36 +30,36 @@ NUM_STEPS = 4
 WAYS: list[tuple[EngineName, int]] = [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
 
 
-def learner_with_memory(engine: Engine, poison: Poison | None) -> Learner:
+def state_with_memory(engine: Engine, poison: Poison | None) -> TrainState:
     """The toy with a queue, a table of samples, a teacher and an average."""
     terms = {**TERMS, "fast_clip": FastClip(), **({} if poison is None else {"poison": poison})}
     facts = RunFacts(16, 40, NUM_STEPS, 2, 0, engine.world)
     objective = Objective(terms, {"queue": Queue(size=20)}, Exchange(engine.world), facts)
-    return Learner(engine, objective, Ema(EmaConfig(decay=0.9), engine), Teacher(TeacherConfig(decay=0.9), engine))
+    return TrainState(engine, objective, Ema(EmaConfig(decay=0.9), engine), Teacher(TeacherConfig(decay=0.9), engine))
 
 
-def state_of(learner: Learner) -> dict[str, Tensor]:
+def state_of(state: TrainState) -> dict[str, Tensor]:
     """All that lasts from step to step on this rank, copied."""
     with torch.no_grad():
-        groups = state_groups(learner.engine, learner.ema, learner.teacher) | memory_groups(learner.objective)
+        groups = state_groups(state.engine, state.ema, state.teacher) | memory_groups(state.objective)
         tensors = {f"{group}.{name}": whole(name).clone() for group, (sizes, whole) in groups.items() for name in sizes}
-    own = {name: tensor.clone() for part in own_pieces(learner.objective).values() for name, tensor in part.items()}
-    return {**tensors, **own, "updates": torch.tensor(learner.engine.num_updates())}
+    own = {name: tensor.clone() for part in own_pieces(state.objective).values() for name, tensor in part.items()}
+    return {**tensors, **own, "updates": torch.tensor(state.engine.num_updates())}
 
 
 def run(setup: Setup, world_size: int, steps: tuple[int, ...], poison: Poison | None, rows: int | None) -> Any:
     """The state before and after the bad step and at the end, and which steps were left out."""
     engine = start(setup, world_size)
-    learner = learner_with_memory(engine, poison)
-    cuts = MicroBatches(GLOBAL_BATCH, world_size, rows)
+    state = state_with_memory(engine, poison)
+    plan = MicroBatchPlan(GLOBAL_BATCH, world_size, rows)
     left_out, states = [], {}
     engine.module.train()
     engine.warm_up(toy_batch(0, engine.world.rank, world_size))
     for step in steps:
-        states[f"before {step}"] = state_of(learner)
-        if train_step(learner, toy_batch(step, engine.world.rank, world_size), cuts, seed=0, lr=1e-3).left_out:
+        states[f"before {step}"] = state_of(state)
+        if train_step(state, toy_batch(step, engine.world.rank, world_size), plan, seed=0, lr=1e-3).left_out:
             left_out.append(step)
-    states["end"] = state_of(learner)
+    states["end"] = state_of(state)
     engine.accelerator.end_training()
     return left_out, states
 
@@ -102,14 +102,14 @@ def test_a_bad_step_leaves_every_bit_as_it_was(
 def as_checkpoint(setup: Setup, folder: str, spoil: str) -> str:
     """What is said when a state with a NaN is to be saved."""
     engine = start(setup, 2)
-    learner = learner_with_memory(engine, None)
+    state = state_with_memory(engine, None)
     manifest = Manifest(
         step=7, samples=0, num_updates=0, world_size=2, engine=setup.engine, threads=1, model={}, data={}, versions={}
     )
 
     def save() -> None:
         with torch.no_grad():
-            groups = state_groups(engine, learner.ema) | memory_groups(learner.objective)
+            groups = state_groups(engine, state.ema) | memory_groups(state.objective)
             pieces = {"own": {"queue/image": torch.full((3,), float(spoil) if engine.world.rank == 1 else -torch.inf)}}
             write_checkpoint(Path(folder), manifest, groups, engine.world, pieces)
 

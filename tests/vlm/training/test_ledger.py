@@ -24,11 +24,9 @@ def skips(count: int, reason: str = "it is empty", source: str = "web", start: i
 def batch(skipped: tuple[Skip, ...] = (), counts: dict[str, int] | None = None) -> Batch:
     return Batch(
         step=0,
-        images=torch.zeros(2, 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(2, 4, dtype=torch.int64),
-        lengths=torch.full((2,), 4),
         sample_ids=torch.arange(2),
         keys=("a", "b"),
+        parts={},
         skipped=skipped,
         counts=counts or {},
     )

@@ -8,14 +8,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from tests.vlm.training.toy import GLOBAL_BATCH, Setup, ToyEncoder, start, toy_batch
-from vlm.batch import AllCaptions, Batch
+from tests.vlm.training.toy import GLOBAL_BATCH, Setup, start, toy_batch, toy_model
+from vlm.batch import Batch, Texts
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.state import RunFacts
-from vlm.training.accumulation import MicroBatches, accumulate
-from vlm.training.engine import name_in_module
+from vlm.training.accumulation import accumulate
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.teacher import Teacher, TeacherConfig
 from vlm.world import World
 
@@ -37,47 +37,32 @@ SMALL_PROVIDERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Learning(ToyEncoder):
-    """The toy with what a term learns beside it."""
-
-    def __init__(self, parameters: dict[str, Tensor], *, bias: bool) -> None:
-        super().__init__()
-        self.term_parameters = nn.ParameterDict({name_in_module(name): value for name, value in parameters.items()})
-        self.logit_bias = nn.Parameter(torch.tensor([-4.0])) if bias else None
-
-    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        image, text, scale, _ = super().forward(images, tokens, lengths)
-        bias = None if self.logit_bias is None else self.logit_bias * 1
-        return image, text, scale, bias, *(parameter * 1 for parameter in self.term_parameters.values())
-
-
 def batch_of(step: int) -> Batch:
     """A toy batch with labels and several captions an image."""
     batch = toy_batch(step, 0, 1)
     rows = torch.tensor([row for row in range(GLOBAL_BATCH) for _ in range(1 + row % 3)])
     tokens = torch.randint(0, 50, (len(rows), 5), generator=torch.Generator().manual_seed(step))
     first = torch.tensor([index == 0 or rows[index] != rows[index - 1] for index in range(len(rows))])
-    tokens[first] = batch.tokens
-    several = AllCaptions(tokens, torch.full((len(rows),), 5), rows)
-    return replace(batch, labels=torch.arange(GLOBAL_BATCH) % 5, captions=several)
+    tokens[first] = batch.texts.tokens
+    captions = Texts(tokens, torch.full((len(rows),), 5), owners=rows)
+    return replace(batch, labels=torch.arange(GLOBAL_BATCH) % 5, parts={**batch.parts, "captions": captions})
 
 
-def steps(
-    terms: dict[str, Any], providers: dict[str, Any], rows: int | None, monkeypatch: Any
-) -> list[dict[str, Tensor]]:
+def steps(terms: dict[str, Any], providers: dict[str, Any], rows: int | None) -> list[dict[str, Tensor]]:
     """Loss and gradients of three steps; weights move by plain descent between them."""
     facts = RunFacts(dim=16, num_samples=40, num_steps=10, steps_per_epoch=4, seed=0, world=World())
     objective = Objective(
         TypeAdapter(Terms).validate_python(terms), TypeAdapter(Providers).validate_python(providers), facts=facts
     )
-    learned = {name: nn.Parameter(value.double()) for name, value in objective.parameters().items()}
-    monkeypatch.setattr("tests.vlm.training.toy.ToyEncoder", lambda *_: Learning(learned, bias="sigmoid" in terms))
-    engine = start(Setup(double=True), 1)
-    teacher = Teacher(TeacherConfig(decay=0.9), engine) if objective.needs_teacher else None
+    model = toy_model(Setup(double=True), objective.parameters())
+    if "sigmoid" in terms:
+        model.logit_bias = nn.Parameter(torch.tensor([-4.0], dtype=torch.float64))
+    engine = start(Setup(double=True), 1, model)
+    teacher = Teacher(TeacherConfig(decay=0.9), engine) if objective.needs.teacher_outputs else None
     told = []
     for step in range(NUM_STEPS):
-        cuts = MicroBatches(GLOBAL_BATCH, 1, rows)
-        found = accumulate(engine, objective, batch_of(step), cuts, seed=0, teacher=teacher)
+        plan = MicroBatchPlan(GLOBAL_BATCH, 1, rows)
+        found = accumulate(engine, objective, batch_of(step), plan, seed=0, teacher=teacher)
         told.append({"loss": found.loss, **{name: engine.gradient(name).clone() for name in engine.parameters()}})
         engine.step(1e-3)
         objective.commit()
@@ -86,23 +71,23 @@ def steps(
     return told
 
 
-def assert_same_steps(terms: dict[str, Any], providers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = steps(terms, providers, None, monkeypatch)
-    in_parts = steps(terms, providers, 5, monkeypatch)
+def assert_same_steps(terms: dict[str, Any], providers: dict[str, Any]) -> None:
+    at_once = steps(terms, providers, None)
+    in_parts = steps(terms, providers, 5)
     for expected, found in zip(at_once, in_parts, strict=True):
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", sorted(TERMS.all()))
-def test_a_term_of_micro_batches_is_that_of_the_whole_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_same_steps({name: SMALL.get(name, {})}, {}, monkeypatch)
+def test_a_term_of_micro_batches_is_that_of_the_whole_rows(name: str) -> None:
+    assert_same_steps({name: SMALL.get(name, {})}, {})
 
 
 @pytest.mark.parametrize("name", sorted(PROVIDERS.all()))
-def test_a_provider_of_micro_batches_is_that_of_the_whole_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_same_steps({"clip": 1.0, "decoupled": 0.5}, {name: SMALL_PROVIDERS.get(name, {})}, monkeypatch)
+def test_a_provider_of_micro_batches_is_that_of_the_whole_rows(name: str) -> None:
+    assert_same_steps({"clip": 1.0, "decoupled": 0.5}, {name: SMALL_PROVIDERS.get(name, {})})
 
 
 def test_all_captions_of_an_image_go_through_micro_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_same_steps({"multi_positive": {"captions": "all", "by": "sample"}}, {}, monkeypatch)
+    assert_same_steps({"multi_positive": {"captions": "all", "by": "sample"}}, {})

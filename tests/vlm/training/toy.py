@@ -1,27 +1,29 @@
 """A model small enough for many engines and ranks, with every kind of parameter that engines treat differently."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlm.batch import Batch
+from vlm.batch import Batch, BatchPart, Images, Texts
 from vlm.model.logit_scale import limited_scale
 from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.objectives.term import Term
+from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
-from vlm.training.accumulation import MicroBatches
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.ema import Ema
 from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import LrScale, OptimizerConfig, build_optimizer
-from vlm.training.step import Learner
+from vlm.training.step import TrainState
 
 GLOBAL_BATCH = 12
 TERMS: dict[str, Term] = {"clip": Clip()}
-WHOLE = MicroBatches(GLOBAL_BATCH, 1)
+WHOLE = MicroBatchPlan(GLOBAL_BATCH, 1)
 
 
 class ToyEncoder(nn.Module):
@@ -43,12 +45,33 @@ class ToyEncoder(nn.Module):
         self.frozen.requires_grad_(False)
         self.register_buffer("offset", torch.full((16,), 0.01))
         self.logit_scale = nn.Parameter(torch.full([1], log_scale))
+        self.logit_bias: nn.Parameter | None = None
+        self.term_parameters = nn.ParameterDict()
 
-    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        image = self.frozen(self.image(images.to(self.logit_scale.dtype).flatten(1) / 255)) + self.offset
-        text = self.text(tokens).mean(1)
-        scale = limited_scale(self.logit_scale)
-        return normalize(image.to(scale.dtype), dim=-1), normalize(text.to(scale.dtype), dim=-1), scale, None
+    def forward(self, inputs: Mapping[str, BatchPart], outputs: frozenset[str]) -> dict[str, Tensor]:
+        made = {"logit_scale": limited_scale(self.logit_scale)}
+        if self.logit_bias is not None:
+            made["logit_bias"] = self.logit_bias * 1
+        made |= {output_name(key): parameter * 1 for key, parameter in self.term_parameters.items()}
+        for name in sorted(outputs & inputs.keys()):
+            part = inputs[name]
+            if isinstance(part, Images):
+                pixels = part.pixels.to(self.logit_scale.dtype).flatten(1) / 255
+                rows = self.frozen(self.image(pixels)) + self.offset
+            else:
+                assert isinstance(part, Texts)
+                tokens = self.text(part.tokens)
+                rows = tokens.mean(1)
+                if name == "text" and "text_tokens" in outputs:
+                    made["text_tokens"] = tokens.to(self.logit_scale.dtype)
+            made[name] = normalize(rows.to(self.logit_scale.dtype), dim=-1)
+        return made
+
+    def learn(self, parameters: Mapping[str, Tensor]) -> "ToyEncoder":
+        """Take in what terms learn beside the model, by `term/name`."""
+        for name, value in parameters.items():
+            self.term_parameters[module_key(name)] = nn.Parameter(value.clone())
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,17 +89,21 @@ class Setup:
     double: bool = False
 
 
-def start(setup: Setup, world_size: int) -> Engine:
-    """The toy under an engine, on this rank."""
+def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> ToyEncoder:
+    """The toy, with what terms learn beside it."""
+    model = ToyEncoder(setup.log_scale, setup.dropout).learn(parameters or {})
+    return model.double() if setup.double else model
+
+
+def start(setup: Setup, world_size: int, model: ToyEncoder | None = None) -> Engine:
+    """The toy, or another model, under an engine, on this rank."""
     accelerator = start_accelerator(
         setup.engine,
         rows_per_rank=GLOBAL_BATCH // world_size,
         precision=setup.precision,
         max_grad_norm=setup.max_grad_norm,
     )
-    model = ToyEncoder(setup.log_scale, setup.dropout)
-    if setup.double:
-        model.double()
+    model = model or toy_model(setup)
     config = OptimizerConfig(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
     optimizer = build_optimizer(model, config, {"logit_scale", "image.0.bias"})
     return build_engine(
@@ -89,9 +116,9 @@ def start(setup: Setup, world_size: int) -> Engine:
     )
 
 
-def learner_of(engine: Engine, ema: Ema | None = None) -> Learner:
+def train_state(engine: Engine, ema: Ema | None = None) -> TrainState:
     """The toy with the plain objective."""
-    return Learner(engine, Objective(TERMS, exchange=Exchange(engine.world)), ema)
+    return TrainState(engine, Objective(TERMS, exchange=Exchange(engine.world)), ema)
 
 
 def toy_batch(step: int, rank: int, world_size: int, total: int = GLOBAL_BATCH) -> Batch:
@@ -100,12 +127,10 @@ def toy_batch(step: int, rank: int, world_size: int, total: int = GLOBAL_BATCH) 
     images = torch.randint(0, 255, (total, 3, 4, 4), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(0, 50, (total, 5), generator=generator)
     rows = slice(rank * total // world_size, (rank + 1) * total // world_size)
-    count = rows.stop - rows.start
+    lengths = 1 + torch.arange(rows.start, rows.stop) * 3 % 5
     return Batch(
         step=step,
-        images=images[rows],
-        tokens=tokens[rows],
-        lengths=torch.full((count,), 5),
         sample_ids=torch.arange(rows.start, rows.stop),
         keys=tuple(str(row) for row in range(rows.start, rows.stop)),
+        parts={"image": Images(images[rows]), "text": Texts(tokens[rows], lengths)},
     )

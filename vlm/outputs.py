@@ -1,0 +1,56 @@
+"""Outputs of the model by name, and how those of several micro-batches are joined, weighed and cut apart again.
+
+An output has a row for each row of something, such as `image` [samples, dim] and `text` [samples, dim] of the batch's
+samples or `captions` [captions, dim] of its part of that name, or it is shared by all rows: `logit_scale` [1],
+`logit_bias` [1] where the model has one, and `term/name` for what an objective's term learns beside the model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Outputs = Mapping[str, Tensor]
+
+PAIR = frozenset({"image", "text"})
+_SHARED = frozenset({"logit_scale", "logit_bias"})
+_SLASH = "__of__"  # in a module's keys, where neither `.` nor `/` are welcome
+
+
+def is_shared(name: str) -> bool:
+    """Whether an output is the same for all rows."""
+    return name in _SHARED or "/" in name
+
+
+def term_parameters(outputs: Outputs, term: str) -> dict[str, Tensor]:
+    """The outputs that a term learned beside the model, by their own names."""
+    prefix = f"{term}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in outputs.items() if name.startswith(prefix)}
+
+
+def module_key(name: str) -> str:
+    """The key in a module of what a term learns, `term/name`."""
+    return name.replace("/", _SLASH)
+
+
+def output_name(key: str) -> str:
+    """The output whose parameter has this key in a module."""
+    return key.replace(_SLASH, "/")
+
+
+def joined(outputs: Sequence[Outputs]) -> dict[str, Tensor]:
+    """The outputs of several micro-batches as those of one."""
+    if len(outputs) == 1:
+        return dict(outputs[0])
+    return {
+        name: first if is_shared(name) else torch.cat([one[name] for one in outputs])
+        for name, first in outputs[0].items()
+    }
+
+
+def loss_with(gradients: Outputs, outputs: Outputs) -> Float[Tensor, ""]:
+    """A loss whose gradient at each output is the one given, and 0 where none is: engines wait for each parameter."""
+    products = [(outputs[name] * gradient).sum() for name, gradient in gradients.items()]
+    others = [0.0 * outputs[name].sum() for name in outputs.keys() - gradients.keys()]
+    return torch.stack([*products, *others]).sum()
