@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from vlm.errors import nearest
@@ -15,6 +16,7 @@ def topics() -> list[str]:
     return sorted(path.parent.name for path in _ROOT.glob("*/__main__.py"))
 
 
+@cache
 def scripts(topic: str) -> dict[str, str]:
     """The first line of the docstring of each of a topic's scripts, which are its modules that have a `main`."""
     first_lines = {}

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,7 @@ def starts(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def print_times(results: ResultCache, folder: Path) -> None:
     """The table of steps, resume and the simulated epoch."""
-    step, later, all_ranks = (
-        results(name, lambda name=name: part(name, folder)) for name in ("any_step", "resume", "epoch")
-    )
+    step, later, all_ranks = (results(name, partial(part, name, folder)) for name in ("any_step", "resume", "epoch"))
     cold, warm = (sorted(1e3 * took for took in step[kind]) for kind in ("cold", "warm"))
     resumed = [1e3 * took for took in later["took"]]
     print(

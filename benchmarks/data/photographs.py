@@ -66,7 +66,7 @@ class Photographs:
 
     def caption(self) -> str:
         """One caption."""
-        return self.captions[self.random.integers(len(self.captions))]
+        return self.captions[int(self.random.integers(len(self.captions)))]
 
     def _mosaic(self, size: Size) -> np.ndarray:
         """Photographs of two fifths of the width: small ones are enlarged more the larger the size is."""
@@ -74,7 +74,7 @@ class Photographs:
         canvas = Image.new("RGB", size)
         for top in range(0, size[1], tile):
             for left in range(0, size[0], tile):
-                one = self.images[self.random.integers(len(self.images))]
+                one = self.images[int(self.random.integers(len(self.images)))]
                 canvas.paste(one.resize((tile, tile), Image.Resampling.BICUBIC), (left, top))
         return np.asarray(canvas, dtype=np.float32)
 

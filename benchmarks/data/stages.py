@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 from data.captions import CaptionConfig, captions_by_field, choose
-from data.config import AugmentConfig
 from data.images import jpeg
+from data.images.augment import AugmentConfig
 from data.images.crop import random_crop, resize_crop
 from data.images.pillow import Pixels
 from data.images.views import Region, read_region, training_view
@@ -52,6 +52,9 @@ class Stored(NamedTuple):
     key: tuple[int | str, ...]
 
 
+Work = Callable[[Stored], Any]
+
+
 def read_stored(source: Source, reader: ShardReader, count: int, spec: ImageSpec) -> Iterator[Stored]:
     """Samples spread over a source."""
     for number in np.linspace(0, source.num_samples - 1, count, dtype=int).tolist():
@@ -76,19 +79,21 @@ def stages(folder: str, size: int, batch: int, repeats: int) -> dict[str, list[f
     source, reader = opened(folder)
     samples = list(read_stored(source, reader, min(batch, 64), spec))
     pixels = np.empty((len(samples), 3, size, size), np.uint8)
-    work = {
+    bare_resizes = {id(one): bare_resize(one, size) for one in samples}
+    work: dict[str, tuple[Work, Work]] = {
         "read": (lambda one: source.read(*one.place, reader), bare_read(source, reader)),
         "header": (lambda one: jpeg.read_header(one.sample.image), bare_header),
         "draw crop": (draw, draw),
         "decode": (lambda one: jpeg.decode(one.sample.image, one.header, one.region.reduction), bare_decode),
-        "resize": (lambda one: resize_crop(one.region.pixels, one.region.box, one.region.reduction, spec), None),
+        "resize": (
+            lambda one: resize_crop(one.region.pixels, one.region.box, one.region.reduction, spec),
+            lambda one: bare_resizes[id(one)](),
+        ),
         "write": (partial(write, pixels), partial(write, pixels)),
         "caption": (caption, caption),
     }
-    bare_resizes = {id(one): bare_resize(one, size) for one in samples}
     found = {}
     for name, (ours, bare) in work.items():
-        bare = bare or (lambda one: bare_resizes[id(one)]())
         found[name] = timed([partial(ours, one) for one in samples], [partial(bare, one) for one in samples], repeats)
     found.update(batch_stages(source, samples, batch, size, repeats))
     return found
@@ -99,7 +104,7 @@ def batch_stages(source: Source, samples: list[Stored], batch: int, size: int, r
     order = Order(0, [SourceCounts(source.name, source.counts)], batch)
     tokenizer = Tokenizer(SimpleTokenizer(), shorten=True)
     texts = [caption(samples[row % len(samples)]).text for row in range(batch)]
-    alone = {
+    alone: dict[str, Callable[[], Any]] = {
         "tokenise": partial(tokenizer, texts),
         "order": partial(order.picks, 5, range(batch)),
         "fresh memory of the batch": partial(fresh_memory, batch, size),

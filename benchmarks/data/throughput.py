@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def measure(folder: Path, data: Path | None, peer: Path, repeats: int, results: 
                     PEER: way(theirs, PEER, name, workers, cores[:1]),
                     OURS: way(ours, OURS, name, workers, cores[:1]),
                 }
-                found[name, workers] = results(f"rates {name} {workers}", lambda both=both: in_turn(both, repeats))
+                found[name, workers] = results(f"rates {name} {workers}", partial(in_turn, both, repeats))
         print_rates(found, shown)
 
         def ask(what: str, name: str, **more: int) -> Any:

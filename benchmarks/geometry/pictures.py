@@ -42,7 +42,8 @@ def load_pictures(data: Path, work: Path, tokenizer: Tokenizer) -> Pictures:
     scenes = kept_in(work / "scenes.safetensors", lambda: _scenes(tokenizer))
     found = numbered({**photos, **scenes})
     train = _joined([found["train"], found["scenes"]], mirrored=len(found["train"]))
-    watched = Photos(*(part[:500] for part in (found["val"].images, found["val"].tokens, found["val"].lengths)))
+    held_out = found["val"]
+    watched = Photos(held_out.images[:500], held_out.tokens[:500], held_out.lengths[:500])
     num_classes = len(class_names())
     labels = torch.arange(len(found["zeroshot"])) % num_classes
     return Pictures(train, found["test"], found["retrieval"], found["zeroshot"], found["prompts"], watched, labels)

@@ -12,7 +12,16 @@ from torch.nn.functional import normalize
 
 from benchmarks.geometry.pictures import SCENES, Pictures
 from benchmarks.objectives.photos import Photos, training_batches
-from benchmarks.objectives.run import ARCHITECTURE, OPTIMIZER, WARMUP, Run, embeddings, new_model, new_state, ranks_of
+from benchmarks.objectives.run import (
+    ARCHITECTURE,
+    WARMUP,
+    WEIGHT_DECAY,
+    Run,
+    embeddings,
+    new_model,
+    new_state,
+    ranks_of,
+)
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.dual_encoder import DualEncoder
 from vlm.tensor_file import save_tensors
@@ -33,7 +42,7 @@ class GeometryRun(Run):
     def settings(self) -> dict[str, Any]:
         """All that the result depends on."""
         held = {name: value for name, value in asdict(self).items() if name != "base"}
-        return {**held, "architecture": ARCHITECTURE, "optimizer": OPTIMIZER, "scenes": SCENES}
+        return {**held, "architecture": ARCHITECTURE, "optimizer": {"weight_decay": WEIGHT_DECAY}, "scenes": SCENES}
 
 
 def measure(run: GeometryRun, pictures: Pictures, work: Path, key: str) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def measure(run: GeometryRun, pictures: Pictures, work: Path, key: str) -> dict[
 def held_out(model: DualEncoder, pictures: Pictures, work: Path, key: str) -> dict[str, Any]:
     """Ranks both ways on photographs and scenes, and which single objects are named rightly."""
     found: dict[str, Any] = {}
-    pairs = {}
+    pairs: dict[str, Tensor] = {}
     for name, split in (("photos", pictures.photos), ("scenes", pictures.scenes)):
         images, texts = embeddings(model, split)
         found[name] = ranks_of(images, texts)

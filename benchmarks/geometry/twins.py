@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.geometry.pictures import Pictures
 from benchmarks.objectives.photos import training_batches
-from benchmarks.objectives.run import OPTIMIZER, WARMUP, Run, new_model
+from benchmarks.objectives.run import WARMUP, WEIGHT_DECAY, Run, new_model
 from eval.geometry import separability
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.towers import ImageTower
@@ -65,7 +65,7 @@ def measure_twins(twins: Twins, pictures: Pictures) -> dict[str, Any]:
     watched = pictures.watched.centres()
     for twin in (first, second):
         twin.centre_on(watched)
-    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=twins.lr, **OPTIMIZER)
+    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=twins.lr, weight_decay=WEIGHT_DECAY)
     num_steps = twins.num_samples // twins.batch
     every, schedule = max(1, num_steps // OBSERVATIONS), ScheduleConfig()
     scale, exchange, term = torch.tensor([twins.logit_scale]), Exchange(World()), Clip()

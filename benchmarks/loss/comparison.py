@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def seconds(way: Way, rows: Leaves, world: World) -> float:
     for leaf in rows.values():
         leaf.grad = None
     began = time.perf_counter()
-    way(rows, world).backward()  # type: ignore[no-untyped-call]
+    way(rows, world).backward()
     return time.perf_counter() - began
 
 
@@ -76,7 +78,7 @@ def errors(name: str, scale: float, kind: str) -> dict[str, float]:
     # The positive stays out of the sum that it is compared with, or float64 too loses all to 1 - 1 where pairs align.
     others = logits.masked_fill(torch.eye(count, dtype=torch.bool), float("-inf"))
     wanted = -(logsigmoid(positive - others.logsumexp(1)) + logsigmoid(positive - others.logsumexp(0))).mean() / 2
-    wanted.backward()  # type: ignore[no-untyped-call]
+    wanted.backward()
     found = {"value": abs(value - wanted.item()) / wanted.item()}
     for key in ("image", "text", "scale"):
         one, other = rows[key].grad, exact[key].grad
@@ -105,10 +107,15 @@ def answer(asked: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     world = World.current()
-    functions = {"turns": turns, "peak": peak}
+    functions: dict[str, Callable[..., Any]] = {"turns": turns, "peak": peak}
     print(json.dumps(functions[part](**asked, world=world)))
     if size > 1:
         dist.destroy_process_group()
+
+
+def timed(names: Sequence[str], scale: float, num_turns: int) -> dict[str, Any]:
+    """Arguments of `turns` for these ways on 16k pairs."""
+    return {"names": names, "num_rows": ROWS, "scale": scale, "bias": -10.0, "num_turns": num_turns}
 
 
 def measure_times(results: ResultCache, num_turns: int) -> str:
@@ -117,12 +124,12 @@ def measure_times(results: ResultCache, num_turns: int) -> str:
     for product in PRODUCTS:
         for scale in SCALES:
             names = [f"clip {product}", f"open_clip ClipLoss {product}"]
-            what = {"names": names, "num_rows": ROWS, "scale": scale, "bias": -10.0, "num_turns": num_turns}
-            (times,) = results(f"time {product} {scale}", lambda what=what: apart("turns", **what))
+            what = timed(names, scale, num_turns)
+            (times,) = results(f"time {product} {scale}", partial(apart, "turns", **what))
             lines.append((f"CLIP, scale {scale:g}, {product}", *names, times))
         names = [f"sigmoid {product}", f"open_clip SigLipLoss {product}"]
-        what = {"names": names, "num_rows": ROWS, "scale": 10.0, "bias": -10.0, "num_turns": num_turns}
-        (times,) = results(f"time sigmoid {product}", lambda what=what: apart("turns", **what))
+        what = timed(names, 10.0, num_turns)
+        (times,) = results(f"time sigmoid {product}", partial(apart, "turns", **what))
         lines.append((f"sigmoid, {product}", *names, times))
     return time_table(lines)
 
@@ -133,8 +140,8 @@ def measure_variants(results: ResultCache, num_turns: int) -> str:
     for product in PRODUCTS:
         names = [name for name in ways(World()) if name.endswith(product) and "open_clip" not in name]
         names = [name for name in names if "ring" not in name]
-        what = {"names": names, "num_rows": ROWS, "scale": 14.3, "bias": -10.0, "num_turns": num_turns}
-        (rows[product],) = results(f"variants {product}", lambda what=what: apart("turns", **what))
+        what = timed(names, 14.3, num_turns)
+        (rows[product],) = results(f"variants {product}", partial(apart, "turns", **what))
     return variants_table(rows)
 
 
@@ -145,22 +152,20 @@ def measure_memory(results: ResultCache) -> str:
         for size in SIZES:
             if "open_clip" in name and size > ROWS:
                 continue
-            what = {"name": name, "num_rows": size, "scale": 14.3}
-            (rows.setdefault(name, {})[size],) = results(
-                f"memory {name} {size}", lambda what=what: apart("peak", **what)
-            )
+            what: dict[str, Any] = {"name": name, "num_rows": size, "scale": 14.3}
+            (rows.setdefault(name, {})[size],) = results(f"memory {name} {size}", partial(apart, "peak", **what))
     return memory_table(rows, SIZES)
 
 
 def measure_ranks(results: ResultCache, num_turns: int) -> str:
     """Two ranks of 8k pairs: time and each rank's memory."""
     names = [f"{way} {product}" for product in PRODUCTS for way in ("clip", "clip ring", "open_clip ClipLoss")]
-    what = {"names": names, "num_rows": ROWS // 2, "scale": 14.3, "bias": -10.0, "num_turns": num_turns}
+    what = {**timed(names, 14.3, num_turns), "num_rows": ROWS // 2}
     times = results("two ranks", lambda: apart("turns", 2, **what))[0]
     lines = ["| two ranks x 8,192 pairs | seconds, median (least to most) | MB a rank |", "|---|---|---|"]
     for name in names:
-        memory = {"name": name, "num_rows": ROWS // 2, "scale": 14.3}
-        peaks = results(f"two ranks memory {name}", lambda memory=memory: apart("peak", 2, **memory))
+        memory: dict[str, Any] = {"name": name, "num_rows": ROWS // 2, "scale": 14.3}
+        peaks = results(f"two ranks memory {name}", partial(apart, "peak", 2, **memory))
         found = times[name]
         spread = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
         lines.append(f"| {name} | {spread} | {max(peaks):.0f} |")
@@ -173,9 +178,7 @@ def measure_precision(results: ResultCache) -> str:
     for product in PRODUCTS:
         for kind, scale in (("random", 14.3), ("random", 100.0), ("aligned", 14.3), ("aligned", 100.0)):
             for name in (f"clip {product}", f"open_clip ClipLoss {product}"):
-                rows[name, kind, scale] = results(
-                    f"error {name} {kind} {scale}", lambda name=name, kind=kind, scale=scale: errors(name, scale, kind)
-                )
+                rows[name, kind, scale] = results(f"error {name} {kind} {scale}", partial(errors, name, scale, kind))
     return precision_table(rows)
 
 

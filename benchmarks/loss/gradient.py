@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from open_clip.loss import ClipLoss
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from benchmarks.loss.ways import term
@@ -37,7 +37,8 @@ def open_clip_loss(local_loss: bool, gather_with_grad: bool) -> Loss:
         term = ClipLoss(
             local_loss=local_loss, gather_with_grad=gather_with_grad, rank=world.rank, world_size=world.size
         )
-        return term(image, text, scale[0])
+        value: Tensor = term(image, text, scale[0])
+        return value
 
     return loss
 
@@ -93,7 +94,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for world_size in arguments.ranks:
         port = torch.randint(20_000, 50_000, ()).item()
-        mp.spawn(work, args=(world_size, f"tcp://127.0.0.1:{port}"), nprocs=world_size)
+        spawn(work, args=(world_size, f"tcp://127.0.0.1:{port}"), nprocs=world_size)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def seconds(way: Way, rows: Leaves, world: World) -> float:
     for leaf in rows.values():
         leaf.grad = None
     began = time.process_time()
-    way(rows, world).backward()  # type: ignore[no-untyped-call]
+    way(rows, world).backward()
     return time.process_time() - began
 
 

@@ -95,7 +95,8 @@ def peer_clip(*, low: bool, world: World) -> Way:
 
     def loss(rows: Leaves, _: World) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return loss_of(rows["image"], rows["text"], rows["scale"][0])
+            value: Tensor = loss_of(rows["image"], rows["text"], rows["scale"][0])
+        return value
 
     return loss
 
@@ -106,7 +107,8 @@ def peer_sigmoid(*, low: bool, world: World) -> Way:
 
     def loss(rows: Leaves, _: World) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return loss_of(rows["image"], rows["text"], rows["scale"][0], rows["bias"][0])
+            value: Tensor = loss_of(rows["image"], rows["text"], rows["scale"][0], rows["bias"][0])
+        return value
 
     return loss
 

@@ -56,7 +56,9 @@ def _resampled(num_images: int) -> NDArray[np.int64]:
 
 def _medians(ranks: Ranks, images: NDArray[np.int64]) -> NDArray[np.float64]:
     """The median rank in each resample, mean over seeds."""
-    return np.mean([np.median(held[images].reshape(len(images), -1), axis=1) for held in ranks], axis=0)
+    medians = [np.median(held[images].reshape(len(images), -1), axis=1) for held in ranks]
+    mean: NDArray[np.float64] = np.mean(medians, axis=0)
+    return mean
 
 
 def interval(value: float, resampled: NDArray[np.float64]) -> Interval:

@@ -70,7 +70,12 @@ def kept_in(file: Path, make: Callable[[], Mapping[str, Photos]]) -> dict[str, P
         aside.replace(file)
     held = load_file(file)
     splits = sorted({key.partition("/")[0] for key in held})
-    return {split: Photos(*(held[f"{split}/{name}"] for name in _TENSORS)) for split in splits}
+    return {split: _photos(held, split) for split in splits}
+
+
+def _photos(held: Mapping[str, Tensor], split: str) -> Photos:
+    images, tokens, lengths = (held[f"{split}/{name}"] for name in _TENSORS)
+    return Photos(images, tokens, lengths)
 
 
 def numbered(splits: Mapping[str, Photos]) -> dict[str, Photos]:

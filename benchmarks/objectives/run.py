@@ -31,7 +31,7 @@ from vlm.world import World
 
 WARMUP = 0.1  # share of the steps
 TEACHER = TeacherConfig(decay=0.995)
-OPTIMIZER = {"weight_decay": 0.1}
+WEIGHT_DECAY = 0.1
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 64, "head_width": 32, "layers": 3},
@@ -65,13 +65,20 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on."""
-        return {**asdict(self), "architecture": ARCHITECTURE, "optimizer": OPTIMIZER, "teacher": TEACHER.decay}
+        optimizer = {"weight_decay": WEIGHT_DECAY}
+        return {**asdict(self), "architecture": ARCHITECTURE, "optimizer": optimizer, "teacher": TEACHER.decay}
 
 
 def new_model(run: Run, vocabulary: int) -> DualEncoder:
-    """The towers with fresh weights: the same for all objectives at the same seed."""
-    architecture = {**ARCHITECTURE, "text_cfg": {**ARCHITECTURE["text_cfg"], "vocab_size": vocabulary}}
-    return build_model(ModelConfig.model_validate({"architecture": architecture, **run.model}), seed=run.seed)
+    """The towers with fresh weights, the same for all objectives at the same seed.
+
+    Of the embeddings of tokens those of the first `vocabulary` ids are left: all others would be most of the weights.
+    """
+    model = build_model(ModelConfig.model_validate({"architecture": ARCHITECTURE, **run.model}), seed=run.seed)
+    embedding = next(module for module in model.text.modules() if isinstance(module, torch.nn.Embedding))
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach()[:vocabulary].clone())
+    embedding.num_embeddings = vocabulary
+    return model
 
 
 def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def new_state(run: Run, model: DualEncoder, num_samples: int) -> TrainState:
     for name, value in objective.parameters().items():
         model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
     accelerator = start_accelerator("ddp", rows_per_rank=run.batch, precision="fp32", max_grad_norm=1.0)
-    config = OptimizerConfig(lr=run.lr, **OPTIMIZER)
+    config = OptimizerConfig(lr=run.lr, weight_decay=WEIGHT_DECAY)
     optimizer = build_optimizer(model, config, no_weight_decay_names(model))
     engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=1.0)
     teacher = Teacher(TEACHER, engine) if objective.needs.teacher_outputs else None

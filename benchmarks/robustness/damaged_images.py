@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     for part in range(0, asked.files, _PART):
         size = min(_PART, asked.files - part)
-        counts.update(results(f"{part}+{size}", lambda part=part, size=size: dict(_tried(asked.seed, part, size))))
+        counts.update(results(f"{part}+{size}", partial(_tried, asked.seed, part, size)))
     print(f"{machine()}; {sys.argv[0]} --files {asked.files} --seed {asked.seed}\n")
     print(
         "| form | files | Pillow refuses | refused | other pixels | taken nonetheless | verdicts differ | tracebacks |"

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     for part in range(0, asked.headers, _PART):
         size = min(_PART, asked.headers - part)
-        counts.update(results(f"headers {part}+{size}", lambda part=part, size=size: dict(_headers(asked, part, size))))
+        counts.update(results(f"headers {part}+{size}", partial(_headers, asked, part, size)))
     print(f"{machine()}; {sys.argv[0]} --headers {asked.headers} --bits {asked.bits} --seed {asked.seed}\n")
     print("| what was done to a header | files | told | unchanged | accepted in silence | wrong pairs | tracebacks |")
     print("|---|---|---|---|---|---|---|")

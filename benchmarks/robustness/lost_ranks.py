@@ -50,7 +50,7 @@ def main() -> None:
             how,
             size,
             victim,
-            *results(name, lambda how=how, size=size, victim=victim: trial(folder, how, size, victim)),
+            *results(name, partial(trial, folder, how, size, victim)),
         )
     if os.geteuid() == 0 and shutil.which("ip"):
         show("cut off", 2, 1, *results("cut off", lambda: cut_off(folder)))

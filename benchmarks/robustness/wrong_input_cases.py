@@ -6,6 +6,7 @@ import shutil
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def cases(count: int, seed: int, fixtures: Fixtures, work: Path) -> Iterator[Cal
     kinds = [recipe_text, override, override, wrong_option, damaged_shard, damaged_run, wrong_name, wrong_table]
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
-        yield lambda draw=draw, number=number: kinds[number % len(kinds)](draw, fixtures, work / f"{number:04d}")
+        yield partial(kinds[number % len(kinds)], draw, fixtures, work / f"{number:04d}")
 
 
 def recipe_text(draw: random.Random, fixtures: Fixtures, folder: Path) -> Case:

@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,9 @@ def main() -> None:
     parser.add_argument("--ask", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ask:
+        functions: dict[str, Callable[[Any], Any]] = {"times": measure_times, "peak": measure_peak}
         what, argument = arguments.ask
-        print(json.dumps({"times": measure_times, "peak": measure_peak}[what](argument)))
+        print(json.dumps(functions[what](argument)))
         return
     results = ResultCache(arguments.work, "accumulation", arguments.again)
     times = results("times", lambda: apart("times", arguments.turns))
@@ -111,7 +114,7 @@ def main() -> None:
     print("| 512 pairs | s, median (least to most) | of one batch | peak MB |\n|---|---|---|---|")
     whole = statistics.median(times[next(iter(WAYS))])
     for name, found in times.items():
-        peak = results(f"peak {name}", lambda name=name: apart("peak", name))
+        peak = results(f"peak {name}", partial(apart, "peak", name))
         median = statistics.median(found)
         print(f"| {name} | {median:.2f} ({min(found):.2f} to {max(found):.2f}) | {median / whole:.2f} | {peak:.0f} |")
 

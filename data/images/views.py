@@ -9,6 +9,7 @@ from PIL import Image
 from data.bad_sample import BadSampleError
 from data.images.augment import AugmentConfig, augmented
 from data.images.crop import Box, on_grid, random_crop, reduction_for, resize_crop, stored_box, upright
+from data.images.jpeg import Reduction
 from data.images.picture import Picture
 from data.images.pillow import MAX_PIXELS, Pixels, turned_upright
 from data.randomness import Draws
@@ -23,7 +24,7 @@ class Region(NamedTuple):
     """
 
     pixels: Pixels
-    reduction: int
+    reduction: Reduction
     box: Box
     orientation: int
 

@@ -39,11 +39,11 @@ def test_a_script_says_first_by_which_command_it_starts(topic: str) -> None:
 
 
 def test_a_topic_starts_its_scripts_and_refuses_other_names() -> None:
-    started, refused = (call("benchmarks.robustness", *words) for words in (("guard", "--help"), ("gard",)))
+    started, refused = (call("benchmarks.data", *words) for words in (("order", "--help"), ("ordr",)))
     assert started.returncode == 0
-    assert "--turns" in started.stdout
+    assert "--again" in started.stdout
     assert refused.returncode == 2
-    assert refused.stderr == "benchmarks.robustness: gard: no such script; nearest: guard\n"
+    assert refused.stderr == "benchmarks.data: ordr: no such script; nearest: order\n"
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
