@@ -17,7 +17,7 @@ import torch
 from benchmarks.result_cache import machine
 from vlm.atomic import sha256
 from vlm.tensor_file import save_tensors
-from vlm.training.accumulation import _or_nan
+from vlm.training.accumulation import _nan_unless_finite
 from vlm.training.checkpoint import _require_numbers
 
 STEPS = 2_000
@@ -38,7 +38,7 @@ def losses(checked: bool) -> None:
     loss = torch.ones((), requires_grad=True)
     for _ in range(STEPS):
         value = 1.0 * loss
-        (_or_nan(value) if checked else value).backward()
+        (_nan_unless_finite(value) if checked else value).backward()
 
 
 def main() -> None:
