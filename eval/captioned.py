@@ -1,6 +1,5 @@
 """Held-out images and all their captions, embedded: what retrieval and geometry are measured on."""
 
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,14 +8,13 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.shards.cache import ShardCache
 from eval.encoder import Encoder, embed_images, embed_texts
 from eval.equal_texts import equal_tokens
+from eval.evaluator import EvaluationContext
 from eval.ranks import NO_GROUP
-from eval.shards import CaptionedEvaluation
+from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
 from vlm.errors import UserError
-from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 from vlm.world import World
 
@@ -44,19 +42,11 @@ class CaptionedImages:
         UserError: shards without captions.
     """
 
-    def __init__(
-        self,
-        config: CaptionedEvaluation,
-        image: ImageSpec,
-        tokenizer: Callable[[Sequence[str]], TokenBatch],
-        root: str | None,
-        where: str = "shards",
-        cache: ShardCache | None = None,
-    ) -> None:
+    def __init__(self, config: CaptionedEvaluationConfig, context: EvaluationContext) -> None:
         self._config = config
-        self._tokenizer = tokenizer
-        self._where = where
-        self.held_out = config.held_out(image, root, where, cache)
+        self._tokenizer = context.tokenizer
+        self._where = context.where("shards")
+        self.held_out = config.held_out(context)
         if not any(self.held_out.captions):
             raise UserError(self.held_out.without("caption", "txt, or json with `captions`"))
 

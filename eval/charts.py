@@ -1,22 +1,15 @@
-"""Which charts a report shows, of one run or of several."""
+"""The line charts of a report, of one run or of several."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from eval.figures import is_count, is_share, split_direction, spoken_name, spoken_value
+from eval.figures import formatted, marked
 from eval.plots import Series, line_chart
-from eval.run_record import Point, RunRecord
-
-_LEFT_OUT_OF_COMPARISONS = (
-    "top5",
-    "image_to_text_r@5",
-    "image_to_text_r@10",
-    "text_to_image_r@5",
-    "text_to_image_r@10",
-)
+from eval.run_record import Point, RunRecord, metric_of
+from vlm.evaluation import Metric
 
 
 @dataclass(frozen=True)
@@ -79,24 +72,27 @@ def evaluation_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[C
 
     One run: the shares of an evaluation that belong together in one chart. Several runs: a chart for each metric.
     """
-    keys = list(dict.fromkeys(key for run in runs for key in run.evaluations))
-    keys = [key for key in keys if not is_count(_metric(key))]
+    metrics = {key: metric_of(key, runs) for run in runs for key in run.evaluations}
+    results = {key: metric for key, metric in metrics.items() if metric.unit != "count"}
     if len(runs) > 1:
-        groups = [[key] for key in keys if _metric(key) not in _LEFT_OUT_OF_COMPARISONS]
+        charts = [
+            _comparison_chart(key, metric, names, runs)
+            for key, metric in results.items()
+            if metric.prominence != "detail"
+        ]
     else:
-        groups = list(_together(keys).values())
-    charts = [_evaluation_chart(group, names, runs) for group in groups]
+        charts = [_evaluation_chart(group, runs[0]) for group in _charted_together(results)]
     return [chart for chart in charts if chart is not None]
 
 
-def _together(keys: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """The keys that share a chart: those of one evaluation and direction, shares apart from the rest."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        direction, measure = split_direction(_metric(key))
-        together = direction if direction and is_share(measure) else "" if is_share(measure) else measure
-        groups.setdefault((key.rpartition("/")[0], together), []).append(key)
-    return groups
+def _charted_together(metrics: Mapping[str, Metric]) -> list[dict[str, Metric]]:
+    """The metrics that share a chart: the shares of one group of an evaluation, or one label in all groups."""
+    charts: dict[tuple[str, str, bool], dict[str, Metric]] = {}
+    for key, metric in metrics.items():
+        is_share = metric.unit == "share"
+        place = (key.rpartition("/")[0], metric.group if is_share else metric.label, is_share)
+        charts.setdefault(place, {})[key] = metric
+    return list(charts.values())
 
 
 def _training_chart(quantity: _Quantity, names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
@@ -115,40 +111,46 @@ def _training_chart(quantity: _Quantity, names: Sequence[str], runs: Sequence[Ru
     return Chart(quantity.title, legend, Markup(svg), words_of_axis(axis))
 
 
-def _evaluation_chart(keys: Sequence[str], names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
+def _comparison_chart(key: str, metric: Metric, names: Sequence[str], runs: Sequence[RunRecord]) -> Chart | None:
+    """One metric of several runs."""
     axis = common_axis(runs)
-    evaluation, metric = keys[0].rpartition("/")[0], _metric(keys[0])
-    if len(runs) > 1:
-        lines = [
-            Series(name, along(run, run.evaluations.get(keys[0], ()), axis), number)
-            for number, (name, run) in enumerate(zip(names, runs, strict=True))
-        ]
-        title = f"{evaluation}: {spoken_name(metric)}"
-        metrics = [metric] * len(runs)
-    else:
-        points = [along(runs[0], runs[0].evaluations[key], axis) for key in keys]
-        metrics = [_metric(key) for key in keys]
-        shared, labels = _shared_words(metrics)
-        lines = [Series(label, p, n) for n, (label, p) in enumerate(zip(labels, points, strict=True))]
-        title = f"{evaluation}: {shared}" if shared else evaluation
-    if all(len(line.points) < 2 for line in lines):
-        return None
-    drawn = [line for line in lines if line.points]
-    svg = line_chart(drawn, value_format=_percent, most=1.0) if is_share(metric) else line_chart(drawn)
-    legend = [
-        (line.colour, line.label, spoken_value(name, line.points[-1][1]))
-        for name, line in zip(metrics, lines, strict=True)
-        if line.points
+    lines = [
+        (Series(name, along(run, run.evaluations.get(key, ()), axis), number), metric)
+        for number, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
+    return _metric_chart(f"{key.rpartition('/')[0]}: {marked(metric.title, metric)}", lines, axis)
+
+
+def _evaluation_chart(metrics: Mapping[str, Metric], run: RunRecord) -> Chart | None:
+    """Several metrics of one evaluation of a run."""
+    axis = common_axis([run])
+    heading, labels = _common_words(list(metrics.values()))
+    lines = [
+        (Series(label, along(run, run.evaluations[key], axis), number), metric)
+        for number, (label, (key, metric)) in enumerate(zip(labels, metrics.items(), strict=True))
+    ]
+    evaluation = next(iter(metrics)).rpartition("/")[0]
+    return _metric_chart(f"{evaluation}: {heading}" if heading else evaluation, lines, axis)
+
+
+def _metric_chart(title: str, lines: Sequence[tuple[Series, Metric]], axis: str) -> Chart | None:
+    """A chart of lines of metrics of one unit; None where none of them was measured more than once."""
+    if all(len(line.points) < 2 for line, _ in lines):
+        return None
+    drawn = [(line, metric) for line, metric in lines if line.points]
+    series = [line for line, _ in drawn]
+    are_shares = drawn[0][1].unit == "share"
+    svg = line_chart(series, value_format=_percent, most=1.0) if are_shares else line_chart(series)
+    legend = [(line.colour, line.label, formatted(metric, line.points[-1][1])) for line, metric in drawn]
     return Chart(title, legend, Markup(svg), words_of_axis(axis))
 
 
-def _shared_words(metrics: Sequence[str]) -> tuple[str, list[str]]:
-    """What the metrics of one chart have in common, their direction or their measure, and what tells them apart."""
-    directions, measures = zip(*(split_direction(metric) for metric in metrics), strict=True)
-    if len(set(directions)) == 1:
-        return spoken_name(directions[0]), [spoken_name(measure) for measure in measures]
-    return spoken_name(measures[0]), [spoken_name(direction) for direction in directions]
+def _common_words(metrics: Sequence[Metric]) -> tuple[str, list[str]]:
+    """The words that the metrics of one chart have in common, group or label, and those that tell them apart."""
+    groups, labels = [metric.group for metric in metrics], [marked(metric.label, metric) for metric in metrics]
+    if len(set(groups)) == 1:
+        return groups[0], labels
+    return labels[0], groups
 
 
 def common_axis(runs: Sequence[RunRecord]) -> str:
@@ -168,7 +170,3 @@ def along(run: RunRecord, points: Sequence[Point], axis: str) -> list[Point]:
         return list(points)
     batch = run.training[-1]["samples"] / run.training[-1]["step"]
     return [(round(step * batch), value) for step, value in points]
-
-
-def _metric(key: str) -> str:
-    return key.rpartition("/")[2]

@@ -42,7 +42,7 @@ class Examples(NamedTuple):
     best: list[Example]
     worst: list[Example]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> list[Path]:
         """Write the pictures, then `examples.json`, which names them, in place of earlier ones; other files stay."""
         folder.mkdir(parents=True, exist_ok=True)
         listing: dict[str, list[dict[str, Any]]] = {}
@@ -59,6 +59,7 @@ class Examples(NamedTuple):
         for file in folder.iterdir():
             if _PICTURE.fullmatch(file.name) and file.name not in named:
                 file.unlink()
+        return [folder / name for name in (EXAMPLES_FILE, *sorted(named))]
 
 
 def picture(stored: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.bad_sample import BadSampleError
 from eval.examples import EXAMPLES_FILE, picture
-from eval.figures import spoken_number
+from eval.figures import four_digits
 from eval.run_record import RunRecord
 from vlm.paths import below
 
@@ -55,7 +55,7 @@ def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
 def _card(run: RunRecord, evaluation: str, example: Mapping[str, Any]) -> Card:
     return Card(
         picture=_embedded(run.path / "examples" / evaluation, str(example["image"])),
-        rank=spoken_number(example["rank"]),
+        rank=four_digits(example["rank"]),
         is_first=example["rank"] == 1,
         captions=list(example["captions"][:_MOST_CAPTIONS]),
         num_more=max(0, len(example["captions"]) - _MOST_CAPTIONS),

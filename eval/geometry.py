@@ -1,9 +1,10 @@
 """The geometry of held-out embeddings: both clouds, the gap between them, and what moving it does to retrieval."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,28 +13,28 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
+from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.gap import Shift, moved_together
+from eval.metrics import GEOMETRY, RECALLS_AT_1, metric_at_shift
 from eval.ranks import find_matches_shared, score
-from eval.shards import CaptionedEvaluation
+from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
 from vlm.errors import EveryRankError
+from vlm.evaluation import Evaluation, Evaluator, Metric
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
-from vlm.geometry.telemetry import FIGURES
-from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import limited_scale
-from vlm.model.tokenizer import TokenBatch
 from vlm.training.data_record import DataRecord
 from vlm.world import World
 
-_WAYS = ("image_to_text", "text_to_image")
+PLOTS = ("clouds.png", "scores.png", "spectra.png")
 _HELD_OUT = 5  # of so many pairs one is held out from the classifier
 
 
-class GeometryEvaluationConfig(CaptionedEvaluation):
+@EVALUATORS.register("geometry")
+class GeometryEvaluationConfig(CaptionedEvaluationConfig):
     """The geometry of the captioned samples of shards."""
 
     kind: Annotated[Literal["geometry"], Field(description="the clouds of embeddings and the gap between them")]
@@ -45,6 +46,12 @@ class GeometryEvaluationConfig(CaptionedEvaluation):
         int, Field(ge=5, le=16384, description="Pairs whose products are all looked at, evenly spaced.")
     ] = 2048
 
+    plots: ClassVar[tuple[str, ...]] = PLOTS
+
+    def build(self, context: EvaluationContext) -> "Geometry":
+        """See `Geometry`."""
+        return Geometry(self, context)
+
 
 @runtime_checkable
 class Scaled(Protocol):
@@ -54,8 +61,8 @@ class Scaled(Protocol):
 
 
 @dataclass(frozen=True)
-class GeometryFigures:
-    """What was measured: numbers by name, and what is drawn.
+class MeasuredGeometry:
+    """The figures of two clouds of embeddings by name, and the clouds themselves; it writes them as plots.
 
     `spectra` holds each modality's shares of variance, `scores` the counts of cosines of positives and of hardest
     negatives in equal bins from -1 to 1, `images` and `texts` the pairs themselves.
@@ -67,9 +74,15 @@ class GeometryFigures:
     images: Float32[Tensor, "pairs dim"]
     texts: Float32[Tensor, "pairs dim"]
 
+    def write(self, folder: Path) -> Sequence[Path]:
+        """Write the files called `PLOTS`, each whole or not at all."""
+        from eval.geometry_plots import write_plots  # matplotlib and t-SNE take their time to import
 
-class Geometry:
-    """Measures pairs of an image and its first caption, and retrieval of all captions under a moving gap.
+        return write_plots(self, folder)
+
+
+class Geometry(Evaluator):
+    """Pairs of an image and its first caption as two clouds, and retrieval of all captions under a moving gap.
 
     `separability` is the held-out accuracy of a logistic regression that tells images from texts, every fifth pair held
     out (Fahim et al., 2024). `arithmetic_r@1` is the share of pairs i, with j the next one, for which
@@ -83,28 +96,20 @@ class Geometry:
         UserError: shards without captions; when measured, fewer than five usable pairs, or embeddings without numbers.
     """
 
-    def __init__(
-        self,
-        config: GeometryEvaluationConfig,
-        image: ImageSpec,
-        tokenizer: Callable[[Sequence[str]], TokenBatch],
-        root: str | None,
-        where: str = "shards",
-        cache: ShardCache | None = None,
-    ) -> None:
+    def __init__(self, config: GeometryEvaluationConfig, context: EvaluationContext) -> None:
         self._config = config
-        self._where = where
-        self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
+        self._where = context.where("shards")
+        self._captioned = CaptionedImages(config, context)
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the figures should know about the set."""
+        """Lines on the captions that a reader of the figures should know."""
         return self._captioned.notices
 
     @property
-    def record(self) -> DataRecord:
-        """What tells the set that is measured on from another, wherever it lies."""
-        return self._captioned.held_out.record
+    def records(self) -> dict[str, DataRecord]:
+        """The set that is measured on."""
+        return {"shards": self._captioned.held_out.record}
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
@@ -112,17 +117,19 @@ class Geometry:
         return self._captioned.skipped
 
     @property
-    def figures(self) -> tuple[str, ...]:
-        """The names of the figures that `run` may bring."""
-        moved = (f"shift_{shift:g}_{way}_r@1" for shift in self._config.shifts for way in _WAYS)
-        return (*FIGURES, "arithmetic_r@1", *moved, "num_images", "num_skipped")
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those of `GEOMETRY`, and R@1 both ways at each shift."""
+        moved = (metric_at_shift(recall, shift) for shift in self._config.shifts for recall in RECALLS_AT_1)
+        return (*GEOMETRY, *moved)
 
-    def run(self, model: Encoder, world: World) -> dict[str, float]:
-        """The figures by name. Collective."""
-        return self.measure(model, world).figures
+    def run(self, model: Encoder, world: World) -> Evaluation:
+        """Figures, spectra and scores as curves, and plots. Collective."""
+        measured = self.measure(model, world)
+        curves: dict[str, Mapping[str, Sequence[float]]] = {"spectra": measured.spectra, "scores": measured.scores}
+        return Evaluation(measured.figures, curves=curves, plots=measured)
 
-    def measure(self, model: Encoder, world: World) -> GeometryFigures:
-        """Figures, and what is drawn. Collective."""
+    def measure(self, model: Encoder, world: World) -> MeasuredGeometry:
+        """Both clouds, and their figures. Collective."""
         with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             embedded = self._captioned.embed(encoder, world)
             moved = {shift: self._retrieval(embedded, shift, world) for shift in self._config.shifts}
@@ -139,13 +146,14 @@ class Geometry:
             figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
         figures["separability"] = separability(images, texts)
         figures["arithmetic_r@1"] = arithmetic_accuracy(images, texts)
-        for shift, found in moved.items():
-            figures |= {f"shift_{shift:g}_{way}_r@1": recall for way, recall in zip(_WAYS, found, strict=True)}
+        for shift, recalls in moved.items():
+            for metric, recall in zip(RECALLS_AT_1, recalls, strict=True):
+                figures[metric_at_shift(metric, shift).name] = recall
         figures["num_images"] = len(embedded.images)
         figures["num_skipped"] = len(self._captioned.held_out) - len(embedded.images)
         positives, hardest = score_histograms(similarities)
         scores = {"positive": positives.tolist(), "hardest_negative": hardest.tolist()}
-        return GeometryFigures(
+        return MeasuredGeometry(
             figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
         )
 

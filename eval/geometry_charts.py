@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from eval.charts import Chart, along, common_axis, words_of_axis
-from eval.figures import spoken_number
+from eval.figures import four_digits
 from eval.plots import Moment, Series, line_chart, ridge_chart
 from eval.run_record import RunRecord
 from vlm.geometry.telemetry import HARDEST_SCORES, POSITIVE_SCORES
@@ -49,7 +49,7 @@ def _chart(title: str, wanted: Sequence[tuple[RunRecord, str, str]], axis: str) 
     lines = [line for line in lines if len(line.points) > 1]
     if not lines:
         return None
-    legend = [(line.colour, line.label, spoken_number(line.points[-1][1])) for line in lines]
+    legend = [(line.colour, line.label, four_digits(line.points[-1][1])) for line in lines]
     return Chart(title, legend, Markup(line_chart(lines)), words_of_axis(axis))
 
 

@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from eval.geometry import GeometryFigures
+from eval.geometry import PLOTS, MeasuredGeometry
 from vlm.paths import write_output
 
 Rows = NDArray[np.float64]
 
-PLOTS = ("clouds.png", "scores.png", "spectra.png")
 _IMAGE, _TEXT = "#2f6db5", "#c9622b"
 _MOST_LINES, _MOST_POINTS = 60, 1000
 _PERPLEXITY = 30
 _ONE_POINT = 1e-6  # standard deviation of unit rows that differ by rounding only
 
 
-def write_plots(measured: GeometryFigures, folder: Path) -> list[Path]:
+def write_plots(measured: MeasuredGeometry, folder: Path) -> list[Path]:
     """Write the files called `PLOTS` into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
@@ -38,7 +37,7 @@ def _write(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _clouds(measured: GeometryFigures) -> Figure:
+def _clouds(measured: MeasuredGeometry) -> Figure:
     """Principal components keep distances, t-SNE neighbours; pairs are joined where that stays readable."""
     count = min(len(measured.images), _MOST_POINTS)
     images, texts = (rows[:count].cpu().double().numpy() for rows in (measured.images, measured.texts))
@@ -82,7 +81,7 @@ def _scatter(axes: Axes, placed: Rows, count: int) -> None:
         axes.scatter(points[:, 0], points[:, 1], s=6, color=colour, label=name, linewidths=0, alpha=0.8, zorder=2)
 
 
-def _scores(measured: GeometryFigures) -> Figure:
+def _scores(measured: MeasuredGeometry) -> Figure:
     figure = Figure(figsize=(5, 3))
     axes = figure.subplots()
     for name, colour in (("positive", _IMAGE), ("hardest_negative", _TEXT)):
@@ -101,7 +100,7 @@ def _scores(measured: GeometryFigures) -> Figure:
     return figure
 
 
-def _spectra(measured: GeometryFigures) -> Figure:
+def _spectra(measured: MeasuredGeometry) -> Figure:
     figure = Figure(figsize=(5, 3))
     axes = figure.subplots()
     for name, colour in (("image", _IMAGE), ("text", _TEXT)):

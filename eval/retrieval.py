@@ -1,36 +1,43 @@
 """Image-text retrieval both ways, with any number of captions an image."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.shards.cache import ShardCache
 from eval.captioned import CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
+from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.examples import Example, Examples, Retrieved, picture
+from eval.metrics import RECALLS, RETRIEVAL
 from eval.ranks import TILE, Matches, find_matches_shared, score, share_group
-from eval.shards import CaptionedEvaluation
+from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
-from vlm.model.image_spec import ImageSpec
-from vlm.model.tokenizer import TokenBatch
+from vlm.evaluation import Evaluation, Evaluator
 from vlm.training.data_record import DataRecord
 from vlm.world import World
 
-_RECALLS = (1, 5, 10)
+NUM_EXAMPLES = 6  # best and worst retrievals each
 _NUM_RETRIEVED = 5
 
 
-class RetrievalConfig(CaptionedEvaluation):
+@EVALUATORS.register("retrieval")
+class RetrievalConfig(CaptionedEvaluationConfig):
     """Retrieval of captions by image and of images by caption, over the captioned samples of shards."""
 
     kind: Annotated[Literal["retrieval"], Field(description="images to texts and back")]
     tile: Annotated[int, Field(gt=0, le=2**20, description="Scores are computed in tiles of tile x tile.")] = TILE
 
+    def build(self, context: EvaluationContext) -> "Retrieval":
+        """See `Retrieval`."""
+        return Retrieval(self, context)
 
-class Retrieval:
-    """Measures how often an image finds a caption of its own among all captions, and a caption its image among all.
+
+class Retrieval(Evaluator):
+    """How often an image finds a caption of its own among all captions, and a caption its image among all.
 
     An image's rank is that of its best caption, and its other captions are not in the way. Where several images have
     the same caption, it is a right answer to each, and each to it. Other ties count against the model, so one that maps
@@ -40,88 +47,85 @@ class Retrieval:
         UserError: shards without captions.
     """
 
-    def __init__(
-        self,
-        config: RetrievalConfig,
-        image: ImageSpec,
-        tokenizer: Callable[[Sequence[str]], TokenBatch],
-        root: str | None,
-        where: str = "shards",
-        cache: ShardCache | None = None,
-    ) -> None:
+    metrics = RETRIEVAL
+
+    def __init__(self, config: RetrievalConfig, context: EvaluationContext) -> None:
         self._config = config
-        self._captioned = CaptionedImages(config, image, tokenizer, root, where, cache)
+        self._captioned = CaptionedImages(config, context)
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the figures should know about the set."""
+        """Lines on the captions that a reader of the figures should know."""
         return self._captioned.notices
 
     @property
-    def record(self) -> DataRecord:
-        """What tells the set that is measured on from another, wherever it lies."""
-        return self._captioned.held_out.record
+    def records(self) -> dict[str, DataRecord]:
+        """The set that is measured on."""
+        return {"shards": self._captioned.held_out.record}
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
         """The samples that were of no use so far, as far as this rank knows."""
         return self._captioned.skipped
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """The names of the figures that `run` brings."""
-        ways = (*_figures("image_to_text", [1]), *_figures("text_to_image", [1]))
-        return (*ways, "num_images", "num_texts", "num_skipped")
-
-    def run(self, model: Encoder, world: World) -> dict[str, float]:
-        """R@1, R@5, R@10 (shares) and the median rank in both directions, and counts. Collective."""
+    def run(self, model: Encoder, world: World) -> Evaluation:
+        """Ranks of the right ones both ways; examples are the best and the worst images. Collective."""
         with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             embedded = self._captioned.embed(encoder, world)
-            to_text = self._texts_by_image(embedded, world)
+            to_text = find_matches_shared(
+                embedded.images, embedded.texts, embedded.image_groups, embedded.text_groups, world, self._config.tile
+            )
             to_image = find_matches_shared(
                 embedded.texts, embedded.images, embedded.text_groups, embedded.image_groups, world, self._config.tile
             )
         num_images = len(embedded.images)
-        return {
+        figures = {
             **_figures("image_to_text", to_text.ranks.tolist()),
             **_figures("text_to_image", to_image.ranks.tolist()),
             "num_images": num_images,
             "num_texts": len(embedded.texts),
             "num_skipped": len(self._captioned.held_out) - num_images,
         }
+        return Evaluation(figures, examples=RetrievalExamples(self._captioned, embedded, to_text))
 
-    def examples(self, model: Encoder, world: World, count: int) -> Examples:
-        """The `count` images that found their captions best (least rank, then highest score), and worst. Collective."""
-        with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
-            embedded = self._captioned.embed(encoder, world)
-            matches = self._texts_by_image(embedded, world)
-        keys = list(zip(matches.ranks.tolist(), (-matches.scores).tolist(), strict=True))
+
+@dataclass(frozen=True)
+class RetrievalExamples:
+    """The images that found their captions best and worst; their pictures are read when they are written.
+
+    The best have the least rank, then the highest score.
+    """
+
+    captioned: CaptionedImages
+    embedded: Embedded
+    matches: Matches
+
+    def write(self, folder: Path) -> Sequence[Path]:
+        """Write pictures and listing as `Examples` does."""
+        return self.choose(NUM_EXAMPLES).write(folder)
+
+    def choose(self, count: int) -> Examples:
+        """The `count` best and the `count` worst."""
+        keys = list(zip(self.matches.ranks.tolist(), (-self.matches.scores).tolist(), strict=True))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         best, worst = order[:count], order[::-1][:count]
-        return Examples(
-            best=[self._example(embedded, matches, image) for image in best],
-            worst=[self._example(embedded, matches, image) for image in worst],
-        )
+        return Examples(best=[self._example(image) for image in best], worst=[self._example(image) for image in worst])
 
-    def _texts_by_image(self, embedded: Embedded, world: World) -> Matches:
-        return find_matches_shared(
-            embedded.images, embedded.texts, embedded.image_groups, embedded.text_groups, world, self._config.tile
-        )
-
-    def _example(self, embedded: Embedded, matches: Matches, image: int) -> Example:
+    def _example(self, image: int) -> Example:
+        embedded = self.embedded
         owner = int(embedded.image_owners[image])
         scores = score(embedded.images[image : image + 1], embedded.texts)[0]
         nearest = scores.sort(descending=True, stable=True).indices[:_NUM_RETRIEVED].tolist()
         right = share_group(embedded.image_groups[image : image + 1], embedded.text_groups)[0]
         retrieved = [Retrieved(embedded.captions[text], bool(right[text]), float(scores[text])) for text in nearest]
         return Example(
-            image=picture(self._captioned.held_out.stored_image(owner)),
-            captions=list(self._captioned.held_out.captions[owner]),
-            rank=int(matches.ranks[image]),
+            image=picture(self.captioned.held_out.stored_image(owner)),
+            captions=list(self.captioned.held_out.captions[owner]),
+            rank=int(self.matches.ranks[image]),
             retrieved=retrieved,
         )
 
 
 def _figures(direction: str, ranks: list[int]) -> dict[str, float]:
-    recalls = {f"{direction}_r@{most}": sum(rank <= most for rank in ranks) / len(ranks) for most in _RECALLS}
+    recalls = {f"{direction}_r@{most}": sum(rank <= most for rank in ranks) / len(ranks) for most in RECALLS}
     return {**recalls, f"{direction}_median_rank": float(statistics.median(ranks))}

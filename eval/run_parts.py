@@ -1,5 +1,7 @@
 """The files of a run as a report reads them: what is in them has the form that the run gave it, or one line says so."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -7,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from vlm.config import first_problem
 from vlm.errors import UserError
+from vlm.evaluation import Better, Metric, Prominence, Unit
 from vlm.json_lines import read_lines
 from vlm.sealed import read_json_object, read_yaml_mapping
 
@@ -34,6 +37,16 @@ class _Machine(_Part):
     system: str | None = None
 
 
+class _Metric(_Part):
+    name: Annotated[str, Field(pattern="^[^/]+$", max_length=1000)]
+    better: Better | None = None
+    description: str = ""
+    unit: Unit = "number"
+    label: str = ""
+    group: str = ""
+    prominence: Prominence = "usual"
+
+
 class _Facts(_Part):
     started: str = ""
     machine: _Machine = _Machine()
@@ -44,6 +57,7 @@ class _Facts(_Part):
     threads: Count | None = None
     num_parameters: Count | None = None
     data: list[_Source] = []
+    metrics: dict[str, list[_Metric]] = {}
 
 
 class _Retrieved(_Part):
@@ -125,6 +139,15 @@ def read_skips(path: Path) -> list[dict[str, Any]]:
 def read_facts(path: Path) -> dict[str, Any]:
     """What a run says of where and with what it ran; empty when it has not said it. Raises UserError for damage."""
     return _checked(path, read_json_object(path), _Facts) if path.is_file() else {}
+
+
+def declared_metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, Metric]]:
+    """The metrics that a run's facts declare, by evaluation and name; keys that a newer version added are left out."""
+    known = {field.name for field in fields(Metric)}
+    return {
+        evaluation: {one["name"]: Metric(**{key: one[key] for key in known & one.keys()}) for one in metrics}
+        for evaluation, metrics in facts.get("metrics", {}).items()
+    }
 
 
 def read_examples(path: Path) -> dict[str, Any]:

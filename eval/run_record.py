@@ -1,16 +1,18 @@
-"""What a run directory tells: recipe, facts, metrics, evaluations, skipped samples, examples."""
+"""The record of a run as its directory tells it: recipe, facts, metrics, evaluations, skipped samples, examples."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.examples import EXAMPLES_FILE
-from eval.run_parts import read_examples, read_facts, read_figures, read_recipe, read_skips
+from eval.metrics import shipped_metric
+from eval.run_parts import declared_metrics, read_examples, read_facts, read_figures, read_recipe, read_skips
 from vlm.errors import UserError
+from vlm.evaluation import Metric
 from vlm.paths import below
-from vlm.training.run_files import LEDGER, METRICS, RECIPE, RUN
+from vlm.training.run_files import EXAMPLES, LEDGER, METRICS, RECIPE, RUN
 
 Point = tuple[int, float]
 
@@ -27,8 +29,9 @@ class RunRecord:
 
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
     of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
-    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind. `left_out`
-    counts the steps whose loss or gradient was no finite number.
+    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind, `declared`
+    the metrics of an evaluation as its evaluator declared them. `left_out` counts the steps whose loss or gradient was
+    no finite number.
     """
 
     path: Path
@@ -41,7 +44,16 @@ class RunRecord:
     alarms: Sequence[tuple[int, str]]
     skips: Mapping[tuple[str, str], int]
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    declared: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     left_out: int = 0
+
+    def metric(self, key: str) -> Metric:
+        """The metric "<evaluation>/<metric>" as its evaluator declared it, or a shipped evaluator does.
+
+        Of any other nothing is known: neither higher nor lower values of it are called better.
+        """
+        evaluation, _, name = key.rpartition("/")
+        return self.declared.get(evaluation, {}).get(name) or shipped_metric(name) or Metric(name or "unnamed")
 
     @property
     def terms(self) -> list[str]:
@@ -66,6 +78,11 @@ class RunRecord:
         return curve[-1][1] if curve else None
 
 
+def metric_of(key: str, runs: Sequence[RunRecord]) -> Metric:
+    """The metric "<evaluation>/<metric>" as the first of the runs that measured it knows it."""
+    return next(run for run in runs if key in run.evaluations).metric(key)
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run directory, finished or not.
 
@@ -78,11 +95,12 @@ def read_run(path: Path) -> RunRecord:
         raise UserError(f"{path}: not a run directory: it holds neither recipe.yaml nor metrics.jsonl")
     # A run from elsewhere may hold links to files that are not its own.
     lines = read_figures(below(path, METRICS, "report"))
+    facts = read_facts(below(path, RUN, "report"))
     skips = read_skips(below(path, LEDGER, "report"))
     return RunRecord(
         path=path,
         recipe=read_recipe(below(path, RECIPE, "report")),
-        facts=read_facts(below(path, RUN, "report")),
+        facts=facts,
         training=[line for line in lines if "loss" in line],
         evaluations=_numbers(lines, _EVALUATION),
         geometry=_numbers(lines, _GEOMETRY),
@@ -90,14 +108,15 @@ def read_run(path: Path) -> RunRecord:
         alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
+        declared=declared_metrics(facts),
         left_out=max((line.get("steps_left_out", 0) for line in lines), default=0),
     )
 
 
 def _examples(path: Path) -> dict[str, dict[str, Any]]:
     """The listed retrievals of each evaluation; what else lies in the folder is left alone."""
-    names = sorted(file.parent.name for file in path.glob(f"examples/[!.]*/{EXAMPLES_FILE}"))
-    return {name: read_examples(below(path, f"examples/{name}/{EXAMPLES_FILE}", "report")) for name in names}
+    names = sorted(file.parent.name for file in path.glob(f"{EXAMPLES}/[!.]*/{EXAMPLES_FILE}"))
+    return {name: read_examples(below(path, f"{EXAMPLES}/{name}/{EXAMPLES_FILE}", "report")) for name in names}
 
 
 def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[Point]]:

@@ -1,4 +1,4 @@
-"""What evaluators on held-out shards have in common."""
+"""The keys that evaluations of held-out shards have in common."""
 
 from typing import Annotated
 
@@ -6,21 +6,17 @@ from pydantic import Field
 
 from data.captions import TxtLayout
 from data.heldout import HeldOutSet
-from data.shards.cache import ShardCache
-from vlm.config import Config
-from vlm.duration import PositiveDuration
+from eval.evaluator import EvaluationContext, EvaluatorConfig
 from vlm.model.heads import Reading
-from vlm.model.image_spec import ImageSpec
 from vlm.training.engine import Precision
 
+Patterns = str | tuple[str, ...]
 
-class ShardEvaluation(Config):
-    """Which held-out shards are evaluated, how, and how often in training."""
 
-    shards: Annotated[str | tuple[str, ...], Field(description="Tar files: names, {00..03} and * patterns.")]
-    every: Annotated[
-        PositiveDuration | None, Field(description="In training, evaluate this often; null: only at the end.")
-    ] = None
+class ShardEvaluationConfig(EvaluatorConfig):
+    """Which held-out shards are evaluated, and how."""
+
+    shards: Annotated[Patterns, Field(description="Tar files: names, {00..03} and * patterns.")]
     batch_size: Annotated[int, Field(gt=0, le=2**20, description="Images, or texts, a forward on each rank.")] = 256
     limit: Annotated[int | None, Field(gt=0, le=10**12, description="Only the first so many samples.")] = None
     workers: Annotated[
@@ -34,12 +30,23 @@ class ShardEvaluation(Config):
         Precision, Field(description="Of the towers' products here, whatever the run trains with.")
     ] = "fp32"
 
-    def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
-        """The samples, as images for a model of this spec. Raises UserError, in a line that begins with `where`."""
-        return HeldOutSet(self.shards, image, root=root, limit=self.limit, cache=cache, where=where)
+    def held_out(self, context: EvaluationContext, key: str = "shards") -> HeldOutSet:
+        """The samples of the shards that `key` names. Raises UserError, in a line that begins with the key."""
+        return self._held_out(context, key, None)
+
+    def _held_out(self, context: EvaluationContext, key: str, txt: TxtLayout | None) -> HeldOutSet:
+        return HeldOutSet(
+            getattr(self, key),
+            context.image,
+            root=context.root,
+            limit=self.limit,
+            cache=context.cache,
+            where=context.where(key),
+            txt=txt,
+        )
 
 
-class CaptionedEvaluation(ShardEvaluation):
+class CaptionedEvaluationConfig(ShardEvaluationConfig):
     """The same of shards whose captions matter."""
 
     txt: Annotated[
@@ -50,6 +57,6 @@ class CaptionedEvaluation(ShardEvaluation):
         ),
     ] = None
 
-    def held_out(self, image: ImageSpec, root: str | None, where: str, cache: ShardCache | None) -> HeldOutSet:
+    def held_out(self, context: EvaluationContext, key: str = "shards") -> HeldOutSet:
         """The same, with captions read as `txt` says."""
-        return HeldOutSet(self.shards, image, root=root, limit=self.limit, cache=cache, where=where, txt=self.txt)
+        return self._held_out(context, key, self.txt)

@@ -2,23 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from eval.figures import (
-    is_better_high,
-    is_count,
-    is_description,
-    split_direction,
-    spoken_name,
-    spoken_number,
-    spoken_value,
-)
+from eval.figures import LOWER_NOTE, formatted, four_digits, marked
 from eval.plots import short_number
-from eval.run_record import RunRecord
+from eval.run_record import RunRecord, metric_of
+from vlm.evaluation import Metric
 
-_HEADLINES = ("top1", "image_to_text_r@1", "text_to_image_r@1")
 _MOST_HEADLINES = 6
 _ABSENT = "—"
 
@@ -33,73 +25,90 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and one cell a column; without column names only the title stands above, the note below."""
+    """Rows of a name and one cell a column; without column names only the title stands above, the note below.
+
+    `explained` are sentences on names of rows and columns, shown where a reader points at one.
+    """
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
     note: str = ""
+    explained: Mapping[str, str] = field(default_factory=dict)
 
 
 def headline_figures(run: RunRecord) -> list[tuple[str, str, str]]:
     """The few numbers that a reader looks for first: value, what it is, of which evaluation or unit."""
     figures = [
-        (spoken_value(metric, points[-1][1]), spoken_name(metric), evaluation)
+        (formatted(metric, points[-1][1]), marked(metric.title, metric), key.rpartition("/")[0])
         for key, points in run.evaluations.items()
-        for evaluation, _, metric in [key.rpartition("/")]
-        if metric in _HEADLINES
+        for metric in [run.metric(key)]
+        if metric.prominence == "headline"
     ][: _MOST_HEADLINES - 2]
     loss = run.last("loss")
     if loss is not None:
-        figures.append((spoken_number(loss), "final loss", ""))
+        figures.append((four_digits(loss), "final loss", ""))
     left_out = run.left_out
     if left_out:
         figures.append((f"{left_out:,}", "steps left out, their loss or gradient being no finite number", ""))
     rates = [rate for _, rate in run.curve("samples_per_second") if math.isfinite(rate)]
     if rates:
-        figures.append((spoken_number(round(statistics.median(rates))), "samples a second", "median"))
+        figures.append((four_digits(round(statistics.median(rates))), "samples a second", "median"))
     return figures
 
 
 def evaluation_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table]:
     """The last figures of each evaluation: of one run as compact as they allow, of several run by run."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.evaluations))
+    metrics = {key: metric_of(key, runs) for run in runs for key in run.evaluations}
     tables = []
-    for evaluation in dict.fromkeys(key.rpartition("/")[0] for key in keys):
-        own = [key for key in keys if key.rpartition("/")[0] == evaluation]
+    for evaluation in dict.fromkeys(key.rpartition("/")[0] for key in metrics):
+        measured = {key: metric for key, metric in metrics.items() if key.rpartition("/")[0] == evaluation}
         if len(runs) > 1:
-            tables.append(Table(evaluation, list(names), [_metric_row(key, runs) for key in own]))
+            tables.append(_comparison(evaluation, measured, names, runs))
         else:
-            tables.append(_single_table(evaluation, {k.rpartition("/")[2]: runs[0].evaluations[k][-1][1] for k in own}))
+            values = {metric: runs[0].evaluations[key][-1][1] for key, metric in measured.items()}
+            tables.append(_single_table(evaluation, values))
     return tables
 
 
-def _single_table(evaluation: str, figures: Mapping[str, float]) -> Table:
-    note = ", ".join(f"{spoken_value(m, v)} {spoken_name(m)}" for m, v in figures.items() if is_count(m))
-    measured = {metric: Cell(spoken_value(metric, value)) for metric, value in figures.items() if not is_count(metric)}
-    directed = [split_direction(metric) for metric in measured]
-    if not all(direction for direction, _ in directed):
-        return Table(evaluation, [], [(spoken_name(metric), [cell]) for metric, cell in measured.items()], note)
-    columns = list(dict.fromkeys(measure for _, measure in directed))
-    cells = dict(zip(directed, measured.values(), strict=True))
+def _single_table(evaluation: str, values: Mapping[Metric, float]) -> Table:
+    """The figures of one run: a row a group where all metrics are of one, else a row a metric; counts in the note."""
+    counts = [f"{formatted(m, value)} {m.label}" for m, value in values.items() if m.unit == "count"]
+    results = {metric: Cell(formatted(metric, value)) for metric, value in values.items() if metric.unit != "count"}
+    note, explained = _note(results, counts), {marked(m.title, m): m.description for m in results}
+    if not all(metric.group for metric in results):
+        rows = [(marked(metric.title, metric), [cell]) for metric, cell in results.items()]
+        return Table(evaluation, [], rows, note, explained)
+    cells = {(metric.group, marked(metric.label, metric)): cell for metric, cell in results.items()}
+    columns = list(dict.fromkeys(column for _, column in cells))
     rows = [
-        (spoken_name(direction), [cells.get((direction, column), Cell(_ABSENT)) for column in columns])
-        for direction in dict.fromkeys(direction for direction, _ in directed)
+        (group, [cells.get((group, column), Cell(_ABSENT)) for column in columns])
+        for group in dict.fromkeys(group for group, _ in cells)
     ]
-    return Table(evaluation, [spoken_name(column) for column in columns], rows, note)
+    return Table(evaluation, columns, rows, note)
 
 
-def _metric_row(key: str, runs: Sequence[RunRecord]) -> tuple[str, list[Cell]]:
-    metric = key.rpartition("/")[2]
-    values = [run.evaluations[key][-1][1] if key in run.evaluations else None for run in runs]
-    known = [value for value in values if value is not None]
-    best = max(known) if is_better_high(metric) else min(known)
-    compared = len(known) > 1 and not is_count(metric) and not is_description(metric)
-    cells = [
-        Cell(_ABSENT) if value is None else Cell(spoken_value(metric, value), compared and value == best)
-        for value in values
-    ]
-    return spoken_name(metric), cells
+def _comparison(
+    evaluation: str, metrics: Mapping[str, Metric], names: Sequence[str], runs: Sequence[RunRecord]
+) -> Table:
+    """The figures of several runs, a row a metric; the best is marked where the metric has a better side."""
+    rows = []
+    for key, metric in metrics.items():
+        values = [run.evaluations[key][-1][1] if key in run.evaluations else None for run in runs]
+        known = [value for value in values if value is not None]
+        best = None
+        if len(known) > 1 and metric.better is not None:
+            best = max(known) if metric.better == "higher" else min(known)
+        cells = [Cell(_ABSENT) if value is None else Cell(formatted(metric, value), value == best) for value in values]
+        rows.append((marked(metric.title, metric), cells))
+    explained = {marked(metric.title, metric): metric.description for metric in metrics.values()}
+    return Table(evaluation, list(names), rows, _note(metrics.values(), []), explained)
+
+
+def _note(metrics: Iterable[Metric], counts: Sequence[str]) -> str:
+    """Counts, and the meaning of the arrow where there is one."""
+    arrows = [LOWER_NOTE] if any(metric.better == "lower" for metric in metrics) else []
+    return "; ".join([*filter(None, [", ".join(counts)]), *arrows])
 
 
 def alarm_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:

@@ -10,7 +10,6 @@ from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from data.shards.cache import ShardCache
 from eval.classes import ClassPrompts, load_class_prompts
 from eval.encoder import (
     Encoder,
@@ -22,12 +21,14 @@ from eval.encoder import (
     gather_shares,
 )
 from eval.equal_texts import equal_rows, equal_tokens, token_rows
+from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.gap import Shift, moved_together
+from eval.metrics import ZERO_SHOT, metric_at_shift
 from eval.ranks import find_matches, find_matches_shared
-from eval.shards import ShardEvaluation
+from eval.shards import ShardEvaluationConfig
 from vlm.batch import Skip
 from vlm.errors import UserError
-from vlm.model.image_spec import ImageSpec
+from vlm.evaluation import Evaluation, Evaluator, Metric
 from vlm.model.tokenizer import TokenBatch
 from vlm.training.data_record import DataRecord
 from vlm.world import World
@@ -35,7 +36,8 @@ from vlm.world import World
 _STRINGS = tuple[str, ...]
 
 
-class ZeroShotConfig(ShardEvaluation):
+@EVALUATORS.register("zeroshot")
+class ZeroShotConfig(ShardEvaluationConfig):
     """Zero-shot classification of labelled shards."""
 
     kind: Annotated[Literal["zeroshot"], Field(description="classes by their names")]
@@ -51,9 +53,13 @@ class ZeroShotConfig(ShardEvaluation):
         ),
     ] = ()
 
+    def build(self, context: EvaluationContext) -> "ZeroShot":
+        """See `ZeroShot`."""
+        return ZeroShot(self, context)
 
-class ZeroShot:
-    """Measures the share of images whose class has the nearest embedding: the normalised mean over its prompts.
+
+class ZeroShot(Evaluator):
+    """The share of images whose class has the nearest embedding: the normalised mean over its prompts.
 
     Top-5 is the share of images with fewer than five classes as near as their own. Classes whose prompts are all equal
     (to the tokenizer) stand in the order of their labels, so the first of them is the answer, as it is for the public
@@ -65,22 +71,14 @@ class ZeroShot:
         UserError: shards without labels, a label without a class, unusable class names or templates.
     """
 
-    def __init__(
-        self,
-        config: ZeroShotConfig,
-        image: ImageSpec,
-        tokenizer: Callable[[Sequence[str]], TokenBatch],
-        root: str | None,
-        where: str = "shards",
-        cache: ShardCache | None = None,
-    ) -> None:
+    def __init__(self, config: ZeroShotConfig, context: EvaluationContext) -> None:
         self._config = config
-        self._tokenizer = tokenizer
-        self._classes = load_class_prompts(config.classes, config.templates, root)
-        self._held_out = config.held_out(image, root, where, cache)
-        self._where = where
+        self._tokenizer = context.tokenizer
+        self._classes = load_class_prompts(config.classes, config.templates, context.root)
+        self._held_out = config.held_out(context)
+        self._where = context.where("shards")
         self._check_labels()
-        self._same = equal_classes(self._classes, tokenizer)
+        self._same = equal_classes(self._classes, context.tokenizer)
         self._earlier = (self._same[:, None] == self._same).tril(-1).sum(dim=1)
 
     @property
@@ -98,9 +96,9 @@ class ZeroShot:
         )
 
     @property
-    def record(self) -> DataRecord:
-        """What tells the set that is measured on from another, wherever it lies."""
-        return self._held_out.record
+    def records(self) -> dict[str, DataRecord]:
+        """The set that is measured on."""
+        return {"shards": self._held_out.record}
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
@@ -108,21 +106,17 @@ class ZeroShot:
         return self._held_out.skipped
 
     @property
-    def figures(self) -> tuple[str, ...]:
-        """The names of the figures that `run` brings."""
-        moved = (f"shift_{shift:g}_top1" for shift in self._config.shifts)
-        return ("top1", "top5", "mean_per_class_recall", "num_samples", "num_skipped", *moved)
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those of `ZERO_SHOT`, and top-1 at each shift."""
+        return (*ZERO_SHOT, *(metric_at_shift(ZERO_SHOT[0], shift) for shift in self._config.shifts))
 
-    def run(self, model: Encoder, world: World) -> dict[str, float]:
-        """Shares `top1`, `top5` and `mean_per_class_recall` (over classes that occur), and counts. Collective.
-
-        With shifts, `shift_S_top1` too.
-        """
+    def run(self, model: Encoder, world: World) -> Evaluation:
+        """Classify all images. Collective."""
         with evaluation_mode(model, self._config.embedding, self._config.precision) as encoder:
             classes = self.class_embeddings(encoder, world)
             if self._config.shifts:
-                return self._moved(encoder, classes, world)
-            return self._in_batches(encoder, classes, world)
+                return Evaluation(self._moved(encoder, classes, world))
+            return Evaluation(self._in_batches(encoder, classes, world))
 
     def _in_batches(self, model: Encoder, classes: Float32[Tensor, "classes dim"], world: World) -> dict[str, float]:
         """Each rank looks at its own images, batch by batch."""
@@ -146,7 +140,7 @@ class ZeroShot:
         figures = self._figures(_counts(ranks, labels, num_classes).double())
         for shift in config.shifts:
             moved = find_matches_shared(*moved_together(images, classes, shift), *groups, world).ranks + earlier
-            figures[f"shift_{shift:g}_top1"] = float((moved <= 1).double().mean())
+            figures[metric_at_shift(ZERO_SHOT[0], shift).name] = float((moved <= 1).double().mean())
         return figures
 
     def class_embeddings(self, model: Encoder, world: World) -> Float32[Tensor, "classes dim"]:

@@ -6,113 +6,103 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eval.evaluator import Evaluator, EvaluatorConfig, build_evaluator
-from eval.geometry import Geometry, GeometryEvaluationConfig, GeometryFigures
-from eval.geometry_plots import PLOTS, write_plots
+from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
+from eval.recipe import AnyEvaluatorConfig
 from eval.watching import watched_by
 from launch.agreement import require_same_view
 from launch.model_source import load_model
-from vlm.config import Config, first_problem
+from launch.recipe_file import apply_override
+from vlm.config import first_problem
 from vlm.ends.ranks import Patience
 from vlm.errors import UserError
+from vlm.evaluation import Evaluator
 from vlm.model.dual_encoder import DualEncoder
-from vlm.paths import output_file, output_folder, write_output
+from vlm.paths import output_file, output_folder, shown, write_output
 from vlm.terminal import Terminal, one_line
 from vlm.training.ledger import skips_of_all_ranks
 from vlm.training.together import ranks_together
 from vlm.world import World
 
 PATIENCE = 60.0  # seconds
+_OPTIONS = {"shards": "--data"}
 _SECONDS_BETWEEN = 10.0
 _SHOWN = 10
 
-Checked = TypeVar("Checked", bound=Config)
+_READER: TypeAdapter[EvaluatorConfig] = TypeAdapter(AnyEvaluatorConfig)
 
 
-def checked_config(kind: type[Checked], /, **options: Any) -> Checked:
-    """The configuration that options of a command make; None leaves the default. Raises UserError for a wrong value."""
+def evaluator_config(kind: str, keys: Sequence[str] | None = None, /, **options: Any) -> EvaluatorConfig:
+    """The configuration of an evaluator, by name or `package.module:Class`, from options and from `key=value` words.
+
+    An option that is None was not given; a word takes the place of an option.
+
+    Raises:
+        UserError: no such evaluator, an unknown key or an impossible value.
+    """
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for word in keys or ():
+        apply_override(values, word)
+    if "kind" in values:
+        raise UserError(f"kind: found {shown(values['kind'])}; the kind is the word before the model ({kind})")
     try:
-        return kind.model_validate({name: value for name, value in options.items() if value is not None})
+        return _READER.validate_python({"kind": kind, **values})
     except ValidationError as error:
-        raise UserError(first_problem(error, kind)) from None
-
-
-def shard_options(
-    data: Sequence[str], batch_size: int, limit: int | None, *, before_head: bool, precision: str
-) -> dict[str, Any]:
-    """What the commands have in common, as `ShardEvaluation` calls it."""
-    embedding = "before_head" if before_head else "after_head"
-    return {
-        "shards": tuple(data),
-        "batch_size": batch_size,
-        "limit": limit,
-        "embedding": embedding,
-        "precision": precision,
-    }
+        raise UserError(first_problem(error, EvaluatorConfig)) from None
 
 
 def evaluate_model(
-    name: str, config: EvaluatorConfig, json_file: Path | None, *, trust: bool = False, patience: float = PATIENCE
-) -> dict[str, float]:
-    """Run one evaluator on the model called `name`; print a table and, when asked, write the figures as JSON."""
-    json_file = None if json_file is None else output_file(json_file, "--json")
-    with _loaded(name, patience, trust=trust) as (model, world):
-        evaluator = build_evaluator(config, model.image_spec, model.tokenizer, None, "--data")
-        require_same_view(world, {"--data": evaluator.record})
-        _tell(evaluator, world)
-        with _shown_progress(world):
-            figures = evaluator.run(model, world)
-        _tell_skipped(evaluator, world)
-        if world.is_main:
-            _show(name, config.kind, figures)
-            _write_json(json_file, name, config, figures)
-        world.barrier()
-    return figures
-
-
-def evaluate_geometry(
     name: str,
-    config: GeometryEvaluationConfig,
-    json_file: Path | None,
-    plots: Path | None,
+    config: EvaluatorConfig,
+    json_file: Path | None = None,
+    plots: Path | None = None,
     *,
     trust: bool = False,
     patience: float = PATIENCE,
-) -> GeometryFigures:
-    """The same for geometry, whose JSON holds spectra and histograms too, and which draws into the folder `plots`."""
+) -> dict[str, float]:
+    """Run one evaluator on the model called `name` and print a table of its figures, which are returned.
+
+    When asked, figures and curves are written as JSON, and what the evaluator draws into the folder `plots`.
+    """
     json_file = None if json_file is None else output_file(json_file, "--json")
-    plots = None if plots is None else output_folder(plots, "--plots", parents=False, files=PLOTS)
+    plots = None if plots is None else _plots_folder(plots, config)
     with _loaded(name, patience, trust=trust) as (model, world):
-        geometry = Geometry(config, model.image_spec, model.tokenizer, None, "--data")
-        require_same_view(world, {"--data": geometry.record})
-        _tell(geometry, world)
+        evaluator = config.build(EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS))
+        records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
+        require_same_view(world, records)
+        _show_notices(evaluator, world)
         with _shown_progress(world):
-            measured = geometry.measure(model, world)
-        _tell_skipped(geometry, world)
+            evaluation = evaluator.run(model, world)
+        _show_skipped(evaluator, world)
         if world.is_main:
-            _show(name, config.kind, measured.figures)
-            drawn = {"spectra": measured.spectra, "scores": measured.scores}
-            _write_json(json_file, name, config, {**measured.figures, **drawn})
-            if plots is not None:
-                for path in write_plots(measured, plots):
+            _show(name, config.kind, evaluation.figures)
+            _write_json(json_file, name, config, {**evaluation.figures, **evaluation.curves})
+            if plots is not None and evaluation.plots is not None:
+                for path in evaluation.plots.write(plots):
                     print(path)
         world.barrier()
-    return measured
+    return evaluation.figures
 
 
-def _tell(evaluator: Evaluator, world: World) -> None:
+def _plots_folder(plots: Path, config: EvaluatorConfig) -> Path:
+    if not config.plots:
+        drawing = [name for name, kind in EVALUATORS.all().items() if kind.plots]
+        raise UserError(f"--plots: {config.kind} draws nothing; choose from: {', '.join(drawing)}")
+    return output_folder(plots, "--plots", parents=False, files=config.plots)
+
+
+def _show_notices(evaluator: Evaluator, world: World) -> None:
     if world.is_main:
         for line in evaluator.notices:
             print(one_line(line), file=sys.stderr)
 
 
-def _tell_skipped(evaluator: Evaluator, world: World) -> None:
+def _show_skipped(evaluator: Evaluator, world: World) -> None:
     """Name on standard error what could not be used. Collective."""
     skips = skips_of_all_ranks(evaluator.skipped, "--data", world)
     if world.is_main:
@@ -132,18 +122,18 @@ def _shown_progress(world: World) -> Iterator[None]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
-        said = time.monotonic()
+        last_line = time.monotonic()
 
-        def hear(work: str, done: int, total: int) -> None:
-            nonlocal said
+        def show(work: str, done: int, total: int) -> None:
+            nonlocal last_line
             if work not in tasks:
                 tasks[work] = bar.add_task(work, total=total)
             bar.update(tasks[work], completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - said >= _SECONDS_BETWEEN:
-                said = time.monotonic()
+            if not console.is_terminal and time.monotonic() - last_line >= _SECONDS_BETWEEN:
+                last_line = time.monotonic()
                 print(f"{work} {done:,}/{total:,} on each rank", file=sys.stderr)
 
-        with watched_by(hear):
+        with watched_by(show):
             yield
 
 
@@ -166,10 +156,10 @@ def _loaded(name: str, patience: float, *, trust: bool) -> Iterator[tuple[DualEn
         yield model, world
 
 
-def _write_json(file: Path | None, name: str, config: EvaluatorConfig, figures: Mapping[str, Any]) -> None:
+def _write_json(file: Path | None, name: str, config: EvaluatorConfig, results: Mapping[str, Any]) -> None:
     if file is not None:
-        said = {"model": name, "evaluation": config.kind, "precision": config.precision}
-        content = json.dumps({**said, **figures}, indent=2) + "\n"
+        precision = config.model_dump(mode="json", include={"precision"})  # nothing where there is no such key
+        content = json.dumps({"model": name, "evaluation": config.kind, **precision, **results}, indent=2) + "\n"
         write_output(file, content, "--json")
 
 

@@ -1,7 +1,9 @@
-"""What a run's record says about where and with what it ran."""
+"""The facts of a run for its record: where and with what it ran, and what its evaluations measure."""
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from data.sequential import SequentialStream
 from data.stream import TrainStream
 from vlm import __version__
+from vlm.evaluation import Metric
 from vlm.training.engine import Engine
 
 _PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "accelerate", "deepspeed", "webdataset")
@@ -34,9 +37,13 @@ def machine_facts() -> dict[str, Any]:
 
 
 def run_facts(
-    engine_name: str, precision: str, engine: Engine, source: TrainStream | SequentialStream
+    engine_name: str,
+    precision: str,
+    engine: Engine,
+    source: TrainStream | SequentialStream,
+    metrics: Mapping[str, Sequence[Metric]],
 ) -> dict[str, Any]:
-    """The content of a run's `run.json`."""
+    """The content of a run's `run.json`; `metrics` are those of each evaluation, whose meaning a report reads there."""
     numbers = {name: torch.Size(shape).numel() for name, shape in engine.shapes.items()}
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,6 +57,7 @@ def run_facts(
         "data": [
             {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.share} for s in source.sources
         ],
+        "metrics": {name: [asdict(metric) for metric in measured] for name, measured in metrics.items()},
     }
 
 

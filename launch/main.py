@@ -10,6 +10,7 @@ import typer
 
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
+from launch.eval_commands import ModelName, TrustModel, eval_app
 from launch.launcher import join_launcher
 from vlm import __version__
 from vlm.errors import EveryRankError
@@ -22,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-eval_app = typer.Typer(help="Measure a checkpoint, a run, or an open_clip model.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 
@@ -32,32 +32,10 @@ _ON_ALL_RANKS = ("train", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
-ModelName = Annotated[
-    str, typer.Argument(help="A checkpoint, a run directory, or MODEL[:TAG] of open_clip.", metavar="CHECKPOINT|MODEL")
-]
-DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {00..03} and * patterns; repeatable.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
-BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="Rows a forward; no figure depends on it.")]
-TxtMembers = Annotated[
-    str | None, typer.Option(help='Of a txt member: "whole", "lines" (a caption each), or by the set\'s layout.')
-]
-Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Only the first so many samples.")]
-Shifts = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--shift", min=-100, max=100, help="Move images and texts together by this share of their gap; repeatable."
-    ),
-]
-Precision = Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16, as in recipes.")]
-BeforeHead = Annotated[bool, typer.Option("--before-head", help="Read embeddings before the projection heads.")]
 TrustRecipe = Annotated[
     bool,
     typer.Option("--trust", help="Run the commands and classes that the recipe names (docs/what-is-a-program.md)."),
 ]
-TrustModel = Annotated[
-    bool, typer.Option("--trust", help="Follow the names of other files that stand in the checkpoint or folder.")
-]
-Patience = Annotated[float, typer.Option(min=1, max=86_400, help="Seconds of silence after which a rank is given up.")]
 
 
 def run() -> None:
@@ -222,75 +200,3 @@ def recipes(
     shipped = shipped_recipes()
     for title, words in shipped.items():
         print(f"{title:<{max(map(len, shipped))}}  {words}")
-
-
-@eval_app.command()
-def zeroshot(  # noqa: PLR0913 - the options of the command line
-    model: ModelName,
-    data: DataPattern,
-    classes: Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")],
-    templates: Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")] = None,
-    batch_size: BatchSize = 256,
-    limit: Limit = None,
-    shift: Shifts = None,
-    before_head: BeforeHead = False,
-    precision: Precision = "fp32",
-    json_file: JsonFile = None,
-    trust: TrustModel = False,
-    patience: Patience = 60.0,
-) -> None:
-    """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
-    from eval.zeroshot import ZeroShotConfig
-    from launch.evaluate import checked_config, evaluate_model, shard_options
-
-    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
-    config = checked_config(
-        ZeroShotConfig, kind="zeroshot", classes=classes, templates=templates, shifts=shift, **shards
-    )
-    evaluate_model(model, config, json_file, trust=trust, patience=patience)
-
-
-@eval_app.command()
-def retrieval(  # noqa: PLR0913 - the options of the command line
-    model: ModelName,
-    data: DataPattern,
-    batch_size: BatchSize = 256,
-    limit: Limit = None,
-    txt: TxtMembers = None,
-    before_head: BeforeHead = False,
-    precision: Precision = "fp32",
-    json_file: JsonFile = None,
-    trust: TrustModel = False,
-    patience: Patience = 60.0,
-) -> None:
-    """Image-text retrieval both ways, with all captions of each image: R@1/5/10 and median rank."""
-    from eval.retrieval import RetrievalConfig
-    from launch.evaluate import checked_config, evaluate_model, shard_options
-
-    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
-    config = checked_config(RetrievalConfig, kind="retrieval", txt=txt, **shards)
-    evaluate_model(model, config, json_file, trust=trust, patience=patience)
-
-
-@eval_app.command()
-def geometry(  # noqa: PLR0913 - the options of the command line
-    model: ModelName,
-    data: DataPattern,
-    batch_size: BatchSize = 256,
-    limit: Limit = None,
-    txt: TxtMembers = None,
-    shift: Shifts = None,
-    before_head: BeforeHead = False,
-    precision: Precision = "fp32",
-    json_file: JsonFile = None,
-    trust: TrustModel = False,
-    patience: Patience = 60.0,
-    plots: Annotated[Path | None, typer.Option(help="Draw clouds, scores and spectra into this folder.")] = None,
-) -> None:
-    """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
-    from eval.geometry import GeometryEvaluationConfig
-    from launch.evaluate import checked_config, evaluate_geometry, shard_options
-
-    shards = shard_options(data, batch_size, limit, before_head=before_head, precision=precision)
-    config = checked_config(GeometryEvaluationConfig, kind="geometry", shifts=shift, txt=txt, **shards)
-    evaluate_geometry(model, config, json_file, plots, trust=trust, patience=patience)

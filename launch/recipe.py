@@ -8,12 +8,12 @@ from pydantic import Field, ValidationError
 
 from data.config import DataConfig
 from data.order.order import default_lanes
-from eval.evaluator import EvaluatorConfig
+from eval.recipe import Evaluations
 from launch.recipe_file import read_recipe
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
-from vlm.paths import LocalPath, Named
+from vlm.paths import LocalPath
 from vlm.training.config import TrainingConfig
 
 # Where the data lies: a resumed run compares what it holds instead.
@@ -53,7 +53,7 @@ class Recipe(TrainingConfig):
     run: LocalPath = Field(description="the run directory: metrics, checkpoints, report")
     model: ModelConfig = Field(description="what is trained: two towers and their heads")
     data: DataConfig = Field(description="what it is trained on")
-    evaluate: Named[EvaluatorConfig] = Field(default={}, description="evaluations by name")
+    evaluate: Evaluations = Field(default={}, description="evaluations by name")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, trust: bool = False) -> Recipe:

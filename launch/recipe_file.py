@@ -46,7 +46,7 @@ def read_recipe(name: str, overrides: Iterable[str] = (), *, trust: bool = False
         if Path(str(values.get("run"))).resolve() != path.parent.resolve():
             values["run"] = str(path.parent)  # the run was copied or moved
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     for program in programs(values):
         if program in in_file:
             raise UserError(
@@ -147,7 +147,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any], place: tuple[str, ...]) -
     return merged
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Write the value of `key.path=value` into `values`. Raises UserError for what is no such word."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r:.200}: write key.path=value")

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from data.sequential import SequentialStream
 from data.shards.cache import ShardCache
 from data.stream import TrainStream
-from eval.evaluator import build_evaluators
+from eval.evaluator import EvaluationContext
+from eval.recipe import build_evaluators
 from eval.report import write_report
-from eval.retrieval import Retrieval
 from eval.watching import watched_by
 from launch.agreement import require_same_start, require_same_view
 from launch.ending import how_to_go_on, lost_words
@@ -52,7 +52,6 @@ from vlm.world import World
 
 REPORT = "report.html"
 _SHOWN_PROBLEMS = 10
-NUM_EXAMPLES = 6  # best and worst retrievals each
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,16 @@ def _build_parts(recipe: Recipe, world: World, model: DualEncoder) -> _Parts:
     source = open_stream(recipe, model, world)
     require_enough_samples(recipe.global_batch, source.num_samples)
     cache = ShardCache(recipe.data.cache, recipe.data.retry)
-    evaluators = build_evaluators(recipe.evaluate, model.image_spec, model.tokenizer, recipe.data.root, cache)
+    context = EvaluationContext(model.image_spec, model.tokenizer, recipe.data.root, cache)
+    evaluators = build_evaluators(recipe.evaluate, context)
     evaluations = []
     for name, evaluator in evaluators.items():
         every = recipe.evaluate[name].every
         steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
         evaluations.append(ScheduledEvaluation(name, evaluator, steps))
     records = {f"data.sources.{summary.name}": summary.record for summary in source.sources}
-    records |= {f"evaluate.{name}.shards": evaluator.record for name, evaluator in evaluators.items()}
+    for name, evaluator in evaluators.items():
+        records |= {f"evaluate.{name}.{key}": record for key, record in evaluator.records.items()}
     return _Parts(model, source, evaluations, records)
 
 
@@ -209,7 +210,8 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
         parts.source.restore(checkpoint.manifest.stream)
         trainer.restore_counts(checkpoint.manifest)
     recipe = trainer.config
-    facts = run_facts(recipe.engine, recipe.precision, engine, parts.source)
+    metrics = {evaluation.name: evaluation.evaluator.metrics for evaluation in parts.evaluations}
+    facts = run_facts(recipe.engine, recipe.precision, engine, parts.source, metrics)
     folder = None if checkpoint is None else checkpoint.folder
     told = run.start(recipe.model_dump(mode="json"), facts, start.step, folder)
     told += run.cut_back(start.step if start.step else -1)  # from the first step on, what the start found is told anew
@@ -236,7 +238,6 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
             stops = Stops(watch, engine.world, how_to_go_on())
             with watch.keeping_requests():
                 trainer.run(start.step, progress, stops, pending)
-            _write_examples(parts, trainer)
     finally:
         progress.close()
     if engine.world.is_main:
@@ -263,15 +264,3 @@ def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:
     """The order of sums on a CPU depends on the number of threads: a resumed run takes that of its checkpoint."""
     if (manifest.engine, manifest.world_size) == (recipe.engine, world.size):
         torch.set_num_threads(manifest.threads)
-
-
-def _write_examples(parts: _Parts, trainer: Trainer) -> None:
-    """Pictures of the best and worst retrievals, for the report. Collective."""
-    engine = trainer.engine
-    averages = trainer.ema.shards if trainer.ema else {}
-    for evaluation in parts.evaluations:
-        if isinstance(evaluation.evaluator, Retrieval):
-            with engine.holding(averages):
-                examples = evaluation.evaluator.examples(parts.model, engine.world, NUM_EXAMPLES)
-            if engine.world.is_main:
-                examples.write(trainer.run_directory.path / "examples" / evaluation.name)

@@ -32,6 +32,12 @@ class Config(BaseModel):
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line on the first mistake in a configuration: its path, the value found, and what would be right."""
+    path, words = located_problem(error, model)
+    return f"{'.'.join(path)}: {words}" if path else words
+
+
+def located_problem(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
+    """The path to the first mistake in a configuration, and the words on it."""
     found = error.errors(include_url=False)
     # An unknown key explains more than the missing one it was meant for.
     problem = next((p for p in found if p["type"] == "extra_forbidden"), found[0])
@@ -39,15 +45,15 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         parents, owner = _walk(model, location[:-1])
         fields = owner.model_fields if isinstance(owner, type) and issubclass(owner, BaseModel) else {}
-        path = ".".join([*parents, location[-1]])
-        return f"{path}: unknown key (value {_shown(problem['input'])}); {nearest(location[-1], fields)}"
-    path = ".".join(_walk(model, location)[0])
+        unknown = f"unknown key (value {_shown(problem['input'])}); {nearest(location[-1], fields)}"
+        return [*parents, location[-1]], unknown
+    path = _walk(model, location)[0]
     if problem["type"] == "missing":
-        return f"{path}: this key is required"
+        return path, "this key is required"
     words = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":  # our own validators name the value
-        return f"{path}: {words}" if path else words
-    return f"{path}: found {_shown(problem['input'])}; {words[0].lower()}{words[1:]}"
+        return path, words
+    return path, f"found {_shown(problem['input'])}; {words[0].lower()}{words[1:]}"
 
 
 def _key(part: int | str) -> str:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 COMMAND = "pipe:"
 # Where a name with a colon means a class to import, whatever stands around the colon: the import alone runs code.
 _IMPORTING = (("objective",), ("providers",))
+# Where a value with a colon does, under this key.
+_IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {("evaluate",): "kind"}
 
 
 class Program(NamedTuple):
@@ -19,7 +21,8 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, keys `package.module:Class` of objectives and providers, and a `trust_remote_code` that is not false.
+    with `pipe:`, `package.module:Class` as a key of objectives and providers or as the kind of an evaluation, and a
+    `trust_remote_code` that is not false.
     """
     return list(_walk(values, ()))
 
@@ -30,6 +33,8 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
             here = (*path, str(key))
             if path[:1] in _IMPORTING and ":" in str(key):
                 yield Program(".".join(path), str(key))
+            if key == _IMPORTING_VALUES.get(path[:1]) and isinstance(inner, str) and ":" in inner:
+                yield Program(".".join(here), inner)
             if key == "trust_remote_code" and inner:
                 yield Program(".".join(here), str(inner))
             yield from _walk(inner, here)

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from eval.evaluator import EvaluationContext
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from vlm.model.image_spec import ImageSpec
 
 IMAGE = ImageSpec(size=16)
+CONTEXT = EvaluationContext(IMAGE, WordTokenizer())
 DIM = 8
 
 

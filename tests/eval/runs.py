@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.data.small_shards import picture
+from vlm.evaluation import Metric
 
 FACTS = {
     "started": "2030-01-02T03:04:05+00:00",
@@ -50,6 +52,14 @@ def write_run(path: Path, lines: list[dict[str, Any]], recipe: Mapping[str, Any]
     (path / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe or {"model": {"open_clip": "ViT-B-32"}, "seed": 3})))
     (path / "run.json").write_text(json.dumps(FACTS))
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+    return path
+
+
+def declare(path: Path, evaluation: str, *metrics: Metric) -> Path:
+    """The run, its facts saying what an evaluation measures."""
+    facts = json.loads((path / "run.json").read_text())
+    facts.setdefault("metrics", {})[evaluation] = [asdict(metric) for metric in metrics]
+    (path / "run.json").write_text(json.dumps(facts))
     return path
 
 

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter
 
 from data.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
-from eval.evaluator import EvaluatorConfig, build_evaluators
+from eval.recipe import AnyEvaluatorConfig, build_evaluators
 from eval.watching import watched_by
 from tests.data.small_shards import WordTokenizer, write_source
-from tests.eval.encoders import DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
+from tests.eval.encoders import CONTEXT, DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
 from vlm.training.engine import Precision
 from vlm.world import World
@@ -116,9 +116,9 @@ def test_evaluators_read_before_the_head_where_asked(tmp_path: Path, kind: str) 
 
     def figures(encoder: SmallEncoder, embedding: str) -> dict[str, float]:
         values = {"kind": kind, "shards": pattern, "embedding": embedding, "batch_size": 5, **own}
-        config = TypeAdapter(EvaluatorConfig).validate_python(values)
-        (evaluator,) = build_evaluators({"held": config}, IMAGE, WordTokenizer(), None).values()
-        return evaluator.run(encoder, World())
+        config = TypeAdapter(AnyEvaluatorConfig).validate_python(values)
+        (evaluator,) = build_evaluators({"held": config}, CONTEXT).values()
+        return evaluator.run(encoder, World()).figures
 
     headed = HeadedEncoder()
     assert figures(headed, "before_head") == figures(headed.towers, "after_head")

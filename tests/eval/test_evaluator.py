@@ -1,18 +1,24 @@
 """Evaluators from a recipe: chosen by kind, checked before anything runs."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from eval.evaluator import EvaluatorConfig, build_evaluators
+from eval.recipe import Evaluations, build_evaluators
 from eval.retrieval import Retrieval
 from eval.zeroshot import ZeroShot
-from tests.data.small_shards import WordTokenizer
-from tests.eval.encoders import IMAGE, captioned_shard, labelled_shard
+from tests.eval.encoders import CONTEXT, captioned_shard, labelled_shard
+from vlm.config import Config, first_problem
 from vlm.errors import UserError
 
-CONFIGS = TypeAdapter(dict[str, EvaluatorConfig])
+CONFIGS = TypeAdapter(Evaluations)
+
+
+class Holder(Config):
+    evaluate: Evaluations
 
 
 def test_the_kind_chooses_the_evaluator(tmp_path: Path) -> None:
@@ -24,7 +30,7 @@ def test_the_kind_chooses_the_evaluator(tmp_path: Path) -> None:
             "naming": {"kind": "zeroshot", "shards": ["labelled.tar"], "classes": ["cat", "dog"]},
         }
     )
-    built = build_evaluators(configs, IMAGE, WordTokenizer(), str(tmp_path))
+    built = build_evaluators(configs, replace(CONTEXT, root=str(tmp_path)))
     assert {name: type(evaluator) for name, evaluator in built.items()} == {"finding": Retrieval, "naming": ZeroShot}
     assert (str(configs["finding"].every), configs["naming"].every) == ("2 epochs", None)
 
@@ -32,9 +38,33 @@ def test_the_kind_chooses_the_evaluator(tmp_path: Path) -> None:
 def test_missing_shards_are_named_by_their_key(tmp_path: Path) -> None:
     configs = CONFIGS.validate_python({"val": {"kind": "retrieval", "shards": "no-*.tar"}})
     with pytest.raises(UserError, match=r"^evaluate\.val\.shards: no-\*\.tar matches no file"):
-        build_evaluators(configs, IMAGE, WordTokenizer(), str(tmp_path))
+        build_evaluators(configs, replace(CONTEXT, root=str(tmp_path)))
 
 
-def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'zeroshot', 'retrieval'"):
-        CONFIGS.validate_python({"val": {"kind": "retreival", "shards": "a.tar"}})
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (
+            {"kind": "retreival", "shards": "a.tar"},
+            "val.kind: there is no evaluator 'retreival'; nearest: retrieval, or name your own as package.module:Class",
+        ),
+        ({"shards": "a.tar"}, "val.kind: this key is required"),
+        ({"kind": ["retrieval"]}, "val.kind: found ['retrieval']; input should be a valid string"),
+        ({"kind": "retrieval", "shards": "a.tar", "tlie": 3}, "val.tlie: unknown key (value 3); nearest: tile"),
+        ({"kind": "retrieval", "shards": "a.tar", "tile": 0}, "val.tile: found 0; input should be greater than 0"),
+        ({"kind": "zeroshot", "shards": "a.tar", "classes": "c", "shifts": [1, "x"]}, "val.shifts.1: found 'x'; "),
+        ({"kind": "retrieval"}, "val.shards: this key is required"),
+        ({"kind": "os:path", "shards": "a.tar"}, "val.kind: evaluator 'os:path' is not a subclass of eval.evaluator."),
+        (
+            {"kind": "no_such_module:A{b}"},
+            "val.kind: evaluator 'no_such_module:A{b}': No module named 'no_such_module'",
+        ),
+        ("retrieval", "val: found 'retrieval'; input should be a valid dictionary"),
+    ],
+)
+def test_a_mistake_is_a_line_with_its_path_and_the_nearest(value: Any, line: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Holder.model_validate({"evaluate": {"val": value}})
+    problem = first_problem(caught.value, Holder)
+    assert problem.startswith(f"evaluate.{line}")
+    assert "\n" not in problem

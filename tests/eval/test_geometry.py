@@ -18,8 +18,8 @@ from eval.geometry import (
 )
 from eval.geometry_plots import write_plots
 from eval.retrieval import Retrieval, RetrievalConfig
-from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
-from tests.eval.encoders import DIM, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
+from tests.data.small_shards import picture, sample, write_shard
+from tests.eval.encoders import CONTEXT, DIM, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import log_mean_potential
 from vlm.errors import UserError
@@ -33,11 +33,11 @@ BROKEN = (6,)
 
 def evaluation(pattern: str, sample: int = 2048) -> Geometry:
     config = GeometryEvaluationConfig(kind="geometry", shards=pattern, batch_size=5, sample=sample)
-    return Geometry(config, IMAGE, WordTokenizer(), None)
+    return Geometry(config, CONTEXT)
 
 
 def on_this_rank(pattern: str) -> dict[str, float]:
-    return evaluation(pattern).run(SmallEncoder(), World.current())
+    return evaluation(pattern).run(SmallEncoder(), World.current()).figures
 
 
 def test_figures_are_those_of_pairs_of_an_image_and_its_first_caption(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_negatives_weights_at_the_models_scale_and_tolerance_where_there_are_lab
     ]
     pattern = str(write_shard(tmp_path / "labelled.tar", samples))
     encoder = SmallEncoder()
-    assert "hardness_entropy" not in evaluation(pattern).run(encoder, World())
+    assert "hardness_entropy" not in evaluation(pattern).run(encoder, World()).figures
     for scale in (20.0, 1e4):
         encoder.logit_scale = torch.nn.Parameter(torch.tensor([math.log(scale)]))
         measured = evaluation(pattern).measure(encoder, World())
@@ -80,16 +80,16 @@ def test_negatives_weights_at_the_models_scale_and_tolerance_where_there_are_lab
         assert measured.figures["hardness_entropy"] == pytest.approx(sum(entropies) / 9, rel=1e-4)
         assert measured.figures["hardest_negative_weight"] == pytest.approx(sum(hardest) / 9, rel=1e-4)
         assert measured.figures["tolerance_image"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
-        assert measured.figures.keys() == set(evaluation(pattern).figures)
+        assert measured.figures.keys() == {metric.name for metric in evaluation(pattern).metrics}
 
 
 def test_retrieval_at_no_shift_is_that_of_all_captions(tmp_path: Path) -> None:
     pattern = captioned_shard(tmp_path, CAPTIONS, BROKEN)
-    figures = evaluation(pattern).run(SmallEncoder(), World())
+    figures = evaluation(pattern).run(SmallEncoder(), World()).figures
     config = RetrievalConfig(kind="retrieval", shards=pattern, batch_size=5)
-    retrieval = Retrieval(config, IMAGE, WordTokenizer(), None)
-    expected = retrieval.run(SmallEncoder(), World())
-    assert expected.keys() == set(retrieval.figures)
+    retrieval = Retrieval(config, CONTEXT)
+    expected = retrieval.run(SmallEncoder(), World()).figures
+    assert expected.keys() == {metric.name for metric in retrieval.metrics}
     for way in ("image_to_text_r@1", "text_to_image_r@1"):
         assert figures[f"shift_0_{way}"] == expected[way]
 
@@ -158,7 +158,7 @@ def test_too_few_pairs_and_embeddings_without_numbers_are_refused_in_a_line(tmp_
     enough = evaluation(captioned_shard(tmp_path, CAPTIONS))
     with pytest.raises(UserError, match="embeddings are not finite"):
         enough.run(PointEncoder(float("nan")), World())
-    assert enough.run(PointEncoder(DIM**-0.5), World())["effective_rank_image"] == 0
+    assert enough.run(PointEncoder(DIM**-0.5), World()).figures["effective_rank_image"] == 0
 
 
 def test_arithmetic_leaves_out_the_image_that_it_starts_from() -> None:

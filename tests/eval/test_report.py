@@ -12,8 +12,9 @@ import pytest
 
 from eval.report import run_names, write_report
 from tests.data.small_shards import picture
-from tests.eval.runs import evaluated, logged, observed, write_examples, write_ledger, write_run
+from tests.eval.runs import declare, evaluated, logged, observed, write_examples, write_ledger, write_run
 from vlm.errors import UserError
+from vlm.evaluation import Metric
 
 SCORES = {
     "zs/top1": 0.8125,
@@ -152,14 +153,63 @@ def test_shares_of_data_are_called_what_they_are_and_are_no_terms(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("metric", "best"),
-    [("mae", "1"), ("count_rmse", "1"), ("ece", "1"), ("perplexity", "1"), ("mean_rank", "1"), ("auc", "2")],
+    [
+        (Metric("mae", "lower"), ["1"]),
+        (Metric("accuracy_gap", "lower", unit="share"), ["100.0%"]),  # whatever its name says
+        (Metric("rank_correlation", "higher"), ["2"]),
+        (Metric("top1_spread"), []),
+        (None, []),  # nobody said what it is
+    ],
 )
-def test_of_errors_the_least_is_the_best(tmp_path: Path, metric: str, best: str) -> None:
+def test_the_best_run_is_the_one_that_the_evaluator_calls_better(
+    tmp_path: Path, metric: Metric | None, best: list[str]
+) -> None:
+    name = metric.name if metric else "accuracy_loss"
     runs = [
-        write_run(tmp_path / str(value), [logged(9, 2.0), evaluated(9, {f"x/{metric}": value})]) for value in (1.0, 2.0)
+        write_run(tmp_path / str(value), [logged(9, 2.0), evaluated(9, {f"x/{name}": value})]) for value in (1.0, 2.0)
     ]
-    report(tmp_path, *runs)
-    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == [best]
+    if metric:
+        runs = [declare(run, "x", metric) for run in runs]
+    page = report(tmp_path, *runs)
+    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == best
+    lower = metric is not None and metric.better == "lower"
+    assert (f"{name.replace('_', ' ')} ↓" in page.text, "↓: lower is better" in page.text) == (lower, lower)
+
+
+def test_declared_metrics_are_worded_grouped_and_charted_as_declared(tmp_path: Path) -> None:
+    metrics = (
+        Metric("a_err", "lower", "how far the counts are off", label="error", group="near"),
+        Metric("b_err", "lower", label="error", group="far"),
+        Metric("hits", "higher", unit="share", label="hits", group="near", prominence="headline"),
+        Metric("num_dots", unit="count", label="dots"),
+    )
+    values = {"x/a_err": 3.0, "x/b_err": 4.0, "x/hits": 0.25, "x/num_dots": 1234}
+    one, two = (
+        declare(write_run(tmp_path / name, [logged(5, 2.0), evaluated(5, values), evaluated(9, values)]), "x", *metrics)
+        for name in ("one", "two")
+    )
+    page = report(tmp_path, one)
+    for words in (
+        "near hits 25.0% x",  # a headline
+        "x error ↓ hits near 3 25.0% far 4 — 1,234 dots; ↓: lower is better",
+        "x: error ↓ near 3 far 4",  # a chart of what has one label in two groups
+        "x: near hits 25.0%",
+    ):
+        assert words in page.text, words
+    compared = report(tmp_path, one, two)
+    assert "near error ↓ 3 3 far error ↓ 4 4 near hits 25.0% 25.0%" in compared.text
+    assert 'title="how far the counts are off">near error' in (tmp_path / "page.html").read_text()
+
+
+def test_a_run_of_before_metrics_were_declared_is_judged_by_those_that_ship(tmp_path: Path) -> None:
+    values = {"image_to_text_median_rank": 1.0, "shift_0.5_text_to_image_r@1": 0.5, "top1": 0.5, "alignment": 0.5}
+    runs = []
+    for name, factor in (("first", 1), ("second", 2)):
+        lines = [logged(9, 2.0), evaluated(9, {f"x/{metric}": value * factor for metric, value in values.items()})]
+        runs.append(write_run(tmp_path / name, lines))
+    page = report(tmp_path, *runs)
+    assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == ["1", "100.0%", "100.0%"]
+    assert "text → image R@1, shift 0.5 50.0% 100.0%" in page.text
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
@@ -170,7 +220,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "2 runs compared first second" in page.text
     assert "zs first second top-1 81.2% 90.0%" in page.text
     assert re.findall(r'<td class="best">([^<]*)', (tmp_path / "page.html").read_text()) == ["90.0%"]
-    assert "median rank 2 —" in page.text
+    assert "median rank ↓ 2 —" in page.text
     assert "seed 3 4 optimizer.lr — 0.1" in page.text
     assert "samples seen" in page.text  # the global batches differ
     assert "photos: it has no caption 3 0" in page.text

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from data.heldout import HeldOutSet
-from eval.retrieval import Retrieval, RetrievalConfig
-from tests.data.small_shards import SAMPLE, WordTokenizer, sample, write_shard
+from eval.examples import Examples
+from eval.retrieval import Retrieval, RetrievalConfig, RetrievalExamples
+from tests.data.small_shards import SAMPLE, sample, write_shard
 from tests.data.small_shards import picture as picture_of
-from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
+from tests.eval.encoders import CONTEXT, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from vlm.errors import UserError
 from vlm.sealed import read_json_object
@@ -28,7 +29,7 @@ BROKEN = (6,)
 
 def evaluation(pattern: str, batch_size: int = 5, tile: int = 4) -> Retrieval:
     config = RetrievalConfig(kind="retrieval", shards=pattern, batch_size=batch_size, tile=tile)
-    return Retrieval(config, IMAGE, WordTokenizer(), None)
+    return Retrieval(config, CONTEXT)
 
 
 def brute_force(pattern: str) -> dict[str, float]:
@@ -55,7 +56,7 @@ def brute_force(pattern: str) -> dict[str, float]:
 
 
 def on_this_rank(pattern: str, batch_size: int, tile: int) -> dict[str, float]:
-    return evaluation(pattern, batch_size, tile).run(SmallEncoder(), World.current())
+    return evaluation(pattern, batch_size, tile).run(SmallEncoder(), World.current()).figures
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -76,7 +77,7 @@ def test_every_rank_of_any_number_gets_the_same_figures(tmp_path: Path, world_si
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_collapsed_model_finds_nothing(tmp_path: Path, value: float) -> None:
-    figures = evaluation(captioned_shard(tmp_path, CAPTIONS, BROKEN)).run(PointEncoder(value), World())
+    figures = evaluation(captioned_shard(tmp_path, CAPTIONS, BROKEN)).run(PointEncoder(value), World()).figures
     assert [figures[f"{way}_r@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] == [0.0] * 6
     assert figures["text_to_image_median_rank"] == figures["num_images"]
 
@@ -90,9 +91,15 @@ def test_captions_of_several_images_are_told(tmp_path: Path) -> None:
     assert evaluation(captioned_shard(tmp_path, CAPTIONS[:5])).notices == ()
 
 
+def examples_of(pattern: str, count: int) -> Examples:
+    examples = evaluation(pattern).run(SmallEncoder(), World()).examples
+    assert isinstance(examples, RetrievalExamples)
+    return examples.choose(count)
+
+
 def test_examples_are_the_best_and_worst_images_with_what_they_found(tmp_path: Path) -> None:
     pattern = captioned_shard(tmp_path, CAPTIONS, BROKEN)
-    examples = evaluation(pattern).examples(SmallEncoder(), World(), 3)
+    examples = examples_of(pattern, 3)
     ranks = {"best": [e.rank for e in examples.best], "worst": [e.rank for e in examples.worst]}
     assert ranks["best"] == sorted(ranks["best"])
     assert ranks["worst"] == sorted(ranks["worst"], reverse=True)
@@ -107,12 +114,12 @@ def test_examples_are_the_best_and_worst_images_with_what_they_found(tmp_path: P
 
 
 def test_written_examples_replace_older_ones_whole(tmp_path: Path) -> None:
-    examples = evaluation(captioned_shard(tmp_path, CAPTIONS)).examples(SmallEncoder(), World(), 2)
+    examples = examples_of(captioned_shard(tmp_path, CAPTIONS), 2)
     folder = tmp_path / "examples" / "val"
     folder.mkdir(parents=True)
     (folder / "000.jpg").write_bytes(b"old")
     (folder / "note.txt").write_text("somebody's own")
-    examples.write(folder)
+    written = examples.write(folder)
     listing = read_json_object(folder / "examples.json")
     assert {kind: [entry["rank"] for entry in entries] for kind, entries in listing.items()} == {
         "best": [e.rank for e in examples.best],
@@ -120,6 +127,7 @@ def test_written_examples_replace_older_ones_whole(tmp_path: Path) -> None:
     }
     names = [entry["image"] for entries in listing.values() for entry in entries]
     assert {path.name for path in folder.iterdir()} == {*names, "examples.json", "note.txt"}
+    assert set(written) == {folder / name for name in ("examples.json", *names)}
     assert [path.name for path in folder.parent.iterdir()] == ["val"]
     assert set(listing["best"][0]["retrieved"][0]) == {"text", "correct", "score"}
     with Image.open(folder / names[0]) as image:
@@ -144,7 +152,7 @@ def test_a_public_set_scores_as_the_same_captions_in_json_and_says_how_it_was_re
     in_lines: list[SAMPLE] = [{**one, "txt": "\n".join(captions)} for one, captions in zip(images, texts, strict=True)]
     first = evaluation(str(write_shard(tmp_path / "json.tar", in_json)))
     second = evaluation(str(write_shard(tmp_path / "lines.tar", in_lines)))
-    assert first.run(SmallEncoder(), World()) == second.run(SmallEncoder(), World())
+    assert first.run(SmallEncoder(), World()).figures == second.run(SmallEncoder(), World()).figures
     assert first.notices == ()
     assert second.notices == (
         "shards: each line of a txt member is a caption, as in public retrieval sets; txt: whole reads it as one",

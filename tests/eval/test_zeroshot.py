@@ -1,6 +1,7 @@
 """Zero-shot classification against open_clip's own code, a single loop over images, and itself on other ranks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -10,9 +11,10 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from data.heldout import HeldOutSet
+from eval.evaluator import EvaluationContext
 from eval.zeroshot import ZeroShot, ZeroShotConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
-from tests.eval.encoders import IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
+from tests.eval.encoders import CONTEXT, IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
 from tests.ranks import run_ranks
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -28,7 +30,7 @@ def evaluation(pattern: str, batch_size: int = 5, classes: Sequence[str] = CLASS
     config = ZeroShotConfig(
         kind="zeroshot", shards=pattern, classes=tuple(classes), templates=TEMPLATES, batch_size=batch_size
     )
-    return ZeroShot(config, IMAGE, WordTokenizer(), None)
+    return ZeroShot(config, CONTEXT)
 
 
 def brute_force(pattern: str, classes: Sequence[str] = CLASSES) -> dict[str, float]:
@@ -54,7 +56,7 @@ def brute_force(pattern: str, classes: Sequence[str] = CLASSES) -> dict[str, flo
 
 
 def on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:
-    return evaluation(pattern, batch_size).run(SmallEncoder(), World.current())
+    return evaluation(pattern, batch_size).run(SmallEncoder(), World.current()).figures
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -80,9 +82,9 @@ def shifted_on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:
     config = ZeroShotConfig(
         kind="zeroshot", shards=pattern, classes=CLASSES, templates=TEMPLATES, batch_size=batch_size, shifts=SHIFTS
     )
-    evaluator = ZeroShot(config, IMAGE, WordTokenizer(), None)
-    figures = evaluator.run(SmallEncoder(), World.current())
-    assert figures.keys() == set(evaluator.figures)
+    evaluator = ZeroShot(config, CONTEXT)
+    figures = evaluator.run(SmallEncoder(), World.current()).figures
+    assert figures.keys() == {metric.name for metric in evaluator.metrics}
     return figures
 
 
@@ -150,7 +152,7 @@ def test_the_figures_are_those_of_open_clip(tmp_path: Path) -> None:
     classes = tuple(open_clip.IMAGENET_CLASSNAMES[:10])
     model = TinyClip()
     config = ZeroShotConfig(kind="zeroshot", shards=pattern, classes=classes, templates="simple", batch_size=16)
-    found = ZeroShot(config, model.spec, full_length, None)
+    found = ZeroShot(config, EvaluationContext(model.spec, full_length))
 
     classifier = open_clip.build_zero_shot_classifier(
         model.clip, open_clip.get_tokenizer("ViT-B-32"), classes, open_clip.SIMPLE_IMAGENET_TEMPLATES
@@ -162,7 +164,7 @@ def test_the_figures_are_those_of_open_clip(tmp_path: Path) -> None:
     # The body of open_clip_train.zero_shot.accuracy, which itself fails with numpy 2.5.
     correct = logits.topk(5, 1, True, True)[1].t().eq(torch.tensor(labels).view(1, -1))
     top1, top5 = (int(correct[:k].sum()) for k in (1, 5))
-    figures = found.run(model, World())
+    figures = found.run(model, World()).figures
     assert 0 < top1 < top5 < 60
     assert (figures["top1"], figures["top5"]) == (top1 / 60, top5 / 60)
 
@@ -180,12 +182,12 @@ def test_of_classes_with_equal_prompts_the_first_is_the_answer(tmp_path: Path, s
     config = ZeroShotConfig(
         kind="zeroshot", shards=pattern, classes=EQUAL, templates="simple", batch_size=16, shifts=shifts
     )
-    found = ZeroShot(config, model.spec, full_length, None)
+    found = ZeroShot(config, EvaluationContext(model.spec, full_length))
     (batch,) = HeldOutSet(pattern, model.spec).batches(World(), 100)
     with torch.no_grad():
         scores = (model.encode_image(batch.images) @ found.class_embeddings(model, World()).T).tolist()
     orders = [sorted(range(len(EQUAL)), key=lambda k: -row[k]) for row in scores]
-    figures = found.run(model, World())
+    figures = found.run(model, World()).figures
     for most, name in ((1, "top1"), (5, "top5")):
         assert figures[name] == sum(y in order[:most] for y, order in zip(labels, orders, strict=True)) / 70
     answered = {order[0] for order in orders}
@@ -202,7 +204,7 @@ def test_classes_that_differ_in_one_template_only_are_not_equal(tmp_path: Path) 
     pattern = labelled_shard(tmp_path, [0, 1, 2])
     for templates, expected in ((("{}",), 1), (("{}", "x {}", "{c!r}"), 0)):
         config = ZeroShotConfig(kind="zeroshot", shards=pattern, classes=("a  b", "a b", "c"), templates=templates)
-        assert len(ZeroShot(config, IMAGE, Spaceless(), None).notices) == expected
+        assert len(ZeroShot(config, replace(CONTEXT, tokenizer=Spaceless())).notices) == expected
 
 
 class Spaceless(WordTokenizer):
@@ -214,12 +216,14 @@ class Spaceless(WordTokenizer):
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_collapsed_model_recognises_nothing(tmp_path: Path, value: float) -> None:
-    figures = evaluation(labelled_shard(tmp_path, LABELS)).run(PointEncoder(value), World())
+    figures = evaluation(labelled_shard(tmp_path, LABELS)).run(PointEncoder(value), World()).figures
     assert [figures[name] for name in ("top1", "top5", "mean_per_class_recall")] == [0, 0, 0]
 
 
 def test_fewer_than_five_classes(tmp_path: Path) -> None:
-    figures = evaluation(labelled_shard(tmp_path, [0, 1, 2, 2]), classes=CLASSES[:3]).run(SmallEncoder(), World())
+    figures = (
+        evaluation(labelled_shard(tmp_path, [0, 1, 2, 2]), classes=CLASSES[:3]).run(SmallEncoder(), World()).figures
+    )
     assert figures["top5"] == 1
     assert figures["top1"] < 1
 
@@ -228,7 +232,7 @@ def test_samples_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     samples = [sample(n, jpg=picture(n), cls=n % 3) for n in range(6)]
     samples[2] = sample(2, jpg=b"broken", cls=0)
     samples[3] = sample(3, jpg=picture(3))
-    figures = evaluation(str(write_shard(tmp_path / "a.tar", samples))).run(SmallEncoder(), World())
+    figures = evaluation(str(write_shard(tmp_path / "a.tar", samples))).run(SmallEncoder(), World()).figures
     assert (figures["num_samples"], figures["num_skipped"]) == (4, 2)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.retrieval import RetrievalConfig
 from eval.run_record import read_run
-from launch.evaluate import checked_config, evaluate_model, shard_options
+from launch.evaluate import evaluate_model, evaluator_config
 from launch.recipe import load_recipe
 from launch.train import train
 from tests.launch.small import losses_of
@@ -57,8 +56,7 @@ def test_it_goes_on_and_its_losses_are_those_of_the_uninterrupted_run(run: Path)
 
 
 def test_it_is_evaluated(run: Path) -> None:
-    shards = shard_options(["data/train-0[02].tar"], 256, None, before_head=False, precision="fp32")
-    figures = evaluate_model(str(run), checked_config(RetrievalConfig, kind="retrieval", **shards), None)
+    figures = evaluate_model(str(run), evaluator_config("retrieval", shards="data/train-0[02].tar"))
     assert figures["num_images"] == 42
     # As version 0.1.0 measured them.
     assert figures["image_to_text_r@10"] == pytest.approx(0.2857, abs=0.05)

@@ -29,6 +29,7 @@ PROGRAMS: list[dict[str, Any]] = [
     {"providers": {"évil:Term": {}}},
     {"data": {"sources": {"a": {"shards": ["a.tar", " pipe:touch ran"]}}}},
     {"evaluate": {"e": {"kind": "retrieval", "shards": "pipe:touch ran"}}},
+    {"evaluate": {"e": {"kind": "evil:Config", "shards": "a.tar"}}},
     {"base": "below.yaml"},
 ]
 

@@ -1,11 +1,11 @@
-"""What a trainer is handed: where its batches come from, and what measures its model."""
+"""The parts that a trainer is handed: the source of its batches, and evaluators of its model with their schedule."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from vlm.batch import Batch, Skip
-from vlm.world import World
+from vlm.batch import Batch
+from vlm.evaluation import Evaluator
 
 
 @runtime_checkable
@@ -25,30 +25,10 @@ class BatchSource(Protocol):
         """Drop what only a return to before `step` could need."""
 
 
-@runtime_checkable
-class RunnableEvaluator(Protocol):
-    """Measures a model; all ranks share the work and get the same figures."""
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines on the set that a reader of the figures should know."""
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """The samples that were of no use so far, as far as this rank knows."""
-
-    @property
-    def figures(self) -> Collection[str]:
-        """The names of the figures that `run` may bring."""
-
-    def run(self, model: Any, world: World) -> dict[str, float]:
-        """The figures by name."""
-
-
 @dataclass(frozen=True)
 class ScheduledEvaluation:
     """An evaluator, and after how many steps it runs again. It always runs at the end."""
 
     name: str
-    evaluator: RunnableEvaluator
+    evaluator: Evaluator
     every_steps: int | None

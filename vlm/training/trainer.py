@@ -29,6 +29,7 @@ from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.progress import ProgressDisplay
 from vlm.training.roles import BatchSource, ScheduledEvaluation
 from vlm.training.run_directory import RunDirectory
+from vlm.training.run_files import EXAMPLES
 from vlm.training.schedule import rate_factor
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import StepResult, TrainState, train_step
@@ -77,7 +78,7 @@ class Trainer:
         figures = {"": [*_OF_A_STEP, *self.objective.terms]}
         for evaluation in self.evaluations:
             kind = f"eval/{evaluation.name}"
-            figures[kind] = [f"{kind}/{name}" for name in evaluation.evaluator.figures]
+            figures[kind] = [f"{kind}/{metric.name}" for metric in evaluation.evaluator.metrics]
         if self.config.geometry.every is not None:
             figures["geometry"] = [f"geometry/{name}" for name in FIGURES]
         return figures
@@ -196,17 +197,20 @@ class Trainer:
     ) -> dict[str, float]:
         """Run one evaluation on the averaged weights where there are any, else on the weights. Collective.
 
-        `pulse` is called between its forwards, and may end it.
+        `pulse` is called between its forwards, and may end it. After the last step its examples are written too.
         """
         world = self.engine.world if pulse is None else replace(self.engine.world, pulse=pulse)
         with self.engine.holding(self.ema.shards if self.ema else {}):
-            figures = evaluation.evaluator.run(self.engine.module, world)
+            result = evaluation.evaluator.run(self.engine.module, world)
+        figures = result.figures
         named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         progress.say(f"step {step}  {evaluation.name}: {shown}")
         self._write(step, named, progress)
         skips = skips_of_all_ranks(evaluation.evaluator.skipped, f"evaluate:{evaluation.name}", world)
         self.run_directory.log_skips([(step, skip) for skip in skips] if world.is_main else [])
+        if step == self.num_steps and result.examples is not None and world.is_main:
+            result.examples.write(self.run_directory.path / EXAMPLES / evaluation.name)
         return figures
 
     def save(self, step: int, counts: Mapping[str, int], pending: Sequence[str] = ()) -> None:
