@@ -1,4 +1,4 @@
-"""Held-out images and all their captions, embedded: what retrieval and geometry are measured on."""
+"""Held-out images and all their captions, embedded for retrieval and geometry."""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -62,7 +62,7 @@ class CaptionedImages:
         text_owners = torch.tensor(self._text_owners, device=world.device)
         usable = torch.isin(text_owners, owners)
         captions = tuple(self._texts[place] for place in usable.nonzero().flatten().tolist())
-        image_groups = self._groups_of_samples.to(world.device)[owners]
+        image_groups = self._sample_groups.to(world.device)[owners]
         text_groups = self._groups.to(world.device)[usable, None]
         return Embedded(images, owners, image_groups, texts[usable], text_owners[usable], text_groups, captions)
 
@@ -70,8 +70,8 @@ class CaptionedImages:
     def skipped(self) -> tuple[Skip, ...]:
         """The samples without a usable image or caption, as far as this rank knows."""
         known = {(skip.shard, skip.key) for skip in self.held_out.skipped}
-        mute = (number for number, captions in enumerate(self.held_out.captions) if not captions)
-        skips = (self.held_out.skip(number, "it has no caption") for number in mute)
+        uncaptioned = (number for number, captions in enumerate(self.held_out.captions) if not captions)
+        skips = (self.held_out.skip(number, "it has no caption") for number in uncaptioned)
         return (*self.held_out.skipped, *(skip for skip in skips if (skip.shard, skip.key) not in known))
 
     @cached_property
@@ -82,11 +82,11 @@ class CaptionedImages:
     def _layout_notice(self) -> tuple[str, ...]:
         layout = self.held_out.txt_layout
         if self._config.txt is None and layout == "lines":
-            said = "each line of a txt member is a caption, as in public retrieval sets; txt: whole reads it as one"
-            return (f"{self._where}: {said}",)
+            words = "each line of a txt member is a caption, as in public retrieval sets; txt: whole reads it as one"
+            return (f"{self._where}: {words}",)
         if layout == "mixed":
-            said = "most txt members have several lines, not all: each is one caption; txt: lines reads them by line"
-            return (f"{self._where}: {said}",)
+            words = "most txt members have several lines, not all: each is one caption; txt: lines reads them by line"
+            return (f"{self._where}: {words}",)
         return ()
 
     def _sharing_notice(self) -> tuple[str, ...]:
@@ -102,8 +102,8 @@ class CaptionedImages:
         number = "1 caption is" if len(shared) == 1 else f"{len(shared):,} captions are"
         example = f"{caption[:80]!r} (samples {keys[first]}, {keys[second]})"
         more = ", ..." if len(shared) > 1 or len(shared[0]) > 2 else ""
-        said = f"{number} the same for several images, each a right answer to all of them"
-        return (f"{self._where}: {said}: {example}{more}",)
+        words = f"{number} the same for several images, each a right answer to all of them"
+        return (f"{self._where}: {words}: {example}{more}",)
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -118,7 +118,7 @@ class CaptionedImages:
         return equal_tokens(self._tokens)
 
     @cached_property
-    def _groups_of_samples(self) -> Int64[Tensor, "samples most"]:
+    def _sample_groups(self) -> Int64[Tensor, "samples most"]:
         counts = [len(captions) for captions in self.held_out.captions]
         rows = self._groups.split(counts)
         return pad_sequence(list(rows), batch_first=True, padding_value=NO_GROUP)

@@ -51,12 +51,12 @@ def training_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Cha
     if len(terms) > 1:
         quantities += [_Quantity(term, f"Loss term: {term.replace('_', ' ')}", smooth=True) for term in terms]
     shares = list(dict.fromkeys(share for run in runs for share in run.data_shares))
-    mixes = [_Quantity(share, _title_of_share(share), value_format=_percent) for share in _shares_of_several(shares)]
+    mixes = [_Quantity(share, _title_of_share(share), value_format=_percent) for share in _informative_shares(shares)]
     charts = [_training_chart(quantity, names, runs) for quantity in (*quantities, *_QUANTITIES, *mixes)]
     return [chart for chart in charts if chart is not None]
 
 
-def _shares_of_several(shares: Sequence[str]) -> list[str]:
+def _informative_shares(shares: Sequence[str]) -> list[str]:
     """Those of kinds with more than one member: a share that is always the whole says nothing."""
     kinds = Counter(share.rpartition("/")[0] for share in shares)
     return [share for share in shares if kinds[share.rpartition("/")[0]] > 1]
@@ -70,7 +70,7 @@ def _title_of_share(share: str) -> str:
 def evaluation_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Chart]:
     """Evaluations over steps, where one was made more than once.
 
-    One run: the shares of an evaluation that belong together in one chart. Several runs: a chart for each metric.
+    One run: the fractions of an evaluation that belong together in one chart. Several runs: a chart for each metric.
     """
     metrics = {key: metric_of(key, runs) for run in runs for key in run.evaluations}
     results = {key: metric for key, metric in metrics.items() if metric.unit != "count"}
@@ -86,11 +86,11 @@ def evaluation_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[C
 
 
 def _charted_together(metrics: Mapping[str, Metric]) -> list[dict[str, Metric]]:
-    """The metrics that share a chart: the shares of one group of an evaluation, or one label in all groups."""
+    """The metrics that share a chart: the fractions of one group of an evaluation, or one label in all groups."""
     charts: dict[tuple[str, str, bool], dict[str, Metric]] = {}
     for key, metric in metrics.items():
-        is_share = metric.unit == "share"
-        place = (key.rpartition("/")[0], metric.group if is_share else metric.label, is_share)
+        is_fraction = metric.unit == "fraction"
+        place = (key.rpartition("/")[0], metric.group if is_fraction else metric.label, is_fraction)
         charts.setdefault(place, {})[key] = metric
     return list(charts.values())
 
@@ -139,8 +139,8 @@ def _metric_chart(title: str, lines: Sequence[tuple[Series, Metric]], axis: str)
         return None
     drawn = [(line, metric) for line, metric in lines if line.points]
     series = [line for line, _ in drawn]
-    are_shares = drawn[0][1].unit == "share"
-    svg = line_chart(series, value_format=_percent, most=1.0) if are_shares else line_chart(series)
+    are_fractions = drawn[0][1].unit == "fraction"
+    svg = line_chart(series, value_format=_percent, most=1.0) if are_fractions else line_chart(series)
     legend = [(line.colour, line.label, formatted(metric, line.points[-1][1])) for line, metric in drawn]
     return Chart(title, legend, Markup(svg), words_of_axis(axis))
 
@@ -154,13 +154,13 @@ def _common_words(metrics: Sequence[Metric]) -> tuple[str, list[str]]:
 
 
 def common_axis(runs: Sequence[RunRecord]) -> str:
-    """What runs are drawn along: "step", or "samples" where their global batches differ."""
+    """The axis along which runs are drawn: "step", or "samples" where their global batches differ."""
     sizes = {run.training[-1]["samples"] / run.training[-1]["step"] for run in runs if run.training}
     return "step" if len(sizes) <= 1 else "samples"
 
 
 def words_of_axis(axis: str) -> str:
-    """What stands below a chart."""
+    """The words below a chart."""
     return "step" if axis == "step" else "samples seen"
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from data.heldout import HeldOutBatch, HeldOutSet
-from eval.watching import tell
+from eval.progress import report_progress
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
 from vlm.training.engine import Precision
@@ -88,58 +88,59 @@ def embed_batches(
     model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int
 ) -> Iterator[tuple[HeldOutBatch, Float32[Tensor, "batch dim"]]]:
     """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
-    own, done = len(even_share(len(held_out), world)[0]), 0
+    num_local, done = len(local_range(len(held_out), world)[0]), 0
     for host_batch in held_out.batches(world, batch_size, workers):
         world.pulse()
-        tell("images", done, own)
+        report_progress("images", done, num_local)
         batch = host_batch.to(world.device)
         rows = len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, batch_size - rows))
-        done = min(own, done + rows)
+        done = min(num_local, done + rows)
         yield batch, model.encode_image(images)[:rows].float()
 
 
 def embed_images(model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int) -> ImageEmbeddings:
     """All usable images of a held-out set, on every rank. Collective."""
     batches = embed_batches(model, held_out, world, batch_size, workers)
-    kept = [(rows, batch.indices, batch.valid) for batch, rows in batches]  # the pixels are let go
-    own_rows, own_indices, own_valid = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    rows, indices = gather_rows(own_rows, world), gather_rows(own_indices, world)
-    valid = gather_rows(own_valid.byte(), world).bool()
+    without_pixels = [(rows, batch.indices, batch.valid) for batch, rows in batches]
+    local_rows, local_indices, local_valid = (torch.cat(column) for column in zip(*without_pixels, strict=True))
+    rows, indices = gather_rows(local_rows, world), gather_rows(local_indices, world)
+    valid = gather_rows(local_valid.byte(), world).bool()
     return ImageEmbeddings(rows[valid], indices[valid])
 
 
 def embed_texts(model: Encoder, texts: TokenBatch, world: World, batch_size: int) -> Float32[Tensor, "texts dim"]:
     """All texts, on every rank. Collective."""
-    share, most = even_share(len(texts.tokens), world)
-    return gather_shares(embed_text_share(model, texts, share, most, world, batch_size), most, len(texts.tokens), world)
+    local, most = local_range(len(texts.tokens), world)
+    rows = embed_local_texts(model, texts, local, most, world, batch_size)
+    return gather_ranges(rows, most, len(texts.tokens), world)
 
 
-def embed_text_share(
-    model: Encoder, texts: TokenBatch, share: range, most: int, world: World, batch_size: int
-) -> Float32[Tensor, "share dim"]:
-    """The texts in `share`, in as many forwards as `most` texts take; the rows too many are the last text again."""
+def embed_local_texts(
+    model: Encoder, texts: TokenBatch, local: range, most: int, world: World, batch_size: int
+) -> Float32[Tensor, "local dim"]:
+    """The texts in `local`, in as many forwards as `most` texts take; the rows too many are the last text again."""
     num_forwards = -(-most // batch_size)
-    positions = torch.arange(share.start, share.start + num_forwards * batch_size).clamp(max=len(texts.tokens) - 1)
+    positions = torch.arange(local.start, local.start + num_forwards * batch_size).clamp(max=len(texts.tokens) - 1)
     rows = []
     for number, chosen in enumerate(positions.split(batch_size)):
-        tell("texts", min(len(share), number * batch_size), len(share))
+        report_progress("texts", min(len(local), number * batch_size), len(local))
         world.pulse()
         tokens, lengths = texts.tokens[chosen].to(world.device), texts.lengths[chosen].to(world.device)
         rows.append(model.encode_text(tokens, lengths).float())
-    return torch.cat(rows)[: len(share)]
+    return torch.cat(rows)[: len(local)]
 
 
-def even_share(count: int, world: World) -> tuple[range, int]:
-    """This rank's part of `count` things in order, and the most that any rank has: the first ranks are full."""
+def local_range(count: int, world: World) -> tuple[range, int]:
+    """The places of this rank among `count` in order, and the most that any rank has: the first ranks are full."""
     most = -(-count // world.size)
     return range(min(count, world.rank * most), min(count, (world.rank + 1) * most)), most
 
 
-def gather_shares(
-    rows: Float32[Tensor, "share dim"], most: int, count: int, world: World
+def gather_ranges(
+    rows: Float32[Tensor, "local dim"], most: int, count: int, world: World
 ) -> Float32[Tensor, "count dim"]:
-    """The `count` rows of which each rank holds its `even_share`, on every rank. Collective."""
+    """The `count` rows of which each rank holds its `local_range`, on every rank. Collective."""
     return gather_rows(F.pad(rows, (0, 0, 0, most - len(rows))), world)[:count]
 
 

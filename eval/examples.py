@@ -52,7 +52,7 @@ class Examples(NamedTuple):
                 # Named by their content: what the old listing names stays as it is until the new one is there.
                 name = f"{hashlib.blake2b(example.image, digest_size=8).hexdigest()}.jpg"
                 write_bytes(folder / name, example.image)
-                retrieved = [found._asdict() for found in example.retrieved]
+                retrieved = [caption._asdict() for caption in example.retrieved]
                 listing[kind].append({**example._asdict(), "image": name, "retrieved": retrieved})
         write_text(folder / EXAMPLES_FILE, sealed_json(listing))
         named = {example["image"] for examples in listing.values() for example in examples}

@@ -14,10 +14,10 @@ def marked(words: str, metric: Metric) -> str:
 
 
 def formatted(metric: Metric, value: float) -> str:
-    """A metric's value: shares in percent, counts with separators, the rest with four digits."""
+    """A metric's value: fractions in percent, counts with separators, the rest with four digits."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
-    if metric.unit == "share":
+    if metric.unit == "fraction":
         return f"{100 * value:.1f}%"
     return f"{value:,.0f}" if metric.unit == "count" else four_digits(value)
 

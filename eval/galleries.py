@@ -11,6 +11,7 @@ from eval.examples import EXAMPLES_FILE, picture
 from eval.figures import four_digits
 from eval.run_record import RunRecord
 from vlm.paths import below
+from vlm.training.run_files import EXAMPLES
 
 _MOST_CAPTIONS = 2
 _KINDS = {"best": "Best retrievals", "worst": "Worst retrievals"}
@@ -54,12 +55,14 @@ def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
 
 def _card(run: RunRecord, evaluation: str, example: Mapping[str, Any]) -> Card:
     return Card(
-        picture=_embedded(run.path / "examples" / evaluation, str(example["image"])),
+        picture=_embedded(run.path / EXAMPLES / evaluation, str(example["image"])),
         rank=four_digits(example["rank"]),
         is_first=example["rank"] == 1,
         captions=list(example["captions"][:_MOST_CAPTIONS]),
         num_more=max(0, len(example["captions"]) - _MOST_CAPTIONS),
-        retrieved=[(found["text"], found["correct"], f"{found['score']:.2f}") for found in example["retrieved"]],
+        retrieved=[
+            (caption["text"], caption["correct"], f"{caption['score']:.2f}") for caption in example["retrieved"]
+        ],
     )
 
 

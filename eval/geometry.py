@@ -54,8 +54,8 @@ class GeometryEvaluationConfig(CaptionedEvaluationConfig):
 
 
 @runtime_checkable
-class Scaled(Protocol):
-    """A model that learned a logit scale; kept as its logarithm."""
+class ScaledEncoder(Protocol):
+    """A model with a learned logit scale, kept as its logarithm."""
 
     logit_scale: Tensor
 
@@ -140,8 +140,8 @@ class Geometry(Evaluator):
         images, texts = images[places], texts[places]
         similarities = images @ texts.T
         figures, spectra = figures_of_clouds(images, texts)
-        figures |= self._of_labels(images, texts, embedded.image_owners[places])
-        if isinstance(model, Scaled):
+        figures |= self._tolerances(images, texts, embedded.image_owners[places])
+        if isinstance(model, ScaledEncoder):
             hard = hardness(similarities, limited_scale(model.logit_scale.detach()).item())
             figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
         figures["separability"] = separability(images, texts)
@@ -157,14 +157,14 @@ class Geometry(Evaluator):
             figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
         )
 
-    def _of_labels(self, images: Tensor, texts: Tensor, owners: Int64[Tensor, " pairs"]) -> dict[str, float]:
+    def _tolerances(self, images: Tensor, texts: Tensor, owners: Int64[Tensor, " pairs"]) -> dict[str, float]:
         """Tolerance, where the shards have labels and two pairs of some class."""
         labels = self._captioned.held_out.labels
         if labels is None:
             return {}
-        own = labels.to(owners.device)[owners]
-        found = {"tolerance_image": tolerance(images, own), "tolerance_text": tolerance(texts, own)}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        labels = labels.to(owners.device)[owners]
+        figures = {"tolerance_image": tolerance(images, labels), "tolerance_text": tolerance(texts, labels)}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _require_usable(self, images: Tensor, texts: Tensor) -> None:
         if len(images) < _HELD_OUT:
@@ -190,9 +190,9 @@ def separability(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "p
     """The accuracy with which a logistic regression tells images from texts, on every fifth pair; 0.5 is chance."""
     held_out = np.arange(len(images)) % _HELD_OUT == _HELD_OUT - 1
     x, y = images.cpu().numpy().astype(np.float64), texts.cpu().numpy().astype(np.float64)
-    known, asked = (np.concatenate([x[some], y[some]]) for some in (~held_out, held_out))
-    labels = [np.repeat([1, 0], int(some.sum())) for some in (~held_out, held_out)]
-    return float(LogisticRegression(max_iter=1000).fit(known, labels[0]).score(asked, labels[1]))
+    train, test = (np.concatenate([x[pairs], y[pairs]]) for pairs in (~held_out, held_out))
+    labels = [np.repeat([1, 0], int(pairs.sum())) for pairs in (~held_out, held_out)]
+    return float(LogisticRegression(max_iter=1000).fit(train, labels[0]).score(test, labels[1]))
 
 
 def arithmetic_accuracy(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:
@@ -200,6 +200,6 @@ def arithmetic_accuracy(images: Float32[Tensor, "pairs dim"], texts: Float32[Ten
     queries = images + texts.roll(-1, 0) - texts
     scores = score(queries, images)
     scores.fill_diagonal_(-torch.inf)
-    wanted = (torch.arange(len(images), device=images.device) + 1) % len(images)
-    own = scores.gather(1, wanted[:, None])
-    return float(((scores >= own).sum(1) == 1).double().mean())
+    targets = (torch.arange(len(images), device=images.device) + 1) % len(images)
+    target_scores = scores.gather(1, targets[:, None])
+    return float(((scores >= target_scores).sum(1) == 1).double().mean())

@@ -1,4 +1,4 @@
-"""What a report shows of the geometry of embeddings in training: figures over steps, and scores at some moments."""
+"""The charts of the geometry of embeddings in training: figures over steps, and scores at some moments."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,11 +40,11 @@ def geometry_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Cha
     return [chart for chart in charts if chart is not None]
 
 
-def _chart(title: str, wanted: Sequence[tuple[RunRecord, str, str]], axis: str) -> Chart | None:
+def _chart(title: str, figures: Sequence[tuple[RunRecord, str, str]], axis: str) -> Chart | None:
     """A line for each run and figure that was observed more than once."""
     lines = [
         Series(label, along(run, run.geometry.get(key, ()), axis), number)
-        for number, (run, key, label) in enumerate(wanted)
+        for number, (run, key, label) in enumerate(figures)
     ]
     lines = [line for line in lines if len(line.points) > 1]
     if not lines:

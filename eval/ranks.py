@@ -17,7 +17,7 @@ NO_GROUP = -1
 
 
 class Matches(NamedTuple):
-    """How each query found its own candidates: the rank of the best of them (1 is best), and its score."""
+    """The rank of each query's best right candidate (1 is best), and its score."""
 
     ranks: Int64[Tensor, " queries"]
     scores: Float32[Tensor, " queries"]
@@ -30,7 +30,7 @@ def find_matches(
     candidate_groups: Int64[Tensor, "candidates some"],
     tile: int = TILE,
 ) -> Matches:
-    """Each query's rank of its best right candidate, holding `queries x tile` scores at a time.
+    """The rank of each query's best right candidate, found with `queries x tile` scores at a time.
 
         rank[q] = 1 + #{wrong c: not score[q, c] < best[q]},  best[q] = max score[q, c] over right c
 
@@ -42,14 +42,14 @@ def find_matches(
     ranks = torch.ones(len(queries), dtype=torch.int64, device=queries.device)
     tiles = range(0, len(candidates), tile)
     for start in tiles:
-        own = share_group(query_groups, candidate_groups[start : start + tile])
-        if own.any():
+        is_right = in_common_group(query_groups, candidate_groups[start : start + tile])
+        if is_right.any():
             scores = score(queries, candidates[start : start + tile])
-            best = best.maximum(scores.masked_fill(~own, float("-inf")).amax(dim=1))
+            best = best.maximum(scores.masked_fill(~is_right, float("-inf")).amax(dim=1))
     for start in tiles:
-        own = share_group(query_groups, candidate_groups[start : start + tile])
+        is_right = in_common_group(query_groups, candidate_groups[start : start + tile])
         scores = score(queries, candidates[start : start + tile])
-        ranks += (~(scores < best[:, None]) & ~own).sum(dim=1)
+        ranks += (~(scores < best[:, None]) & ~is_right).sum(dim=1)
     return Matches(ranks, best)
 
 
@@ -65,8 +65,8 @@ def find_matches_shared(
     ranks = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     scores = queries.new_zeros(len(queries))
     for start in range(world.rank * tile, len(queries), world.size * tile):
-        part = slice(start, start + tile)
-        ranks[part], scores[part] = find_matches(queries[part], candidates, query_groups[part], candidate_groups, tile)
+        rows = slice(start, start + tile)
+        ranks[rows], scores[rows] = find_matches(queries[rows], candidates, query_groups[rows], candidate_groups, tile)
     return Matches(world.sum(ranks), world.sum(scores))
 
 
@@ -77,16 +77,16 @@ def score(
     return (queries.double() @ candidates.double().T).float()
 
 
-def share_group(
+def in_common_group(
     query_groups: Int64[Tensor, "queries groups"], candidate_groups: Int64[Tensor, "candidates some"]
 ) -> Bool[Tensor, "queries candidates"]:
     """Whether a query and a candidate are in a group together."""
-    shared = torch.zeros(len(query_groups), len(candidate_groups), dtype=torch.bool, device=query_groups.device)
-    for own in query_groups.T:
-        rows = (own != NO_GROUP).nonzero().flatten()
-        for other in candidate_groups.T:
-            if len(rows) == len(own):
-                shared |= own[:, None] == other
+    common = torch.zeros(len(query_groups), len(candidate_groups), dtype=torch.bool, device=query_groups.device)
+    for groups in query_groups.T:
+        rows = (groups != NO_GROUP).nonzero().flatten()
+        for others in candidate_groups.T:
+            if len(rows) == len(groups):
+                common |= groups[:, None] == others
             elif len(rows):
-                shared[rows] |= own[rows, None] == other
-    return shared
+                common[rows] |= groups[rows, None] == others
+    return common

@@ -42,7 +42,7 @@ def write_report(run_dirs: Sequence[Path], target: Path) -> None:
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
-    """What tells the runs apart: the folder's name, with as many folders above it as that takes."""
+    """The shortest ends of the folders' paths that tell the runs apart."""
     paths = [path.resolve() for path in run_dirs]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
@@ -52,7 +52,7 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Everything that the page shows; what a run lacks is empty and left out."""
+    """The values of the page's template; those that a run lacks are empty and left out."""
     charts: dict[str, list[Chart]] = {
         "evaluation_charts": evaluation_charts(names, runs),
         "geometry_charts": geometry_charts(names, runs),
@@ -65,7 +65,7 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
         "differences": recipe_differences(names, runs),
         "skips": skip_table(names, runs),
     }
-    shown: list[Gallery] = galleries(names, runs)
+    pictures: list[Gallery] = galleries(names, runs)
     return {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
         "names": names,
@@ -74,7 +74,7 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
             (name, yaml.safe_dump(dict(run.recipe), sort_keys=False)) for name, run in zip(names, runs, strict=True)
         ],
         "subtitle": _subtitle(runs[0]) if len(runs) == 1 else "",
-        "galleries": shown,
+        "galleries": pictures,
         **charts,
         **tables,
     }
@@ -83,9 +83,9 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
 def _subtitle(run: RunRecord) -> str:
     last = run.training[-1] if run.training else None
     size, started = run.facts.get("num_parameters"), str(run.facts.get("started", ""))
-    said = (
+    parts = (
         f"{last['step']:,} steps, {short_number(last['samples'])} samples" if last else "no step logged yet",
         f"{short_number(size)} parameters" if size else None,
         f"started {started.replace('T', ' ')[:16]}" if started else None,
     )
-    return " · ".join(words for words in said if words)
+    return " · ".join(words for words in parts if words)

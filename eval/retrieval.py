@@ -13,7 +13,7 @@ from eval.encoder import Encoder, evaluation_mode
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.examples import Example, Examples, Retrieved, picture
 from eval.metrics import RECALLS, RETRIEVAL
-from eval.ranks import TILE, Matches, find_matches_shared, score, share_group
+from eval.ranks import TILE, Matches, find_matches_shared, in_common_group, score
 from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
 from vlm.evaluation import Evaluation, Evaluator
@@ -116,7 +116,7 @@ class RetrievalExamples:
         owner = int(embedded.image_owners[image])
         scores = score(embedded.images[image : image + 1], embedded.texts)[0]
         nearest = scores.sort(descending=True, stable=True).indices[:_NUM_RETRIEVED].tolist()
-        right = share_group(embedded.image_groups[image : image + 1], embedded.text_groups)[0]
+        right = in_common_group(embedded.image_groups[image : image + 1], embedded.text_groups)[0]
         retrieved = [Retrieved(embedded.captions[text], bool(right[text]), float(scores[text])) for text in nearest]
         return Example(
             image=picture(self.captioned.held_out.stored_image(owner)),

@@ -137,7 +137,7 @@ def read_skips(path: Path) -> list[dict[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a run says of where and with what it ran; empty when it has not said it. Raises UserError for damage."""
+    """The facts of where and with what a run ran; empty where there are none. Raises UserError for damage."""
     return _checked(path, read_json_object(path), _Facts) if path.is_file() else {}
 
 

@@ -121,21 +121,21 @@ def _examples(path: Path) -> dict[str, dict[str, Any]]:
 
 def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[Point]]:
     """The figures whose names begin so, over steps."""
-    found: dict[str, list[Point]] = {}
+    points: dict[str, list[Point]] = {}
     for line in lines:
         for key, value in line.items():
             if key.startswith(prefix) and isinstance(value, int | float):
-                found.setdefault(key.removeprefix(prefix), []).append((line["step"], value))
-    return found
+                points.setdefault(key.removeprefix(prefix), []).append((line["step"], value))
+    return points
 
 
 def _histograms(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Sequence[int]]]:
-    found: dict[str, dict[int, Sequence[int]]] = {}
+    histograms: dict[str, dict[int, Sequence[int]]] = {}
     for line in lines:
         for key, value in line.items():
             if key.startswith(_GEOMETRY) and isinstance(value, list):
-                found.setdefault(key.removeprefix(_GEOMETRY), {})[line["step"]] = value
-    return found
+                histograms.setdefault(key.removeprefix(_GEOMETRY), {})[line["step"]] = value
+    return histograms
 
 
 def _kind(reason: str) -> str:

@@ -115,21 +115,21 @@ def alarm_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None
     """Which alarms went off, and when."""
     several = len(runs) > 1
     rows = [
-        (f"{name}, step {step:,}" if several else f"step {step:,}", [Cell(said.removeprefix("alarm: "))])
+        (f"{name}, step {step:,}" if several else f"step {step:,}", [Cell(message.removeprefix("alarm: "))])
         for name, run in zip(names, runs, strict=True)
-        for step, said in run.alarms
+        for step, message in run.alarms
     ]
     return Table("", [], rows) if rows else None
 
 
 def facts_table(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
-    """What ran: model, data, length, machine and versions, as far as the runs tell."""
-    rows = [(label, [_text(tell(run)) for run in runs]) for label, tell in _FACTS.items()]
+    """Model, data, length, machine and versions of the runs, as far as they recorded them."""
+    rows = [(label, [_text(read(run)) for run in runs]) for label, read in _FACTS.items()]
     packages = list(dict.fromkeys(name for run in runs for name in run.facts.get("versions", {})))
     for name in packages:
         rows.append((name, [run.facts.get("versions", {}).get(name) for run in runs]))
-    told = [(label, [Cell(value or _ABSENT) for value in values]) for label, values in rows if any(values)]
-    return Table("", _columns(names), told) if told else None
+    recorded = [(label, [Cell(value or _ABSENT) for value in values]) for label, values in rows if any(values)]
+    return Table("", _columns(names), recorded) if recorded else None
 
 
 def recipe_differences(names: Sequence[str], runs: Sequence[RunRecord]) -> Table | None:
@@ -177,9 +177,11 @@ def _engine(run: RunRecord) -> str | None:
 
 def _machine(run: RunRecord) -> str | None:
     machine = run.facts.get("machine") or {}
-    told = (machine.get("gpu"), machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores")
+    parts = (machine.get("gpu"), machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores")
     memory = machine.get("memory_gib")
-    return ", ".join(str(part) for part in (*told, memory and f"{memory:g} GiB", machine.get("system")) if part) or None
+    return (
+        ", ".join(str(part) for part in (*parts, memory and f"{memory:g} GiB", machine.get("system")) if part) or None
+    )
 
 
 _FACTS: dict[str, Callable[[RunRecord], Any]] = {

@@ -15,10 +15,10 @@ from eval.encoder import (
     Encoder,
     embed_batches,
     embed_images,
-    embed_text_share,
+    embed_local_texts,
     evaluation_mode,
-    even_share,
-    gather_shares,
+    gather_ranges,
+    local_range,
 )
 from eval.equal_texts import equal_rows, equal_tokens, token_rows
 from eval.evaluator import EVALUATORS, EvaluationContext
@@ -78,8 +78,8 @@ class ZeroShot(Evaluator):
         self._held_out = config.held_out(context)
         self._where = context.where("shards")
         self._check_labels()
-        self._same = equal_classes(self._classes, context.tokenizer)
-        self._earlier = (self._same[:, None] == self._same).tril(-1).sum(dim=1)
+        self._first_equal = equal_classes(self._classes, context.tokenizer)
+        self._earlier = (self._first_equal[:, None] == self._first_equal).tril(-1).sum(dim=1)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class ZeroShot(Evaluator):
         later = self._earlier.nonzero().flatten().tolist()
         if not later:
             return ()
-        first = int(self._same[later[0]])
+        first = int(self._first_equal[later[0]])
         name = self._classes.names[later[0]]
         more = f", and {len(later) - 1} more such" if len(later) > 1 else ""
         return (
@@ -144,32 +144,32 @@ class ZeroShot(Evaluator):
         return figures
 
     def class_embeddings(self, model: Encoder, world: World) -> Float32[Tensor, "classes dim"]:
-        """One unit-norm row a class, the mean of its prompts' embeddings; each rank encodes a part. Collective."""
+        """One unit-norm row a class, the mean of its prompts' embeddings; the ranks encode in turn. Collective."""
         num_templates, num_classes = len(self._classes.templates), len(self._classes.names)
-        share, most = even_share(num_classes, world)
-        prompts = range(share.start * num_templates, share.stop * num_templates)
-        rows = embed_text_share(model, self._prompts, prompts, most * num_templates, world, self._config.batch_size)
-        means = rows.reshape(len(share), num_templates, -1).mean(dim=1)
-        return gather_shares(means / means.norm(dim=1, keepdim=True), most, num_classes, world)
+        local, most = local_range(num_classes, world)
+        prompts = range(local.start * num_templates, local.stop * num_templates)
+        rows = embed_local_texts(model, self._prompts, prompts, most * num_templates, world, self._config.batch_size)
+        means = rows.reshape(len(local), num_templates, -1).mean(dim=1)
+        return gather_ranges(means / means.norm(dim=1, keepdim=True), most, num_classes, world)
 
     def _groups(self, labels: Int64[Tensor, " images"]) -> tuple[Int64[Tensor, "images 1"], Int64[Tensor, "classes 1"]]:
-        same = self._same.to(labels.device)
-        return same[labels, None], same[:, None]
+        groups = self._first_equal.to(labels.device)
+        return groups[labels, None], groups[:, None]
 
     @cached_property
     def _prompts(self) -> TokenBatch:
         return self._tokenizer(self._classes.prompts())
 
     def _figures(self, counts: Float64[Tensor, "3 classes"]) -> dict[str, float]:
-        seen, first, in_five = counts
-        num_samples = int(seen.sum())
+        images, first, in_five = counts
+        num_samples = int(images.sum())
         if num_samples == 0:
             raise UserError(f"{self._where}: none of the {len(self._held_out)} samples can be read")
-        occurs = seen > 0
+        occurs = images > 0
         return {
             "top1": float(first.sum() / num_samples),
             "top5": float(in_five.sum() / num_samples),
-            "mean_per_class_recall": float((first[occurs] / seen[occurs]).mean()),
+            "mean_per_class_recall": float((first[occurs] / images[occurs]).mean()),
             "num_samples": num_samples,
             "num_skipped": len(self._held_out) - num_samples,
         }
@@ -190,18 +190,18 @@ class ZeroShot(Evaluator):
 def equal_classes(classes: ClassPrompts, tokenizer: Callable[[Sequence[str]], TokenBatch]) -> Int64[Tensor, " classes"]:
     """The first class with the same prompts, to the tokenizer, in every template: for most classes they themselves."""
     same = equal_tokens(tokenizer(replace(classes, templates=classes.templates[:1]).prompts()))
-    doubtful = (torch.bincount(same, minlength=len(same))[same] > 1).nonzero().flatten()
-    if len(doubtful):
-        names = tuple(classes.names[place] for place in doubtful.tolist())
+    repeated = (torch.bincount(same, minlength=len(same))[same] > 1).nonzero().flatten()
+    if len(repeated):
+        names = tuple(classes.names[place] for place in repeated.tolist())
         prompts = tokenizer(replace(classes, names=names).prompts())
         same = torch.arange(len(same))
-        same[doubtful] = doubtful[equal_rows(token_rows(prompts).reshape(len(names), -1))]
+        same[repeated] = repeated[equal_rows(token_rows(prompts).reshape(len(names), -1))]
     return same
 
 
 def _counts(
     ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " images"], num_classes: int
 ) -> Int64[Tensor, "3 {num_classes}"]:
-    """Of each class how many images there are, how many found it first, and how many among the first five."""
-    found = (labels, labels[ranks <= 1], labels[ranks <= 5])
-    return torch.stack([torch.bincount(rows, minlength=num_classes) for rows in found])
+    """The number of images of each class, of those with rank 1, and of those with ranks up to 5."""
+    counted = (labels, labels[ranks <= 1], labels[ranks <= 5])
+    return torch.stack([torch.bincount(rows, minlength=num_classes) for rows in counted])

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
+from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig
-from eval.watching import watched_by
 from launch.agreement import require_same_view
 from launch.model_source import load_model
 from launch.recipe_file import apply_override
@@ -133,7 +133,7 @@ def _shown_progress(world: World) -> Iterator[None]:
                 last_line = time.monotonic()
                 print(f"{work} {done:,}/{total:,} on each rank", file=sys.stderr)
 
-        with watched_by(show):
+        with on_progress(show):
             yield
 
 

@@ -13,9 +13,9 @@ from data.sequential import SequentialStream
 from data.shards.cache import ShardCache
 from data.stream import TrainStream
 from eval.evaluator import EvaluationContext
+from eval.progress import on_progress
 from eval.recipe import build_evaluators
 from eval.report import write_report
-from eval.watching import watched_by
 from launch.agreement import require_same_start, require_same_view
 from launch.ending import how_to_go_on, lost_words
 from launch.facts import package_versions, run_facts
@@ -56,7 +56,7 @@ _SHOWN_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a recipe names, built and checked, before anything is written."""
+    """The parts that a recipe names, built and checked before anything is written."""
 
     model: DualEncoder
     source: TrainStream | SequentialStream
@@ -233,7 +233,7 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
         is_told = engine.world.is_main and start.step == 0
         run.log_skips([(0, problem) for problem in parts.source.problems] if is_told else [])
         judge_bad(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
-        with watched_by(lambda work, done, total: progress.note(f"evaluating: {work} {done:,}/{total:,}")):
+        with on_progress(lambda work, done, total: progress.note(f"evaluating: {work} {done:,}/{total:,}")):
             progress.say("training begins: the first batch is being loaded")
             stops = Stops(watch, engine.world, how_to_go_on())
             with watch.keeping_requests():

@@ -10,7 +10,7 @@ from vlm.training.data_record import DataRecord
 from vlm.world import World
 
 Better = Literal["higher", "lower"]
-Unit = Literal["share", "count", "number"]
+Unit = Literal["fraction", "count", "number"]
 Prominence = Literal["headline", "usual", "detail"]
 
 
@@ -22,7 +22,7 @@ class Metric:
         name: as in `eval/EVALUATION/NAME`; without a slash.
         better: which values are better; None where neither is in itself.
         description: a sentence on what is measured, for a reader who does not know the name.
-        unit: a "share" is between 0 and 1 and shown in percent, a "count" says how much was evaluated and is no result.
+        unit: a "fraction" lies in [0, 1] and is shown in percent, a "count" is how much was evaluated, and no result.
         label: the name in words, within its group; by default the name itself, its underscores as spaces.
         group: the words for what several metrics are of (a direction of retrieval): they share a row and a chart.
         prominence: a "headline" stands at the top of a report, a "detail" is left out where runs are compared by chart.

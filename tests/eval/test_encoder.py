@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from data.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
+from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig, build_evaluators
-from eval.watching import watched_by
 from tests.data.small_shards import WordTokenizer, write_source
 from tests.eval.encoders import CONTEXT, DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
@@ -48,7 +48,7 @@ def test_precision_is_that_of_the_evaluation_whatever_surrounds_it() -> None:
 def test_evaluations_tell_how_far_they_are(tmp_path: Path) -> None:
     write_source(tmp_path, [10], "test")
     heard: list[tuple[str, int, int]] = []
-    with watched_by(lambda *told: heard.append(told)):
+    with on_progress(lambda *told: heard.append(told)):
         on_this_rank(str(tmp_path / "test-*.tar"), 4)
     assert heard == [("images", n, 10) for n in (0, 4, 8)] + [("texts", n, 10) for n in (0, 4, 8)]
 

@@ -155,7 +155,7 @@ def test_shares_of_data_are_called_what_they_are_and_are_no_terms(tmp_path: Path
     ("metric", "best"),
     [
         (Metric("mae", "lower"), ["1"]),
-        (Metric("accuracy_gap", "lower", unit="share"), ["100.0%"]),  # whatever its name says
+        (Metric("accuracy_gap", "lower", unit="fraction"), ["100.0%"]),  # whatever its name says
         (Metric("rank_correlation", "higher"), ["2"]),
         (Metric("top1_spread"), []),
         (None, []),  # nobody said what it is
@@ -180,7 +180,7 @@ def test_declared_metrics_are_worded_grouped_and_charted_as_declared(tmp_path: P
     metrics = (
         Metric("a_err", "lower", "how far the counts are off", label="error", group="near"),
         Metric("b_err", "lower", label="error", group="far"),
-        Metric("hits", "higher", unit="share", label="hits", group="near", prominence="headline"),
+        Metric("hits", "higher", unit="fraction", label="hits", group="near", prominence="headline"),
         Metric("num_dots", unit="count", label="dots"),
     )
     values = {"x/a_err": 3.0, "x/b_err": 4.0, "x/hits": 0.25, "x/num_dots": 1234}
