@@ -22,7 +22,7 @@ from benchmarks.result_cache import machine
 from launch.recipe import load_recipe
 from launch.scenes import render_scenes
 from launch.train import train
-from vlm.geometry.telemetry import GeometryConfig, PairSample, observe
+from vlm.geometry.telemetry import PairSample, TelemetryConfig, observe
 from vlm.training.trainer import Trainer
 
 EVERY = 10
@@ -88,7 +88,7 @@ def main() -> None:
     print(f"| a step | {1e3 * step:.0f} ms |")
     print(f"| an observation, written down: median (most) | {1e3 * median:.1f} ms ({1e3 * max(watched):.1f}) |")
     print(f"| share of the run at one in {BETWEEN} steps | {median / (BETWEEN * step):.3%} |")
-    size = GeometryConfig().sample
+    size = TelemetryConfig().sample
     print(f"\n| figures of {size} pairs alone, dimensions | ms |\n|---|---|")
     for dim in WIDTHS:
         print(f"| {dim} | {1e3 * alone(dim, size):.1f} |")

@@ -44,7 +44,7 @@ FIGURES: Mapping[str, str] = {
 POSITIVE_SCORES, HARDEST_SCORES = "positive_scores", "hardest_negative_scores"
 
 
-class GeometryConfig(Config):
+class TelemetryConfig(Config):
     """What is written about the two clouds of embeddings on the way."""
 
     every: PositiveDuration | None = Field(default=Duration(100, "steps"), description="null: never")

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
-from vlm.geometry.telemetry import GeometryConfig
+from vlm.geometry.telemetry import TelemetryConfig
 from vlm.objectives.clip import Clip
 from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
@@ -51,7 +51,7 @@ class TrainingConfig(Config):
     )
     ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
     log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")
-    geometry: GeometryConfig = Field(default=GeometryConfig(), description="figures of the two clouds on the way")
+    geometry: TelemetryConfig = Field(default=TelemetryConfig(), description="figures of the two clouds on the way")
     alarm: tuple[AlarmConfig, ...] = Field(default=(), description="figures that warn or stop when they move too far")
     checkpoint_every: PositiveDuration = Field(default=Duration(500, "steps"), description="states to go on from")
     keep_checkpoints: int | None = Field(
