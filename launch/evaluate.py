@@ -31,8 +31,8 @@ from vlm.world import World
 
 PATIENCE = 60.0  # seconds
 _OPTIONS = {"shards": "--data"}
-_SECONDS_BETWEEN = 10.0
-_SHOWN = 10
+_SECONDS_BETWEEN_LINES = 10.0
+_MOST_SKIPS = 10
 
 _READER: TypeAdapter[EvaluatorConfig] = TypeAdapter(AnyEvaluatorConfig)
 
@@ -75,12 +75,12 @@ def evaluate_model(
         evaluator = config.build(EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS))
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
         require_same_view(world, records)
-        _show_notices(evaluator, world)
+        _print_notices(evaluator, world)
         with _shown_progress(world):
             evaluation = evaluator.run(model, world)
-        _show_skipped(evaluator, world)
+        _print_skipped(evaluator, world)
         if world.is_main:
-            _show(name, config.kind, evaluation.figures)
+            _print_table(name, config.kind, evaluation.figures)
             _write_json(json_file, name, config, {**evaluation.figures, **evaluation.curves})
             if plots is not None and evaluation.plots is not None:
                 for path in evaluation.plots.write(plots):
@@ -96,20 +96,20 @@ def _plots_folder(plots: Path, config: EvaluatorConfig) -> Path:
     return output_folder(plots, "--plots", parents=False, files=config.plots)
 
 
-def _show_notices(evaluator: Evaluator, world: World) -> None:
+def _print_notices(evaluator: Evaluator, world: World) -> None:
     if world.is_main:
         for line in evaluator.notices:
             print(one_line(line), file=sys.stderr)
 
 
-def _show_skipped(evaluator: Evaluator, world: World) -> None:
+def _print_skipped(evaluator: Evaluator, world: World) -> None:
     """Name on standard error what could not be used. Collective."""
     skips = skips_of_all_ranks(evaluator.skipped, "--data", world)
     if world.is_main:
-        for skip in skips[:_SHOWN]:
+        for skip in skips[:_MOST_SKIPS]:
             print(one_line(f"skipped: {skip.shard} {skip.key}: {skip.reason}"), file=sys.stderr)
-        if len(skips) > _SHOWN:
-            print(f"skipped: {len(skips) - _SHOWN:,} more; `vlm data check` names all of them", file=sys.stderr)
+        if len(skips) > _MOST_SKIPS:
+            print(f"skipped: {len(skips) - _MOST_SKIPS:,} more; `vlm data check` names all of them", file=sys.stderr)
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def _shown_progress(world: World) -> Iterator[None]:
             if work not in tasks:
                 tasks[work] = bar.add_task(work, total=total)
             bar.update(tasks[work], completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - last_line >= _SECONDS_BETWEEN:
+            if not console.is_terminal and time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 print(f"{work} {done:,}/{total:,} on each rank", file=sys.stderr)
 
@@ -163,7 +163,7 @@ def _write_json(file: Path | None, name: str, config: EvaluatorConfig, results: 
         write_output(file, content, "--json")
 
 
-def _show(name: str, kind: str, figures: dict[str, float]) -> None:
+def _print_table(name: str, kind: str, figures: dict[str, float]) -> None:
     table = Table(title=f"{kind} of {name}")
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from eval.evaluator import EvaluationContext
 from eval.recipe import Evaluations, build_evaluators
 from eval.retrieval import Retrieval
+from eval.shards import Patterns, ShardEvaluationConfig
 from eval.zeroshot import ZeroShot
 from tests.eval.encoders import CONTEXT, captioned_shard, labelled_shard
 from vlm.config import Config, first_problem
@@ -39,6 +41,24 @@ def test_missing_shards_are_named_by_their_key(tmp_path: Path) -> None:
     configs = CONFIGS.validate_python({"val": {"kind": "retrieval", "shards": "no-*.tar"}})
     with pytest.raises(UserError, match=r"^evaluate\.val\.shards: no-\*\.tar matches no file"):
         build_evaluators(configs, replace(CONTEXT, root=str(tmp_path)))
+
+
+class TwoSetsConfig(ShardEvaluationConfig):
+    others: Patterns
+
+    def build(self, context: EvaluationContext) -> Any:
+        return [self.held_out(context, key) for key in ("shards", "others")]
+
+
+def test_an_evaluator_may_have_several_sets_each_blamed_by_its_key(tmp_path: Path) -> None:
+    shard = captioned_shard(tmp_path, [["one"], ["two"]])
+    config = TwoSetsConfig(kind="two", shards=shard, others=(labelled_shard(tmp_path, [0, 1, 2]), shard), limit=4)
+    assert [len(held_out) for held_out in config.build(CONTEXT)] == [2, 4]
+    config = config.model_copy(update={"others": "no-*.tar"})
+    with pytest.raises(UserError, match=r"^evaluate\.val\.others: no-\*\.tar matches no file"):
+        build_evaluators({"val": config}, CONTEXT)
+    with pytest.raises(UserError, match=r"^--others: no-\*\.tar matches no file"):
+        config.build(replace(CONTEXT, options={"others": "--others"}))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 import typing
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import typer
 
+from eval.evaluator import EVALUATORS
+from launch.eval_commands import eval_app
 from launch.main import app, run
 from vlm import __version__
 
@@ -32,6 +35,13 @@ def test_every_number_has_a_least_and_a_greatest_value() -> None:
                 assert info.min is not None, (callback, name)
                 assert info.max is not None, (callback, name)
     assert numbers > 20
+
+
+def test_every_kind_of_evaluation_has_a_command() -> None:
+    import_module("eval.recipe")
+    commands = {command.callback.__name__ for command in eval_app.registered_commands if command.callback}
+    assert EVALUATORS.all()
+    assert EVALUATORS.all().keys() <= commands
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

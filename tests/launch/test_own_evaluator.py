@@ -34,6 +34,7 @@ class SpreadConfig(ShardEvaluationConfig):
     """How far images are from their mean."""
 
     power: int = Field(default=2, ge=1, le=9, description="of the distance")
+    example: str | None = Field(default="an example", description="null: it cannot be written")
     plots: ClassVar[tuple[str, ...]] = ("spread.txt",)
 
     def build(self, context):
@@ -45,6 +46,8 @@ class Text:
         self.name, self.text = name, text
 
     def write(self, folder):
+        if self.text is None:
+            raise OSError("no space left")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.name).write_text(self.text)
         return [folder / self.name]
@@ -72,7 +75,7 @@ class Spread(Evaluator):
         return Evaluation(
             {"accuracy_spread": float(distances.mean()), "num_images": len(rows)},
             curves={"distances": {"all": distances.tolist()}},
-            examples=Text("note.txt", "an example"),
+            examples=Text("note.txt", config.example),
             plots=Text("spread.txt", "a plot"),
         )
 '''
@@ -90,8 +93,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("sys.path", list(sys.path))
         mine = {"kind": KIND, "shards": "train-0*.tar", "every": "2 steps", "power": 3}
         alarm = [{"metric": "eval/mine/accuracy_spread", "rises_by": 1e6, "over": "9 steps"}]
+        failing = {"kind": KIND, "shards": "train-0*.tar", "example": None}
         for seed in (0, 1):
-            changes: dict[str, Any] = {"seed": seed, "duration": "4 steps", "evaluate": {"mine": mine}, "alarm": alarm}
+            evaluations = {"mine": mine, "failing": failing}
+            changes: dict[str, Any] = {"seed": seed, "duration": "4 steps", "evaluate": evaluations, "alarm": alarm}
             train_here(write_tiny_recipe(folder, folder / f"run-{seed}", **changes))
     return folder
 
@@ -123,12 +128,18 @@ def test_a_run_measures_with_it_and_its_report_knows_what_is_better(folder: Path
         assert values[-1] == pytest.approx(spread(run, 3), rel=1e-4)
         assert (run / "examples" / "mine" / "note.txt").read_text() == "an example"
         assert not (run / "examples" / "mine" / "spread.txt").exists()
+        # Examples that could not be written cost the run nothing else.
+        assert [folder.name for folder in (run / "examples").iterdir()] == ["mine"]
+        assert [line["step"] for line in metrics_of(run) if "eval/failing/accuracy_spread" in line] == [4]
+        assert (run / "checkpoints" / "step-00000004").is_dir()
     write_report(runs, folder / "both.html")
     page = (folder / "both.html").read_text()
-    (best,) = re.findall(r'<td class="best">([^<]*)', page)
-    assert best == f"{min(values):.4g}" != f"{max(values):.4g}"
+    best = re.findall(r'<td class="best">([^<]*)', page)
+    assert best[0] == f"{min(values):.4g}" != f"{max(values):.4g}"
+    assert len(best) == 2  # the other evaluation has one too
     assert 'title="mean distance of an image from the mean image">spread ↓</th>' in page
     assert "<h3>mine: spread ↓</h3>" in page
+    assert "<h3>failing: spread ↓</h3>" not in page  # a single point
     write_report(runs[:1], folder / "one.html")
     assert "47 images; ↓: lower is better" in (folder / "one.html").read_text()
     assert EVALUATORS.all().keys() == {"zeroshot", "retrieval", "geometry"}

@@ -9,7 +9,8 @@ import torch
 from vlm.batch import Batch
 from vlm.duration import Duration
 from vlm.ends.stops import EvaluationStoppedError, Stops
-from vlm.errors import EveryRankError
+from vlm.errors import EveryRankError, reason
+from vlm.evaluation import Artifact
 from vlm.geometry.telemetry import FIGURES, PairSample, observe, sample_pairs
 from vlm.objectives.objective import Objective
 from vlm.similarity.exchange import Exchange
@@ -210,8 +211,15 @@ class Trainer:
         skips = skips_of_all_ranks(evaluation.evaluator.skipped, f"evaluate:{evaluation.name}", world)
         self.run_directory.log_skips([(step, skip) for skip in skips] if world.is_main else [])
         if step == self.num_steps and result.examples is not None and world.is_main:
-            result.examples.write(self.run_directory.path / EXAMPLES / evaluation.name)
+            self._write_examples(result.examples, evaluation.name, progress)
         return figures
+
+    def _write_examples(self, examples: Artifact, evaluation: str, progress: ProgressDisplay) -> None:
+        """Write pictures for the report. The last step is not saved yet: what fails here must not lose it."""
+        try:
+            examples.write(self.run_directory.path / EXAMPLES / evaluation)
+        except Exception as error:
+            progress.say(f"{evaluation}: its examples could not be written: {type(error).__name__}: {reason(error)}")
 
     def save(self, step: int, counts: Mapping[str, int], pending: Sequence[str] = ()) -> None:
         """Write a checkpoint after `step` steps, whose evaluations named in `pending` are not done. Collective."""
