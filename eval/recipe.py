@@ -65,6 +65,21 @@ Evaluations = Named[AnyEvaluatorConfig]
 def build_evaluators(configs: Mapping[str, EvaluatorConfig], context: EvaluationContext) -> dict[str, Evaluator]:
     """The evaluators of a recipe by name, their data found and checked. Raises UserError for what is wrong with it."""
     return {
-        name: config.build(replace(context, prefix=f"{context.prefix}evaluate.{name}."))
+        name: build_evaluator(config, replace(context, prefix=f"{context.prefix}evaluate.{name}."))
         for name, config in configs.items()
     }
+
+
+def build_evaluator(config: EvaluatorConfig, context: EvaluationContext) -> Evaluator:
+    """One evaluator, its data found and checked; a configuration of the user's own may build anything.
+
+    Raises:
+        UserError: something is wrong with the data, or what was built is no evaluator.
+    """
+    evaluator: object = config.build(context)
+    if not isinstance(evaluator, Evaluator):
+        raise UserError(
+            f"{context.where('kind')}: {config.kind} builds a {type(evaluator).__name__}, which is no evaluator: "
+            "derive it from vlm.evaluation.Evaluator"
+        )
+    return evaluator

@@ -1,4 +1,4 @@
-"""What all ranks of a run have alike, or else it does not begin: recipe, options, and the data that they see."""
+"""Agreement of the ranks of a run before it begins: on recipe, options, and the data that they see."""
 
 from collections.abc import Mapping
 

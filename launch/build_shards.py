@@ -36,7 +36,7 @@ def build_with_progress(source: Source, folder: Path, settings: Settings, worker
 
 
 def summary_lines(summary: BuildSummary) -> list[str]:
-    """What was built, in words."""
+    """The result of a build, in words."""
     size = f"{summary.num_bytes / 1e6:,.1f} MB"
     lines = [f"{summary.num_samples:,} samples in {len(summary.shards):,} shards ({size}): {summary.folder}"]
     if summary.num_classes is not None:

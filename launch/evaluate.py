@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
 from eval.progress import on_progress
-from eval.recipe import AnyEvaluatorConfig
+from eval.recipe import AnyEvaluatorConfig, build_evaluator
 from launch.agreement import require_same_view
 from launch.model_source import load_model
 from launch.recipe_file import apply_override
@@ -72,7 +72,8 @@ def evaluate_model(
     json_file = None if json_file is None else output_file(json_file, "--json")
     plots = None if plots is None else _plots_folder(plots, config)
     with _loaded(name, patience, trust=trust) as (model, world):
-        evaluator = config.build(EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS))
+        context = EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS)
+        evaluator = build_evaluator(config, context)
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
         require_same_view(world, records)
         _print_notices(evaluator, world)

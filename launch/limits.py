@@ -1,4 +1,4 @@
-"""What a recipe would take of this machine, where one number of it decides that: refused before it is tried."""
+"""Limits of this machine: a recipe that would take more by one of its numbers is refused before it is tried."""
 
 import os
 from collections.abc import Iterator, Mapping

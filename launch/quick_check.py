@@ -36,7 +36,7 @@ class _Check:
         self._definitions = definitions
 
     def problems(self, schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
-        """What is certainly wrong with a value."""
+        """The certain mistakes in a value, a line each."""
         if "$ref" in schema:
             schema = self._definitions[schema["$ref"].rpartition("/")[2]]
         if "oneOf" in schema:
@@ -101,7 +101,7 @@ class _Check:
 
 
 def _by_pattern(schema: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """What a mapping with free keys says of the value under one of them."""
+    """The schema of the value under one key of a mapping with free keys."""
     for pattern, inner in schema.get("patternProperties", {}).items():
         if re.search(pattern, name):
             return inner  # type: ignore[no-any-return]

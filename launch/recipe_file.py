@@ -102,7 +102,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def recipe_text(path: Path) -> str:
-    """What stands in the file of a recipe. Raises UserError where that is no text, or cannot be one."""
+    """The content of the file of a recipe. Raises UserError where that is no text, or cannot be one."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes are no recipe; at most {_MAX_BYTES:,} are read")

@@ -1,4 +1,4 @@
-"""What a run says before its first step: where, on what, with which model, over which data."""
+"""The lines of a run before its first step: where it runs, on what, with which model, over which data."""
 
 import socket
 from collections import Counter

@@ -41,6 +41,13 @@ class SpreadConfig(ShardEvaluationConfig):
         return Spread(self, context)
 
 
+class ListConfig(SpreadConfig):
+    """What it builds measures nothing."""
+
+    def build(self, context):
+        return []
+
+
 class Text:
     def __init__(self, name, text):
         self.name, self.text = name, text
@@ -79,7 +86,7 @@ class Spread(Evaluator):
             plots=Text("spread.txt", "a plot"),
         )
 '''
-KIND = "my_evaluators:SpreadConfig"
+KIND, LIST = "my_evaluators:SpreadConfig", "my_evaluators:ListConfig"
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +184,7 @@ def test_the_kinds_that_ship_take_any_of_their_keys(folder: Path, monkeypatch: p
         ((KIND, "run-0", "--data", "a.tar", "power=0"), "power: found 0; input should be greater than or equal to 1"),
         ((KIND, "run-0", "--data", "a.tar", "power"), "override 'power': write key.path=value"),
         ((KIND, "run-0", "--data", "no-*.tar"), "--data: no-*.tar matches no file"),
+        ((LIST, "run-0", "--data", "a.tar"), f"kind: {LIST} builds a list, which is no evaluator: derive it from"),
         (("retrieval", "run-0", "--data", "a.tar", "tlie=1"), "tlie: unknown key (value 1); nearest: tile"),
         (("retrieval", "run-0", "--data", "a.tar", "kind=zeroshot"), "kind: found 'zeroshot'; the kind is the word"),
         (("my_evaluators:Nothing", "run-0"), "kind: evaluator 'my_evaluators:Nothing': module"),
