@@ -69,9 +69,9 @@ class _Check:
         for name, inner in value.items():
             if name in keys:
                 yield from self.problems(keys[name], inner, f"{dotted}{name}")
-            elif (named := _by_pattern(schema, name)) is not None:
+            elif (named := _by_pattern(schema, name, inner)) is not None:
                 yield from self.problems(named, inner, f"{dotted}{name}")
-            elif rest is False and not _is_newer(schema.get("title", ""), name):
+            elif rest is not True and not _is_newer(schema.get("title", ""), name):
                 shown = name if name.isprintable() and len(name) <= 60 else _shown(name)
                 yield f"{dotted}{shown}: unknown key (value {_shown(inner)}); {nearest(name, keys)}"
 
@@ -100,13 +100,17 @@ class _Check:
         return schema.get("type") == "object"
 
 
-def _by_pattern(schema: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """The schema of the value under one key of a mapping with free keys."""
+def _by_pattern(schema: Mapping[str, Any], name: str, value: Any) -> Mapping[str, Any] | None:
+    """The schema of the value under one key of a mapping with free keys; None where the key is not free."""
     for pattern, inner in schema.get("patternProperties", {}).items():
         if re.search(pattern, name):
             return inner  # type: ignore[no-any-return]
     rest = schema.get("additionalProperties")
-    return rest if isinstance(rest, dict) else None
+    if not isinstance(rest, dict):
+        return None
+    if rest.get("required") == ["kind"] and not (isinstance(value, dict) and "kind" in value):
+        return None  # a name of one's own says what kind it is of
+    return rest
 
 
 def _of_choices(choices: list[Any], value: Any, path: str) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _work(
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        answer = (None, result)
+        answer: tuple[str | None, Any] = (None, result)
     except BaseException as error:
         from vlm.errors import UserError
 

@@ -120,8 +120,8 @@ class Batch:
         return texts
 
     def owners(self, part: str) -> Int64[Tensor, " rows"]:
-        """The sample of each row of a part."""
-        owners = self.parts[part].owners
+        """The sample of each row of a part, or of an output of that name; one row a sample without such a part."""
+        owners = self.parts[part].owners if part in self.parts else None
         return torch.arange(len(self), device=self.sample_ids.device) if owners is None else owners
 
     def of_samples(self, start: int, stop: int) -> "Batch":

@@ -7,7 +7,11 @@ COMMAND = "pipe:"
 # Where a name with a colon means a class to import, whatever stands around the colon: the import alone runs code.
 _IMPORTING = (("objective",), ("providers",))
 # Where a value with a colon does, under this key.
-_IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {("evaluate",): "kind"}
+_IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {
+    ("evaluate",): "kind",
+    ("objective",): "kind",
+    ("providers",): "kind",
+}
 
 
 class Program(NamedTuple):
@@ -21,8 +25,8 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, `package.module:Class` as a key of objectives and providers or as the kind of an evaluation, and a
-    `trust_remote_code` that is not false.
+    with `pipe:`, `package.module:Class` as a key of objectives and providers, or as a `kind` there or of an evaluation,
+    and a `trust_remote_code` that is not false.
     """
     return list(_walk(values, ()))
 

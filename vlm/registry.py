@@ -38,6 +38,11 @@ class Registry(Generic[Kind]):
         """All registered classes by name."""
         return dict(self._classes)
 
+    def name_of(self, cls: Kind) -> str:
+        """The name by which `find` finds a class."""
+        registered = (name for name, known in self._classes.items() if known is cls)
+        return next(registered, f"{cls.__module__}:{cls.__qualname__}")
+
     def find(self, name: str) -> Kind:
         """The class registered under `name`, or a user's own, which is imported.
 

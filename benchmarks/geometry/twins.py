@@ -19,7 +19,7 @@ from eval.geometry import separability
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.towers import ImageTower
 from vlm.objectives.clip import Clip
-from vlm.objectives.pairs import gather_pairs
+from vlm.objectives.step import pair_step
 from vlm.similarity.exchange import Exchange
 from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.world import World
@@ -75,7 +75,7 @@ def measure_twins(twins: Twins, pictures: Pictures) -> dict[str, Any]:
             group["lr"] = twins.lr * rate_factor(schedule, batch.step, round(WARMUP * num_steps), num_steps)
         outputs = {"image": first(batch.pixels), "text": second(batch.pixels), "logit_scale": scale}
         optimizer.zero_grad()
-        term(gather_pairs(outputs, batch, exchange)).backward()
+        term(pair_step(outputs, batch, exchange)).backward()
         optimizer.step()
         if (batch.step + 1) % every == 0:
             seen.append(((batch.step + 1) * twins.batch, *_observed(first, second, watched)))

@@ -12,10 +12,11 @@ from torch.nn.functional import normalize
 from vlm.batch import Batch
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import ExtraNegatives, Pairs
+from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.recipe import Terms
 from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Provider
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
@@ -34,10 +35,10 @@ Way = Callable[[Leaves, World], Tensor]
 class FixedColumns(Provider):
     """The same random columns at every step."""
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives:
+    def negatives(self, step: PairStep) -> ExtraNegatives:
         columns = normalize(torch.randn(NUM_EXTRA, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
         ids = torch.full((NUM_EXTRA,), -1)
-        return SharedNegatives(pairs, {"image": columns, "text": columns}, (ids,))
+        return SharedNegatives(step.pairs, {"image": columns, "text": columns}, (ids,))
 
 
 def leaves(num_rows: int, scale: float, bias: float, world: World, kind: str = "random", dim: int = DIM) -> Leaves:

@@ -25,6 +25,8 @@ from vlm.model.dual_encoder import DualEncoder
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\nclass Evil: pass\n"
 PROGRAMS: list[dict[str, Any]] = [
     {"objective": {"evil:Term": 1.0}},
+    {"objective": {"near": {"kind": "evil:Term"}}},
+    {"providers": {"near": {"kind": "evil:Provider"}}},
     {"objective": {"evil-mod.x:Term.inner": {"weight": 1.0}}},
     {"providers": {"évil:Term": {}}},
     {"data": {"sources": {"a": {"shards": ["a.tar", " pipe:touch ran"]}}}},

@@ -14,7 +14,8 @@ from launch.verify_gradients import verify
 from tests.launch.tiny import MODEL, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
 from vlm.objectives import queue
-from vlm.objectives.pairs import Pairs
+from vlm.objectives.rows import RowSamples
+from vlm.objectives.step import PairStep
 from vlm.similarity import collectives
 from vlm.training.engine import EngineName
 
@@ -42,8 +43,8 @@ def gather_without_gradient() -> None:
 
 
 def missing_world_size_factor() -> None:
-    """A share without the factor that turns the engine's mean into a sum."""
-    Pairs.share = lambda self, losses: losses.sum() / self.num_pairs  # type: ignore[method-assign]
+    """A mean without the factor that turns the engine's mean into a sum."""
+    RowSamples.mean = lambda self, losses: losses.sum() / self.num_global  # type: ignore[method-assign]
 
 
 def scale_gradient_doubled() -> None:
@@ -74,8 +75,8 @@ def queue_forgets_other_ranks() -> None:
     """Each rank remembers its own rows alone."""
     whole = queue.teacher_keys
 
-    def own_only(pairs: Pairs, ranks: collectives.RowGroup) -> queue.Keys:
-        found = whole(pairs, ranks)
+    def own_only(step: PairStep, ranks: collectives.RowGroup) -> queue.Keys:
+        found = whole(step, ranks)
         return queue.Keys(*(tensor[ranks.own] for tensor in found))
 
     queue.teacher_keys = own_only

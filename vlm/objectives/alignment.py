@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 
 
@@ -19,10 +20,15 @@ class Alignment(PairTerm):
 
     alpha: float = Field(default=2.0, ge=1, le=100, description="power of the distance")
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        squared = (pairs.image - pairs.text).square().sum(1)
-        if self.alpha != 2:
-            # A power below 2 has no gradient at a distance of 0; there it gets 0.
-            some = squared != 0
-            squared = torch.where(some, torch.where(some, squared, 1.0) ** (self.alpha / 2), 0.0)
-        return pairs.share(squared)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return alignment(step.pairs, alpha=self.alpha)
+
+
+def alignment(pairs: Pairs, *, alpha: float = 2.0) -> Float[Tensor, ""]:
+    """The loss of `Alignment`."""
+    squared = (pairs.x - pairs.y).square().sum(1)
+    if alpha != 2:
+        # A power below 2 has no gradient at a distance of 0; there it gets 0.
+        some = squared != 0
+        squared = torch.where(some, torch.where(some, squared, 1.0) ** (alpha / 2), 0.0)
+    return pairs.mean(squared)

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 
 
@@ -30,19 +31,26 @@ class Clip(PairTerm):
     margin: float = Field(default=0.0, ge=0, le=2, description="subtracted from the positives' similarity")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        own, of_images, of_texts = pairs.logits(pairs.logit_scale)
-        positive = own - pairs.logit_scale * self.margin
-        # log(1 + exp(negatives - positive)): with an aligned pair nothing is lost to 1 - 1. (softplus gives up at 20.)
-        losses = -(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2
-        if self.label_smoothing:
-            losses = losses + self.label_smoothing * (positive - self._mean_logits(pairs))
-        return pairs.share(losses)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return clip(step.pairs, step.logit_scale, label_smoothing=self.label_smoothing, margin=self.margin)
 
-    def _mean_logits(self, pairs: Pairs) -> Float[Tensor, " rows"]:
-        """The mean of a pair's logits over all columns, both directions together: products with mean embeddings."""
-        mean_text = pairs.ranks.sum(pairs.text.sum(0)) / pairs.ranks.num_rows
-        mean_image = pairs.ranks.sum(pairs.image.sum(0)) / pairs.ranks.num_rows
-        return pairs.logit_scale * (pairs.image @ mean_text + pairs.text @ mean_image) / 2
+
+def clip(
+    pairs: Pairs, scale: Float[Tensor, "1"], *, label_smoothing: float = 0.0, margin: float = 0.0
+) -> Float[Tensor, ""]:
+    """The loss of `Clip` at a logit scale."""
+    own_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale)
+    positive = own_logit - scale * margin
+    # log(1 + exp(negatives - positive)): with an aligned pair nothing is lost to 1 - 1. (softplus gives up at 20.)
+    losses = -(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives)) / 2
+    if label_smoothing:
+        losses = losses + label_smoothing * (positive - _mean_logits(pairs, scale))
+    return pairs.mean(losses)
+
+
+def _mean_logits(pairs: Pairs, scale: Float[Tensor, "1"]) -> Float[Tensor, " rows"]:
+    """The mean of a pair's logits over all columns, both directions together: products with mean embeddings."""
+    mean_x, mean_y = (pairs.ranks.sum(rows.sum(0)) / pairs.ranks.num_rows for rows in (pairs.x, pairs.y))
+    return scale * (pairs.x @ mean_y + pairs.y @ mean_x) / 2

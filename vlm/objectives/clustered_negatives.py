@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vlm.objectives.keyed import uniforms
-from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.clusters import ClustersApart, spherical_k_means
 from vlm.similarity.entries import EqualKeys
@@ -58,7 +58,7 @@ class ClusteredNegatives(PairTerm):
         return self
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
     def parameters(self, facts: RunFacts) -> dict[str, Tensor]:  # noqa: D102
         if self.form != "learned_weights":
@@ -75,46 +75,45 @@ class ClusteredNegatives(PairTerm):
             "output_bias": drawn(1, inputs=self.hidden),
         }
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        positive = pairs.logit_scale * pairs.positive_similarity()
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        pairs = step.pairs
+        positive = step.logit_scale * pairs.positive_similarity()
         if self.form == "cluster_weights":
-            losses = [torch.where(logs.isneginf(), 0.0, logs - positive) for logs in self._cluster_weights(pairs)]
+            losses = [torch.where(lse.isneginf(), 0.0, lse - positive) for lse in self._cluster_weights(step)]
         else:
             sums = self._meta_nodes if self.form == "meta_nodes" else self._learned_weights
-            of_images, of_texts = (
-                sums(pairs, pairs.image, pairs.gathered.text),
-                sums(pairs, pairs.text, pairs.gathered.image),
-            )
-            losses = [-logsigmoid(positive - negatives) for negatives in (of_images, of_texts)]
-        return pairs.share((losses[0] + losses[1]) / 2)
+            negatives = sums(step, pairs.x, pairs.all_y), sums(step, pairs.y, pairs.all_x)
+            losses = [-logsigmoid(positive - lse) for lse in negatives]
+        return pairs.mean((losses[0] + losses[1]) / 2)
 
-    def _meta_nodes(self, pairs: Pairs, rows: Tensor, columns: Tensor) -> Float[Tensor, " rows"]:
-        (excluded,) = pairs.gathered.other_samples
+    def _meta_nodes(self, step: PairStep, rows: Tensor, columns: Tensor) -> Float[Tensor, " rows"]:
+        (excluded,) = step.pairs.other_samples
         assert isinstance(excluded, EqualKeys)
-        labels = self._labels(pairs, columns)[:, 0]
-        return meta_node_log_sum_exp(rows, columns, labels, pairs.logit_scale, excluded, self.nearest)
+        labels = self._labels(step, columns)[:, 0]
+        return meta_node_log_sum_exp(rows, columns, labels, step.logit_scale, excluded, self.nearest)
 
-    def _cluster_weights(self, pairs: Pairs) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        of_texts, of_images = (self._labels(pairs, rows) for rows in (pairs.gathered.text, pairs.gathered.image))
-        own, others = pairs.ranks.own, pairs.gathered.other_samples
-        rows, parts = log_sum_exp(
-            pairs.image,
-            pairs.gathered.text_columns,
-            pairs.logit_scale,
-            (*others, ClustersApart(of_texts[own], of_texts)),
-            (*others, ClustersApart(of_images[own], of_images)),
-            product=pairs.exchange.product,
+    def _cluster_weights(self, step: PairStep) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        pairs = step.pairs
+        y_labels, x_labels = self._labels(step, pairs.all_y), self._labels(step, pairs.all_x)
+        local, others = pairs.ranks.own, pairs.other_samples
+        x_lse, parts = log_sum_exp(
+            pairs.x,
+            pairs.y_columns,
+            step.logit_scale,
+            (*others, ClustersApart(y_labels[local], y_labels)),
+            (*others, ClustersApart(x_labels[local], x_labels)),
+            product=pairs.matmul_dtype,
         )
-        return rows, pairs.ranks.merge_log_sum_exp(parts)
+        return x_lse, pairs.ranks.merge_log_sum_exp(parts)
 
-    def _learned_weights(self, pairs: Pairs, rows: Tensor, columns: Tensor) -> Float[Tensor, " rows"]:
-        network = PairNetwork(**pairs.parameters)
-        return learned_log_sum_exp(rows, columns, pairs.logit_scale, network, pairs.gathered.other_samples)
+    def _learned_weights(self, step: PairStep, rows: Tensor, columns: Tensor) -> Float[Tensor, " rows"]:
+        network = PairNetwork(**step.parameters)
+        return learned_log_sum_exp(rows, columns, step.logit_scale, network, step.pairs.other_samples)
 
-    def _labels(self, pairs: Pairs, columns: Tensor) -> Int64[Tensor, "all R"]:
+    def _labels(self, step: PairStep, columns: Tensor) -> Int64[Tensor, "all R"]:
         """Each column's cluster in each of the clusterings."""
-        found = []
+        pairs, labels = step.pairs, []
         for number, count in enumerate(self.clusters):
-            keys = uniforms(pairs.seed, pairs.batch.step, pairs.gathered.ids, f"clusters {number}", 1)[:, 0]
-            found.append(spherical_k_means(columns.detach(), pairs.ranks, keys, count, self.iterations))
-        return torch.stack(found, 1)
+            keys = uniforms(step.seed, step.step, pairs.all_ids, f"clusters {number}", 1)[:, 0]
+            labels.append(spherical_k_means(columns.detach(), pairs.ranks, keys, count, self.iterations))
+        return torch.stack(labels, 1)

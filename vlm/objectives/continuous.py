@@ -10,10 +10,13 @@ from torch.nn.functional import logsigmoid
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.target_mean import FunctionTargets, target_sums
 
 Source = Literal["image", "text", "teacher_image", "teacher_text"]
+Direction = Literal["y_to_x", "x_to_y", "both"]
+_DIRECTIONS: dict[str, Direction] = {"text_to_image": "y_to_x", "image_to_text": "x_to_y", "both": "both"}
 
 
 @TERMS.register("continuous")
@@ -40,42 +43,56 @@ class Continuous(PairTerm):
     threshold: float = Field(default=0.0, ge=0, le=1, description="weights (after the power) below this are 0")
 
     def needs(self) -> Needs:  # noqa: D102
-        teacher = {"teacher_image": "image", "teacher_text": "text"}.get(self.weights_from)
-        return Needs(gathered=frozenset({"text"}), teacher_outputs=frozenset({teacher} if teacher else ()))
+        x, y = self.between
+        teacher = {"teacher_image": x, "teacher_text": y}.get(self.weights_from)
+        return Needs(frozenset(self.between), frozenset({teacher} if teacher else ()), gathered=frozenset({y}))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        positive, of_images, of_texts = pairs.logits(pairs.logit_scale)
-        losses = -(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts))
-        for mean in self._mean_logits(pairs, positive):
-            losses = losses + (positive - mean)  # all columns have the pair's own denominator
-        return pairs.share(losses / 2)
-
-    def _mean_logits(self, pairs: Pairs, positive: Tensor) -> list[Tensor]:
-        """In each weighted direction the weighted mean of each query's logits; the own pair has weight 1."""
-        queries = self._weighing(pairs)
-        targets = FunctionTargets(queries, pairs.ranks.gather_constant(queries), self._weights)
-        sums = target_sums(
-            pairs.image,
-            pairs.gathered.text_columns,
-            targets,
-            pairs.gathered.other_samples,
-            with_columns=self.direction != "image_to_text",
-            product=pairs.exchange.product,
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        rows = step.pairs.x_rows if self.weights_from.endswith("image") else step.pairs.y_rows
+        queries = step.taught(rows) if self.weights_from.startswith("teacher") else rows.values.detach()
+        return continuous(
+            step.pairs,
+            step.logit_scale,
+            queries,
+            direction=_DIRECTIONS[self.direction],
+            sharpness=self.sharpness,
+            threshold=self.threshold,
         )
-        scale, means = pairs.logit_scale, []
-        if self.direction != "text_to_image":
-            means.append((positive + scale * sums.rows) / (1 + sums.row_totals))
-        if self.direction != "image_to_text":
-            over_images = pairs.ranks.sum_to_owners(torch.stack([sums.columns, sums.column_totals], 1))
-            means.append((positive + scale * over_images[:, 0]) / (1 + over_images[:, 1]))
-        return means
 
-    def _weighing(self, pairs: Pairs) -> Tensor:
-        source = pairs.teacher if self.weights_from.startswith("teacher") else pairs.outputs
-        return source[self.weights_from.removeprefix("teacher_")].detach()
 
-    def _weights(self, similarities: Tensor) -> Tensor:
-        weights = similarities.add(1).mul_(0.5).clamp_(min=0)  # rounding may bring it below 0
-        if self.sharpness != 1:
-            weights.pow_(self.sharpness)
-        return weights.masked_fill_(weights < self.threshold, 0) if self.threshold else weights
+def continuous(
+    pairs: Pairs,
+    scale: Float[Tensor, "1"],
+    queries: Float[Tensor, "rows other"],
+    *,
+    direction: Direction = "y_to_x",
+    sharpness: float = 1.0,
+    threshold: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The loss of `Continuous`, with weights from the similarities of `queries`: rows of length 1, without gradient."""
+    positive, x_negatives, y_negatives = pairs.infonce_statistics(scale)
+    losses = -(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives))
+
+    def weights(similarities: Tensor) -> Tensor:
+        weighed = similarities.add(1).mul_(0.5).clamp_(min=0)  # rounding may bring it below 0
+        if sharpness != 1:
+            weighed.pow_(sharpness)
+        return weighed.masked_fill_(weighed < threshold, 0) if threshold else weighed
+
+    targets = FunctionTargets(queries, pairs.ranks.gather_constant(queries), weights)
+    sums = target_sums(
+        pairs.x,
+        pairs.y_columns,
+        targets,
+        pairs.other_samples,
+        with_columns=direction != "x_to_y",
+        product=pairs.matmul_dtype,
+    )
+    # In each weighted direction the weighted mean of each query's logits, the own pair having weight 1: all columns
+    # have the pair's own denominator.
+    if direction != "y_to_x":
+        losses = losses + positive - (positive + scale * sums.rows) / (1 + sums.row_totals)
+    if direction != "x_to_y":
+        over_x = pairs.ranks.sum_to_owners(torch.stack([sums.columns, sums.column_totals], 1))
+        losses = losses + positive - (positive + scale * over_x[:, 0]) / (1 + over_x[:, 1])
+    return pairs.mean(losses / 2)

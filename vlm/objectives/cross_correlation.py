@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.gram import gram
@@ -28,15 +29,22 @@ class CrossCorrelation(PairTerm):
     off_diagonal: float = Field(default=5e-3, ge=0, le=1e6, description="factor of the entries off the diagonal")
     standardize: bool = Field(default=True, description="mean 0 and variance 1 of each dimension over the global batch")
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        image, text = pairs.image, pairs.text
-        if self.standardize:
-            image, text = _standardized(image, pairs.ranks), _standardized(text, pairs.ranks)
-        correlation = pairs.ranks.sum(gram(image, text)) / pairs.ranks.num_rows
-        diagonal = correlation.diagonal()
-        rest = correlation.square().sum() - diagonal.square().sum()
-        value = self.factor * ((diagonal - 1).square().sum() + self.off_diagonal * rest)
-        return pairs.share_of_group(value.to(image.dtype))
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return cross_correlation(
+            step.pairs, factor=self.factor, off_diagonal=self.off_diagonal, standardize=self.standardize
+        )
+
+
+def cross_correlation(
+    pairs: Pairs, *, factor: float = 0.025, off_diagonal: float = 5e-3, standardize: bool = True
+) -> Float[Tensor, ""]:
+    """The loss of `CrossCorrelation`."""
+    x, y = (_standardized(rows, pairs.ranks) if standardize else rows for rows in (pairs.x, pairs.y))
+    correlation = pairs.ranks.sum(gram(x, y)) / pairs.ranks.num_rows
+    diagonal = correlation.diagonal()
+    rest = correlation.square().sum() - diagonal.square().sum()
+    value = factor * ((diagonal - 1).square().sum() + off_diagonal * rest)
+    return pairs.samples.mean_over_groups(value.to(pairs.x.dtype))
 
 
 def _standardized(rows: Float[Tensor, "rows dim"], ranks: RowGroup) -> Float[Tensor, "rows dim"]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 from vlm.similarity.gram import gram
 
@@ -24,13 +25,16 @@ class Cyclic(PairTerm):
     cross_modal: float = Field(default=0.25, ge=0, le=1e6, description="factor of the cross-modal consistency")
     in_modal: float = Field(default=0.25, ge=0, le=1e6, description="factor of the in-modal consistency")
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        of_images, of_texts, of_both = (
-            pairs.ranks.sum(gram(x, y))
-            for x, y in ((pairs.image, pairs.image), (pairs.text, pairs.text), (pairs.image, pairs.text))
-        )
-        # |XY'|^2 = <X'X, Y'Y>, <XY', YX'> = <X'Y, Y'X>, |XX'|^2 = |X'X|^2, <XX', YY'> = |X'Y|^2
-        cross_modal = 2 * ((of_images * of_texts).sum() - (of_both * of_both.T).sum())
-        in_modal = of_images.square().sum() + of_texts.square().sum() - 2 * of_both.square().sum()
-        total = self.cross_modal * cross_modal + self.in_modal * in_modal
-        return pairs.share_of_group((total / pairs.ranks.num_rows).to(pairs.image.dtype))
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return cyclic(step.pairs, cross_modal=self.cross_modal, in_modal=self.in_modal)
+
+
+def cyclic(pairs: Pairs, *, cross_modal: float = 0.25, in_modal: float = 0.25) -> Float[Tensor, ""]:
+    """The loss of `Cyclic`."""
+    x, y = pairs.x, pairs.y
+    xx, yy, xy = (pairs.ranks.sum(gram(a, b)) for a, b in ((x, x), (y, y), (x, y)))
+    # |XY'|^2 = <X'X, Y'Y>, <XY', YX'> = <X'Y, Y'X>, |XX'|^2 = |X'X|^2, <XX', YY'> = |X'Y|^2
+    across = 2 * ((xx * yy).sum() - (xy * xy.T).sum())
+    within = xx.square().sum() + yy.square().sum() - 2 * xy.square().sum()
+    total = cross_modal * across + in_modal * within
+    return pairs.samples.mean_over_groups((total / pairs.ranks.num_rows).to(x.dtype))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 
 
@@ -36,22 +37,28 @@ class Decoupled(PairTerm):
     detach_weights: bool = Field(default=False, description="take the weights as constants in the gradient")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        attraction, *of_both = pairs.logits(pairs.logit_scale)
-        of_images, of_texts = (_or_zero(negatives) for negatives in of_both)
-        if self.weighting is not None:
-            weights = self._weights(pairs.positive_similarity(), pairs)
-            attraction = attraction * (weights.detach() if self.detach_weights else weights)
-        return pairs.share((of_images + of_texts) / 2 - attraction)
-
-    def _weights(self, similarity: Tensor, pairs: Pairs) -> Float[Tensor, " rows"]:
-        # The largest is taken out: it cancels in the quotient, and a small sigma does not overflow.
-        own_largest = similarity.max() if len(similarity) else similarity.new_full((), float("-inf"))
-        values = ((similarity - pairs.ranks.largest(own_largest)) / self.sigma).exp()
-        return 2 - values / (pairs.ranks.sum(values.sum()) / pairs.ranks.num_rows)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        sigma = None if self.weighting is None else self.sigma
+        return decoupled(step.pairs, step.logit_scale, sigma=sigma, detach_weights=self.detach_weights)
 
 
-def _or_zero(log_sums: Tensor) -> Tensor:
-    return torch.where(log_sums.isneginf(), 0.0, log_sums)
+def decoupled(
+    pairs: Pairs, scale: Float[Tensor, "1"], *, sigma: float | None = None, detach_weights: bool = False
+) -> Float[Tensor, ""]:
+    """The loss of `Decoupled`: DCL, and with `sigma` DCLW."""
+    attraction, *both_negatives = pairs.infonce_statistics(scale)
+    x_negatives, y_negatives = (torch.where(lse.isneginf(), 0.0, lse) for lse in both_negatives)
+    if sigma is not None:
+        weights = _attraction_weights(pairs, sigma)
+        attraction = attraction * (weights.detach() if detach_weights else weights)
+    return pairs.mean((x_negatives + y_negatives) / 2 - attraction)
+
+
+def _attraction_weights(pairs: Pairs, sigma: float) -> Float[Tensor, " rows"]:
+    similarity = pairs.positive_similarity()
+    # The largest is taken out: it cancels in the quotient, and a small sigma does not overflow.
+    local_largest = similarity.max() if len(similarity) else similarity.new_full((), float("-inf"))
+    values = ((similarity - pairs.ranks.largest(local_largest)) / sigma).exp()
+    return 2 - values / (pairs.ranks.sum(values.sum()) / pairs.ranks.num_rows)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import row_log_sum_exp
 from vlm.similarity.softplus_sum import softplus_sum
@@ -27,13 +27,13 @@ class SharedNegatives(ExtraNegatives):
     """
 
     def __init__(
-        self, pairs: Pairs, columns: Mapping[Modality, Tensor], column_ids: tuple[Int64[Tensor, " columns"], ...]
+        self, pairs: Pairs, columns: Mapping[str, Tensor], column_ids: tuple[Int64[Tensor, " columns"], ...]
     ) -> None:
-        self._columns = {modality: Columns(rows.detach()) for modality, rows in columns.items()}
+        self._columns = {kind: Columns(rows.detach()) for kind, rows in columns.items()}
         self._row_ids, self._column_ids = pairs.ids, column_ids
-        self._product = pairs.exchange.product
+        self._matmul_dtype = pairs.matmul_dtype
 
-    def num_columns(self, others: Modality) -> Int64[Tensor, " rows"]:  # noqa: D102
+    def num_columns(self, others: str) -> Int64[Tensor, " rows"]:  # noqa: D102
         left_out = torch.zeros_like(self._row_ids)
         for place, ids in enumerate(self._column_ids):
             counted = torch.ones_like(ids, dtype=torch.bool)
@@ -42,11 +42,13 @@ class SharedNegatives(ExtraNegatives):
             left_out += _num_equal(self._row_ids, ids[counted])
         return self._columns[others].num_columns - left_out
 
-    def log_sum_exp(self, queries: Tensor, others: Modality, scale: Tensor) -> Tensor:  # noqa: D102
-        return row_log_sum_exp(queries, self._columns[others], scale, self._other_samples, product=self._product)
+    def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:  # noqa: D102
+        return row_log_sum_exp(queries, self._columns[others], scale, self._other_samples, product=self._matmul_dtype)
 
-    def softplus_sum(self, queries: Tensor, others: Modality, scale: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
-        return softplus_sum(queries, self._columns[others], scale, bias, self._other_samples, product=self._product)
+    def softplus_sum(self, queries: Tensor, others: str, scale: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
+        return softplus_sum(
+            queries, self._columns[others], scale, bias, self._other_samples, product=self._matmul_dtype
+        )
 
     @cached_property
     def _other_samples(self) -> tuple[EqualKeys, ...]:
@@ -61,16 +63,16 @@ class OwnNegatives(ExtraNegatives):
     """
 
     @abstractmethod
-    def of_rows(self, rows: slice, others: Modality) -> Float[Tensor, "block negatives dim"]:
+    def of_rows(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:
         """The negatives of a block of rows, without gradient; finite also for a row that has none."""
 
-    def log_sum_exp(self, queries: Tensor, others: Modality, scale: Tensor) -> Tensor:  # noqa: D102
+    def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:  # noqa: D102
         scaled = queries * scale[:, None]
         values, slopes, _ = self._in_blocks(scaled, scaled.new_zeros(()), others, _log_sum_exp)
         values = values + (slopes * (scaled - scaled.detach())).sum(1)
         return torch.where(self.num_columns(others) > 0, values, float("-inf"))
 
-    def softplus_sum(self, queries: Tensor, others: Modality, scale: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
+    def softplus_sum(self, queries: Tensor, others: str, scale: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
         scaled = queries * scale
         values, slopes, totals = self._in_blocks(scaled, bias, others, _softplus_sum)
         values = values + (slopes * (scaled - scaled.detach())).sum(1) + totals * (bias - bias.detach())
@@ -78,7 +80,7 @@ class OwnNegatives(ExtraNegatives):
 
     @torch.no_grad()
     def _in_blocks(
-        self, scaled: Tensor, bias: Tensor, others: Modality, reduce: Callable[[Tensor], tuple[Tensor, Tensor]]
+        self, scaled: Tensor, bias: Tensor, others: str, reduce: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows dim"], Float[Tensor, " rows"]]:
         """The values of `reduce` of the rows' logits, their derivatives by the rows, and by the bias."""
         values, slopes, totals = scaled.new_zeros(len(scaled)), torch.zeros_like(scaled), scaled.new_zeros(len(scaled))

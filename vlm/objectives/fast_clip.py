@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vlm.objectives.global_contrast import SIDES, log_mean_contrast, num_negatives, table_of
 from vlm.objectives.individual_temperature import IndividualTemperature
-from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 
 _RHO = {"v2": 7.0, "v3": 6.5}
 
@@ -65,24 +65,25 @@ class FastClip(IndividualTemperature):
             return super().start(facts)
         return SampleTable(facts, {side: float("-inf") for side in SIDES})
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
         if self.version == "v2":
-            return super().__call__(pairs)
-        scale = pairs.image.new_tensor([1 / self.temperature]) if self.version == "v1" else pairs.logit_scale
-        table = table_of(pairs)
-        gamma = self.gamma_at(pairs.batch.step, table.facts)
+            return super().__call__(step)
+        pairs = step.pairs
+        scale = pairs.x.new_tensor([1 / self.temperature]) if self.version == "v1" else step.logit_scale
+        table = table_of(step)
+        gamma = self.gamma_at(step.step, table.facts)
         old = table.read(pairs.ids)
-        positive, *of_both = pairs.logits(scale)
+        positive, *both_negatives = pairs.infonce_statistics(scale)
         count = num_negatives(pairs)
         total = torch.zeros_like(positive)
         new: dict[str, Tensor] = {}
-        for side, log_sum_exp in zip(SIDES, of_both, strict=True):
+        for side, log_sum_exp in zip(SIDES, both_negatives, strict=True):
             log_mean = log_mean_contrast(log_sum_exp, positive, count)
             new[side] = self.averaged(old[side].to(log_mean), log_mean, gamma)
             log_average, _ = self.log_average(new[side], log_mean)
             total = total + torch.where(count > 0, self._loss(log_average, scale), 0.0)
         table.propose(new)
-        return pairs.share(total / 2)
+        return pairs.mean(total / 2)
 
     def _loss(self, log_average: Float[Tensor, " rows"], scale: Float[Tensor, "1"]) -> Float[Tensor, " rows"]:
         if self.version == "v0":

@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.keyed import symmetric_beta, uniforms
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.registry import PROVIDERS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, Provider
 
 
@@ -36,26 +37,25 @@ class FeatureTransform(Provider):
     unit_norm: bool = Field(default=False, description="bring interpolated negatives back to unit norm")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
-    def positive_spread(self, pairs: Pairs) -> Float[Tensor, " rows"] | None:  # noqa: D102
+    def positive_spread(self, step: PairStep) -> Float[Tensor, " rows"] | None:  # noqa: D102
         if self.positive is None:
             return None
-        drawn = symmetric_beta(pairs.seed, pairs.batch.step, pairs.ids, "feature_transform/l", self.positive)
-        return (1 + drawn).to(pairs.image)
+        drawn = symmetric_beta(step.seed, step.step, step.pairs.ids, "feature_transform/l", self.positive)
+        return (1 + drawn).to(step.pairs.x)
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: D102
+    def negatives(self, step: PairStep) -> ExtraNegatives | None:  # noqa: D102
         if self.negative is None:
             return None
-        ids = pairs.gathered.ids
-        partners = permutation(pairs.seed, pairs.batch.step, ids)
-        shares = symmetric_beta(pairs.seed, pairs.batch.step, ids, "feature_transform/mu", self.negative)
-        columns: dict[Modality, Tensor] = {
-            "image": interpolate(pairs.gathered.image.detach(), partners, shares),
-            "text": interpolate(pairs.gathered.text.detach(), partners, shares),
+        pairs, ids = step.pairs, step.pairs.all_ids
+        partners = permutation(step.seed, step.step, ids)
+        weights = symmetric_beta(step.seed, step.step, ids, "feature_transform/mu", self.negative)
+        columns = {
+            rows.kind: interpolate(rows.all_values.detach(), partners, weights) for rows in (pairs.x_rows, pairs.y_rows)
         }
         if self.unit_norm:
-            columns = {modality: normalize(rows, dim=1) for modality, rows in columns.items()}
+            columns = {kind: normalize(rows, dim=1) for kind, rows in columns.items()}
         return SharedNegatives(pairs, columns, (ids, ids[partners]))
 
 
@@ -66,7 +66,7 @@ def permutation(seed: int, step: int, ids: Int64[Tensor, " all"]) -> Int64[Tenso
 
 
 def interpolate(
-    rows: Float[Tensor, "all dim"], partners: Int64[Tensor, " all"], shares: Float[Tensor, " all"]
+    rows: Float[Tensor, "all dim"], partners: Int64[Tensor, " all"], weights: Float[Tensor, " all"]
 ) -> Float[Tensor, "all dim"]:
-    """share n_j + (1 - share) n_partner(j) of each row j."""
-    return rows[partners].lerp(rows, shares.to(rows)[:, None])
+    """w n_j + (1 - w) n_partner(j) of each row j, with w its weight."""
+    return rows[partners].lerp(rows, weights.to(rows)[:, None])

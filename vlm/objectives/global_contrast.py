@@ -8,12 +8,13 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from vlm.objectives.pairs import Modality, Pairs
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 
-SIDES: tuple[Modality, Modality] = ("image", "text")
+SIDES = ("image", "text")  # the columns of the table: of x among y, and of y among x
 
 
 class GlobalContrast(PairTerm):
@@ -41,7 +42,7 @@ class GlobalContrast(PairTerm):
     )
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
     def gamma_at(self, step: int, facts: RunFacts) -> float:
         """The share of step `step` (0 is the first): constant, or FastCLIP's cosine by epochs."""
@@ -73,15 +74,15 @@ class GlobalContrast(PairTerm):
         return level + ratio * (log_mean - log_mean.detach()), ratio
 
 
-def table_of(pairs: Pairs) -> SampleTable:
+def table_of(step: PairStep) -> SampleTable:
     """The term's state, which is a table of samples."""
-    assert isinstance(pairs.state, SampleTable)
-    return pairs.state
+    assert isinstance(step.state, SampleTable)
+    return step.state
 
 
 def num_negatives(pairs: Pairs) -> Int64[Tensor, " rows"]:
     """How many pairs of the batch (of the group) are other samples than an own pair."""
-    everyone = pairs.gathered.ids.sort().values
+    everyone = pairs.all_ids.sort().values
     same = torch.searchsorted(everyone, pairs.ids, right=True) - torch.searchsorted(everyone, pairs.ids)
     return len(everyone) - same
 

@@ -2,13 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Pairs, group_keys
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import EqualKeys
 
@@ -33,12 +34,16 @@ class GroupExcluded(PairTerm):
     )
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        keys = group_keys(pairs, self.by)
-        other_groups = EqualKeys(keys, pairs.ranks.gather_constant(keys))
-        # A sample that is in the batch twice may come with two captions.
-        negatives = (*pairs.gathered.other_samples, other_groups)
-        positive, of_images, of_texts = pairs.logits(pairs.logit_scale, negatives)
-        return pairs.share(-(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return group_excluded(step.pairs, step.logit_scale, step.group_keys(self.by))
+
+
+def group_excluded(pairs: Pairs, scale: Float[Tensor, "1"], groups: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """The loss of `GroupExcluded`, pairs of equal keys being one group."""
+    other_groups = EqualKeys(groups, pairs.ranks.gather_constant(groups))
+    # A sample that is in the batch twice may come with two captions.
+    negatives = (*pairs.other_samples, other_groups)
+    positive, x_negatives, y_negatives = pairs.infonce_statistics(scale, negatives)
+    return pairs.mean(-(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives)) / 2)

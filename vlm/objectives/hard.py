@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import AtLeast, EntryWeights
 from vlm.similarity.thresholds import upper_thresholds
@@ -38,22 +39,27 @@ class Hard(PairTerm):
     hardest: float = Field(default=0.1, gt=0, le=1, description="share of a row's negatives that count")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        positive, of_images, of_texts = pairs.logits(pairs.logit_scale, *self._hardest(pairs))
-        return pairs.share(-(logsigmoid(positive - of_images) + logsigmoid(positive - of_texts)) / 2)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return hard(step.pairs, step.logit_scale, hardest=self.hardest)
 
-    def _hardest(self, pairs: Pairs) -> tuple[_Weights, _Weights]:
-        """The negatives of each own image, and of each text of the batch."""
-        others = pairs.gathered.other_samples
-        if self.hardest == 1:
-            return others, others
-        # Logits as the tiles have them: the images carry the scale, the texts what the wire left of them.
-        images, texts = (pairs.image * pairs.logit_scale).detach(), pairs.gathered.text.detach()
-        product = pairs.exchange.product
-        of_images = upper_thresholds(images, texts, self.hardest, others, product=product)
-        all_images = pairs.ranks.gather_constant(images)
-        of_texts = upper_thresholds(texts[pairs.ranks.own], all_images, self.hardest, others, product=product)
-        of_all_texts = pairs.ranks.gather_constant(of_texts)
-        return (*others, AtLeast(of_images)), (*others, AtLeast(of_all_texts, of_columns=True))
+
+def hard(pairs: Pairs, scale: Float[Tensor, "1"], *, hardest: float = 0.1) -> Float[Tensor, ""]:
+    """The loss of `Hard`."""
+    positive, x_negatives, y_negatives = pairs.infonce_statistics(scale, *_hardest(pairs, scale, hardest))
+    return pairs.mean(-(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives)) / 2)
+
+
+def _hardest(pairs: Pairs, scale: Tensor, share: float) -> tuple[_Weights, _Weights]:
+    """The negatives of each own x, and of each y of the batch."""
+    others = pairs.other_samples
+    if share == 1:
+        return others, others
+    # Logits as the tiles have them: x carries the scale, y is what low precision left of it on its way.
+    x, all_y = (pairs.x * scale).detach(), pairs.all_y.detach()
+    x_thresholds = upper_thresholds(x, all_y, share, others, product=pairs.matmul_dtype)
+    all_x = pairs.ranks.gather_constant(x)
+    y_thresholds = upper_thresholds(all_y[pairs.ranks.own], all_x, share, others, product=pairs.matmul_dtype)
+    all_y_thresholds = pairs.ranks.gather_constant(y_thresholds)
+    return (*others, AtLeast(x_thresholds)), (*others, AtLeast(all_y_thresholds, of_columns=True))

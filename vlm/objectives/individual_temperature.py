@@ -10,6 +10,7 @@ from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.similarity.softmax_statistics import SoftmaxStatistics, softmax_statistics
 
 _LOG_MEAN, _TEMPERATURE, _MOMENTUM = "log_mean", "temperature", "momentum"
@@ -60,10 +61,10 @@ class IndividualTemperature(GlobalContrast):
         defaults = {_LOG_MEAN: float("-inf"), _TEMPERATURE: self.temperature_init, _MOMENTUM: 0.0}
         return SampleTable(facts, {f"{side}_{name}": value for side in SIDES for name, value in defaults.items()})
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        table = table_of(pairs)
-        gamma = self.gamma_at(pairs.batch.step, table.facts)
-        old = {name: column.to(pairs.image) for name, column in table.read(pairs.ids).items()}
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        table, pairs = table_of(step), step.pairs
+        gamma = self.gamma_at(step.step, table.facts)
+        old = {name: column.to(pairs.x) for name, column in table.read(pairs.ids).items()}
         count, positive = num_negatives(pairs), pairs.positive_similarity()
         total = torch.zeros_like(positive)
         new: dict[str, Tensor] = {}
@@ -80,18 +81,18 @@ class IndividualTemperature(GlobalContrast):
                 torch.where(count > 0, derivative, 0.0), old[f"{side}_{_MOMENTUM}"], temperature, count > 0
             )
         table.propose(new)
-        return pairs.share(total / 2)
+        return pairs.mean(total / 2)
 
     def _statistics(self, pairs: Pairs, old: dict[str, Tensor]) -> tuple[SoftmaxStatistics, SoftmaxStatistics]:
         """Both directions' log-sum-exp over negatives, and the negatives' mean similarity under its softmax."""
-        own, texts = (1 / old[f"{side}_{_TEMPERATURE}"] for side in SIDES)
+        x_scales, y_scales = (1 / old[f"{side}_{_TEMPERATURE}"] for side in SIDES)
         return softmax_statistics(
-            pairs.image,
-            pairs.gathered.text_columns,
+            pairs.x,
+            pairs.y_columns,
             pairs.ranks,
-            (own, pairs.ranks.gather_constant(texts)),
-            pairs.gathered.other_samples,
-            product=pairs.exchange.product,
+            (x_scales, pairs.ranks.gather_constant(y_scales)),
+            pairs.other_samples,
+            product=pairs.matmul_dtype,
         )
 
     def _moved(

@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 
 from vlm.objectives.extra_negatives import OwnNegatives
 from vlm.objectives.keyed import uniforms
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.registry import PROVIDERS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, Provider
 from vlm.similarity.top_negatives import top_negatives
 
@@ -35,34 +36,33 @@ class MixedNegatives(Provider):
     mixed_with_query: int = Field(default=128, ge=0, le=2**20, description="mixtures of a negative and the query")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: D102
-        return Mixtures(self, pairs) if self.mixed + self.mixed_with_query else None
+    def negatives(self, step: PairStep) -> ExtraNegatives | None:  # noqa: D102
+        return Mixtures(self, step) if self.mixed + self.mixed_with_query else None
 
 
 class Mixtures(OwnNegatives):
     """The synthetic negatives of one step's rows; what lasts is which columns are each row's hardest."""
 
-    def __init__(self, options: MixedNegatives, pairs: Pairs) -> None:
-        self._options, self._pairs = options, pairs
-        self._columns: dict[Modality, Tensor] = {
-            "image": pairs.gathered.image.detach(),
-            "text": pairs.gathered.text.detach(),
-        }
-        self._found: dict[Modality, tuple[Tensor, Tensor]] = {}
+    def __init__(self, options: MixedNegatives, step: PairStep) -> None:
+        self._options, self._step, self._pairs = options, step, step.pairs
+        x, y = self._pairs.x_rows, self._pairs.y_rows
+        self._columns = {rows.kind: rows.all_values.detach() for rows in (x, y)}
+        self._queries = {x.kind: y.values.detach(), y.kind: x.values.detach()}  # by the kind of their negatives
+        self._nearest: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def num_columns(self, others: Modality) -> Int64[Tensor, " rows"]:  # noqa: D102
+    def num_columns(self, others: str) -> Int64[Tensor, " rows"]:  # noqa: D102
         counts, _ = self._hardest(others)
         return (counts > 0) * (self._options.mixed + self._options.mixed_with_query)
 
-    def of_rows(self, rows: slice, others: Modality) -> Float[Tensor, "block negatives dim"]:  # noqa: D102
+    def of_rows(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:  # noqa: D102
         counts, places = (part[rows] for part in self._hardest(others))
-        columns, queries = self._columns[others], self._queries(others)[rows]
+        columns, queries = self._columns[others], self._queries[others][rows]
         mixed, with_query = self._options.mixed, self._options.mixed_with_query
         drawn = uniforms(
-            self._pairs.seed,
-            self._pairs.batch.step,
+            self._step.seed,
+            self._step.step,
             self._pairs.ids[rows],
             f"mixed_negatives/{others}",
             3 * mixed + 2 * with_query,
@@ -75,17 +75,14 @@ class Mixtures(OwnNegatives):
         n_i, n_j, n_k = (columns[places.gather(1, part)] for part in (i, j, k))
         return normalize(torch.cat([n_j.lerp(n_i, alpha), n_k.lerp(queries[:, None, :], beta)], dim=1), dim=2)
 
-    def _queries(self, others: Modality) -> Tensor:
-        return (self._pairs.image if others == "text" else self._pairs.text).detach()
-
-    def _hardest(self, others: Modality) -> tuple[Int64[Tensor, " rows"], Int64[Tensor, "rows hardest"]]:
+    def _hardest(self, others: str) -> tuple[Int64[Tensor, " rows"], Int64[Tensor, "rows hardest"]]:
         """How many of each row's nearest columns are negatives, and those columns, nearest first."""
-        if others not in self._found:
+        if others not in self._nearest:
             similarities, places = top_negatives(
-                self._queries(others),
+                self._queries[others],
                 self._columns[others],
                 self._options.hardest,
-                self._pairs.gathered.other_samples,
+                self._pairs.other_samples,
             )
-            self._found[others] = (similarities.isfinite().sum(1), places)
-        return self._found[others]
+            self._nearest[others] = (similarities.isfinite().sum(1), places)
+        return self._nearest[others]

@@ -8,12 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import Pairs
 from vlm.objectives.queue import EmbeddingQueue, all_ranks, teacher_keys
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts, TermState
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
-from vlm.outputs import PAIR
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import row_log_sum_exp
 from vlm.similarity.target_mean import SoftmaxTargets, target_sums
@@ -46,25 +45,26 @@ class MomentumDistillation(PairTerm):
     )
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(teacher_outputs=PAIR)
+        return Needs(outputs=frozenset(self.between), teacher_outputs=frozenset(self.between))
 
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return DistillationState(self.queue_size, facts, self.ramp_epochs * facts.steps_per_epoch)
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        state, teacher = pairs.state, pairs.teacher
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        state, pairs = step.state, step.pairs
         assert isinstance(state, DistillationState)
         everyone = all_ranks(pairs)
-        proposed = teacher_keys(pairs, everyone)
+        proposed = teacher_keys(step, everyone)
         state.propose(proposed)
-        batch = proposed if everyone is pairs.ranks else teacher_keys(pairs, pairs.ranks)
+        batch = proposed if everyone is pairs.ranks else teacher_keys(step, pairs.ranks)
         past = state.keys
-        image_keys = torch.cat([batch.image, past.image.to(batch.image)])
-        text_keys = torch.cat([batch.text, past.text.to(batch.text)])
-        alpha = self.alpha * state.progress(pairs.batch.step)
-        of_images = _cross_entropy(pairs, _Side(pairs.image, teacher["image"], teacher["text"], text_keys), alpha)
-        of_texts = _cross_entropy(pairs, _Side(pairs.text, teacher["text"], teacher["image"], image_keys), alpha)
-        return pairs.share((of_images + of_texts) / 2)
+        all_x = torch.cat([batch.image, past.image.to(batch.image)])
+        all_y = torch.cat([batch.text, past.text.to(batch.text)])
+        alpha = self.alpha * state.progress(step.step)
+        x_teacher, y_teacher = step.taught(pairs.x_rows), step.taught(pairs.y_rows)
+        x_losses = _cross_entropy(step, _Side(pairs.x, x_teacher, y_teacher, all_y), alpha)
+        y_losses = _cross_entropy(step, _Side(pairs.y, y_teacher, x_teacher, all_x), alpha)
+        return pairs.mean((x_losses + y_losses) / 2)
 
 
 class DistillationState(EmbeddingQueue):
@@ -88,22 +88,22 @@ class _Side(NamedTuple):
     keys: Tensor
 
 
-def _cross_entropy(pairs: Pairs, side: _Side, alpha: float) -> Float[Tensor, " rows"]:
+def _cross_entropy(step: PairStep, side: _Side, alpha: float) -> Float[Tensor, " rows"]:
     """-log softmax of a query's own key, and alpha times what its logit is above the mean under the teacher's softmax.
 
     As -sum_j t_j log p_j = log sum_j exp(z_j) - z_i + alpha (z_i - sum_j softmax_j(z') z_j).
     """
-    scale, product = pairs.logit_scale, pairs.exchange.product
+    scale, dtype = step.logit_scale, step.pairs.matmul_dtype
     keys = Columns(side.keys)
     places = torch.arange(len(side.keys), device=side.keys.device)
-    others = EqualKeys(places[pairs.ranks.own], places)
-    own = scale * (side.queries * side.own_keys).sum(1)
-    losses = -logsigmoid(own - row_log_sum_exp(side.queries, keys, scale, (others,), product=product))
+    others = EqualKeys(places[step.pairs.ranks.own], places)
+    own_logit = scale * (side.queries * side.own_keys).sum(1)
+    losses = -logsigmoid(own_logit - row_log_sum_exp(side.queries, keys, scale, (others,), product=dtype))
     if not alpha:
         return losses
     fixed = scale.detach()
     with torch.no_grad():
-        logs = row_log_sum_exp(side.teacher, keys, fixed, product=product)
-    targets = SoftmaxTargets(side.teacher * fixed, side.keys, logs, logs.new_zeros(len(side.keys)))
-    softened = target_sums(side.queries, keys, targets, with_columns=False, product=product)
-    return losses + alpha * (own - scale * softened.rows)
+        row_lse = row_log_sum_exp(side.teacher, keys, fixed, product=dtype)
+    targets = SoftmaxTargets(side.teacher * fixed, side.keys, row_lse, row_lse.new_zeros(len(side.keys)))
+    softened = target_sums(side.queries, keys, targets, with_columns=False, product=dtype)
+    return losses + alpha * (own_logit - scale * softened.rows)

@@ -1,7 +1,6 @@
 """Several heads, each pair of embeddings with a temperature of its own, by maximum likelihood."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from vlm.errors import EveryRankError
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.listed_pairs import listed_similarities, sum_of_lines
 from vlm.similarity.top_negatives import top_negatives
@@ -55,7 +55,7 @@ class MultiHead(PairTerm):
         return self
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
     def parameters(self, facts: RunFacts) -> dict[str, Tensor]:  # noqa: D102
         if facts.dim % self.heads:
@@ -70,49 +70,41 @@ class MultiHead(PairTerm):
             weight.uniform_(-bound, bound, generator=generator)
         return weights | {"inner_bias": torch.zeros(self.hidden), "outer_bias": torch.zeros(width)}
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        losses = pairs.image.new_zeros(len(pairs.image))
-        for own, columns in self._heads(pairs):
-            losses = losses + (
-                self._of_rows(own.image, own.text, columns.text, pairs)
-                + self._of_rows(own.text, own.image, columns.image, pairs)
-            )
-        return pairs.share(losses / 2)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        pairs = step.pairs
+        losses = pairs.x.new_zeros(len(pairs.x))
+        for x, y, all_x, all_y in self._heads(pairs):
+            losses = losses + self._row_losses(x, y, all_y, step) + self._row_losses(y, x, all_x, step)
+        return pairs.mean(losses / 2)
 
-    def _heads(self, pairs: Pairs) -> Iterator[tuple["_Head", "_Head"]]:
-        """Each head of this rank's rows and of all rows."""
-        width = pairs.image.shape[1] // self.heads
+    def _heads(self, pairs: Pairs) -> Iterator[tuple[Tensor, ...]]:
+        """Each head of this rank's x and y, and of all ranks'."""
+        width = pairs.x.shape[1] // self.heads
         parts = [
             [normalize(part, dim=1) for part in rows.split(width, dim=1)]
-            for rows in (pairs.image, pairs.text, pairs.gathered.image, pairs.gathered.text)
+            for rows in (pairs.x, pairs.y, pairs.all_x, pairs.all_y)
         ]
-        for image, text, all_images, all_texts in zip(*parts, strict=True):
-            yield _Head(image, text), _Head(all_images, all_texts)
+        yield from zip(*parts, strict=True)
 
-    def _of_rows(self, rows: Tensor, partners: Tensor, columns: Tensor, pairs: Pairs) -> Float[Tensor, " rows"]:
+    def _row_losses(self, rows: Tensor, partners: Tensor, columns: Tensor, step: PairStep) -> Float[Tensor, " rows"]:
         """One direction of one head."""
-        found, places = top_negatives(rows.detach(), columns.detach(), self.hardest, pairs.gathered.other_samples)
-        counted = found.isfinite()
+        nearest, places = top_negatives(rows.detach(), columns.detach(), self.hardest, step.pairs.other_samples)
+        counted = nearest.isfinite()
         row_places, column_places = counted.nonzero()[:, 0], places[counted]
-        of_rows, of_columns = self._network(rows, pairs), self._network(columns, pairs)
+        row_keys, column_keys = self._network(rows, step), self._network(columns, step)
         negatives = listed_similarities(rows, columns, row_places, column_places)
-        temperatures = self._temperature(listed_similarities(of_rows, of_columns, row_places, column_places))
-        of_positives = self._temperature((of_rows * self._network(partners, pairs)).sum(1))
+        temperatures = self._temperature(listed_similarities(row_keys, column_keys, row_places, column_places))
+        positive_temperatures = self._temperature((row_keys * self._network(partners, step)).sum(1))
         count = counted.sum(1).clamp(min=1)
         pushed = sum_of_lines(negatives / temperatures, row_places, len(rows)) / count
         released = sum_of_lines(temperatures.log() + 1 / temperatures, row_places, len(rows))
-        held = rows.shape[1] / 2 * of_positives.log() + 1 / of_positives
-        return pushed - (rows * partners).sum(1) / of_positives + self.beta * (held - released)
+        held = rows.shape[1] / 2 * positive_temperatures.log() + 1 / positive_temperatures
+        return pushed - (rows * partners).sum(1) / positive_temperatures + self.beta * (held - released)
 
-    def _network(self, rows: Tensor, pairs: Pairs) -> Float[Tensor, "rows width"]:
-        held = {name: value.to(rows.dtype) for name, value in pairs.parameters.items()}
-        inner = linear(rows, held["inner_weight"], held["inner_bias"]).relu()
-        return linear(inner, held["outer_weight"], held["outer_bias"])
+    def _network(self, rows: Tensor, step: PairStep) -> Float[Tensor, "rows width"]:
+        weights = {name: value.to(rows.dtype) for name, value in step.parameters.items()}
+        inner = linear(rows, weights["inner_weight"], weights["inner_bias"]).relu()
+        return linear(inner, weights["outer_weight"], weights["outer_bias"])
 
     def _temperature(self, agreement: Tensor) -> Tensor:
         return self.temperature_min + (self.temperature_max - self.temperature_min) * (-agreement).sigmoid()
-
-
-class _Head(NamedTuple):
-    image: Float[Tensor, "rows width"]
-    text: Float[Tensor, "rows width"]

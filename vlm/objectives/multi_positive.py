@@ -1,24 +1,23 @@
 """InfoNCE with several positives a row: equal captions, equal labels, or all captions of an image."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import GroupKey, Pairs, group_keys
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.rows import Rows
+from vlm.objectives.step import GroupKey, PairStep
 from vlm.objectives.term import Needs, PairTerm
-from vlm.outputs import PAIR
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EntryWeights, EqualKeys
 from vlm.similarity.group_sums import group_sums
 from vlm.similarity.listed_pairs import listed_similarities, log_sum_exp_of_lines
 from vlm.similarity.log_sum_exp import log_sum_exp
-from vlm.similarity.tiles import Columns
 
 
 @TERMS.register("multi_positive")
@@ -56,69 +55,84 @@ class MultiPositive(PairTerm):
     def needs(self) -> Needs:  # noqa: D102
         if self.captions == "all":
             captions = frozenset({"captions"})
-            return Needs(outputs=PAIR | captions, batch_parts=captions)
-        return Needs(gathered=frozenset({"text"}))
+            return Needs(outputs=captions | set(self.between), batch_parts=captions)
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        return self._of_captions(pairs) if self.captions == "all" else self._of_pairs(pairs)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        keys = step.group_keys(self.by)
+        if self.captions == "one":
+            return multi_positive(step.pairs, step.logit_scale, keys, form=self.form)
+        owners = step.batch.owners("captions")
+        x, y = _Side(step.pairs.x_rows, keys), _Side(step.rows("captions"), keys[owners])
+        return _of_all(x, y, step.logit_scale, self.form)
 
-    def _of_pairs(self, pairs: Pairs) -> Tensor:
-        keys, ranks, scale = group_keys(pairs, self.by), pairs.ranks, pairs.logit_scale
-        all_keys = ranks.gather_constant(keys)
-        places = torch.arange(ranks.num_rows, device=keys.device)
-        # A sample that is in the batch twice may come with two captions.
-        negatives = (*pairs.gathered.other_samples, EqualKeys(keys, all_keys))
-        own, of_images, of_texts = pairs.logits(scale, negatives)
-        matrix = _Matrix(pairs, pairs.gathered.text_columns, ranks)
-        others = matrix.positives(EqualKeys(keys, all_keys, keep=True), EqualKeys(places[ranks.own], places))
-        positives = tuple(torch.logaddexp(own, log_sum) for log_sum in others)
-        losses = -(logsigmoid(positives[0] - of_images) + logsigmoid(positives[1] - of_texts))
-        if self.form == "mean_log":
-            means = [
-                (own + scale * (x * (sums - y)).sum(1)) / counts
-                for x, y, (sums, counts) in (
-                    (pairs.image, pairs.text, group_sums(pairs.text, keys, keys, ranks)),
-                    (pairs.text, pairs.image, group_sums(pairs.image, keys, keys, ranks)),
-                )
-            ]
-            losses = losses + (positives[0] - means[0]) + (positives[1] - means[1])
-        return pairs.share(losses / 2)
 
-    def _of_captions(self, pairs: Pairs) -> Tensor:
-        captions, owners = pairs.outputs["captions"], pairs.batch.owners("captions")
-        keys, scale = group_keys(pairs, self.by), pairs.logit_scale
-        caption_keys = keys[owners]
-        caption_ranks, num_captions = pairs.exchange.count(len(captions))
-        columns = pairs.exchange.columns(captions, caption_ranks)
-        all_keys = caption_ranks.gather_constant(caption_keys)
-        samples = EqualKeys(pairs.ids, caption_ranks.gather_constant(pairs.ids[owners]))
-        matrix = _Matrix(pairs, columns, caption_ranks)
-        negatives = matrix.log_sum_exp((samples, EqualKeys(keys, all_keys)))
-        positives = matrix.positives(EqualKeys(keys, all_keys, keep=True))
-        of_images, of_captions = (-logsigmoid(p - n) for p, n in zip(positives, negatives, strict=True))
-        if self.form == "mean_log":
-            sums, counts = group_sums(captions, caption_keys, keys, caption_ranks)
-            of_images = of_images + (positives[0] - scale * (pairs.image * sums).sum(1) / counts)
-            sums, counts = group_sums(pairs.image, keys, caption_keys, pairs.ranks)
-            of_captions = of_captions + (positives[1] - scale * (captions * sums).sum(1) / counts)
-        share_of_captions = of_captions.sum() * (pairs.exchange.world.size / num_captions)
-        return (pairs.share(of_images) + share_of_captions) / 2
+Form = Literal["log_sum", "mean_log"]
+
+
+def multi_positive(
+    pairs: Pairs, scale: Float[Tensor, "1"], groups: Int64[Tensor, " rows"], *, form: Form = "log_sum"
+) -> Float[Tensor, ""]:
+    """The loss of `MultiPositive`, pairs of equal keys being each other's positives."""
+    ranks = pairs.ranks
+    all_groups = ranks.gather_constant(groups)
+    places = torch.arange(ranks.num_rows, device=groups.device)
+    # A sample that is in the batch twice may come with two captions.
+    negatives = (*pairs.other_samples, EqualKeys(groups, all_groups))
+    own_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale, negatives)
+    matrix = _Matrix(pairs.x_rows, pairs.y_rows, scale)
+    others = matrix.positives(EqualKeys(groups, all_groups, keep=True), EqualKeys(places[ranks.own], places))
+    positives = tuple(torch.logaddexp(own_logit, log_sum) for log_sum in others)
+    losses = -(logsigmoid(positives[0] - x_negatives) + logsigmoid(positives[1] - y_negatives))
+    if form == "mean_log":
+        means = [
+            (own_logit + scale * (x * (sums - y)).sum(1)) / counts
+            for x, y, (sums, counts) in (
+                (pairs.x, pairs.y, group_sums(pairs.y, groups, groups, ranks)),
+                (pairs.y, pairs.x, group_sums(pairs.x, groups, groups, ranks)),
+            )
+        ]
+        losses = losses + (positives[0] - means[0]) + (positives[1] - means[1])
+    return pairs.mean(losses / 2)
+
+
+class _Side(NamedTuple):
+    """Rows of one kind, several a sample perhaps, and the group of each."""
+
+    rows: Rows
+    groups: Int64[Tensor, " rows"]
+
+
+def _of_all(x: _Side, y: _Side, scale: Tensor, form: Form) -> Float[Tensor, ""]:
+    """The loss between rows that need not be one a sample."""
+    (x_rows, x_groups), (y_rows, y_groups) = x, y
+    all_y_groups = y_rows.samples.ranks.gather_constant(y_groups)
+    samples = EqualKeys(x_rows.samples.ids, y_rows.samples.all_ids)
+    matrix = _Matrix(x_rows, y_rows, scale)
+    negatives = matrix.log_sum_exp((samples, EqualKeys(x_groups, all_y_groups)))
+    positives = matrix.positives(EqualKeys(x_groups, all_y_groups, keep=True))
+    x_losses, y_losses = (-logsigmoid(p - n) for p, n in zip(positives, negatives, strict=True))
+    if form == "mean_log":
+        sums, counts = group_sums(y_rows.values, y_groups, x_groups, y_rows.samples.ranks)
+        x_losses = x_losses + (positives[0] - scale * (x_rows.values * sums).sum(1) / counts)
+        sums, counts = group_sums(x_rows.values, x_groups, y_groups, x_rows.samples.ranks)
+        y_losses = y_losses + (positives[1] - scale * (y_rows.values * sums).sum(1) / counts)
+    return (x_rows.samples.mean(x_losses) + y_rows.samples.mean(y_losses)) / 2
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """The pair matrix of this rank's images against all texts."""
+    """The matrix of this rank's rows x against all rows y."""
 
-    pairs: Pairs
-    columns: Columns
-    ranks: RowGroup  # how many texts each rank has
+    x: Rows
+    y: Rows
+    scale: Float[Tensor, "1"]
 
     def log_sum_exp(self, weights: tuple[EntryWeights, ...]) -> tuple[Tensor, Tensor]:
-        """Over texts of each own image, and over all images of each own text."""
-        of_images, parts = log_sum_exp(
-            self.pairs.image, self.columns, self.pairs.logit_scale, weights, product=self.pairs.exchange.product
-        )
-        return of_images, self.ranks.merge_log_sum_exp(parts)
+        """Over all y of each own x, and over all x of each own y."""
+        dtype = self.x.samples.exchange.product
+        x_lse, parts = log_sum_exp(self.x.values, self.y.columns, self.scale, weights, product=dtype)
+        return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)
 
     def positives(self, kept: EqualKeys, left_out: EqualKeys | None = None) -> tuple[Tensor, Tensor]:
         """`log_sum_exp` over the entries that `kept` keeps, but for those of `left_out`; -inf where there are none.
@@ -126,13 +140,13 @@ class _Matrix:
         Few are computed one by one; many, or with columns that pass by in a ring, tile by tile.
         """
         weights = (kept,) if left_out is None else (kept, left_out)
-        if kept.listed is None or self.columns.ring is not None:
+        if kept.listed is None or self.y.columns.ring is not None:
             return self.log_sum_exp(weights)
         i, j = kept.listed
         if left_out is not None:
             others = left_out.row_keys[i] != left_out.column_keys[j]
             i, j = i[others], j[others]
-        logits = self.pairs.logit_scale * listed_similarities(self.pairs.image, self.columns.rows, i, j)
-        of_images = log_sum_exp_of_lines(logits, i, len(self.pairs.image))
-        parts = log_sum_exp_of_lines(logits, j, self.columns.num_columns)
-        return of_images, self.ranks.merge_log_sum_exp(parts)
+        logits = self.scale * listed_similarities(self.x.values, self.y.columns.rows, i, j)
+        x_lse = log_sum_exp_of_lines(logits, i, len(self.x.values))
+        parts = log_sum_exp_of_lines(logits, j, self.y.columns.num_columns)
+        return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)

@@ -1,7 +1,8 @@
 """The objective of a run: a weighted sum of terms, the providers attached to them, and what both remember."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,9 @@ from torch import Tensor
 from vlm.batch import Batch
 from vlm.errors import EveryRankError, nearest
 from vlm.objectives.local_part import LocalPart
-from vlm.objectives.pairs import ExtraNegatives, Pairs, gather_pairs
+from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.objectives.state import RunFacts, TermState
+from vlm.objectives.step import PairStep, StepRows
 from vlm.objectives.term import LocalTerm, Needs, PairTerm, Provider, Term, needs_of
 from vlm.outputs import Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
@@ -19,6 +21,11 @@ from vlm.world import World
 
 Loss = Float[Tensor, ""]
 _REMEDIES = {"captions": "set data.caption to `all`"}
+
+
+class _Provided(NamedTuple):
+    negatives: ExtraNegatives | None
+    positive_spread: Tensor | None
 
 
 class Objective:
@@ -82,17 +89,16 @@ class Objective:
         total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
         if not self.pair_terms:
             return total, by_term
-        pairs = gather_pairs(
-            outputs,
-            batch,
-            self.exchange,
-            needed=self.pair_needs.gathered,
-            seed=self.facts.seed,
-            teacher=teacher,
-        )
-        provided = self._provide(pairs) if any(term.takes_providers for term in self.pair_terms.values()) else {}
+        rows = StepRows(outputs, batch, self.exchange, self.pair_needs.gathered)
+
+        def seen_by(name: str, pairs: Pairs) -> PairStep:
+            state, parameters = self.states.get(name), term_parameters(outputs, name)
+            seed = self.facts.seed
+            return PairStep(batch, outputs, rows, pairs, self.exchange, seed, teacher or {}, state, parameters)
+
+        provided = self._provide(batch.step, rows, seen_by)
         for name, term in self.pair_terms.items():
-            value = term(self._as_seen_by(name, pairs, provided))
+            value = term(seen_by(name, self._with_provided(name, rows.pairs(term.between), provided)))
             total = total + term.weight * value
             by_term[name] = value.detach()
         return self._checked(total, [*self.pair_terms, *self.providers]), by_term
@@ -140,26 +146,20 @@ class Objective:
                 total = total + check.to(total)
         return total
 
-    def _provide(self, pairs: Pairs) -> dict[str, tuple[ExtraNegatives | None, Tensor | None]]:
+    def _provide(self, step: int, rows: StepRows, seen_by: Callable[[str, Pairs], PairStep]) -> dict[str, "_Provided"]:
         provided = {}
         for name, provider in self.providers.items():
-            if pairs.batch.step >= provider.start_step:
-                own = replace(pairs, state=self.states.get(name))
-                provided[name] = (provider.negatives(own), provider.positive_spread(own))
+            if step >= provider.start_step and any(name in attached for attached in self._attached.values()):
+                seen = seen_by(name, rows.pairs(provider.between))
+                provided[name] = _Provided(provider.negatives(seen), provider.positive_spread(seen))
         return provided
 
-    def _as_seen_by(
-        self, name: str, pairs: Pairs, provided: dict[str, tuple[ExtraNegatives | None, Tensor | None]]
-    ) -> Pairs:
+    def _with_provided(self, name: str, pairs: Pairs, provided: Mapping[str, "_Provided"]) -> Pairs:
+        """A term's pairs with what the providers attached to it add."""
         attached = [provided[provider] for provider in self._attached[name] if provider in provided]
-        spreads = [spread for _, spread in attached if spread is not None]
-        return replace(
-            pairs,
-            extra=tuple(extra for extra, _ in attached if extra is not None),
-            positive_spread=spreads[0] if spreads else None,
-            state=self.states.get(name),
-            parameters=term_parameters(pairs.outputs, name),
-        )
+        spreads = [one.positive_spread for one in attached if one.positive_spread is not None]
+        extra = tuple(one.negatives for one in attached if one.negatives is not None)
+        return replace(pairs, extra=extra, positive_spread=spreads[0] if spreads else None)
 
     def _providers_of(self, name: str, term: PairTerm) -> tuple[str, ...]:
         """The providers attached to a term. Raises EveryRankError where one is attached to what cannot use it."""
@@ -171,7 +171,9 @@ class Objective:
                     raise EveryRankError(f"{where}: no term {target!r}; {nearest(target, self.terms)}")
                 if target not in self.pair_terms or not self.pair_terms[target].takes_providers:
                     raise EveryRankError(f"{where}: {target} takes no providers")
-            everywhere = provider.attach_to is None and term.takes_providers
+                if self.pair_terms[target].between != provider.between:
+                    raise EveryRankError(f"{where}: {target} is not between {' and '.join(provider.between)}")
+            everywhere = provider.attach_to is None and term.takes_providers and term.between == provider.between
             if everywhere or name in (provider.attach_to or ()):
                 attached.append(provider_name)
         return tuple(attached)

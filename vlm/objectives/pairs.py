@@ -1,43 +1,37 @@
-"""What a term reads: this rank's pairs, the columns of the whole batch, and the negatives that providers add."""
+"""Pairs of rows: two kinds with one row each a sample, their statistics, and the negatives that providers add."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.batch import Batch
-from vlm.errors import EveryRankError
-from vlm.objectives.state import TermState
-from vlm.outputs import Outputs
+from vlm.objectives.rows import JointGather, Rows, RowSamples
 from vlm.similarity.collectives import RowGroup
-from vlm.similarity.entries import EntryWeights, EqualKeys
+from vlm.similarity.entries import EntryWeights
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.log_sum_exp import log_sum_exp, paired_log_sum_exp
 from vlm.similarity.softplus_sum import paired_softplus_sum, softplus_sum
 from vlm.similarity.tiles import Columns
 
-Modality = Literal["image", "text"]
-
 
 class ExtraNegatives(ABC):
     """Negatives beside those of the batch: a queue, mixtures, counterfactual texts. They carry no gradient.
 
-    `others` says which modality the negatives are of: images are compared with extra texts, texts with extra images.
+    `others` says of which kind the negatives are: images are compared with extra texts, texts with extra images.
     Queries are this rank's rows; entries of the query's own sample do not count.
     """
 
     @abstractmethod
-    def num_columns(self, others: Modality) -> Int64[Tensor, " rows"]:
+    def num_columns(self, others: str) -> Int64[Tensor, " rows"]:
         """How many extra negatives each row has."""
 
     @abstractmethod
     def log_sum_exp(
-        self, queries: Float[Tensor, "rows dim"], others: Modality, scale: Float[Tensor, " rows_or_1"]
+        self, queries: Float[Tensor, "rows dim"], others: str, scale: Float[Tensor, " rows_or_1"]
     ) -> Float[Tensor, " rows"]:
         """log sum_j exp(scale_i <q_i, e_ij>) over a row's extra negatives; -inf where it has none."""
 
@@ -45,126 +39,163 @@ class ExtraNegatives(ABC):
     def softplus_sum(
         self,
         queries: Float[Tensor, "rows dim"],
-        others: Modality,
+        others: str,
         scale: Float[Tensor, "1"],
         bias: Float[Tensor, "1"],
     ) -> Float[Tensor, " rows"]:
         """sum_j softplus(scale <q_i, e_ij> + bias) over a row's extra negatives."""
 
 
+class InfoNceStatistics(NamedTuple):
+    """The logit of each pair, and log sum exp over the negatives of each x (among all y), and of each y (among x)."""
+
+    positive: Float[Tensor, " rows"]
+    x_negatives: Float[Tensor, " rows"]
+    y_negatives: Float[Tensor, " rows"]
+
+
+class SigmoidStatistics(NamedTuple):
+    """The logit of each pair without the bias, and the sum of log(1 + exp(logit + bias)) over its negatives."""
+
+    positive: Float[Tensor, " rows"]
+    negatives: Float[Tensor, " rows"]
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """One step's pairs as a term sees them: n of N on this rank, `ranks` those among which they are compared.
+    """Two kinds of rows of which row i of one belongs to row i of the other: x_i and y_i (an image and its text).
 
-    Whatever is gathered is gathered once and shared by all terms; a gathered tensor's gradient returns to its owner
-    summed over ranks. `extra` and `positive_spread` come from the providers attached to the term; `state` and
-    `parameters` are the term's own (or, for a provider, its own).
+    `extra` and `positive_spread` come from providers: further negatives, and by how much pairs are extrapolated apart.
     """
 
-    outputs: Outputs
-    batch: Batch
-    exchange: Exchange
-    ranks: RowGroup
-    num_pairs: int  # of all ranks, those of other groups too
-    seed: int = 0
-    teacher: Outputs = field(default_factory=dict)
+    x_rows: Rows
+    y_rows: Rows
     extra: tuple[ExtraNegatives, ...] = ()
     positive_spread: Float[Tensor, " rows"] | None = None
-    state: TermState | None = None
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
-    _gathered: "Gathered | None" = None
 
     @property
-    def image(self) -> Float[Tensor, "rows dim"]:
-        """This rank's image embeddings."""
-        return self.outputs["image"]
+    def x(self) -> Float[Tensor, "rows dim"]:
+        """This rank's first rows."""
+        return self.x_rows.values
 
     @property
-    def text(self) -> Float[Tensor, "rows dim"]:
-        """This rank's text embeddings."""
-        return self.outputs["text"]
+    def y(self) -> Float[Tensor, "rows dim"]:
+        """This rank's second rows."""
+        return self.y_rows.values
 
     @property
-    def logit_scale(self) -> Float[Tensor, "1"]:
-        """1 / temperature."""
-        return self.outputs["logit_scale"]
+    def all_x(self) -> Float[Tensor, "all dim"]:
+        """All ranks' first rows."""
+        return self.x_rows.all_values
+
+    @property
+    def all_y(self) -> Float[Tensor, "all dim"]:
+        """All ranks' second rows."""
+        return self.y_rows.all_values
+
+    @property
+    def x_columns(self) -> Columns:
+        """All ranks' first rows as columns."""
+        return self.x_rows.columns
+
+    @property
+    def y_columns(self) -> Columns:
+        """All ranks' second rows as columns."""
+        return self.y_rows.columns
+
+    @property
+    def samples(self) -> RowSamples:
+        """The samples of the pairs."""
+        return self.x_rows.samples
 
     @property
     def ids(self) -> Int64[Tensor, " rows"]:
         """This rank's sample ids."""
-        return self.batch.sample_ids
+        return self.samples.ids
 
     @property
-    def gathered(self) -> "Gathered":
-        """What this step has gathered so far."""
-        assert self._gathered is not None
-        return self._gathered
+    def all_ids(self) -> Int64[Tensor, " all"]:
+        """All ranks' sample ids."""
+        return self.samples.all_ids
 
-    def embedded_as(
-        self, image: Float[Tensor, "rows other"], text: Float[Tensor, "rows other"], needed: frozenset[str]
+    @property
+    def other_samples(self) -> tuple[EntryWeights, ...]:
+        """The entries of other samples."""
+        return self.samples.others
+
+    @property
+    def ranks(self) -> RowGroup:
+        """The ranks among which pairs are negatives of each other."""
+        return self.samples.ranks
+
+    @property
+    def exchange(self) -> Exchange:
+        """How the ranks send rows to one another."""
+        return self.samples.exchange
+
+    @property
+    def matmul_dtype(self) -> torch.dtype | None:
+        """The precision of the factors of products; None: that of the rows."""
+        return self.exchange.product
+
+    def with_values(
+        self, x: Float[Tensor, "rows other"], y: Float[Tensor, "rows other"], gathered: Iterable[str]
     ) -> "Pairs":
-        """The same samples with other embeddings, of which `needed` will be gathered; without what providers add."""
-        outputs = {**self.outputs, "image": image, "text": text}
-        gathered = self.gathered.embedded_as(outputs, needed)
-        return replace(self, outputs=outputs, extra=(), positive_spread=None, _gathered=gathered)
+        """The same samples with other embeddings, of which the kinds `gathered` will be; without providers' parts."""
+        kinds = self.x_rows.kind, self.y_rows.kind
+        together = JointGather(self.samples, dict(zip(kinds, (x, y), strict=True)), gathered)
+        rows = [Rows(kind, values, self.samples, together) for kind, values in zip(kinds, (x, y), strict=True)]
+        return replace(self, x_rows=rows[0], y_rows=rows[1], extra=(), positive_spread=None)
 
-    def share(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """This rank's share of the mean over the global batch of one number a pair."""
-        return losses.sum() * (self.exchange.world.size / self.num_pairs)
-
-    def share_of_group(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """This rank's share of a value that `ranks` have found together: its mean over groups, weighted by pairs."""
-        own = self.ranks.counts[self.ranks.rank]
-        return value * (own * self.exchange.world.size / self.num_pairs)
+    def mean(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """This rank's part of the mean over the global batch of one number a pair."""
+        return self.samples.mean(losses)
 
     def positive_similarity(self) -> Float[Tensor, " rows"]:
         """<x_i, y_i>, made harder by the providers: (2 l^2 - 2 l + 1) s + 2 l (1 - l) at a spread of l."""
-        return self._spread_apart((self.image * self.text).sum(1), 1.0)
+        return self._spread_apart((self.x * self.y).sum(1), 1.0)
 
-    def logits(
+    def infonce_statistics(
         self,
         scale: Float[Tensor, "1"],
         negatives: tuple[EntryWeights, ...] | None = None,
-        of_text_negatives: tuple[EntryWeights, ...] | None = None,
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Of each own pair the logit of `positive_similarity`, and the log-sum-exps over both sides' negatives.
+        y_negatives: tuple[EntryWeights, ...] | None = None,
+    ) -> InfoNceStatistics:
+        """The logits of pairs and the log-sum-exps of their negatives at a scale a.
 
-        Those are log sum_j exp(a <x_i, y_j>) of the image over texts, and of the text over images. Negatives are all
-        entries of other samples, or those that `negatives` leaves, and what providers add; texts (columns) may have
-        their own.
+        log sum_j exp(a <x_i, y_j>) of each x_i over y, and of each y_i over x. Negatives are all entries of other
+        samples, or those that `negatives` leaves, and what providers add; those of y (columns) may be others.
         """
-        weights = self.gathered.other_samples if negatives is None else negatives
-        columns, product = self.gathered.text_columns, self.exchange.product
+        weights = self.other_samples if negatives is None else negatives
+        columns = self.y_columns
         if columns.pairs_at is None:
-            own = scale * (self.image * self.text).sum(1)
-            of_images, parts = log_sum_exp(self.image, columns, scale, weights, of_text_negatives, product=product)
+            positive = scale * (self.x * self.y).sum(1)
+            x_lse, parts = log_sum_exp(self.x, columns, scale, weights, y_negatives, product=self.matmul_dtype)
         else:
-            own, of_images, parts = paired_log_sum_exp(
-                self.image, columns, scale, weights, of_text_negatives, product=product
+            positive, x_lse, parts = paired_log_sum_exp(
+                self.x, columns, scale, weights, y_negatives, product=self.matmul_dtype
             )
-        of_texts = self.ranks.merge_log_sum_exp(parts)
+        y_lse = self.ranks.merge_log_sum_exp(parts)
         for extra in self.extra:
-            of_images = _log_add_exp(of_images, extra.log_sum_exp(self.image, "text", scale))
-            of_texts = _log_add_exp(of_texts, extra.log_sum_exp(self.text, "image", scale))
-        return self._spread_apart(own, scale), of_images, of_texts
+            x_lse = _log_add_exp(x_lse, extra.log_sum_exp(self.x, self.y_rows.kind, scale))
+            y_lse = _log_add_exp(y_lse, extra.log_sum_exp(self.y, self.x_rows.kind, scale))
+        return InfoNceStatistics(self._spread_apart(positive, scale), x_lse, y_lse)
 
-    def softplus_logits(
-        self, scale: Float[Tensor, "1"], bias: Float[Tensor, "1"]
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Of each own pair the logit of `positive_similarity` without the bias, and the sum over its negatives.
+    def sigmoid_statistics(self, scale: Float[Tensor, "1"], bias: Float[Tensor, "1"]) -> SigmoidStatistics:
+        """The logits of pairs, and sum_j log(1 + exp(a <x_i, y_j> + b)) over y of other samples.
 
-        That is sum_j log(1 + exp(a <x_i, y_j> + b)) over the texts of other samples, and what providers add both ways.
+        What providers add is summed both ways: x against extra y, and y against extra x.
         """
-        arguments = (self.image, self.gathered.text_columns, scale, bias, self.gathered.other_samples)
-        if self.gathered.text_columns.pairs_at is None:
-            own = scale * (self.image * self.text).sum(1)
-            negatives = softplus_sum(*arguments, product=self.exchange.product)
+        arguments = (self.x, self.y_columns, scale, bias, self.other_samples)
+        if self.y_columns.pairs_at is None:
+            positive = scale * (self.x * self.y).sum(1)
+            negatives = softplus_sum(*arguments, product=self.matmul_dtype)
         else:
-            own, negatives = paired_softplus_sum(*arguments, product=self.exchange.product)
+            positive, negatives = paired_softplus_sum(*arguments, product=self.matmul_dtype)
         for extra in self.extra:
-            negatives = negatives + extra.softplus_sum(self.image, "text", scale, bias)
-            negatives = negatives + extra.softplus_sum(self.text, "image", scale, bias)
-        return self._spread_apart(own, scale), negatives
+            negatives = negatives + extra.softplus_sum(self.x, self.y_rows.kind, scale, bias)
+            negatives = negatives + extra.softplus_sum(self.y, self.x_rows.kind, scale, bias)
+        return SigmoidStatistics(self._spread_apart(positive, scale), negatives)
 
     def _spread_apart(self, positive: Tensor, largest: Tensor | float) -> Tensor:
         """Similarities (`largest` 1) or logits (`largest` the scale) of pairs that are extrapolated apart."""
@@ -174,118 +205,25 @@ class Pairs:
         return (2 * spread**2 - 2 * spread + 1) * positive + 2 * spread * (1 - spread) * largest
 
 
+def pair_up(
+    x: Float[Tensor, "rows dim"],
+    y: Float[Tensor, "rows dim"],
+    ids: Int64[Tensor, " rows"] | None = None,
+    exchange: Exchange | None = None,
+    kinds: tuple[str, str] = ("image", "text"),
+) -> Pairs:
+    """Pairs of plain tensors, row i of x with row i of y; without `ids` all are of samples of their own. Collective."""
+    exchange = exchange or Exchange.current(x.device)
+    if ids is None:
+        ranks, _ = exchange.count(len(x))
+        # Ranks of other groups may have the same numbers: they compare nothing with each other.
+        ids = torch.arange(ranks.own.start, ranks.own.stop, device=x.device)
+    samples = RowSamples(ids, exchange)
+    together = JointGather(samples, {kinds[0]: x, kinds[1]: y}, ())
+    return Pairs(Rows(kinds[0], x, samples, together), Rows(kinds[1], y, samples, together))
+
+
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     """log(exp(a) + exp(b)), whose gradient is 0, not NaN, where neither has an entry."""
     some = ~torch.maximum(a, b).isneginf()
     return torch.where(some, torch.logaddexp(torch.where(some, a, 0.0), torch.where(some, b, 0.0)), float("-inf"))
-
-
-class Gathered:
-    """What all terms of a step share of other ranks' rows, fetched when first asked for.
-
-    `needed` names the embeddings that are fetched in one collective (those the enabled terms declare).
-    """
-
-    def __init__(
-        self, outputs: Outputs, batch: Batch, exchange: Exchange, ranks: RowGroup, needed: frozenset[str]
-    ) -> None:
-        self._outputs, self._batch, self._exchange, self._ranks = outputs, batch, exchange, ranks
-        self._needed = needed
-        self._embeddings: dict[str, Tensor] = {}
-
-    def embedded_as(self, outputs: Outputs, needed: frozenset[str]) -> "Gathered":
-        """The same samples with other embeddings; what says which samples they are is not fetched again."""
-        other = Gathered(outputs, self._batch, self._exchange, self._ranks, needed)
-        other.ids, other.other_samples = self.ids, self.other_samples
-        return other
-
-    @cached_property
-    def ids(self) -> Int64[Tensor, " all"]:
-        """All ranks' sample ids."""
-        return self._ranks.gather_constant(self._batch.sample_ids)
-
-    @cached_property
-    def other_samples(self) -> tuple[EntryWeights, ...]:
-        """Leaves all entries but those of the same sample."""
-        return (EqualKeys(self._batch.sample_ids, self.ids),)
-
-    @cached_property
-    def text_columns(self) -> Columns:
-        """All texts as columns, as the exchange delivers them."""
-        if self._exchange.config.exchange == "ring":
-            return self._exchange.columns(self._outputs["text"], self._ranks)
-        return Columns(self.text, pairs_at=self._pairs_at)
-
-    @cached_property
-    def image_columns(self) -> Columns:
-        """All images as columns, as the exchange delivers them."""
-        if self._exchange.config.exchange == "ring":
-            return self._exchange.columns(self._outputs["image"], self._ranks)
-        return Columns(self.image, pairs_at=self._pairs_at)
-
-    @property
-    def _pairs_at(self) -> int | None:
-        """Own rows among the gathered; None where a low-precision wire has rounded them on their way."""
-        rounded = self._exchange.wire is not None and self._ranks.size > 1
-        return None if rounded else self._ranks.own.start
-
-    @property
-    def image(self) -> Float[Tensor, "all dim"]:
-        """All ranks' image embeddings."""
-        return self._embedding("image")
-
-    @property
-    def text(self) -> Float[Tensor, "all dim"]:
-        """All ranks' text embeddings."""
-        return self._embedding("text")
-
-    def _embedding(self, name: Modality) -> Tensor:
-        if name not in self._embeddings:
-            missing = sorted((self._needed | {name}) - self._embeddings.keys())
-            parts: Sequence[Tensor] = [self._outputs[part] for part in missing]
-            if self._ranks.size > 1:
-                parts = self._ranks.gather(torch.cat(list(parts), dim=1), self._exchange.wire).chunk(
-                    len(missing), dim=1
-                )
-            self._embeddings.update(zip(missing, parts, strict=True))
-        return self._embeddings[name]
-
-
-def gather_pairs(
-    outputs: Outputs,
-    batch: Batch,
-    exchange: Exchange,
-    *,
-    needed: frozenset[str] = frozenset(),
-    seed: int = 0,
-    teacher: Outputs | None = None,
-) -> Pairs:
-    """The pairs of one step. Collective."""
-    ranks, num_pairs = exchange.count(len(batch))
-    gathered = Gathered(outputs, batch, exchange, ranks, needed)
-    return Pairs(outputs, batch, exchange, ranks, num_pairs, seed=seed, teacher=teacher or {}, _gathered=gathered)
-
-
-GroupKey = Literal["sample", "caption", "label"]
-
-
-def group_keys(pairs: Pairs, by: GroupKey) -> Int64[Tensor, " rows"]:
-    """A key for each own pair; pairs with the same key belong together. Raises EveryRankError without labels."""
-    if by == "sample":
-        return pairs.ids
-    if by == "caption":
-        return caption_keys(pairs.batch.texts.tokens, pairs.batch.texts.lengths)
-    if pairs.batch.labels is None:
-        raise EveryRankError(
-            "objective: a term groups pairs by label, and not every sample has one (a `cls` file beside the image)"
-        )
-    return pairs.batch.labels
-
-
-def caption_keys(tokens: Int64[Tensor, "rows length"], lengths: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
-    """A hash of each caption's token ids, whatever it is padded to."""
-    keys = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-    for place in range(tokens.shape[1]):
-        mixed = (keys ^ (tokens[:, place] + 1)) * 0x5851F42D4C957F2D + place
-        keys = torch.where(place < lengths, mixed ^ (mixed >> 29), keys)
-    return keys

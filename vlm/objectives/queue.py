@@ -8,16 +8,16 @@ from pydantic import Field
 from torch import Tensor
 
 from vlm.objectives.extra_negatives import SharedNegatives
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts, TermState
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, Provider
-from vlm.outputs import PAIR
 from vlm.similarity.collectives import RowGroup
 
 
 class Keys(NamedTuple):
-    """Embeddings of both modalities without gradient, and the samples that they are of."""
+    """Embeddings of both kinds (`image` the first, `text` the second) without gradient, and the samples they are of."""
 
     image: Float[Tensor, "keys dim"]
     text: Float[Tensor, "keys dim"]
@@ -112,27 +112,28 @@ class Queue(Provider):
     size: int = Field(default=65536, gt=0, le=2**26, description="embeddings of each modality that are remembered")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(teacher_outputs=PAIR)
+        return Needs(outputs=frozenset(self.between), teacher_outputs=frozenset(self.between))
 
     def start(self, facts: RunFacts) -> TermState:  # noqa: D102
         return EmbeddingQueue(self.size, facts)
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: D102
-        queue = pairs.state
+    def negatives(self, step: PairStep) -> ExtraNegatives | None:  # noqa: D102
+        queue, pairs = step.state, step.pairs
         assert isinstance(queue, EmbeddingQueue)
-        queue.propose(teacher_keys(pairs, all_ranks(pairs)))
-        held = queue.keys
-        if not len(held.ids):
+        queue.propose(teacher_keys(step, all_ranks(pairs)))
+        past = queue.keys
+        if not len(past.ids):
             return None
-        columns: dict[Modality, Tensor] = {"image": held.image.to(pairs.image), "text": held.text.to(pairs.text)}
-        return SharedNegatives(pairs, columns, (held.ids,))
+        columns = dict(zip(self.between, (past.image.to(pairs.x), past.text.to(pairs.y)), strict=True))
+        return SharedNegatives(pairs, columns, (past.ids,))
 
 
-def teacher_keys(pairs: Pairs, ranks: RowGroup) -> Keys:
+def teacher_keys(step: PairStep, ranks: RowGroup) -> Keys:
     """The teacher's embeddings of the rows of `ranks`, in the order of the global batch. Collective."""
-    both = torch.cat([pairs.teacher["image"], pairs.teacher["text"]], dim=1)
-    image, text = ranks.gather_constant(both).chunk(2, dim=1)
-    return Keys(image, text, pairs.gathered.ids if ranks is pairs.ranks else ranks.gather_constant(pairs.ids))
+    pairs = step.pairs
+    both = torch.cat([step.taught(pairs.x_rows), step.taught(pairs.y_rows)], dim=1)
+    x, y = ranks.gather_constant(both).chunk(2, dim=1)
+    return Keys(x, y, pairs.all_ids if ranks is pairs.ranks else ranks.gather_constant(pairs.ids))
 
 
 def all_ranks(pairs: Pairs) -> RowGroup:

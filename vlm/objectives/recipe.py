@@ -1,5 +1,10 @@
-"""How a recipe writes an objective (`{name: weight}`, `{name: {option: ...}}` or a preset) and its providers."""
+"""How a recipe writes an objective and its providers, or names a preset.
 
+`{clip: 1.0}` is a term with its weight, `{clip: {label_smoothing: 0.1}}` one with options, and
+`{near: {kind: clip, between: [image, region]}}` one under a name of its own, so that several of a kind are possible.
+"""
+
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -36,6 +41,8 @@ from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.term import Provider, Term
 from vlm.registry import Registry
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
 
 def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
@@ -46,15 +53,26 @@ def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> 
             if isinstance(options, BaseModel):
                 found[name] = options
                 continue
-            kind = registry.find(str(name))
+            written = dict(options) if isinstance(options, dict) else short(options)
+            kind = registry.find(_kind_of(str(name), written) if isinstance(written, dict) else str(name))
             try:
-                found[name] = kind.model_validate(options if isinstance(options, dict) else short(options))
+                found[name] = kind.model_validate(written)
             except ValidationError as error:
                 whole = not error.errors(include_url=False)[0]["loc"]  # the options together, not one of them
                 raise ValueError(f"{name}{': ' if whole else '.'}{first_problem(error, kind)}") from None
         return found
 
     return read
+
+
+def _kind_of(name: str, options: dict[str, Any]) -> str:
+    """The kind of a part, taken out of its options; it has another name than its kind only where both are said."""
+    kind = options.pop("kind", name)
+    if not isinstance(kind, str):
+        raise ValueError(f"{name}.kind: found {kind!r}; input should be the name of a kind")  # noqa: TRY004 - of a file
+    if kind != name and not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: letters, digits, _ and - are, beginning with a letter or digit")
+    return kind
 
 
 def _read_terms(value: Any) -> Any:
@@ -65,8 +83,16 @@ def _read_terms(value: Any) -> Any:
     return terms
 
 
-def _write(parts: dict[str, BaseModel]) -> dict[str, Any]:
-    return {name: part.model_dump(mode="json") for name, part in parts.items()}
+def _writer(registry: Registry[Any]) -> Callable[[dict[str, BaseModel]], dict[str, Any]]:
+    def write(parts: dict[str, BaseModel]) -> dict[str, Any]:
+        written = {}
+        for name, part in parts.items():
+            kind = registry.name_of(type(part))
+            named = {} if kind == name or ":" in name else {"kind": kind}
+            written[name] = {**named, **part.model_dump(mode="json")}
+        return written
+
+    return write
 
 
 def _schema(registry: Registry[Any], short: dict[str, Any]) -> dict[str, Any]:
@@ -74,13 +100,14 @@ def _schema(registry: Registry[Any], short: dict[str, Any]) -> dict[str, Any]:
         name: {"description": (kind.__doc__ or "").partition("\n")[0], "anyOf": [short, kind.model_json_schema()]}
         for name, kind in registry.all().items()
     }
-    return {"type": "object", "properties": parts, "patternProperties": {":": {}}, "additionalProperties": False}
+    named = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+    return {"type": "object", "properties": parts, "patternProperties": {":": {}}, "additionalProperties": named}
 
 
 Terms = Annotated[
     dict[str, Term],
     BeforeValidator(_read_terms),
-    PlainSerializer(_write),
+    PlainSerializer(_writer(TERMS)),
     WithJsonSchema(
         {"anyOf": [{"enum": list(PRESETS)}, _schema(TERMS, Term.model_json_schema()["properties"]["weight"])]}
     ),
@@ -89,6 +116,6 @@ Terms = Annotated[
 Providers = Annotated[
     dict[str, Provider],
     BeforeValidator(_reader(PROVIDERS, lambda options: options or {})),
-    PlainSerializer(_write),
+    PlainSerializer(_writer(PROVIDERS)),
     WithJsonSchema(_schema(PROVIDERS, {"type": "null"})),
 ]

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 from vlm.errors import EveryRankError
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 
 
@@ -29,14 +30,19 @@ class Sigmoid(PairTerm):
     takes_providers: ClassVar[bool] = True
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between[1:]))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale, bias = pairs.logit_scale, pairs.outputs.get("logit_bias")
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        bias = step.outputs.get("logit_bias")
         if bias is None:
             raise EveryRankError(
                 "objective.sigmoid: the model has no logit bias; set model.init_logit_bias"
                 " (-10 in the paper, beside model.init_logit_scale: 10)"
             )
-        positive, negatives = pairs.softplus_logits(scale, bias)
-        return pairs.share(negatives - logsigmoid(positive + bias))
+        return sigmoid(step.pairs, step.logit_scale, bias)
+
+
+def sigmoid(pairs: Pairs, scale: Float[Tensor, "1"], bias: Float[Tensor, "1"]) -> Float[Tensor, ""]:
+    """The loss of `Sigmoid` at a logit scale and bias."""
+    positive, negatives = pairs.sigmoid_statistics(scale, bias)
+    return pairs.mean(negatives - logsigmoid(positive + bias))

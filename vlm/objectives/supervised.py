@@ -3,13 +3,14 @@
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vlm.objectives.pairs import GroupKey, Pairs, group_keys
+from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import GroupKey, PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entries import EqualKeys
@@ -37,42 +38,47 @@ class Supervised(PairTerm):
     by: GroupKey = Field(default="label", description="what makes positives: the same class label, sample or caption")
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        scale = pairs.logit_scale if self.temperature is None else pairs.image.new_tensor([1 / self.temperature])
-        partner = pairs.positive_similarity()
-        means = self._mean_similarities(pairs, partner)
-        losses = torch.zeros_like(partner)
-        for mean, others in zip(means, _log_sum_exp_of_others(pairs, scale), strict=True):
-            # The partner's own logarithm, in which nothing is lost to 1 - 1, and how far the mean positive is from it.
-            losses = losses - logsigmoid(scale * partner - others) + scale * (partner - mean)
-        return pairs.share(losses / 2)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        scale = step.logit_scale if self.temperature is None else step.pairs.x.new_tensor([1 / self.temperature])
+        return supervised(step.pairs, scale, step.group_keys(self.by))
 
-    def _mean_similarities(self, pairs: Pairs, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each own image and each own text the mean similarity with its positives."""
-        keys = group_keys(pairs, self.by)
-        sums, counts = group_sums(pairs.image + pairs.text, keys, keys, pairs.ranks)
-        others = sums - pairs.image - pairs.text
-        image, text = (((rows * others).sum(1) + partner) / (2 * counts - 1) for rows in (pairs.image, pairs.text))
-        return image, text
+
+def supervised(pairs: Pairs, scale: Float[Tensor, "1"], groups: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """The loss of `Supervised` at a scale of 1 / T, all embeddings of equal keys being each other's positives."""
+    partner = pairs.positive_similarity()
+    losses = torch.zeros_like(partner)
+    means = _mean_similarities(pairs, groups, partner)
+    for mean, others in zip(means, _log_sum_exp_of_others(pairs, scale), strict=True):
+        # The partner's own logarithm, in which nothing is lost to 1 - 1, and how far the mean positive is from it.
+        losses = losses - logsigmoid(scale * partner - others) + scale * (partner - mean)
+    return pairs.mean(losses / 2)
+
+
+def _mean_similarities(pairs: Pairs, groups: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean similarity of each own x and each own y with its positives."""
+    sums, counts = group_sums(pairs.x + pairs.y, groups, groups, pairs.ranks)
+    others = sums - pairs.x - pairs.y
+    x, y = (((rows * others).sum(1) + partner) / (2 * counts - 1) for rows in (pairs.x, pairs.y))
+    return x, y
 
 
 def _log_sum_exp_of_others(pairs: Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each own image and each own text the log-sum-exp over both embeddings of all other pairs."""
+    """The log-sum-exp of each own x and each own y over both embeddings of all other pairs."""
     ranks = pairs.ranks
-    views = torch.cat([pairs.image, pairs.text])
+    views = torch.cat([pairs.x, pairs.y])
     places = torch.arange(ranks.num_rows, device=views.device)
-    own_places = places[ranks.own].repeat(2)
+    view_places = places[ranks.own].repeat(2)
     if pairs.exchange.config.exchange == "ring" and ranks.size > 1:
         twice = RowGroup(ranks.group, ranks.rank, tuple(2 * count for count in ranks.counts))
-        columns, all_places = pairs.exchange.columns(views, twice), twice.gather_constant(own_places)
+        columns, all_places = pairs.exchange.columns(views, twice), twice.gather_constant(view_places)
     else:
-        columns, all_places = Columns(torch.cat([pairs.gathered.image, pairs.gathered.text])), places.repeat(2)
-    other_pairs = EqualKeys(own_places, all_places)
-    both = row_log_sum_exp(views, columns, scale, (other_pairs,), product=pairs.exchange.product)
-    image, text = both.chunk(2)
+        columns, all_places = Columns(torch.cat([pairs.all_x, pairs.all_y])), places.repeat(2)
+    other_pairs = EqualKeys(view_places, all_places)
+    both = row_log_sum_exp(views, columns, scale, (other_pairs,), product=pairs.matmul_dtype)
+    x, y = both.chunk(2)
     for extra in pairs.extra:
-        image = torch.logaddexp(image, extra.log_sum_exp(pairs.image, "text", scale))
-        text = torch.logaddexp(text, extra.log_sum_exp(pairs.text, "image", scale))
-    return image, text
+        x = torch.logaddexp(x, extra.log_sum_exp(pairs.x, pairs.y_rows.kind, scale))
+        y = torch.logaddexp(y, extra.log_sum_exp(pairs.y, pairs.x_rows.kind, scale))
+    return x, y

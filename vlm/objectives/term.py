@@ -12,8 +12,9 @@ from torch import Tensor
 from vlm.batch import Batch
 from vlm.config import Config
 from vlm.objectives.local_part import LocalPart
-from vlm.objectives.pairs import ExtraNegatives, Pairs
+from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.state import RunFacts, TermState
+from vlm.objectives.step import Between, PairStep
 from vlm.outputs import PAIR
 
 
@@ -67,13 +68,26 @@ class Term(Config):
 
 
 class PairTerm(Term):
-    """A term that compares pairs: evaluated once a step on all rows of all ranks, however they were embedded."""
+    """A term that compares pairs: evaluated once a step on all rows of all ranks, however they were embedded.
+
+    Formulas write x for the first and y for the second of the two kinds of rows that it is `between`.
+    """
 
     takes_providers: ClassVar[bool] = False  # extra negatives and harder positives may be attached
 
+    between: Between = Field(
+        default=("image", "text"),
+        description="the two outputs that are compared, one row a sample; options on images and texts are of the "
+        "first and the second",
+    )
+
+    def needs(self) -> Needs:
+        """The outputs and parts that the term reads."""
+        return Needs(outputs=frozenset(self.between))
+
     @abstractmethod
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:
-        """This rank's part of the term's mean, unweighted. Its state and parameters come with the pairs. Collective."""
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:
+        """This rank's part of the term's mean, unweighted. Its state and parameters come with the step. Collective."""
 
 
 class LocalTerm(Term):
@@ -95,22 +109,25 @@ class LocalTerm(Term):
 class Provider(Config):
     """Extra negatives or harder positives for the terms that it is attached to; its fields are its options."""
 
+    between: Between = Field(
+        default=("image", "text"), description="the two outputs that it serves: terms between others take it not"
+    )
     attach_to: tuple[str, ...] | None = Field(default=None, description="terms by name; null: all that take providers")
     start_step: int = Field(default=0, ge=0, le=10**12, description="steps before it joins in")
 
     def needs(self) -> Needs:
         """The outputs and parts that the provider reads."""
-        return Needs()
+        return Needs(outputs=frozenset(self.between))
 
     def start(self, facts: RunFacts) -> TermState | None:  # noqa: ARG002
         """The state with which a run begins; None for a provider without memory."""
         return None
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives | None:  # noqa: ARG002
-        """Extra negatives for this step's pairs; its state comes with them. Collective."""
+    def negatives(self, step: PairStep) -> ExtraNegatives | None:  # noqa: ARG002
+        """Extra negatives for this step's pairs; its state comes with it. Collective."""
         return None
 
-    def positive_spread(self, pairs: Pairs) -> Float[Tensor, " rows"] | None:  # noqa: ARG002
+    def positive_spread(self, step: PairStep) -> Float[Tensor, " rows"] | None:  # noqa: ARG002
         """By how much each pair is extrapolated apart (1: not at all); see `Pairs.positive_similarity`."""
         return None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entries import EqualKeys
 from vlm.similarity.log_sum_exp import row_log_sum_exp
@@ -36,17 +37,24 @@ class Uniformity(PairTerm):
     )
 
     def needs(self) -> Needs:  # noqa: D102
-        return Needs(gathered=frozenset({"image", "text"}))
+        return Needs(outputs=frozenset(self.between), gathered=frozenset(self.between))
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        value = pairs.image.new_zeros(())
-        if self.image:
-            value = value + self.image * _log_mean_potential(pairs, pairs.image, pairs.gathered.image_columns, self.t)
-        if self.text:
-            value = value + self.text * _log_mean_potential(pairs, pairs.text, pairs.gathered.text_columns, self.t)
-        if self.cross:
-            value = value + self.cross * _log_mean_potential(pairs, pairs.image, pairs.gathered.text_columns, self.t)
-        return pairs.share_of_group(value)
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        return uniformity(step.pairs, t=self.t, x_factor=self.image, y_factor=self.text, cross_factor=self.cross)
+
+
+def uniformity(
+    pairs: Pairs, *, t: float = 2.0, x_factor: float = 0.5, y_factor: float = 0.5, cross_factor: float = 0.0
+) -> Float[Tensor, ""]:
+    """The loss of `Uniformity`, with factors of the uniformity of x, of y, and of x against y."""
+    value = pairs.x.new_zeros(())
+    if x_factor:
+        value = value + x_factor * _log_mean_potential(pairs, pairs.x, pairs.x_columns, t)
+    if y_factor:
+        value = value + y_factor * _log_mean_potential(pairs, pairs.y, pairs.y_columns, t)
+    if cross_factor:
+        value = value + cross_factor * _log_mean_potential(pairs, pairs.x, pairs.y_columns, t)
+    return pairs.samples.mean_over_groups(value)
 
 
 def _log_mean_potential(pairs: Pairs, rows: Tensor, columns: Columns, t: float) -> Float[Tensor, ""]:
@@ -55,9 +63,9 @@ def _log_mean_potential(pairs: Pairs, rows: Tensor, columns: Columns, t: float) 
     num_entries = ranks.num_rows * (ranks.num_rows - 1)
     places = torch.arange(ranks.num_rows, device=rows.device)
     others = (EqualKeys(places[ranks.own], places),)
-    of_rows = row_log_sum_exp(rows, columns, rows.new_tensor([2 * t]), others, product=pairs.exchange.product)
+    row_lse = row_log_sum_exp(rows, columns, rows.new_tensor([2 * t]), others, product=pairs.matmul_dtype)
     if not num_entries:
         return rows.sum() * 0
-    largest = ranks.largest(torch.cat([of_rows.detach(), of_rows.new_full((1,), -math.inf)]).max())
-    total = ranks.sum((of_rows - largest).exp().sum())
+    largest = ranks.largest(torch.cat([row_lse.detach(), row_lse.new_full((1,), -math.inf)]).max())
+    total = ranks.sum((row_lse - largest).exp().sum())
     return largest + total.log() - math.log(num_entries) - 2 * t

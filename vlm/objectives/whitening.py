@@ -7,17 +7,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.errors import EveryRankError
-from vlm.objectives.clip import Clip
+from vlm.objectives.clip import clip
 from vlm.objectives.keyed import uniforms
-from vlm.objectives.pairs import Modality, Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.inverse_root import inverse_root
 
 _SMALLEST = 1e-12  # variance that is added to a group which has none
-_TOWERS: tuple[Modality, ...] = ("image", "text")
+_TOWERS = ("image", "text")
 
 
 @TERMS.register("whitening")
@@ -69,22 +69,22 @@ class Whitening(PairTerm):
             weight.uniform_(-bound, bound, generator=generator)
         return weights | {f"{tower}_bias": torch.zeros(facts.dim) for tower in _TOWERS}
 
-    def __call__(self, pairs: Pairs) -> Float[Tensor, ""]:  # noqa: D102
-        total, clip = pairs.image.new_zeros(()), Clip()
+    def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
+        pairs = step.pairs
+        total = pairs.x.new_zeros(())
         for view in range(self.views):
-            image = self._seen(pairs, "image", view) if self.image else self._after_head(pairs, "image", pairs.image)
-            text = self._seen(pairs, "text", view) if self.text else self._after_head(pairs, "text", pairs.text)
-            total = total + clip(pairs.embedded_as(image, text, clip.needs().gathered))
+            x = self._view(step, "image", pairs.x, view if self.image else None)
+            y = self._view(step, "text", pairs.y, view if self.text else None)
+            total = total + clip(pairs.with_values(x, y, self.between[1:]), step.logit_scale)
         return total / self.views
 
-    def _seen(self, pairs: Pairs, tower: Modality, view: int) -> Float[Tensor, "rows dim"]:
-        rows = pairs.image if tower == "image" else pairs.text
-        order = _shuffle(pairs, tower, view)
-        return self._after_head(pairs, tower, whitened(rows, order, self.group_size, self.epsilon, pairs.ranks))
-
-    def _after_head(self, pairs: Pairs, tower: Modality, rows: Tensor) -> Float[Tensor, "rows dim"]:
+    def _view(self, step: PairStep, tower: str, rows: Tensor, view: int | None) -> Float[Tensor, "rows dim"]:
+        """The rows behind the head, whitened in a shuffle of their own unless `view` is None."""
+        if view is not None:
+            order = _shuffle(step, tower, view, rows.shape[1])
+            rows = whitened(rows, order, self.group_size, self.epsilon, step.pairs.ranks)
         if self.head:
-            weight, bias = (pairs.parameters[f"{tower}_{part}"].to(rows.dtype) for part in ("weight", "bias"))
+            weight, bias = (step.parameters[f"{tower}_{part}"].to(rows.dtype) for part in ("weight", "bias"))
             rows = (rows @ weight.T + bias).tanh()
         return normalize(rows, dim=1)
 
@@ -105,8 +105,7 @@ def whitened(
     return made[:, order.argsort()]
 
 
-def _shuffle(pairs: Pairs, tower: Modality, view: int) -> Int64[Tensor, " dim"]:
+def _shuffle(step: PairStep, tower: str, view: int, dim: int) -> Int64[Tensor, " dim"]:
     """An order of the dimensions, the same on every rank, another for each view, tower and step."""
-    number = torch.tensor([view], device=pairs.image.device)
-    drawn = uniforms(pairs.seed, pairs.batch.step, number, f"whitening/{tower}", pairs.image.shape[1])
-    return drawn[0].argsort()
+    number = torch.tensor([view], device=step.pairs.x.device)
+    return uniforms(step.seed, step.step, number, f"whitening/{tower}", dim)[0].argsort()

@@ -38,6 +38,11 @@ class Exchange:
                 if first == self._first and isinstance(group, dist.ProcessGroup):
                     self._group = group
 
+    @staticmethod
+    def current(device: torch.device | None = None) -> "Exchange":
+        """All ranks of the default process group, or this process alone, with rows gathered in full precision."""
+        return Exchange(World.current(device))
+
     def count(self, num_rows: int) -> tuple[RowGroup, int]:
         """How many rows each rank of the group holds, and how many all ranks hold. Collective."""
         if self.world.size == 1:

@@ -8,8 +8,9 @@ from torch.nn.functional import softplus
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import ExtraNegatives, Modality, Pairs
+from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.registry import TERMS
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import Provider
 
 FIXTURE = ((0.9, 0.1), (0.2, 0.8))
@@ -50,7 +51,7 @@ def near_duplicates(count: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, T
     return image, text
 
 
-def fixed_rows(modality: Modality, dim: int) -> Tensor:
+def fixed_rows(modality: str, dim: int) -> Tensor:
     """The negatives that `FixedNegatives` provides."""
     generator = torch.Generator().manual_seed(17 if modality == "image" else 18)
     rows = torch.randn(NUM_EXTRA[modality], dim, dtype=torch.float64, generator=generator)
@@ -60,7 +61,7 @@ def fixed_rows(modality: Modality, dim: int) -> Tensor:
 class FixedNegatives(Provider):
     """Two images and three texts."""
 
-    def negatives(self, pairs: Pairs) -> ExtraNegatives | None:
+    def negatives(self, step: PairStep) -> ExtraNegatives | None:
         return _Fixed()
 
 
@@ -68,11 +69,11 @@ FIXED_NEGATIVES = {"tests.vlm.objectives.one_process:FixedNegatives": {}}
 
 
 class _Fixed(ExtraNegatives):
-    def num_columns(self, others: Modality) -> Tensor:
+    def num_columns(self, others: str) -> Tensor:
         raise NotImplementedError
 
-    def log_sum_exp(self, queries: Tensor, others: Modality, scale: Tensor) -> Tensor:
+    def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:
         return (scale[:, None] * queries @ fixed_rows(others, queries.shape[1]).T).logsumexp(1)
 
-    def softplus_sum(self, queries: Tensor, others: Modality, scale: Tensor, bias: Tensor) -> Tensor:
+    def softplus_sum(self, queries: Tensor, others: str, scale: Tensor, bias: Tensor) -> Tensor:
         return softplus(scale * queries @ fixed_rows(others, queries.shape[1]).T + bias, threshold=50).sum(1)

@@ -11,12 +11,10 @@ from torch import Tensor
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
 from vlm.objectives.clip import Clip
-from vlm.objectives.continuous import Continuous
+from vlm.objectives.continuous import Continuous, continuous
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import gather_pairs
-from vlm.similarity.exchange import Exchange
-from vlm.world import World
+from vlm.objectives.pairs import pair_up
 
 
 def one_way(rows: Tensor, columns: Tensor, scale: Tensor, ids: Tensor, weights: list[list[float]] | None) -> Tensor:
@@ -138,9 +136,10 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_own_pair_a
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     spread = torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(outputs_of(x, y, torch.tensor([5.0])), batch_of(4), Exchange(World()))
+    pairs = pair_up(x, y)
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
-    found = Continuous(direction="both")(replace(pairs, extra=(extra,), positive_spread=spread))
+    pairs = replace(pairs, extra=(extra,), positive_spread=spread)
+    found = continuous(pairs, torch.tensor([5.0]), x, direction="both")
     similarities = x @ y.T
     own = similarities.diagonal().clone()
     similarities.fill_diagonal_(0.0)

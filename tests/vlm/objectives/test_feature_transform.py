@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, assert_same, on_ranks
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.feature_transform import interpolate, permutation
 from vlm.objectives.keyed import symmetric_beta
-from vlm.objectives.pairs import gather_pairs
-from vlm.similarity.exchange import Exchange
-from vlm.world import World
+from vlm.objectives.pairs import pair_up
 
 TRANSFORMED = Setting(
     {"clip": 1.0},
@@ -63,9 +60,8 @@ def test_either_half_can_be_left_out_and_mixtures_brought_to_unit_norm() -> None
 def test_the_similarity_of_an_extrapolated_pair(spread: float, similarity: float, expected: float) -> None:
     image = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     text = torch.tensor([[similarity, (1 - similarity**2) ** 0.5]], dtype=torch.float64)
-    pairs = gather_pairs(outputs_of(image, text, torch.ones(1).double()), batch_of([4]), Exchange(World()))
-    spreads = torch.tensor([spread], dtype=torch.float64)
-    assert replace(pairs, positive_spread=spreads).positive_similarity().item() == pytest.approx(expected, abs=1e-12)
+    pairs = replace(pair_up(image, text), positive_spread=torch.tensor([spread], dtype=torch.float64))
+    assert pairs.positive_similarity().item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_interpolation_from_a_column_to_its_partner() -> None:
@@ -88,7 +84,7 @@ def test_a_mixture_is_no_negative_of_either_of_its_samples() -> None:
     """Columns of samples (5, 6), (6, 6), (7, 5) and (8, 9), for rows of samples 5, 6, 8 and 4."""
     columns = torch.eye(4, dtype=torch.float64)
     image = torch.full((4, 4), 0.5, dtype=torch.float64)
-    pairs = gather_pairs(outputs_of(image, image, torch.ones(1).double()), batch_of([5, 6, 8, 4]), Exchange(World()))
+    pairs = pair_up(image, image, torch.tensor([5, 6, 8, 4]))
     ids = torch.tensor([5, 6, 7, 8]), torch.tensor([6, 6, 5, 9])
     extra = SharedNegatives(pairs, {"image": columns, "text": columns}, ids)
     assert extra.num_columns("text").tolist() == [2, 2, 3, 4]

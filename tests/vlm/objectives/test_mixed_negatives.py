@@ -12,7 +12,7 @@ from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, as
 from vlm.objectives import extra_negatives
 from vlm.objectives.keyed import uniforms
 from vlm.objectives.mixed_negatives import MixedNegatives, Mixtures
-from vlm.objectives.pairs import Modality, gather_pairs
+from vlm.objectives.step import pair_step
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
 
@@ -44,7 +44,7 @@ def mixtures(query: Tensor, negatives: list[Tensor], drawn: list[float]) -> list
 def entries(whole: Whole) -> list[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """Of each query in either direction: its positive's similarity, its negatives' and its synthetic negatives'."""
     found = []
-    directions: tuple[tuple[Modality, Tensor, Tensor], ...] = (
+    directions: tuple[tuple[str, Tensor, Tensor], ...] = (
         ("text", whole.image, whole.text),
         ("image", whole.text, whole.image),
     )
@@ -101,20 +101,19 @@ def step_of(ids: list[int], seed: int = 0, step: int = 0, hardest: int = 16) -> 
     image, text = (unit(torch.randn(len(ids), 8, generator=generator).double()) for _ in range(2))
     batch = batch_of(ids, step=step)
     outputs = outputs_of(image.requires_grad_(), text.requires_grad_(), torch.ones(1).double())
-    pairs = gather_pairs(outputs, batch, Exchange(World()), seed=seed)
     options = MixedNegatives(hardest=hardest, mixed=40, mixed_with_query=30)
-    return Mixtures(options, pairs)
+    return Mixtures(options, pair_step(outputs, batch, Exchange(World()), seed=seed))
 
 
 @pytest.mark.parametrize("others", ["image", "text"])
-def test_mixtures_have_unit_norm_and_those_with_the_query_are_nearer_to_it(others: Modality) -> None:
+def test_mixtures_have_unit_norm_and_those_with_the_query_are_nearer_to_it(others: str) -> None:
     ids = list(range(30))
     step = step_of(ids)
     found = step.of_rows(slice(0, 30), others)
     assert found.shape == (30, 70, 8)
     torch.testing.assert_close(found.norm(dim=2), torch.ones(30, 70).double())
     pairs = step._pairs
-    queries, columns = (pairs.image, pairs.text) if others == "text" else (pairs.text, pairs.image)
+    queries, columns = (pairs.x, pairs.y) if others == "text" else (pairs.y, pairs.x)
     nearest = (queries @ columns.T).fill_diagonal_(-math.inf).amax(1)  # with one to choose from, all mix with it
     found = step_of(ids, hardest=1).of_rows(slice(0, 30), others)[:, 40:]
     similarities = (found @ queries[:, :, None])[:, :, 0]
@@ -133,12 +132,12 @@ def test_draws_change_with_step_and_seed_and_not_with_the_other_rows_of_a_block(
 def test_a_row_with_one_negative_mixes_it_alone_and_a_row_without_has_none() -> None:
     """Sample 1 meets one other; with copies of itself alone, a sample has nothing to mix."""
     one = step_of([1, 1, 2])
-    texts = one._pairs.text.detach()
+    texts = one._pairs.y.detach()
     torch.testing.assert_close(one.of_rows(slice(0, 1), "text")[0, :40], texts[2].expand(40, -1))
     assert one.num_columns("text").tolist() == [70, 70, 70]
     none = step_of([1, 1])
     assert none.num_columns("text").tolist() == [0, 0]
-    image = none._pairs.image
+    image = none._pairs.x
     value = none.log_sum_exp(image, "text", torch.ones(1).double())
     assert value.tolist() == [-math.inf, -math.inf]
     assert none.softplus_sum(image, "text", torch.ones(1).double(), torch.ones(1).double()).tolist() == [0, 0]

@@ -13,12 +13,10 @@ from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
 from vlm.errors import UserError
 from vlm.objectives.extra_negatives import SharedNegatives
-from vlm.objectives.multi_positive import MultiPositive
+from vlm.objectives.multi_positive import multi_positive
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import gather_pairs
+from vlm.objectives.pairs import pair_up
 from vlm.objectives.recipe import Terms
-from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 FORMS = ["log_sum", "mean_log"]
 FEW = Setting({}, captions=(0, 1, 2, 3, 0, 5, 6, 7, 1, 0, 10))
@@ -168,9 +166,10 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_own_pair_a
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     labels, spread = torch.tensor([0, 1, 0, 2]), torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(outputs_of(x, y, torch.tensor([5.0])), batch_of(4, labels=labels), Exchange(World()))
+    pairs = pair_up(x, y)
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
-    found = MultiPositive(form=form, by="label")(replace(pairs, extra=(extra,), positive_spread=spread))  # type: ignore[arg-type]
+    pairs = replace(pairs, extra=(extra,), positive_spread=spread)
+    found = multi_positive(pairs, torch.tensor([5.0]), labels, form=form)  # type: ignore[arg-type]
     similarities = x @ y.T
     own = similarities.diagonal().clone()
     similarities.fill_diagonal_(0.0)

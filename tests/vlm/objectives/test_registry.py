@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -62,3 +63,29 @@ def test_a_term_of_ones_own_is_found_from_the_current_folder(tmp_path: Path, mon
     for name in (":", "a:", ":b", ".a:b", "a..b:c", "os:path"):
         with pytest.raises(UserError):
             TERMS.find(name)
+
+
+def test_a_kind_may_stand_under_several_names_and_is_written_as_it_was_read() -> None:
+    recipe = {"near": {"kind": "clip", "label_smoothing": 0.1}, "clip": 0.5, "far": {"kind": "clip", "weight": 2}}
+    adapter = TypeAdapter(Terms)
+    terms = adapter.validate_python(recipe)
+    assert [type(term) for term in terms.values()] == [Clip] * 3
+    assert [term.weight for term in terms.values()] == [1, 0.5, 2]
+    again = adapter.validate_python(adapter.dump_python(terms))
+    assert again == terms
+    assert [(name, type(term)) for name, term in again.items()] == [(name, Clip) for name in recipe]
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"near": 1.0}, "there is no objective 'near'"),
+        ({"near": {"kind": "clipp"}}, "there is no objective 'clipp'; nearest: clip"),
+        ({"near": {"kind": 3}}, "near.kind: found 3; input should be the name of a kind"),
+        ({"a/b": {"kind": "clip"}}, "'a/b' is no name"),
+        ({"near": {"kind": "clip", "label_smoothin": 1}}, "near.label_smoothin: unknown key"),
+    ],
+)
+def test_a_wrong_name_or_kind_is_one_line(terms: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValidationError, UserError), match=words):
+        TypeAdapter(Terms).validate_python(terms)

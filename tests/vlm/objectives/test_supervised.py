@@ -12,10 +12,8 @@ from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, unit
 from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import gather_pairs
-from vlm.objectives.supervised import Supervised
-from vlm.similarity.exchange import Exchange
-from vlm.world import World
+from vlm.objectives.pairs import pair_up
+from vlm.objectives.supervised import Supervised, supervised
 
 
 def written_out(whole: Whole, keys: Tensor, scale: Tensor) -> Tensor:
@@ -82,9 +80,10 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_partner_al
         unit(torch.randn(4, 3, generator=torch.Generator().manual_seed(k))) for k in range(4)
     )
     labels, spread = torch.tensor([0, 1, 0, 2]), torch.tensor([1.5, 1.0, 2.0, 1.2])
-    pairs = gather_pairs(outputs_of(x, y, torch.ones(1)), batch_of(len(labels), labels=labels), Exchange(World()))
+    pairs = pair_up(x, y)
     extra = SharedNegatives(pairs, {"image": more_images, "text": more_texts}, (torch.arange(10, 14),))
-    found = Supervised(temperature=0.2)(replace(pairs, extra=(extra,), positive_spread=spread))
+    pairs = replace(pairs, extra=(extra,), positive_spread=spread)
+    found = supervised(pairs, torch.tensor([5.0]), labels)
     views, view_labels, losses = torch.cat([x, y]), labels.repeat(2), []
     for i in range(8):
         partner = (i + 4) % 8

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.clip import Clip
-from vlm.objectives.pairs import gather_pairs
+from vlm.objectives.step import pair_step
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
@@ -74,7 +74,7 @@ def on_this_rank(counts: tuple[int, ...], settings: dict[str, dict[str, Any]]) -
         scale = torch.tensor([14.3], requires_grad=True)
         with pytest.MonkeyPatch.context() as patch:
             counter = Counter(patch)
-            Clip()(gather_pairs(outputs_of(image, text, scale), batch, exchange)).backward()  # type: ignore[no-untyped-call]
+            Clip()(pair_step(outputs_of(image, text, scale), batch, exchange)).backward()  # type: ignore[no-untyped-call]
         sent[name] = counter.sent
     return sent
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from vlm.objectives.clip import Clip
-from vlm.objectives.pairs import gather_pairs
+from vlm.objectives.step import pair_step
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
@@ -34,7 +34,7 @@ def features(kind: str, seed: int) -> tuple[Tensor, Tensor]:
 def ours(image: Tensor, text: Tensor, scale: Tensor, product: str) -> Tensor:
     batch = batch_of(len(image))
     exchange = Exchange(World(), SimilarityConfig.model_validate({"product": product}))
-    return Clip()(gather_pairs(outputs_of(image, text, scale), batch, exchange))
+    return Clip()(pair_step(outputs_of(image, text, scale), batch, exchange))
 
 
 def dense(image: Tensor, text: Tensor, scale: Tensor, product: str) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlm.objectives.pairs import Pairs
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 
 
@@ -16,9 +16,9 @@ class Poison(PairTerm):
     rank: int = 0
     kind: Literal["nan", "inf", "gradient", "-inf", "infinite gradient"] = "nan"
 
-    def __call__(self, pairs: Pairs) -> Tensor:
-        nothing = pairs.share(0.0 * pairs.image.sum(1))
-        if pairs.batch.step not in self.steps or pairs.exchange.world.rank != self.rank:
+    def __call__(self, step: PairStep) -> Tensor:
+        nothing = step.pairs.mean(0.0 * step.pairs.x.sum(1))
+        if step.step not in self.steps or step.exchange.world.rank != self.rank:
             return nothing
         if "gradient" in self.kind:
             factor: Tensor = _Spoiled.apply(nothing, torch.nan if self.kind == "gradient" else torch.inf)

@@ -16,7 +16,7 @@ from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
 from vlm.errors import UserError
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.objectives.objective import Objective
-from vlm.objectives.pairs import Pairs
+from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 from vlm.outputs import PAIR
 from vlm.similarity.exchange import Exchange
@@ -157,10 +157,10 @@ class Pull(PairTerm):
 
     sign: float
 
-    def __call__(self, pairs: Pairs) -> Tensor:
-        world = pairs.exchange.world
+    def __call__(self, step: PairStep) -> Tensor:
+        world = step.exchange.world
         factor = 1.0 if world.size == 1 else 3.0 if world.rank == 0 else -1.0
-        return self.sign * factor * pairs.logit_scale.sum()
+        return self.sign * factor * step.logit_scale.sum()
 
 
 def scale_into_the_limit_and_back(setup: Setup, world_size: int) -> list[tuple[float, float]]:
