@@ -55,7 +55,8 @@ class _OrOnesOwn:
         }
 
 
-_Shipped = Annotated[Union[tuple(EVALUATORS.all().values())], Field(discriminator="kind")]  # type: ignore[valid-type] # noqa: UP007
+_KINDS = tuple(cls for _, cls in sorted(EVALUATORS.all().items()))  # by name, whichever was imported first
+_Shipped = Annotated[Union[_KINDS], Field(discriminator="kind")]  # type: ignore[valid-type] # noqa: UP007
 AnyEvaluatorConfig = Annotated[
     SerializeAsAny[EvaluatorConfig], BeforeValidator(_read, json_schema_input_type=_Shipped), _OrOnesOwn()
 ]

@@ -71,8 +71,8 @@ def _towers(model: ModelConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
         }
     elif model.towers is not None:
         towers = {
-            "towers.image.vision_cfg": model.towers.image.vision_cfg or {},
-            "towers.text.text_cfg": model.towers.text.text_cfg or {},
+            "towers.image.vision_cfg": getattr(model.towers.image, "vision_cfg", {}),
+            "towers.text.text_cfg": getattr(model.towers.text, "text_cfg", {}),
         }
     else:
         towers = {}

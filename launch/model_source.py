@@ -1,6 +1,7 @@
 """The model that a command line names: a checkpoint, a run, a folder of open_clip or transformers, a name."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import ForeignFiles, files_beside
 from vlm.model.open_clip_folder import read_open_clip_folder
+from vlm.paths import shown
+from vlm.programs import Program, imported_towers
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints
 from vlm.training.model_files import files_of
@@ -28,7 +31,8 @@ def load_model(name: str, device: torch.device | None = None, *, trust: bool = F
     them, or open_clip's MODEL or MODEL:PRETRAINED_TAG.
 
     A checkpoint's averaged weights are taken where it has them. Names of other files that stand in one (of a version
-    that did not keep them) are followed with `trust` only. Raises UserError when nothing is found under the name.
+    that did not keep them) are followed, and towers of somebody's own imported, with `trust` only. Raises UserError
+    when nothing is found under the name.
     """
     path = Path(name)
     if os.path.isdir(name):  # which says False, too, of a name that is too long for any path
@@ -72,8 +76,21 @@ def model_of(checkpoint: Checkpoint, *, trust: bool = False) -> DualEncoder:
     return model
 
 
-def empty_model_of(checkpoint: Checkpoint, *, trust: bool = False) -> DualEncoder:
-    """The model that a checkpoint describes, made of nothing but what lies in it, with weights that mean nothing."""
+def empty_model_of(
+    checkpoint: Checkpoint, *, trust: bool = False, trusted: Collection[Program] | None = None
+) -> DualEncoder:
+    """The model that a checkpoint describes, made of nothing but what lies in it, with weights that mean nothing.
+
+    A tower that is somebody's own class is a program. It is imported with `trust`; where `trusted` is given, if it is
+    one of these. Raises UserError otherwise.
+    """
+    described = {"model": checkpoint.manifest.model}
+    for program in imported_towers(described):
+        if program not in trusted if trusted is not None else not trust:
+            raise UserError(
+                f"{checkpoint.folder / MANIFEST}: {program.key}: {shown(program.text)} would run as a program; --trust "
+                "runs what stands in it"
+            )
     try:
         config = ModelConfig.model_validate(checkpoint.manifest.model)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
-from vlm.programs import programs
+from vlm.programs import imported_towers, programs
 from vlm.training.checkpoint import Checkpoint
 from vlm.training.data_record import differences, is_known
 from vlm.training.manifest import NewerCheckpointError
@@ -146,7 +146,7 @@ def model_to_train(recipe: Recipe, run: RunDirectory, checkpoint: Checkpoint | N
     if any(key.startswith("model.") for key in changed):
         return build_model(recipe.model, recipe.seed)
     # A checkpoint of a version that kept no files names them, as the recipe does.
-    return empty_model_of(checkpoint, trust=True)
+    return empty_model_of(checkpoint, trust=True, trusted=imported_towers(recipe.model_dump(mode="json")))
 
 
 def require_same_data(start: Start, source: TrainStream | SequentialStream) -> None:

@@ -9,7 +9,7 @@ import torch
 from data.sequential import SequentialStream
 from data.stream import TrainStream
 from launch.recipe import Recipe
-from vlm.model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.lock import AllBut
 from vlm.world import World
@@ -69,12 +69,4 @@ def _model_name(config: ModelConfig) -> str:
     if config.transformers is not None:
         return config.transformers
     assert config.towers is not None
-    return f"{_tower_name(config.towers.image)} + {_tower_name(config.towers.text)}"
-
-
-def _tower_name(tower: ImageTowerConfig | TextTowerConfig) -> str:
-    if tower.transformers is not None:
-        return tower.transformers
-    fields = (tower.vision_cfg if isinstance(tower, ImageTowerConfig) else tower.text_cfg) or {}
-    kind = "ViT" if isinstance(tower, ImageTowerConfig) else "transformer"
-    return str(fields.get("timm_model_name") or fields.get("hf_model_name") or kind)
+    return f"{config.towers.image.title} + {config.towers.text.title}"

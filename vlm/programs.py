@@ -12,6 +12,7 @@ _IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {
     ("objective",): "kind",
     ("providers",): "kind",
 }
+_TOWERS = (("model", "towers", "image"), ("model", "towers", "text"))
 
 
 class Program(NamedTuple):
@@ -25,17 +26,23 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, `package.module:Class` as a key of objectives and providers, or as a `kind` there or of an evaluation,
-    and a `trust_remote_code` that is not false.
+    with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, or as a `kind` of the first two
+    or of an evaluation, and a `trust_remote_code` that is not false. A model's configuration alone stands under `model`.
     """
     return list(_walk(values, ()))
+
+
+def imported_towers(values: Any) -> list[Program]:
+    """The classes among the `programs` that are towers: the one kind of program that a checkpoint may name."""
+    places = {".".join(path) for path in _TOWERS}
+    return [program for program in programs(values) if program.key in places]
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             here = (*path, str(key))
-            if path[:1] in _IMPORTING and ":" in str(key):
+            if (path[:1] in _IMPORTING or path in _TOWERS) and ":" in str(key):
                 yield Program(".".join(path), str(key))
             if key == _IMPORTING_VALUES.get(path[:1]) and isinstance(inner, str) and ":" in inner:
                 yield Program(".".join(here), inner)

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from launch.main import run as run_vlm
-from launch.model_source import load_model
+from launch.model_source import empty_model_of, load_model
 from launch.recipe_file import read_recipe
 from tests.launch.saved import save_checkpoint
 from tests.vlm.model.hugging_face import save_text_model, save_tokenizer, save_vision_model
@@ -21,6 +21,8 @@ from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.programs import imported_towers
+from vlm.training.checkpoint import Checkpoint
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\nclass Evil: pass\n"
 PROGRAMS: list[dict[str, Any]] = [
@@ -32,6 +34,8 @@ PROGRAMS: list[dict[str, Any]] = [
     {"data": {"sources": {"a": {"shards": ["a.tar", " pipe:touch ran"]}}}},
     {"evaluate": {"e": {"kind": "retrieval", "shards": "pipe:touch ran"}}},
     {"evaluate": {"e": {"kind": "evil:Config", "shards": "a.tar"}}},
+    {"model": {"towers": {"embed_dim": 8, "image": {"evil:Tower": {}}, "text": {"text_cfg": {}}}}},
+    {"model": {"towers": {"text": {"evil:Tower": None}}}},
     {"base": "below.yaml"},
 ]
 
@@ -79,6 +83,33 @@ def _same(model: DualEncoder, other: DualEncoder) -> bool:
     model.eval()
     with torch.no_grad():
         return torch.equal(model.encode_text(*model.tokenizer(TEXTS)), other.encode_text(*other.tokenizer(TEXTS)))
+
+
+def test_a_tower_of_ones_own_in_a_checkpoint_is_imported_with_trust_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "tests.vlm.model.own_towers:Own"
+    towers = {"embed_dim": 8, "image": {f"{own}Image": {}}, "text": {f"{own}Text": {}}}
+    model = build_model(ModelConfig.model_validate({"towers": towers}))
+    assert _same(model, load_model(str(save_checkpoint(tmp_path / "run", model)), trust=True))
+
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(CODE.format(ran=str(ran)))
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = model.config.model_dump(mode="json")
+    fields["towers"]["text"] = {"evil:Evil": {}}
+    folder = save_checkpoint(tmp_path / "other", model, fields)
+    with pytest.raises(
+        UserError, match=r"manifest\.json: model\.towers\.image: .* would run as a program; --trust runs"
+    ):
+        load_model(str(folder))
+    checkpoint, recipes = Checkpoint(folder), imported_towers({"model": model.config.model_dump(mode="json")})
+    with pytest.raises(UserError, match=r"model\.towers\.text: 'evil:Evil' would run as a program"):
+        empty_model_of(checkpoint, trust=True, trusted=recipes)  # a run goes on with the classes of its recipe alone
+    assert not ran.exists()
+    with pytest.raises(UserError, match="text tower 'evil:Evil' is not a subclass of"):
+        empty_model_of(checkpoint, trust=True)
+    assert ran.exists()
 
 
 def test_a_checkpoint_made_hostile_runs_nothing_and_reads_nothing_else(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import pytest
+from timm import create_model
 
 from eval.retrieval import RetrievalConfig
 from launch.evaluate import evaluate_model
@@ -16,6 +17,7 @@ from tests.launch.tiny import assert_same_run, stopped_at, train_here, write_tin
 from tests.vlm.model.hugging_face import save_text_model, save_vision_model, save_whole
 from tests.vlm.model.tiny import TEXTS
 from vlm.errors import UserError
+from vlm.tensor_file import save_tensors
 
 EMBED_DIM = 8
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -73,6 +75,18 @@ def siglip(folder: Path) -> dict[str, Any]:
     return {"transformers": SOURCE}
 
 
+def tower_from_a_file(folder: Path) -> dict[str, Any]:
+    save_tensors(folder / "image.safetensors", create_model("test_convnext").state_dict())
+    open_clip_name(folder)
+    image = {"timm": "test_convnext", "weights": f"{SOURCE}/image.safetensors"}
+    return {**towers(image, {"open_clip": "vlm-tiny-by-name"}), "image_size": 32}
+
+
+def own(folder: Path) -> dict[str, Any]:
+    place = "tests.vlm.model.own_towers"
+    return towers({f"{place}:OwnImage": {"width": 12}}, {f"{place}:OwnText": {"context_length": 16}})
+
+
 # Each kind, and what of open_clip's answer to its export begins with: None where it takes it.
 LIVES: dict[str, tuple[Any, str | None]] = {
     "open_clip name": (open_clip_name, None),
@@ -82,6 +96,8 @@ LIVES: dict[str, tuple[Any, str | None]] = {
     "transformers text": (text_of_transformers, "open_clip has no counterpart of the text tower"),
     "hf text of open_clip": (text_of_open_clip, "open_clip looks for the text model's configuration in 'source'"),
     "CLIP folder": (clip, "open_clip has no counterpart of the image tower"),
+    "tower from a file": (tower_from_a_file, None),
+    "own classes": (own, r"open_clip has no counterpart of the image tower \(tests.vlm.model.own_towers:OwnImage\)"),
     "SigLIP folder": (siglip, "open_clip has no counterpart of the image tower"),
 }
 
@@ -97,7 +113,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures(model: Path, data: Path) -> dict[str, float]:
     config = RetrievalConfig(kind="retrieval", shards=str(data / "test-*.tar"), batch_size=5)
-    return evaluate_model(str(model), config, None)
+    return evaluate_model(str(model), config, None, trust=True)
 
 
 @pytest.mark.slow
@@ -129,7 +145,7 @@ def test_a_whole_life(kind: str, data: Path, tmp_path: Path, monkeypatch: pytest
     assert (again / "report.html").stat().st_size > 10_000  # written anew, from elsewhere
     if refusal is not None:
         with pytest.raises(UserError, match=refusal):
-            export_model(str(again), "open_clip", tmp_path / "exported", ())
+            export_model(str(again), "open_clip", tmp_path / "exported", (), trust=True)
         assert not (tmp_path / "exported").exists()
         return
     export_model(str(again), "open_clip", tmp_path / "exported", ())

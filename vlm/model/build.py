@@ -9,18 +9,19 @@ from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlm.errors import EveryRankError
-from vlm.model import open_clip_towers
 from vlm.model.batch_norm import without_batch_norm
-from vlm.model.config import ModelConfig, TextTowerConfig, Towers
+from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import ForeignFiles
 from vlm.model.lock import AllBut
 from vlm.model.pretrained import load_pretrained_weights
 from vlm.model.resolve import architecture_of, image_spec, resolve, without_weights
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
+from vlm.model.tower_config import TextTowerConfig, TowerContext
+from vlm.model.tower_weights import load_tower_weights
 from vlm.model.towers import ImageTower, TextTower, Tower
 from vlm.model.transformers_halves import are_halves_of_one
-from vlm.model.transformers_towers import TransformersModels
+from vlm.model.transformers_models import TransformersModels
 from vlm.model.trial import require_working
 from vlm.model.vocabulary import require_vocabulary
 
@@ -68,20 +69,19 @@ def _whole_weights() -> Iterator[None]:
 def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles, config: ModelConfig) -> DualEncoder:
     towers = resolved.towers
     assert towers is not None
-    models = TransformersModels(files)
-    spec, quick_gelu, freeze = image_spec(resolved), bool(resolved.quick_gelu), resolved.freeze_batch_norm
-    if towers.image.vision_cfg is None:
-        trunk = models.image_trunk(towers.image, towers.embed_dim, spec.size)
-    else:
-        trunk = open_clip_towers.build_image_trunk(towers.embed_dim, towers.image.vision_cfg, quick_gelu=quick_gelu)
-    text, tokenizer = _text_tower(towers, models, files, quick_gelu=quick_gelu)
-    lock = resolved.lock
-    trunk = without_batch_norm(trunk, "image", freeze=freeze, locked=lock.image == "all")
+    models, spec = TransformersModels(), image_spec(resolved)
+    context = TowerContext(towers.embed_dim, spec.size, bool(resolved.quick_gelu), files, models)
+    freeze, lock = resolved.freeze_batch_norm, resolved.lock
+    trunk = without_batch_norm(towers.image.build(context), "image", freeze=freeze, locked=lock.image == "all")
+    text, tokenizer = _text_tower(towers.text, context)
     without_batch_norm(text, "text", freeze=freeze, locked=lock.text == "all")
     model = DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
+    for name, tower, kind in (("image", model.image, towers.image), ("text", model.text, towers.text)):
+        if kind.weights_file is not None:
+            files.notices += load_tower_weights(tower, kind.weights_file, f"towers.{name}.weights")
     _lock(model.image, "image", lock.image)
     _lock(model.text, "text", lock.text)
-    if towers.image.pretrained and are_halves_of_one(towers):
+    if are_halves_of_one(towers) and getattr(towers.image, "reads_model", False):
         _take_scale_and_bias(model, models.scale_and_bias(), config)
     return model
 
@@ -104,24 +104,11 @@ def _take_scale_and_bias(model: DualEncoder, learned: Mapping[str, Tensor], conf
         model.logit_bias.copy_(learned["logit_bias"])
 
 
-def _text_tower(
-    towers: Towers, models: TransformersModels, files: ForeignFiles, *, quick_gelu: bool
-) -> tuple[TextTower, Tokenizer]:
-    text_cfg = towers.text.text_cfg
-    full = full_tokenizer(_tokenizer_fields(towers.text) if text_cfg is None else text_cfg, files)
-    fixed = Tokenizer(full, shorten=False)
-    tower: TextTower
-    if text_cfg is None:
-        tower = models.text_tower(towers.text, towers.embed_dim, fixed.pad_id)
-    else:
-        tower = open_clip_towers.build_text_tower(towers.embed_dim, text_cfg, fixed, quick_gelu=quick_gelu, files=files)
-    learned = text_cfg is None or bool(text_cfg.get("hf_model_name"))
-    vocabulary = require_vocabulary(full, tower, learned=learned)
+def _text_tower(config: TextTowerConfig, context: TowerContext) -> tuple[TextTower, Tokenizer]:
+    full = full_tokenizer(config.tokenizer_fields(), context.files)
+    tower = config.build(context, Tokenizer(full, shorten=False))
+    vocabulary = require_vocabulary(full, tower, learned=config.brings_vocabulary)
     return tower, Tokenizer(full, shorten=tower.may_shorten, vocabulary=vocabulary)
-
-
-def _tokenizer_fields(config: TextTowerConfig) -> dict[str, object]:
-    return {"hf_tokenizer_name": config.tokenizer or config.transformers, "context_length": config.context_length}
 
 
 def _left_out(config: ModelConfig) -> list[str]:

@@ -1,16 +1,26 @@
 """Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers models."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from vlm.config import Config
+from vlm.model import open_clip_kinds, transformers_kinds  # noqa: F401 (each registers its kinds of tower)
 from vlm.model.heads import HeadConfig
 from vlm.model.image_spec import ImageSize, Interpolation, Mean, ResizeMode, Std
 from vlm.model.lock import LockConfig
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.model.open_clip_fields import checked_fields
+from vlm.model.tower_config import (
+    IMAGE_TOWERS,
+    TEXT_TOWERS,
+    ImageTowerConfig,
+    TextTowerConfig,
+    tower_reader,
+    tower_schema,
+    write_tower,
+)
 
 EmbedDim = Annotated[int, Field(gt=0, le=65536, description="width of the embeddings that are compared")]
 LogitBias = Annotated[float, Field(ge=-1000, le=1000)]
@@ -47,67 +57,30 @@ class Architecture(Config):
         return checked_fields(fields, CLIPTextCfg)
 
 
-class ImageTowerConfig(Config):
-    """An image tower: a transformers model (local folder or hub name), or open_clip's `vision_cfg`."""
-
-    transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
-    pool: Literal["own", "pooler", "first", "mean"] | None = Field(
-        default=None,
-        description="what is projected to the embedding; own: the image half of a CLIP or SigLIP, with its projection; "
-        "null: own for these, else pooler",
-    )
-    pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
-    vision_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPVisionCfg instead")
-
-    @field_validator("vision_cfg")
-    @classmethod
-    def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else checked_fields(fields, CLIPVisionCfg)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "ImageTowerConfig":
-        _exactly_one(transformers=self.transformers, vision_cfg=self.vision_cfg)
-        return self
-
-
-class TextTowerConfig(Config):
-    """A text tower: a transformers model (local folder or hub name) with its tokenizer, or open_clip's `text_cfg`.
-
-    `pool` says what is projected to the embedding: the mean of the last hidden states, the first, the one at the end
-    token, or the model's pooler; `own` is the text half of a CLIP or SigLIP, with its projection.
-    """
-
-    transformers: str | None = Field(default=None, description="a model's local folder, or its name on the hub")
-    tokenizer: str | None = Field(default=None, description="null: the one saved with the transformers model")
-    pool: Literal["own", "mean", "first", "end", "pooler"] | None = Field(
-        default=None, description="what is projected to the embedding; null: own for a CLIP or SigLIP, else mean"
-    )
-    context_length: int | None = Field(
-        default=None,
-        ge=2,
-        le=65536,
-        description="tokens that a text is cut to; null: as many as a CLIP or SigLIP has positions, else 77",
-    )
-    pretrained: bool = Field(default=True, description="read the transformers model's weights, not its shape alone")
-    text_cfg: dict[str, Any] | None = Field(default=None, description="open_clip's CLIPTextCfg instead")
-
-    @field_validator("text_cfg")
-    @classmethod
-    def _known_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if fields is None else checked_fields(fields, CLIPTextCfg)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "TextTowerConfig":
-        _exactly_one(transformers=self.transformers, text_cfg=self.text_cfg)
-        return self
+ImageTowerChoice = Annotated[
+    ImageTowerConfig,
+    BeforeValidator(tower_reader(IMAGE_TOWERS)),
+    PlainSerializer(write_tower),
+    WithJsonSchema(tower_schema(IMAGE_TOWERS)),
+]
+TextTowerChoice = Annotated[
+    TextTowerConfig,
+    BeforeValidator(tower_reader(TEXT_TOWERS)),
+    PlainSerializer(write_tower),
+    WithJsonSchema(tower_schema(TEXT_TOWERS)),
+]
 
 
 class Towers(Config):
     """Two towers of any kind, each projected to `embed_dim`."""
 
     embed_dim: EmbedDim
-    image: ImageTowerConfig = Field(description="the image tower")
-    text: TextTowerConfig = Field(description="the text tower")
+    image: ImageTowerChoice = Field(
+        description="the image tower: one of transformers, open_clip, timm, vision_cfg, with its options"
+    )
+    text: TextTowerChoice = Field(
+        description="the text tower: one of transformers, open_clip, text_cfg, with its options"
+    )
 
 
 class ModelConfig(Config):
@@ -166,6 +139,9 @@ class ModelConfig(Config):
             transformers=self.transformers,
             towers=self.towers,
         )
+        for name in ("image", "text"):
+            if self.pretrained is not None and self.towers is not None and getattr(self.towers, name).weights:
+                raise ValueError(f"found pretrained and towers.{name}.weights; one of them says where weights are")
         return self
 
 

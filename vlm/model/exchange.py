@@ -20,6 +20,7 @@ from vlm.errors import UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import is_hub_name, names_of_open_clip, write_beside
 from vlm.model.open_clip_folder import CONFIG_FILE, WEIGHTS_FILES
+from vlm.model.open_clip_kinds import OpenClipImageConfig, OpenClipTextConfig
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
 from vlm.paths import new_folder
 from vlm.tensor_file import save_tensors
@@ -61,20 +62,22 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
     """The `model_cfg` that makes open_clip build this model. Raises UserError when open_clip has no such towers."""
     towers = model.config.towers
     assert towers is not None  # the configuration of a built model is resolved
-    for name, tower in (("image", towers.image), ("text", towers.text)):
-        if tower.transformers is not None:
-            raise UserError(f"open_clip has no counterpart of the {name} tower (transformers: {tower.transformers})")
+    image, text = towers.image, towers.text
+    if not isinstance(image, OpenClipImageConfig):
+        raise UserError(f"open_clip has no counterpart of the image tower ({image.title})")
+    if not isinstance(text, OpenClipTextConfig):
+        raise UserError(f"open_clip has no counterpart of the text tower ({text.title})")
     for name in ("image_head", "text_head"):
         if (head := getattr(model.config, name)) is not None:
             raise UserError(
                 f"open_clip has no counterpart of {name} ({head.kind}); --before-head exports the towers alone"
             )
-    _require_findable(towers.text.text_cfg or {})
+    _require_findable(text.text_cfg)
     fields: dict[str, Any] = {
         "embed_dim": towers.embed_dim,
-        "vision_cfg": towers.image.vision_cfg,
-        "text_cfg": towers.text.text_cfg,
-        "quick_gelu": bool(model.config.quick_gelu),
+        "vision_cfg": image.vision_cfg,
+        "text_cfg": text.text_cfg,
+        "quick_gelu": bool(model.config.quick_gelu or image.quick_gelu or text.quick_gelu),
         "custom_text": not has_plain_layout(model),
     }
     if model.logit_bias is not None:

@@ -59,6 +59,11 @@ def checked_fields(fields: dict[str, Any], owner: type) -> dict[str, Any]:
     return fields
 
 
+def open_clip_name(name: str) -> str:
+    """open_clip's own spelling of a model's name (its command line also takes slashes)."""
+    return name.replace("/", "-")
+
+
 @cache
 def _validator(owner: type) -> Any:
     return TypeAdapter(owner)

@@ -15,7 +15,7 @@ from vlm.model.foreign import ForeignFiles, folder_of
 from vlm.model.lock import projection_of
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower
-from vlm.model.transformers_towers import load, require_weights
+from vlm.model.transformers_models import load, require_weights
 
 # What open_clip, timm and torch raise about impossible sizes.
 _BUILD_ERRORS = (

@@ -1,35 +1,30 @@
 """Weights from open_clip's tags and from local files, read without running anything that they contain."""
 
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, list_pretrained_tags_by_model
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlm.errors import UserError, nearest, reason
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.open_clip_fields import open_clip_name
 from vlm.model.open_clip_folder import WEIGHTS_FILES
 from vlm.model.open_clip_names import from_open_clip
 from vlm.model.open_clip_towers import PaddedTextTower
-from vlm.model.resolve import open_clip_name, pretrained_tag
+from vlm.model.resolve import pretrained_tag
+from vlm.model.weights_file import read_weights
 from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.checkpoint_folder import MANIFEST
 
 # Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.
 _WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
 _DECODER = "text_decoder."
-# Of torch.compile, FSDP and activation checkpointing; DDP's `module` is such a name at the beginning only.
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
@@ -41,7 +36,9 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     """
     path = _find(config)
     own = (path / MANIFEST).is_file()
-    weights = Checkpoint(path).inference_weights() if own else _translated(read_weights(path), model)
+    weights = (
+        Checkpoint(path).inference_weights() if own else _translated(read_weights(path, f"pretrained {path}"), model)
+    )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
         weights.setdefault("logit_bias", model.logit_bias.detach())
@@ -56,55 +53,6 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
         if own_tensor.is_floating_point() and not weights[name].is_floating_point():
             raise UserError(f"pretrained {config.pretrained}: {name} holds {weights[name].dtype}")
     model.load_state_dict(weights)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or of a torch file that holds nothing but tensors.
-
-    Raises UserError for other files, and for those that would have to run code of theirs to be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of what the file is like, in words for torch's developers
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler trip in any way: assertions, indices, encodings
-        # torch's own words give advice on how to run it.
-        words = "a pickle of other things" if isinstance(error, pickle.UnpicklingError) else reason(error)
-        raise UserError(
-            f"pretrained {path}: neither safetensors nor a torch file of plain tensors (others are not read, because "
-            f"they can run code): {words}"
-        ) from error
-    return _only_tensors(path, content)
-
-
-def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"pretrained {path}: holds no named tensors")
-    unwrapped = {_unwrapped(str(name)): tensor for name, tensor in weights.items()}
-    if len(unwrapped) < len(weights):
-        raise UserError(f"pretrained {path}: holds the same weights more than once, under the names of wrappers")
-    for name, tensor in unwrapped.items():
-        _require_numbers(f"pretrained {path}: {name!r:.200}", tensor)
-    return unwrapped
-
-
-def _require_numbers(where: str, tensor: Tensor) -> None:
-    """Raise UserError for a tensor that would fill a model with what is no number: its figures would all be 0."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-        raise UserError(f"{where} is no plain tensor of real numbers")
-    if tensor.is_floating_point() and not tensor.float().isfinite().all():
-        raise UserError(f"{where} holds what is no finite number")
-
-
-def _unwrapped(name: str) -> str:
-    """A tensor's name without those of wrappers, which stand before the name or before that of a module in it."""
-    first, *rest = [part for part in name.split(".") if part not in _WRAPPERS]
-    while first == "module" and rest:
-        first, *rest = rest
-    return ".".join([first, *rest])
 
 
 def _find(config: ModelConfig) -> Path:

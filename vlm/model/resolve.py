@@ -10,22 +10,18 @@ import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
 from vlm.errors import UserError, nearest
-from vlm.model.config import Architecture, ImageTowerConfig, ModelConfig, TextTowerConfig, Towers
+from vlm.model.config import Architecture, ModelConfig, Towers
 from vlm.model.foreign import ForeignFiles
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import INITIAL_LOGIT_SCALE
+from vlm.model.open_clip_fields import open_clip_name
 from vlm.model.open_clip_folder import WEIGHTS_FILES, read_open_clip_folder
-from vlm.model.transformers_halves import (
-    are_halves_of_one,
-    completed,
-    scale_and_bias,
-    transformers_images,
-    whole_towers,
-)
+from vlm.model.open_clip_kinds import OpenClipImageConfig, OpenClipTextConfig
+from vlm.model.tower_config import ImageTowerConfig
+from vlm.model.transformers_halves import are_halves_of_one, scale_and_bias, whole_towers
 from vlm.training.checkpoint import Checkpoint
 from vlm.training.checkpoint_folder import MANIFEST
 
-_DEFAULT_IMAGE_SIZE = 224
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -39,8 +35,10 @@ def resolve(config: ModelConfig, files: ForeignFiles | None = None) -> ModelConf
     files = files or ForeignFiles()
     record = pretrained_record(config)
     architecture = architecture_of(config)
-    towers = _towers(config, architecture, files)
-    spec = _preprocessing(config, towers, record, files)
+    written = _written_towers(config, architecture, files)
+    image = written.image.resolved(written.embed_dim, config.image_size, files)
+    towers = Towers(embed_dim=written.embed_dim, image=image, text=written.text.resolved(written.embed_dim, files))
+    spec = _preprocessing(config, written.image, towers.image, record, files)
     decided: dict[str, Any] = {
         "quick_gelu": _quick_gelu(record, architecture),
         "image_size": spec.size,
@@ -61,13 +59,7 @@ def resolve(config: ModelConfig, files: ForeignFiles | None = None) -> ModelConf
 def without_weights(resolved: ModelConfig) -> ModelConfig:
     """The resolved configuration that builds the same towers and reads no weights for them."""
     assert resolved.towers is not None
-    image, text = resolved.towers.image, resolved.towers.text
-    vision_cfg = _set(image.vision_cfg, timm_model_pretrained=False)
-    text_cfg = _set(text.text_cfg, hf_model_pretrained=False)
-    image = image.model_copy(update={"pretrained": False, "vision_cfg": vision_cfg})
-    text = text.model_copy(update={"pretrained": False, "text_cfg": text_cfg})
-    towers = resolved.towers.model_copy(update={"image": image, "text": text})
-    return resolved.model_copy(update={"towers": towers, "pretrained": None})
+    return resolved.model_copy(update={"towers": _unread(resolved.towers), "pretrained": None})
 
 
 def image_spec(resolved: ModelConfig) -> ImageSpec:
@@ -81,11 +73,6 @@ def image_spec(resolved: ModelConfig) -> ImageSpec:
             "resize_mode": resolved.resize_mode,
         }
     )
-
-
-def open_clip_name(name: str) -> str:
-    """open_clip's own spelling of a model's name (its command line also takes slashes)."""
-    return name.replace("/", "-")
 
 
 def pretrained_tag(config: ModelConfig) -> Mapping[str, Any]:
@@ -122,7 +109,12 @@ def architecture_of(config: ModelConfig) -> Architecture | None:
     return Architecture.model_validate(open_clip.get_model_config(name))
 
 
-def _towers(config: ModelConfig, architecture: Architecture | None, files: ForeignFiles) -> Towers:
+def _written_towers(config: ModelConfig, architecture: Architecture | None, files: ForeignFiles) -> Towers:
+    """The towers as the configuration writes or names them; they read the weights that open_clip would read.
+
+    None when weights of the whole model follow; by open_clip name a Hugging Face text model reads its own and a timm
+    model does not; an inline architecture says so itself.
+    """
     if architecture is not None:
         towers = _as_towers(architecture)
     elif config.transformers is not None:
@@ -130,7 +122,16 @@ def _towers(config: ModelConfig, architecture: Architecture | None, files: Forei
     else:
         assert config.towers is not None  # a configuration is of exactly one kind
         towers = config.towers
-    return completed(_sized(_with_base_weights(towers, config), config.image_size), files)
+    if config.pretrained is not None:
+        return _unread(towers)
+    if config.open_clip is not None:
+        return towers.model_copy(update={"image": towers.image.without_weights()})
+    return towers
+
+
+def _unread(towers: Towers) -> Towers:
+    without = {"image": towers.image.without_weights(), "text": towers.text.without_weights()}
+    return towers.model_copy(update=without)
 
 
 def _quick_gelu(record: Mapping[str, Any], architecture: Architecture | None) -> bool:
@@ -148,53 +149,28 @@ def _as_towers(architecture: Architecture) -> Towers:
     # Towers that also return their tokens do so for a caption decoder.
     return Towers(
         embed_dim=architecture.embed_dim,
-        image=ImageTowerConfig(vision_cfg=_set(architecture.vision_cfg, output_tokens=False)),
-        text=TextTowerConfig(text_cfg=_set(architecture.text_cfg, output_tokens=False)),
+        image=OpenClipImageConfig(vision_cfg={**architecture.vision_cfg, "output_tokens": False}),
+        text=OpenClipTextConfig(text_cfg={**architecture.text_cfg, "output_tokens": False}),
     )
 
 
-def _with_base_weights(towers: Towers, config: ModelConfig) -> Towers:
-    """Which towers read weights of their own, as open_clip decides it.
-
-    None do when weights of the whole model follow; by open_clip name a Hugging Face text model does and a timm model
-    does not; an inline architecture says so itself.
-    """
-    vision_cfg, text_cfg = towers.image.vision_cfg, towers.text.text_cfg
-    if config.pretrained is not None or config.open_clip is not None:
-        vision_cfg = _set(vision_cfg, timm_model_pretrained=False)
-    if config.pretrained is not None:
-        text_cfg = _set(text_cfg, hf_model_pretrained=False)
-    own = config.pretrained is None
-    image = towers.image.model_copy(update={"vision_cfg": vision_cfg, "pretrained": own and towers.image.pretrained})
-    text = towers.text.model_copy(update={"text_cfg": text_cfg, "pretrained": own and towers.text.pretrained})
-    return towers.model_copy(update={"image": image, "text": text})
-
-
-def _sized(towers: Towers, image_size: int | None) -> Towers:
-    vision_cfg = towers.image.vision_cfg
-    if vision_cfg is None:
-        return towers
-    size = image_size or vision_cfg.get("image_size", _DEFAULT_IMAGE_SIZE)
-    if not isinstance(size, int):
-        if len(set(size)) != 1:
-            raise UserError(f"vision_cfg.image_size: found {size}; images must be square")
-        size = size[0]
-    image = towers.image.model_copy(update={"vision_cfg": _set(vision_cfg, image_size=size)})
-    return towers.model_copy(update={"image": image})
-
-
-def _preprocessing(config: ModelConfig, towers: Towers, record: Mapping[str, Any], files: ForeignFiles) -> ImageSpec:
-    fields = (config.image_size, config.image_mean, config.image_std, config.interpolation, config.resize_mode)
-    if all(field is not None for field in fields):
+def _preprocessing(
+    config: ModelConfig,
+    written: ImageTowerConfig,
+    image: ImageTowerConfig,
+    record: Mapping[str, Any],
+    files: ForeignFiles,
+) -> ImageSpec:
+    """The images of a tower (resolved from what is `written`), unless weights of the whole model have a record."""
+    given = (config.image_size, config.image_mean, config.image_std, config.interpolation, config.resize_mode)
+    if all(field is not None for field in given):
         return image_spec(config)
-    if towers.image.transformers is not None and not record:
-        return transformers_images(towers, files)
-    size = config.image_size if towers.image.vision_cfg is None else towers.image.vision_cfg["image_size"]
     named = {name: record[name] for name in _PREPROCESSING if name in record}
-    if size is None:
-        size = transformers_images(towers, files).size
-    return ImageSpec.model_validate({"size": size, **named})
-
-
-def _set(fields: dict[str, Any] | None, **values: object) -> dict[str, Any] | None:
-    return None if fields is None else {**fields, **values}
+    if record and config.image_size is not None:
+        return ImageSpec.model_validate({"size": config.image_size, **named})
+    images = dict(image.images(files))
+    if record:
+        return ImageSpec.model_validate({"size": images["size"], **named})
+    if type(written) is not type(image):
+        images = {**written.images(files), **images}
+    return ImageSpec.model_validate(images)

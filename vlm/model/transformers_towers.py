@@ -1,4 +1,4 @@
-"""transformers' vision and text models as towers, and the two halves of its CLIP and SigLIP."""
+"""transformers' vision and text models as towers: pooled, and projected to the embedding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
 
 from vlm.errors import UserError
-from vlm.model.clean_configuration import quiet, refusing
-from vlm.model.config import ImageTowerConfig, TextTowerConfig
-from vlm.model.foreign import ForeignFiles, require_readable_weights
 from vlm.model.towers import TextTower
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
@@ -92,96 +88,6 @@ class TransformersTextTower(TextTower):
         if self._pool == "end":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]
-
-
-class TransformersModels:
-    """The transformers models that the towers of one dual encoder are made of; one that serves both is loaded once."""
-
-    def __init__(self, files: ForeignFiles) -> None:
-        self._files = files
-        self._whole: dict[tuple[str, bool], Any] = {}
-
-    def image_trunk(self, config: ImageTowerConfig, embed_dim: int, image_size: int) -> nn.Module:
-        """The vision model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
-        assert config.transformers is not None
-        with refusing("towers.image.transformers", config.transformers):
-            configuration = self._files.configuration("image", config.transformers)
-            part = getattr(configuration, "vision_config", configuration)
-            if hasattr(part, "image_size"):
-                part.image_size = image_size
-            model, missing = self._load(config.transformers, configuration, pretrained=config.pretrained)
-            vision = getattr(model, "vision_model", model)
-            if config.pool == "own":
-                projection = getattr(model, "visual_projection", nn.Identity())
-                trunk = TransformersImageTrunk(vision, "pooler", image_size, embed_dim, projection)
-            else:
-                trunk = TransformersImageTrunk(vision, config.pool or "pooler", image_size, embed_dim)
-            require_weights(trunk, missing)
-            return trunk
-
-    def text_tower(self, config: TextTowerConfig, embed_dim: int, pad_id: int) -> TextTower:
-        """The text model that `config` names. Raises UserError when it cannot be loaded or does not fit."""
-        assert config.transformers is not None
-        assert config.context_length is not None
-        with refusing("towers.text.transformers", config.transformers):
-            configuration = self._files.configuration("text", config.transformers)
-            model, missing = self._load(config.transformers, configuration, pretrained=config.pretrained)
-            if getattr(configuration, "is_encoder_decoder", False):
-                model = model.get_encoder()
-            text = getattr(model, "text_model", model)
-            place = (config.context_length, pad_id, embed_dim)
-            if config.pool == "own":
-                tower = TransformersTextTower(text, "pooler", *place, getattr(model, "text_projection", nn.Identity()))
-            else:
-                tower = TransformersTextTower(text, config.pool or "mean", *place)
-            require_weights(tower, missing)
-            return tower
-
-    def scale_and_bias(self) -> dict[str, Tensor]:
-        """The learned logit scale and bias of the one pretrained model that both towers are halves of."""
-        ((model, _),) = self._whole.values()
-        found = {name: getattr(model, name, None) for name in ("logit_scale", "logit_bias")}
-        return {name: value.detach().reshape(1) for name, value in found.items() if value is not None}
-
-    def _load(self, name: str, configuration: PreTrainedConfig, *, pretrained: bool) -> tuple[Any, set[int]]:
-        """The model, and the identities of its parameters of which its files hold nothing."""
-        if not hasattr(configuration, "text_config"):
-            return load(name, configuration, pretrained=pretrained)
-        key = (name, pretrained)
-        if key not in self._whole:
-            self._whole[key] = load(name, configuration, pretrained=pretrained)
-        return self._whole[key]  # type: ignore[no-any-return]
-
-
-def load(
-    name: str, configuration: PreTrainedConfig, *, pretrained: bool, cls: Any = AutoModel, **options: Any
-) -> tuple[Any, set[int]]:
-    """A model of the library in fp32, and the identities of those parameters of which its files hold nothing."""
-    with quiet():
-        if not pretrained:
-            return cls.from_config(configuration, trust_remote_code=False, **options), set()
-        require_readable_weights(name)
-        model, told = cls.from_pretrained(
-            name,
-            config=configuration,
-            dtype=torch.float32,
-            weights_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
-            **options,
-        )
-    for key, found, needed in sorted(told["mismatched_keys"]):
-        raise UserError(f"{key} is {list(found)} in its files but {list(needed)} in the model (another image_size?)")
-    missing = set(told["missing_keys"])
-    return model, {id(parameter) for key, parameter in model.named_parameters() if key in missing}
-
-
-def require_weights(tower: nn.Module, missing: set[int]) -> None:
-    """Raise UserError for a trained parameter of which the files hold nothing: it would be random, silently."""
-    for name, parameter in tower.named_parameters():
-        if id(parameter) in missing and parameter.requires_grad:
-            raise UserError(f"its files hold no weights for {name.removeprefix('model.')}")
 
 
 def _pooler_output(output: Any) -> Tensor:

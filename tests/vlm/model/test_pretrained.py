@@ -18,7 +18,7 @@ from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.open_clip_names import to_open_clip
-from vlm.model.pretrained import read_weights
+from vlm.model.weights_file import read_weights
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.manifest import Manifest
 from vlm.world import World
@@ -238,7 +238,7 @@ def test_a_flipped_bit_in_a_torch_file_is_never_a_traceback(tmp_path: Path, zipp
         flipped[draw.randrange(len(stored))] ^= 1 << draw.randrange(8)
         (tmp_path / "bad.pt").write_bytes(flipped)
         try:
-            assert all(isinstance(tensor, Tensor) for tensor in read_weights(tmp_path / "bad.pt").values())
+            assert all(isinstance(tensor, Tensor) for tensor in read_weights(tmp_path / "bad.pt", "bad.pt").values())
         except UserError:
             refused += 1
     assert refused > 10
@@ -256,7 +256,7 @@ def test_a_flipped_bit_in_a_torch_file_is_never_a_traceback(tmp_path: Path, zipp
 def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, tensor: Tensor, words: str) -> None:
     torch.save({"bias": torch.ones(3), "proj": tensor}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=words):
-        read_weights(tmp_path / "weights.pt")
+        read_weights(tmp_path / "weights.pt", "weights.pt")
 
 
 def test_weights_of_another_kind_of_number_are_refused_by_name(tmp_path: Path) -> None:
