@@ -27,7 +27,7 @@ def programs(values: Any) -> list[Program]:
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
     with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, or as a `kind` of the first two
-    or of an evaluation, and a `trust_remote_code` that is not false. A model's configuration alone stands under `model`.
+    or of an evaluation, and a `trust_remote_code` that is not false. A model's configuration stands under `model`.
     """
     return list(_walk(values, ()))
 
