@@ -18,8 +18,8 @@ from benchmarks.objectives.run import WARMUP, WEIGHT_DECAY, Run, new_model
 from eval.geometry import separability
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.towers import ImageTower
-from vlm.objectives.clip import Clip
 from vlm.objectives.step import pair_step
+from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.world import World

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.batch import Batch
-from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import ExtraNegatives
+from vlm.objectives.providers.extra_negatives import SharedNegatives
 from vlm.objectives.recipe import Terms
 from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts

@@ -26,8 +26,8 @@ from vlm.batch import Batch, Images, Texts
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import no_weight_decay_names
-from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
+from vlm.objectives.terms.clip import Clip
 from vlm.training.accumulation import accumulate
 from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.engine import Engine

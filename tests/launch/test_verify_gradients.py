@@ -13,7 +13,7 @@ from launch.recipe import load_recipe
 from launch.verify_gradients import verify
 from tests.launch.tiny import MODEL, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
-from vlm.objectives import queue
+from vlm.objectives.providers import queue
 from vlm.objectives.rows import RowSamples
 from vlm.objectives.step import PairStep
 from vlm.similarity import collectives

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vlm.objectives.rows import Rows
-from vlm.similarity.entries import EntryWeights, EqualKeys
+from vlm.similarity.entry_weights import EntryWeights, EqualKeys
 from vlm.similarity.log_sum_exp import log_sum_exp
 
 

@@ -23,29 +23,29 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.batch import Batch
-from vlm.objectives.alignment import alignment as _alignment
-from vlm.objectives.attract_repel import Sharpness
-from vlm.objectives.attract_repel import attract_repel as _attract_repel
-from vlm.objectives.clip import clip as _clip
-from vlm.objectives.continuous import Direction
-from vlm.objectives.continuous import continuous as _continuous
 from vlm.objectives.contrast import contrast as _contrast
-from vlm.objectives.cross_correlation import cross_correlation as _cross_correlation
-from vlm.objectives.cyclic import cyclic as _cyclic
-from vlm.objectives.decoupled import decoupled as _decoupled
-from vlm.objectives.group_excluded import group_excluded as _group_excluded
-from vlm.objectives.hard import hard as _hard
-from vlm.objectives.multi_positive import Form
-from vlm.objectives.multi_positive import multi_positive as _multi_positive
-from vlm.objectives.ordering import ordering as _ordering
 from vlm.objectives.pairs import pair_up
 from vlm.objectives.rows import Rows, RowSamples
-from vlm.objectives.sigmoid import sigmoid as _sigmoid
 from vlm.objectives.state import TermState
 from vlm.objectives.step import PairStep, StepRows
-from vlm.objectives.supervised import supervised as _supervised
 from vlm.objectives.term import PairTerm
-from vlm.objectives.uniformity import uniformity as _uniformity
+from vlm.objectives.terms.alignment import alignment as _alignment
+from vlm.objectives.terms.attract_repel import Sharpness
+from vlm.objectives.terms.attract_repel import attract_repel as _attract_repel
+from vlm.objectives.terms.clip import clip as _clip
+from vlm.objectives.terms.continuous import Direction
+from vlm.objectives.terms.continuous import continuous as _continuous
+from vlm.objectives.terms.cross_correlation import cross_correlation as _cross_correlation
+from vlm.objectives.terms.cyclic import cyclic as _cyclic
+from vlm.objectives.terms.decoupled import decoupled as _decoupled
+from vlm.objectives.terms.group_excluded import group_excluded as _group_excluded
+from vlm.objectives.terms.hard import hard as _hard
+from vlm.objectives.terms.multi_positive import Form
+from vlm.objectives.terms.multi_positive import multi_positive as _multi_positive
+from vlm.objectives.terms.ordering import ordering as _ordering
+from vlm.objectives.terms.sigmoid import sigmoid as _sigmoid
+from vlm.objectives.terms.supervised import supervised as _supervised
+from vlm.objectives.terms.uniformity import uniformity as _uniformity
 from vlm.outputs import Outputs
 from vlm.similarity.exchange import Exchange
 
@@ -65,7 +65,7 @@ def clip(
     margin: float = 0.0,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """The symmetric InfoNCE loss of CLIP (Radford et al., 2021); see `vlm.objectives.clip.Clip`."""
+    """The symmetric InfoNCE loss of CLIP (Radford et al., 2021); see `Clip`."""
     return _clip(pair_up(image, text, ids, ranks), scale, label_smoothing=label_smoothing, margin=margin)
 
 
@@ -78,7 +78,7 @@ def sigmoid(
     ids: Ids | None = None,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """The sigmoid loss of SigLIP (Zhai et al., 2023) with a logit bias [1]; see `vlm.objectives.sigmoid.Sigmoid`."""
+    """The sigmoid loss of SigLIP (Zhai et al., 2023) with a logit bias [1]; see `Sigmoid`."""
     return _sigmoid(pair_up(image, text, ids, ranks), scale, bias)
 
 
@@ -92,7 +92,7 @@ def decoupled(
     detach_weights: bool = False,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """DCL, and with `sigma` DCLW (Yeh et al., 2022); see `vlm.objectives.decoupled.Decoupled`."""
+    """DCL, and with `sigma` DCLW (Yeh et al., 2022); see `Decoupled`."""
     return _decoupled(pair_up(image, text, ids, ranks), scale, sigma=sigma, detach_weights=detach_weights)
 
 
@@ -105,7 +105,7 @@ def hard(
     hardest: float = 0.1,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """InfoNCE over each row's hardest negatives (Wang & Liu, 2021); see `vlm.objectives.hard.Hard`."""
+    """InfoNCE over each row's hardest negatives (Wang & Liu, 2021); see `Hard`."""
     return _hard(pair_up(image, text, ids, ranks), scale, hardest=hardest)
 
 
@@ -170,7 +170,7 @@ def continuous(
 def alignment(
     image: Embeddings, text: Embeddings, *, ids: Ids | None = None, alpha: float = 2.0, ranks: Exchange | None = None
 ) -> Loss:
-    """The mean distance of pairs to a power (Wang & Isola, 2020); see `vlm.objectives.alignment.Alignment`."""
+    """The mean distance of pairs to a power (Wang & Isola, 2020); see `Alignment`."""
     return _alignment(pair_up(image, text, ids, ranks), alpha=alpha)
 
 
@@ -200,7 +200,7 @@ def cyclic(
     in_modal: float = 0.25,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """The consistency terms of CyCLIP (Goel et al., 2022); see `vlm.objectives.cyclic.Cyclic`."""
+    """The consistency terms of CyCLIP (Goel et al., 2022); see `Cyclic`."""
     return _cyclic(pair_up(image, text, ids, ranks), cross_modal=cross_modal, in_modal=in_modal)
 
 
@@ -229,7 +229,7 @@ def ordering(
     steepness: float = 1.0,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """Group ordering by a sorting network (Shvetsova et al., 2023); see `vlm.objectives.ordering.Ordering`."""
+    """Group ordering by a sorting network (Shvetsova et al., 2023); see `Ordering`."""
     return _ordering(pair_up(image, text, ids, ranks), num_negatives=num_negatives, steepness=steepness)
 
 
@@ -244,7 +244,7 @@ def attract_repel(
     ids: Ids | None = None,
     ranks: Exchange | None = None,
 ) -> Loss:
-    """Contrastive attraction and repulsion (Zheng et al., 2021); see `vlm.objectives.attract_repel.AttractRepel`."""
+    """Contrastive attraction and repulsion (Zheng et al., 2021); see `AttractRepel`."""
     pairs = pair_up(image, text, ids, ranks)
     return _attract_repel(
         pairs, sharpness or Sharpness(), groups=groups, factors=factors, detach_weights=detach_weights

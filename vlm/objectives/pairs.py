@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm.objectives.rows import JointGather, Rows, RowSamples
 from vlm.similarity.collectives import RowGroup
-from vlm.similarity.entries import EntryWeights
+from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.log_sum_exp import log_sum_exp, paired_log_sum_exp
 from vlm.similarity.softplus_sum import paired_softplus_sum, softplus_sum

@@ -11,7 +11,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, PlainSerializer, ValidationError, WithJsonSchema
 
 from vlm.config import first_problem
-from vlm.objectives import (  # noqa: F401 (each registers its terms or providers)
+from vlm.objectives.presets import PRESETS, preset
+from vlm.objectives.providers import feature_transform, mixed_negatives, queue  # noqa: F401 - each registers itself
+from vlm.objectives.registry import PROVIDERS, TERMS
+from vlm.objectives.term import Provider, Term
+from vlm.objectives.terms import (  # noqa: F401 - each registers itself
     alignment,
     attract_repel,
     clip,
@@ -21,24 +25,18 @@ from vlm.objectives import (  # noqa: F401 (each registers its terms or provider
     cyclic,
     decoupled,
     fast_clip,
-    feature_transform,
     group_excluded,
     hard,
     individual_temperature,
-    mixed_negatives,
     momentum_distillation,
     multi_head,
     multi_positive,
     ordering,
-    queue,
     sigmoid,
     supervised,
     uniformity,
     whitening,
 )
-from vlm.objectives.presets import PRESETS, preset
-from vlm.objectives.registry import PROVIDERS, TERMS
-from vlm.objectives.term import Provider, Term
 from vlm.registry import Registry
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

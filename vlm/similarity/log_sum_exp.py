@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.similarity.choose import common_keys, fused_reduction
-from vlm.similarity.entries import EqualKeys
+from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.log_sum_exp_kernels import LogSumExp, ScaledLogSumExp, Weights
 from vlm.similarity.tiles import Columns, reduce_tiles
+from vlm.similarity.triton.dispatch import common_keys, fused_reduction
 
 
 def row_log_sum_exp(
@@ -45,7 +45,7 @@ def log_sum_exp(
 
     Columns are summed over this rank's rows only: `RowGroup.merge_log_sum_exp` puts the ranks' parts together. w' is w
     where it is not given; -inf where no entry counts. Differentiable in rows, columns and scale. Weights see logits as
-    similarities. Fused kernels run where they are right and faster (`vlm.similarity.choose`).
+    similarities. Fused kernels run where they are right and faster (`vlm.similarity.triton.dispatch`).
     """
     fused = _fused(rows, columns, row_weights, column_weights, product)
     if fused is not None:

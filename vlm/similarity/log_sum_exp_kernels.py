@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vlm.similarity.entries import EntryWeights
+from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.tiles import Scratch, TileKernel
 
 Weights = tuple[EntryWeights, ...]

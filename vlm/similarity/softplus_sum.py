@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vlm.similarity.entries import EntryWeights
+from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.tiles import Columns, TileKernel, reduce_tiles
 
 _LINEAR_FROM = 40.0  # log(1 + exp(z)) is z there, to the last bit of float64

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.similarity.entries import EntryWeights
+from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.tiles import slices
 
 _BLOCK_ENTRIES, _CUDA_BLOCK_ENTRIES = 2**20, 2**24  # of rows x all columns at a time

@@ -5,8 +5,8 @@ from pydantic import Field
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.telemetry import TelemetryConfig
-from vlm.objectives.clip import Clip
 from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig

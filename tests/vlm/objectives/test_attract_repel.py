@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by
-from vlm.objectives.attract_repel import AttractRepel
 from vlm.objectives.objective import Objective
+from vlm.objectives.terms.attract_repel import AttractRepel
 
 
 def cost(a: Tensor, b: Tensor) -> Tensor:

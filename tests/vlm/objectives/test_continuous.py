@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
-from vlm.objectives.clip import Clip
-from vlm.objectives.continuous import Continuous, continuous
-from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import pair_up
+from vlm.objectives.providers.extra_negatives import SharedNegatives
+from vlm.objectives.terms.clip import Clip
+from vlm.objectives.terms.continuous import Continuous, continuous
 
 
 def one_way(rows: Tensor, columns: Tensor, scale: Tensor, ids: Tensor, weights: list[list[float]] | None) -> Tensor:

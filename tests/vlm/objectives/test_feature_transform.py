@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, assert_same, on_ranks
-from vlm.objectives.extra_negatives import SharedNegatives
-from vlm.objectives.feature_transform import interpolate, permutation
-from vlm.objectives.keyed import symmetric_beta
+from vlm.objectives.counter_rng import symmetric_beta
 from vlm.objectives.pairs import pair_up
+from vlm.objectives.providers.extra_negatives import SharedNegatives
+from vlm.objectives.providers.feature_transform import interpolate, permutation
 
 TRANSFORMED = Setting(
     {"clip": 1.0},

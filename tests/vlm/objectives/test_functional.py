@@ -13,10 +13,10 @@ from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, leaves, whole
 from vlm.objectives import functional
-from vlm.objectives.attract_repel import Sharpness
 from vlm.objectives.objective import Objective
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.terms.attract_repel import Sharpness
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.world import World

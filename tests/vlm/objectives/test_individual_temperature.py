@@ -13,11 +13,11 @@ from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.global_contrast import ByHand, expected
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, assert_same, defined, leaves, on_ranks, unit, whole
 from vlm.errors import UserError
-from vlm.objectives.individual_temperature import IndividualTemperature
 from vlm.objectives.objective import Objective
 from vlm.objectives.registry import TERMS
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
+from vlm.objectives.terms.individual_temperature import IndividualTemperature
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
 

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from vlm.objectives.keyed import symmetric_beta, uniforms
+from vlm.objectives.counter_rng import symmetric_beta, uniforms
 
 IDS = torch.tensor([0, 1, -5, 2**62 + 11, 40])
 ALL_BITS = 2**64 - 1

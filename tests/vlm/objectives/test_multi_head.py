@@ -12,9 +12,9 @@ from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_same, defined, on_ranks, unit, whole
 from tests.vlm.objectives.parity import leaves as leaves_of
 from vlm.errors import EveryRankError
-from vlm.objectives.multi_head import MultiHead
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
+from vlm.objectives.terms.multi_head import MultiHead
 from vlm.similarity.exchange import Exchange
 from vlm.world import World
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
 from vlm.errors import UserError
-from vlm.objectives.extra_negatives import SharedNegatives
-from vlm.objectives.multi_positive import multi_positive
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import pair_up
+from vlm.objectives.providers.extra_negatives import SharedNegatives
 from vlm.objectives.recipe import Terms
+from vlm.objectives.terms.multi_positive import multi_positive
 
 FORMS = ["log_sum", "mean_log"]
 FEW = Setting({}, captions=(0, 1, 2, 3, 0, 5, 6, 7, 1, 0, 10))
@@ -67,7 +67,7 @@ def test_labels_of_a_few_classes_are_positives_over_all_ranks(form: str, monkeyp
     setting = Setting(term(form=form, by="label"))
     definition = lambda whole: written_out(whole, form, whole.labels)  # noqa: E731
     assert_defined_by(setting, definition)
-    monkeypatch.setattr("vlm.similarity.entries._FEW", 0)
+    monkeypatch.setattr("vlm.similarity.entry_weights._FEW", 0)
     assert_defined_by(setting, definition, (1,))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import Setting, Whole, assert_defined_by, on_ranks
 from vlm.objectives.objective import Objective
-from vlm.objectives.ordering import Ordering
+from vlm.objectives.terms.ordering import Ordering
 
 ORDERING = Setting({"ordering": {"num_negatives": 4}})
 

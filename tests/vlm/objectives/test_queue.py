@@ -11,7 +11,7 @@ from tests.ranks import run_ranks
 from tests.vlm.objectives import parity
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, Whole, assert_same, defined, leaves, on_ranks, unit
 from vlm.objectives.objective import Objective
-from vlm.objectives.queue import EmbeddingQueue, Keys
+from vlm.objectives.providers.queue import EmbeddingQueue, Keys
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
 from vlm.similarity.exchange import Exchange

@@ -9,9 +9,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from vlm.errors import UserError
-from vlm.objectives.clip import Clip
 from vlm.objectives.recipe import Terms
 from vlm.objectives.registry import TERMS
+from vlm.objectives.terms.clip import Clip
 
 
 def test_a_duplicate_name_raises() -> None:
@@ -50,7 +50,9 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 
 
 def test_a_term_of_ones_own_is_found_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_own_terms.py").write_text("from vlm.objectives.clip import Clip\n\n\nclass Pull(Clip): pass\n")
+    (tmp_path / "my_own_terms.py").write_text(
+        "from vlm.objectives.terms.clip import Clip\n\n\nclass Pull(Clip): pass\n"
+    )
     (tmp_path / "my_broken_terms.py").write_text("1 / 0\n")
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, unit
-from vlm.objectives.extra_negatives import SharedNegatives
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import pair_up
-from vlm.objectives.supervised import Supervised, supervised
+from vlm.objectives.providers.extra_negatives import SharedNegatives
+from vlm.objectives.terms.supervised import Supervised, supervised
 
 
 def written_out(whole: Whole, keys: Tensor, scale: Tensor) -> Tensor:

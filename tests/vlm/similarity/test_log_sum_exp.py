@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.vlm.similarity.double_loop import Problem, defined, gradients, problem
 from vlm.similarity import tiles
-from vlm.similarity.entries import AtLeast, EntryWeights, EqualKeys
+from vlm.similarity.entry_weights import AtLeast, EntryWeights, EqualKeys
 from vlm.similarity.log_sum_exp import log_sum_exp, log_sum_exp_of_scales, row_log_sum_exp
 from vlm.similarity.softplus_sum import softplus_sum
 from vlm.similarity.tiles import Columns

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
-from vlm.objectives.clip import Clip
 from vlm.objectives.step import pair_step
+from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 from vlm.world import World

@@ -11,7 +11,7 @@ from tests.ranks import run_ranks
 from tests.vlm.similarity.double_loop import defined, problem
 from vlm.similarity.collectives import RowGroup
 from vlm.similarity.config import SimilarityConfig
-from vlm.similarity.entries import EqualKeys
+from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.log_sum_exp import log_sum_exp
 from vlm.world import World

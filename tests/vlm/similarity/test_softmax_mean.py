@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vlm.similarity import tiles
 from vlm.similarity.collectives import RowGroup
-from vlm.similarity.entries import EqualKeys
-from vlm.similarity.softmax_mean import Softmax, softmax_means
+from vlm.similarity.entry_weights import EqualKeys
+from vlm.similarity.softmax_moments import Softmax, softmax_means
 from vlm.similarity.tiles import Columns
 
 

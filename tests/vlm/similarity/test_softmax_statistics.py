@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vlm.similarity.collectives import RowGroup
-from vlm.similarity.entries import EqualKeys
-from vlm.similarity.softmax_statistics import softmax_statistics
+from vlm.similarity.entry_weights import EqualKeys
+from vlm.similarity.softmax_moments import softmax_statistics
 from vlm.similarity.tiles import Columns
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.similarity.entries import AtLeast, EntryWeights, EqualKeys
+from vlm.similarity.entry_weights import AtLeast, EntryWeights, EqualKeys
 from vlm.similarity.softplus_sum import softplus_sum
 from vlm.similarity.tiles import Columns
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vlm.similarity.entries import EqualKeys
+from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.thresholds import upper_thresholds
 
 

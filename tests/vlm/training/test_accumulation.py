@@ -16,10 +16,10 @@ from tests.ranks import run_ranks
 from tests.vlm.training.token_term import SeenTokens, TokenTerm
 from tests.vlm.training.toy import Setup, start, toy_batch, toy_model
 from vlm.batch import Batch
-from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.objectives.term import Term
+from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import LossOutput, accumulate
 from vlm.training.engine import Engine, EngineName

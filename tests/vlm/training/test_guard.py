@@ -11,10 +11,10 @@ from tests.ranks import run_ranks
 from tests.vlm.training.poison import Poison
 from tests.vlm.training.toy import GLOBAL_BATCH, TERMS, Setup, start, toy_batch
 from vlm.errors import EveryRankError
-from vlm.objectives.fast_clip import FastClip
 from vlm.objectives.objective import Objective
-from vlm.objectives.queue import Queue
+from vlm.objectives.providers.queue import Queue
 from vlm.objectives.state import RunFacts
+from vlm.objectives.terms.fast_clip import FastClip
 from vlm.similarity.exchange import Exchange
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig

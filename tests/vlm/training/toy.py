@@ -9,9 +9,9 @@ from torch.nn.functional import normalize
 
 from vlm.batch import Batch, BatchPart, Images, Texts
 from vlm.model.logit_scale import limited_scale
-from vlm.objectives.clip import Clip
 from vlm.objectives.objective import Objective
 from vlm.objectives.term import Term
+from vlm.objectives.terms.clip import Clip
 from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
 from vlm.training.build_engine import build_engine, start_accelerator

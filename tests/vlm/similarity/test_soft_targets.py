@@ -1,0 +1,99 @@
+"""Sums under soft targets: a float64 double loop's values and gradients, whatever the tiles and the ranks."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from vlm.similarity import tiles
+from vlm.similarity.collectives import RowGroup
+from vlm.similarity.entry_weights import EqualKeys
+from vlm.similarity.exchange import Exchange
+from vlm.similarity.soft_targets import FunctionTargets, SoftmaxTargets, SoftTargets, softmax_targets, target_sums
+from vlm.similarity.tiles import Columns
+from vlm.world import World
+
+N, M, SCALE = 9, 7, 3.0
+COUNTS = (4, 2, 3)
+
+
+def rows_of(count: int, dim: int, seed: int) -> Tensor:
+    rows = torch.randn(count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def cubed(products: Tensor) -> Tensor:
+    return products**3
+
+
+def targets_of(kind: str, p: Tensor, q: Tensor) -> tuple[SoftTargets, Tensor, Tensor]:
+    """Targets, and the weights of rows and columns written out."""
+    products = torch.stack([torch.stack([a @ b for b in q]) for a in p])
+    if kind == "function":
+        return FunctionTargets(p, q, cubed), products**3, products**3
+    row_logs, column_logs = torch.logsumexp(SCALE * products, 1) + 0.5, torch.logsumexp(SCALE * products, 0) + 0.25
+    row_logs[2] = float("inf")
+    of_rows = torch.softmax(SCALE * products, 1) * torch.exp(torch.tensor(-0.5, dtype=torch.float64))
+    of_columns = torch.softmax(SCALE * products, 0) * torch.exp(torch.tensor(-0.25, dtype=torch.float64))
+    of_rows[2] = 0.0
+    return SoftmaxTargets(SCALE * p, q, row_logs, column_logs), of_rows, of_columns
+
+
+@pytest.mark.parametrize("kind", ["function", "softmax"])
+@pytest.mark.parametrize("with_columns", [True, False])
+@pytest.mark.parametrize("tile", [(512, 1024), (4, 3)])
+def test_sums_totals_and_gradients_equal_a_double_loop(
+    monkeypatch: pytest.MonkeyPatch, kind: str, with_columns: bool, tile: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(tiles, "_TILE_ROWS", tile[0])
+    monkeypatch.setattr(tiles, "_TILE_COLUMNS", tile[1])
+    x, y = rows_of(N, 5, 0).requires_grad_(), rows_of(M, 5, 1).requires_grad_()
+    targets, of_rows, of_columns = targets_of(kind, rows_of(N, 3, 2), rows_of(M, 3, 3))
+    row_keys, column_keys = torch.tensor([0, 1, 2, 3, 1, 1, 5, 6, 9]), torch.tensor([0, 1, 2, 3, 1, 7, 8])
+    others = (EqualKeys(row_keys, column_keys),)
+    left = row_keys[:, None] != column_keys[None]
+    of_rows, of_columns = of_rows * left, of_columns * left
+    if not with_columns:
+        of_columns = of_columns[:, :0]
+    found = target_sums(x, Columns(y), targets, others, with_columns=with_columns)
+    z = torch.stack([torch.stack([a @ b for b in y]) for a in x])
+    sums = (of_rows * z).sum(1), (of_columns * z[:, : of_columns.shape[1]]).sum(0)
+    for one, expected in ((found.rows, sums[0]), (found.columns, sums[1])):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.row_totals, of_rows.sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.column_totals, of_columns.sum(0), rtol=1e-12, atol=1e-12)
+    factors = torch.linspace(-1, 2, N + of_columns.shape[1], dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((torch.cat([a, b]) * factors).sum(), (x, y)) for a, b in (sums, (found.rows, found.columns))
+    ]
+    for expected, one in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+
+
+def weights_on_this_rank() -> tuple[Tensor, Tensor]:
+    """The rank's rows of both softmaxes, found as the sums of one-hot columns and rows."""
+    world = World.current()
+    counts = COUNTS if world.size > 1 else (N,)
+    ranks, _ = Exchange(world).count(counts[world.rank])
+    p, q = rows_of(N, 3, 2)[ranks.own], rows_of(N, 3, 3)
+    targets = softmax_targets(p, q, torch.tensor([SCALE], dtype=torch.float64), ranks)
+    products, rows, columns = targets.rows @ q.T, slice(0, len(p)), slice(0, N)
+    return targets.of_rows(products, rows, columns), targets.of_columns(products, rows, columns)
+
+
+def test_softmax_targets_are_those_of_all_ranks_rows() -> None:
+    logits = SCALE * rows_of(N, 3, 2) @ rows_of(N, 3, 3).T
+    for results in ([weights_on_this_rank()], run_ranks(weights_on_this_rank, 3)):
+        of_rows, of_columns = (torch.cat(parts) for parts in zip(*results, strict=True))
+        torch.testing.assert_close(of_rows, torch.softmax(logits, 1), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(of_columns, torch.softmax(logits, 0), rtol=1e-12, atol=1e-12)
+
+
+def test_low_precision_weights_still_sum_to_one() -> None:
+    """The log-sum-exps come from the same rounded products."""
+    p, q = rows_of(N, 3, 2).float(), rows_of(N, 3, 3).float()
+    ranks = RowGroup(None, 0, (N,))
+    targets = softmax_targets(p, q, torch.tensor([100.0]), ranks, product=torch.bfloat16)
+    sums = target_sums(p, Columns(q), targets, product=torch.bfloat16)
+    torch.testing.assert_close(sums.row_totals, torch.ones(N), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums.column_totals, torch.ones(N), rtol=1e-5, atol=0)

@@ -1,0 +1,1 @@
+"""Triton kernels of the similarity engine, and the choice whether they run."""
