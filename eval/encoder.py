@@ -19,7 +19,7 @@ from data.heldout import HeldOutBatch, HeldOutSet
 from eval.progress import report_progress
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
-from vlm.training.engine import Precision
+from vlm.training.engines.base import Precision
 from vlm.world import World
 
 

@@ -8,7 +8,7 @@ from data.captions import TxtLayout
 from data.heldout import HeldOutSet
 from eval.evaluator import EvaluationContext, EvaluatorConfig
 from vlm.model.heads import Reading
-from vlm.training.engine import Precision
+from vlm.training.engines.base import Precision
 
 Patterns = str | tuple[str, ...]
 

@@ -15,7 +15,7 @@ from data.sequential import SequentialStream
 from data.stream import TrainStream
 from vlm import __version__
 from vlm.evaluation import Metric
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 
 _PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "accelerate", "deepspeed", "webdataset")
 

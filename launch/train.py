@@ -35,8 +35,8 @@ from vlm.objectives.state import RunFacts
 from vlm.outputs import module_key
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
-from vlm.training.build_engine import build_engine
 from vlm.training.data_record import DataRecord
+from vlm.training.engines.start import build_engine
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.manifest import Manifest

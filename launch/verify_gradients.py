@@ -15,9 +15,9 @@ from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
-from vlm.training.build_engine import build_engine
 from vlm.training.checkpoint import Checkpoint, first_differences
-from vlm.training.engine import Engine, Precision
+from vlm.training.engines.base import Engine, Precision
+from vlm.training.engines.start import build_engine
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import build_optimizer
 from vlm.training.state import restore_memory

@@ -20,7 +20,7 @@ from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
 from vlm.outputs import module_key
 from vlm.similarity.exchange import Exchange
-from vlm.training.build_engine import build_engine, start_accelerator
+from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 from vlm.training.randomness import seed_step

@@ -29,8 +29,8 @@ from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.terms.clip import Clip
 from vlm.training.accumulation import accumulate
-from vlm.training.build_engine import build_engine, start_accelerator
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
+from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 

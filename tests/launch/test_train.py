@@ -13,7 +13,7 @@ from launch.train import train
 from tests.launch.small import keys_of, losses_of, metrics_of, write_data, write_recipe
 from tests.ranks import run_ranks
 from vlm.training.checkpoint import Checkpoint
-from vlm.training.engine import EngineName
+from vlm.training.engines.base import EngineName
 
 WAYS: list[tuple[EngineName, int]] = [("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
 

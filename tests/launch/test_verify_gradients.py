@@ -17,7 +17,7 @@ from vlm.objectives.providers import queue
 from vlm.objectives.rows import RowSamples
 from vlm.objectives.step import PairStep
 from vlm.similarity import collectives
-from vlm.training.engine import EngineName
+from vlm.training.engines.base import EngineName
 
 DROPPED = {
     "architecture": {

@@ -9,7 +9,7 @@ from torch import Tensor
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
 from vlm.outputs import Outputs, is_shared, joined, loss_with
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 from vlm.training.micro_batches import MicroBatch, MicroBatchPlan
 from vlm.training.randomness import seed_step
 from vlm.training.teacher import Teacher

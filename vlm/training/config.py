@@ -10,7 +10,7 @@ from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
-from vlm.training.engine import EngineName, Precision
+from vlm.training.engines.base import EngineName, Precision
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.schedule import ScheduleConfig
 from vlm.training.teacher import TeacherConfig

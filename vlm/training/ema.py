@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlm.config import Config
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 
 
 class EmaConfig(Config):

@@ -8,7 +8,7 @@ from vlm.errors import UserError
 from vlm.objectives.objective import Objective
 from vlm.training.checkpoint import Checkpoint, Group, first_differences
 from vlm.training.ema import Ema
-from vlm.training.engine import MOMENTS, Engine, Moment
+from vlm.training.engines.base import MOMENTS, Engine, Moment
 from vlm.training.model_files import MODEL_FILES, file_group
 from vlm.training.teacher import Teacher
 

@@ -7,7 +7,7 @@ from vlm.batch import Batch
 from vlm.objectives.objective import Objective
 from vlm.training.accumulation import LossOutput, accumulate
 from vlm.training.ema import Ema
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.teacher import Teacher
 

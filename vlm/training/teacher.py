@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm.config import Config
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 from vlm.training.micro_batches import MicroBatch
 
 

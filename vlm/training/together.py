@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from vlm.ends.ranks import Patience
 from vlm.ends.watch import Watch, watching
-from vlm.training.build_engine import start_accelerator
-from vlm.training.engine import EngineName, Precision
+from vlm.training.engines.base import EngineName, Precision
+from vlm.training.engines.start import start_accelerator
 from vlm.world import World
 
 # A healthy rank may keep the others waiting in a collective, while it writes a report or reads its data: that one is

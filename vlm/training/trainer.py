@@ -21,7 +21,7 @@ from vlm.training.checkpoint_folder import prune
 from vlm.training.clock import Clock
 from vlm.training.config import TrainingConfig
 from vlm.training.ema import Ema
-from vlm.training.engine import Engine
+from vlm.training.engines.base import Engine
 from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger, skips_of_all_ranks

@@ -12,7 +12,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.outputs import Outputs, joined
 from vlm.training.checkpoint import TERM_PARAMETERS
-from vlm.training.engine import Precision
+from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step
 

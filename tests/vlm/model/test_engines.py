@@ -19,8 +19,8 @@ from vlm.objectives.objective import Objective
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
-from vlm.training.build_engine import build_engine, start_accelerator
-from vlm.training.engine import EngineName
+from vlm.training.engines.base import EngineName
+from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import OptimizerConfig, build_optimizer
 

@@ -22,7 +22,7 @@ from vlm.objectives.term import Term
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import LossOutput, accumulate
-from vlm.training.engine import Engine, EngineName
+from vlm.training.engines.base import Engine, EngineName
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step
 from vlm.training.teacher import Teacher, TeacherConfig

@@ -23,7 +23,7 @@ from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
 from vlm.training.checkpoint import Checkpoint, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engine import MOMENTS, Engine, EngineName
+from vlm.training.engines.base import MOMENTS, Engine, EngineName
 from vlm.training.manifest import Manifest
 from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step

@@ -18,7 +18,7 @@ from vlm.objectives.terms.fast_clip import FastClip
 from vlm.similarity.exchange import Exchange
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engine import Engine, EngineName
+from vlm.training.engines.base import Engine, EngineName
 from vlm.training.manifest import Manifest
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import memory_groups, own_pieces, state_groups

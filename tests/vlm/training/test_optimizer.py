@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
-from tests.vlm.training.toy import WHOLE, Setup, learner_of, start, toy_batch
+from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
 from vlm.training.accumulation import accumulate
-from vlm.training.engine import EngineName
+from vlm.training.engines.base import EngineName
 from vlm.training.optimizer import LrScale
 
 LR, DECAY, EPS = 0.01, 0.1, 1e-6
@@ -18,7 +18,7 @@ def one_step(setup: Setup, world_size: int) -> dict[str, tuple[Tensor, Tensor, T
     engine = start(setup, world_size)
     batch = toy_batch(0, engine.world.rank, world_size)
     engine.warm_up(batch)
-    accumulate(engine, learner_of(engine).objective, batch, WHOLE, seed=0)
+    accumulate(engine, train_state(engine).objective, batch, WHOLE, seed=0)
     with torch.no_grad():
         before = {name: (engine.weight(name).clone(), engine.gradient(name)) for name in engine.parameters()}
         engine.step(LR)

@@ -14,9 +14,9 @@ from vlm.objectives.term import Term
 from vlm.objectives.terms.clip import Clip
 from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
-from vlm.training.build_engine import build_engine, start_accelerator
 from vlm.training.ema import Ema
-from vlm.training.engine import Engine, EngineName, Precision
+from vlm.training.engines.base import Engine, EngineName, Precision
+from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.optimizer import LrScale, OptimizerConfig, build_optimizer
 from vlm.training.step import TrainState

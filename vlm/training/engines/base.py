@@ -1,4 +1,4 @@
-"""Engines: what runs forward, backward and step on one or many ranks, behind one small interface."""
+"""The contract of engines: what runs forward, backward and step on one or many ranks."""
 
 import math
 from abc import ABC, abstractmethod

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
-from vlm.training.engine import Engine, EngineName, Precision, ReplicatedEngine
+from vlm.training.engines.base import Engine, EngineName, Precision, ReplicatedEngine
 from vlm.training.launcher_settings import overrule_launcher
 
 _LEAST_MEETING, _MOST_MEETING = 60.0, 600.0  # seconds
@@ -49,7 +49,7 @@ def start_accelerator(
         return Accelerator(cpu=not cuda, kwargs_handlers=[InitProcessGroupKwargs(timeout=waiting)], **said)
     if not cuda:
         _use_deepspeed_on_cpu()
-    from vlm.training.zero import deepspeed_config
+    from vlm.training.engines.zero import deepspeed_config
 
     _stand_alone_rendezvous()
     plugin = DeepSpeedPlugin(
@@ -77,7 +77,7 @@ def build_engine(
     """Hand model and optimizer to the engine; from here on they are used through it."""
     if engine == "ddp":
         return ReplicatedEngine(accelerator, module, optimizer, precision, max_grad_norm)
-    from vlm.training.zero import ZeroEngine
+    from vlm.training.engines.zero import ZeroEngine
 
     return ZeroEngine(accelerator, module, optimizer, precision, _STAGES[engine])
 

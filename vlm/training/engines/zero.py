@@ -20,7 +20,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.batch import Batch
-from vlm.training.engine import MOMENTS, Engine, Moment, Precision, held_data, held_tensor, num_updates_of
+from vlm.training.engines.base import MOMENTS, Engine, Moment, Precision, held_data, held_tensor, num_updates_of
 from vlm.training.optimizer import set_lr
 
 Stage = Literal[1, 2, 3]
