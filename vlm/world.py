@@ -1,7 +1,6 @@
 """The ranks that work together, and the few things they say to each other outside the gradient's path."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +55,3 @@ class World:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
-
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 first, then on the others (work that fills a shared cache)."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()

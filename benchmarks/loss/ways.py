@@ -20,7 +20,6 @@ from vlm.objectives.step import PairStep
 from vlm.objectives.term import Provider
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.similarity.log_sum_exp import log_sum_exp_of_scales
 from vlm.world import World
 
 DIM = 512
@@ -74,22 +73,6 @@ def term(objective: dict[str, Any], product: str = "fp32", exchange: str = "gath
     return loss
 
 
-def own_scales(product: torch.dtype | None) -> Way:
-    """The engine with a temperature for each row and column."""
-
-    def loss(rows: Leaves, world: World) -> Tensor:
-        ranks, _ = Exchange(world).count(len(rows["image"]))
-        scales = rows["scale"] * torch.linspace(0.9, 1.1, len(rows["image"]))
-        columns = Exchange(world).columns(rows["text"], ranks)
-        row_lse, column_lse = log_sum_exp_of_scales(
-            rows["image"], columns, scales, ranks.gather(scales), product=product
-        )
-        positive = scales * (rows["image"] * rows["text"]).sum(1)
-        return ((row_lse + ranks.merge_log_sum_exp(column_lse)) / 2 - positive).mean()
-
-    return loss
-
-
 def peer_clip(*, low: bool, world: World) -> Way:
     """open_clip's ClipLoss in its exact setting for several ranks; `low`: under bf16 autocast."""
     loss_of = ClipLoss(local_loss=True, gather_with_grad=True, rank=world.rank, world_size=world.size)
@@ -125,7 +108,6 @@ def ways(world: World) -> dict[str, Way]:
             f"sigmoid {product}": term({"sigmoid": 1.0}, product),
             f"multi_positive {product}": term(labelled, product),
             f"clip, {NUM_EXTRA} more columns {product}": term({"clip": 1.0}, product, extra=True),
-            f"a temperature a row {product}": own_scales(torch.bfloat16 if low else None),
             f"open_clip ClipLoss {product}": peer_clip(low=low, world=world),
             f"open_clip SigLipLoss {product}": peer_sigmoid(low=low, world=world),
         }

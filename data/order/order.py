@@ -68,14 +68,6 @@ class Order:
             picks.epochs[mine], picks.shards[mine], picks.rows[mine] = found
         return picks
 
-    def samples_before(self, step: int) -> list[int]:
-        """How many samples of each source the first `step` global batches hold."""
-        lanes = np.arange(self.lanes, dtype=np.int64)
-        places = np.full(self.lanes, step * self.mix.per_batch, dtype=np.int64)
-        return [
-            int(self.mix.numbers(np.full_like(lanes, source), lanes, places).sum()) for source in range(len(self.lines))
-        ]
-
     def neighbourhood(self, pick: Picks) -> tuple[Line, tuple[int, int]]:
         """The line of one sample and the part of its epoch that it was shuffled within."""
         line = self.lines[int(pick.sources[0])]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm.similarity.entry_weights import EqualKeys
-from vlm.similarity.log_sum_exp_kernels import LogSumExp, ScaledLogSumExp, Weights
+from vlm.similarity.log_sum_exp_kernels import LogSumExp, Weights
 from vlm.similarity.tiles import Columns, reduce_tiles
 from vlm.similarity.triton.dispatch import common_keys, fused_reduction
 
@@ -121,33 +121,6 @@ def paired_log_sum_exp(
     return own, row, column
 
 
-def log_sum_exp_of_scales(
-    rows: Float[Tensor, "rows dim"],
-    columns: Columns,
-    row_scale: Float[Tensor, " rows"],
-    column_scale: Float[Tensor, " columns"],
-    row_weights: Weights = (),
-    column_weights: Weights | None = None,
-    *,
-    product: torch.dtype | None = None,
-) -> tuple[Float[Tensor, " rows"], Float[Tensor, " columns"]]:
-    """`log_sum_exp` with a scale for each row and each column: logits u_i <x_i, y_j> and v_j <x_i, y_j>.
-
-    Differentiable in rows, columns and scales. Weights see plain similarities.
-    """
-    weights = (row_weights, row_weights if column_weights is None else column_weights)
-    scales = row_scale.detach(), column_scale.detach()
-    largest = max((float(scale.abs().max()) for scale in scales if len(scale)), default=0.0)
-    # Asked of every rank: it is a collective with a ring.
-    reference = _reference(rows, rows.new_full((1,), largest), columns)
-
-    def kernel(reference: float | None) -> ScaledLogSumExp:
-        return ScaledLogSumExp(weights, *scales, reference)
-
-    row, column = _reduce(kernel, reference, rows, columns, row_scale, column_scale, product=product)
-    return row, column
-
-
 # exp(+-40) leaves room in fp32 for a sum of 2^60 of the largest, and for 2^60 between the smallest and zero.
 _LARGEST_IN_RANGE = 40.0
 # Beyond that the largest possible logit becomes exp(60), with room for a sum of 2^40 such, and afterwards one must look
@@ -169,19 +142,18 @@ def _reference(rows: Tensor, scale: Tensor, columns: Columns) -> float | None:
 
 
 def _reduce(
-    kernel: Callable[[float | None], LogSumExp | ScaledLogSumExp],
+    kernel: Callable[[float | None], LogSumExp],
     reference: float | None,
     rows: Tensor,
     columns: Columns,
-    *parameters: Tensor,
     **how: Any,
 ) -> tuple[Tensor, ...]:
     """`reduce_tiles` with one reference for all logits; where that has lost some, again with running maxima."""
     tried = kernel(reference)
-    results = reduce_tiles(tried, rows, columns, *parameters, **how)
+    results = reduce_tiles(tried, rows, columns, **how)
     if reference == 0.0 and columns.ring is None:
         return results
     lost = rows.new_tensor([float(tried.lost_digits())])
     if columns.ring is not None:  # all of its ranks go round again, or none
         lost = columns.ring.ranks.largest(lost)
-    return reduce_tiles(kernel(None), rows, columns, *parameters, **how) if bool(lost.any()) else results
+    return reduce_tiles(kernel(None), rows, columns, **how) if bool(lost.any()) else results

@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EntryWeights
-from vlm.similarity.log_sum_exp import log_sum_exp
 from vlm.similarity.tiles import Columns, Scratch, TileKernel, centred_product, product_level, reduce_tiles
 
 
@@ -54,7 +52,7 @@ class SoftmaxTargets(SoftTargets):
 
     The scale is in `rows` already. r_i is the log-sum-exp over all of row i, columns that are not in this matrix
     included (a queue's), so that these weights may sum to less than 1; c_j the same of column j, over all ranks' rows.
-    A line of +inf has no weights. See `softmax_targets`.
+    A line of +inf has no weights.
     """
 
     row_logs: Float[Tensor, " rows"]
@@ -65,22 +63,6 @@ class SoftmaxTargets(SoftTargets):
 
     def of_columns(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
         return (products - self.column_logs[None, columns]).exp_()
-
-
-@torch.no_grad()
-def softmax_targets(
-    rows: Float[Tensor, "rows width"],
-    columns: Float[Tensor, "columns width"],
-    scale: Float[Tensor, "1"],
-    ranks: RowGroup,
-    *,
-    product: torch.dtype | None = None,
-) -> SoftmaxTargets:
-    """Targets softmax_j(a <rows_i, columns_j>) of rows and softmax_i of columns, over all ranks' rows. Collective."""
-    rows, columns = rows.detach(), columns.detach()
-    row_logs, parts = log_sum_exp(rows, Columns(columns), scale, product=product)
-    column_logs = ranks.gather_constant(ranks.merge_log_sum_exp(parts))
-    return SoftmaxTargets(rows * scale, columns, row_logs, column_logs)
 
 
 class WeightedSums(NamedTuple):

@@ -52,13 +52,15 @@ def batch(order: Order, step: int) -> list[Visit]:
 @settings(max_examples=15, deadline=None)
 def test_each_sample_comes_once_an_epoch_of_its_lanes_line(case: Case) -> None:
     order = case.order()
-    steps = 1
-    sizes = [line.num_samples for line in order.lines]
     # Two epochs are complete when three are over, and every lane, however few samples it has, had its turn.
-    enough = [3 * size + 8 * order.lanes for size in sizes]
-    while any(before < least for before, least in zip(order.samples_before(steps), enough, strict=True)):
-        steps *= 2
-    seen = Counter(visit for step in range(steps) for visit in batch(order, step))
+    missing = Counter({source: 3 * line.num_samples + 8 * order.lanes for source, line in enumerate(order.lines)})
+    seen: Counter[Visit] = Counter()
+    for step in itertools.count():
+        visited = batch(order, step)
+        seen.update(visited)
+        missing.subtract(visit[0] for visit in visited)
+        if max(missing.values()) <= 0:
+            break
     assert set(seen.values()) == {1}
     for source, line in enumerate(order.lines):
         everything = {(shard, row) for shard, count in enumerate(line.counts.tolist()) for row in range(count)}
@@ -86,14 +88,6 @@ def test_the_ranks_slots_make_up_the_global_batch(case: Case, step: int, ranks: 
     ends = [rank * order.global_batch // ranks for rank in range(ranks + 1)]
     parts = [visits(order.picks(step, range(a, b))) for a, b in itertools.pairwise(ends)]
     assert functools.reduce(operator.add, parts) == batch(order, step)
-
-
-@given(cases, st.integers(0, 25))
-@settings(max_examples=15, deadline=None)
-def test_samples_before_a_step_are_counted(case: Case, step: int) -> None:
-    order = case.order()
-    found = Counter(visit[0] for s in range(step) for visit in batch(order, s))
-    assert order.samples_before(step) == [found[source] for source in range(len(order.lines))]
 
 
 def test_lanes_stay_within_one_sample_of_each_other() -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.vlm.similarity.double_loop import Problem, defined, gradients, problem
 from vlm.similarity import tiles
 from vlm.similarity.entry_weights import AtLeast, EntryWeights, EqualKeys
-from vlm.similarity.log_sum_exp import log_sum_exp, log_sum_exp_of_scales, row_log_sum_exp
+from vlm.similarity.log_sum_exp import log_sum_exp, row_log_sum_exp
 from vlm.similarity.softplus_sum import softplus_sum
 from vlm.similarity.tiles import Columns
 
@@ -100,18 +100,6 @@ def test_rows_alone_with_a_scale_a_row(entries: str, scale: float) -> None:
 
 @pytest.mark.usefixtures("ragged")
 @pytest.mark.parametrize("scale", [IN_RANGE, RUNNING])
-@pytest.mark.parametrize("entries", ENTRIES)
-def test_rows_and_columns_with_a_scale_a_line(entries: str, scale: float) -> None:
-    weights, _, of = with_entries(entries, problem(ROWS, COLUMNS, scale))
-    expected, expected_gradients = defined(of)
-    rows, columns, row_scale, column_scale = leaves = of.leaves()
-    results = log_sum_exp_of_scales(rows, Columns(columns), row_scale, column_scale, weights)
-    assert_close(results, expected)
-    assert_close(gradients(results, leaves), expected_gradients)
-
-
-@pytest.mark.usefixtures("ragged")
-@pytest.mark.parametrize("scale", [IN_RANGE, RUNNING])
 def test_lines_without_any_entry_are_minus_infinity_and_have_no_gradient(scale: float) -> None:
     rows, columns, number, _ = problem(ROWS, COLUMNS, scale).leaves()
     row_keys, column_keys = torch.full((ROWS,), -1), torch.full((COLUMNS,), -2)
@@ -128,7 +116,7 @@ def test_lines_without_any_entry_are_minus_infinity_and_have_no_gradient(scale: 
 
 @pytest.mark.usefixtures("ragged")
 @pytest.mark.parametrize(("worst", "rounds"), [(0.5, 1), (-0.1, 1), (-0.3, 2), (-0.99, 2)])
-@pytest.mark.parametrize(("scaled", "line"), [("one", "row"), ("one", "column"), ("rows", "row"), ("lines", "column")])
+@pytest.mark.parametrize(("scaled", "line"), [("one", "row"), ("one", "column"), ("rows", "row")])
 def test_a_line_whose_logits_are_all_small_keeps_its_digits_in_fp32(
     scaled: str, line: str, worst: float, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,10 +142,8 @@ def test_a_line_whose_logits_are_all_small_keeps_its_digits_in_fp32(
     expected = logits.logsumexp(1), logits.logsumexp(0)
     if scaled == "one":
         found = log_sum_exp(rows, Columns(columns), torch.tensor([100.0]))
-    elif scaled == "rows":
-        found = (row_log_sum_exp(rows, Columns(columns), torch.full((ROWS,), 100.0)),)
     else:
-        found = log_sum_exp_of_scales(rows, Columns(columns), torch.full((ROWS,), 100.0), torch.full((COLUMNS,), 100.0))
+        found = (row_log_sum_exp(rows, Columns(columns), torch.full((ROWS,), 100.0)),)
     assert len(calls) == rounds
     for one, other in zip(found, expected, strict=False):
         torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=1e-5)
@@ -249,9 +235,6 @@ class Largest(TorchDispatchMode):
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Weights], tuple[Tensor, ...]]] = {
     "log_sum_exp": lambda x, y, a, weights: log_sum_exp(x, Columns(y), a, weights),
     "row_log_sum_exp": lambda x, y, a, weights: (row_log_sum_exp(x, Columns(y), a, weights),),
-    "of_scales": lambda x, y, a, weights: log_sum_exp_of_scales(
-        x, Columns(y), a.expand(len(x)), a.expand(len(y)), weights
-    ),
     "softplus_sum": lambda x, y, a, weights: (softplus_sum(x, Columns(y), a, -a, weights),),
 }
 

@@ -4,14 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ranks import run_ranks
 from vlm.similarity import tiles
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EqualKeys
-from vlm.similarity.exchange import Exchange
-from vlm.similarity.soft_targets import FunctionTargets, SoftmaxTargets, SoftTargets, softmax_targets, target_sums
+from vlm.similarity.log_sum_exp import log_sum_exp
+from vlm.similarity.soft_targets import FunctionTargets, SoftmaxTargets, SoftTargets, target_sums
 from vlm.similarity.tiles import Columns
-from vlm.world import World
 
 N, M, SCALE = 9, 7, 3.0
 COUNTS = (4, 2, 3)
@@ -70,30 +67,10 @@ def test_sums_totals_and_gradients_equal_a_double_loop(
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
 
 
-def weights_on_this_rank() -> tuple[Tensor, Tensor]:
-    """The rank's rows of both softmaxes, found as the sums of one-hot columns and rows."""
-    world = World.current()
-    counts = COUNTS if world.size > 1 else (N,)
-    ranks, _ = Exchange(world).count(counts[world.rank])
-    p, q = rows_of(N, 3, 2)[ranks.own], rows_of(N, 3, 3)
-    targets = softmax_targets(p, q, torch.tensor([SCALE], dtype=torch.float64), ranks)
-    products, rows, columns = targets.rows @ q.T, slice(0, len(p)), slice(0, N)
-    return targets.of_rows(products, rows, columns), targets.of_columns(products, rows, columns)
-
-
-def test_softmax_targets_are_those_of_all_ranks_rows() -> None:
-    logits = SCALE * rows_of(N, 3, 2) @ rows_of(N, 3, 3).T
-    for results in ([weights_on_this_rank()], run_ranks(weights_on_this_rank, 3)):
-        of_rows, of_columns = (torch.cat(parts) for parts in zip(*results, strict=True))
-        torch.testing.assert_close(of_rows, torch.softmax(logits, 1), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(of_columns, torch.softmax(logits, 0), rtol=1e-12, atol=1e-12)
-
-
 def test_low_precision_weights_still_sum_to_one() -> None:
-    """The log-sum-exps come from the same rounded products."""
-    p, q = rows_of(N, 3, 2).float(), rows_of(N, 3, 3).float()
-    ranks = RowGroup(None, 0, (N,))
-    targets = softmax_targets(p, q, torch.tensor([100.0]), ranks, product=torch.bfloat16)
-    sums = target_sums(p, Columns(q), targets, product=torch.bfloat16)
+    """With log-sum-exps of the same rounded products."""
+    p, q, scale = rows_of(N, 3, 2).float(), rows_of(N, 3, 3).float(), torch.tensor([100.0])
+    row_logs, column_logs = log_sum_exp(p, Columns(q), scale, product=torch.bfloat16)
+    sums = target_sums(p, Columns(q), SoftmaxTargets(p * scale, q, row_logs, column_logs), product=torch.bfloat16)
     torch.testing.assert_close(sums.row_totals, torch.ones(N), rtol=1e-5, atol=0)
     torch.testing.assert_close(sums.column_totals, torch.ones(N), rtol=1e-5, atol=0)
