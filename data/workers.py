@@ -5,7 +5,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ def load_ahead(
     arrive: Callable[[Sent], Loaded] = _as_sent,
     pinned: bool = False,
     patience: float = 1800.0,
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """`load(n, stage)` for each of `numbers`, in order, computed ahead in `workers` processes (0: here, when asked).
 
     Workers are forked, one thread each; they take the numbers in turn. Nothing is drawn from this process's random

@@ -35,6 +35,7 @@ def imports() -> frozenset[tuple[Path, str, str | None]]:
 
 
 def _imports() -> Iterator[tuple[Path, str, str | None]]:
+    found: list[tuple[str, str | None]]
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

@@ -104,7 +104,8 @@ class _Server(http.server.ThreadingHTTPServer):
         self.connections.add(connection)
         return connection, address
 
-    def shutdown_request(self, request: socket.socket) -> None:
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        assert isinstance(request, socket.socket)
         self.connections.discard(request)
         super().shutdown_request(request)
 

@@ -26,7 +26,7 @@ from vlm.config import Config, first_problem
 
 VISITS = 2000
 USUAL = CaptionConfig()
-SAMPLE = {"captions": ("a", "b", "c", "d", "e")}
+SAMPLE: dict[str, tuple[str, ...]] = {"captions": ("a", "b", "c", "d", "e")}
 TWO_FIELDS = {"alt": ("x",), "synthetic": ("y", "z")}
 
 
@@ -148,7 +148,7 @@ def test_first_takes_the_first_and_random_takes_each_alike() -> None:
 
 
 def test_concat_joins_in_order_as_sentences() -> None:
-    captions = {"captions": ("a cat", "It sleeps.", "why?", "on a mat")}
+    captions: dict[str, tuple[str, ...]] = {"captions": ("a cat", "It sleeps.", "why?", "on a mat")}
     assert choose(captions, config(policy="concat"), Draws(0)) == ("a cat. It sleeps. why? on a mat", "captions", ())
     how = config(policy="concat", fields={"alt": 1, "synthetic": 1})
     assert {visit[:2] for visit in visits(TWO_FIELDS, how)} == {("x", "alt"), ("y. z", "synthetic")}

@@ -126,7 +126,7 @@ def test_weighted_sources_and_labels(tmp_path: Path) -> None:
     many = write_shard(
         tmp_path / "many.tar", [sample(n, png=picture(n, form="PNG"), txt="many", cls=n) for n in range(9)]
     )
-    sources = {"few": {"shards": str(few), "weight": 3}, "many": {"shards": str(many), "weight": 1}}
+    sources: dict[str, object] = {"few": {"shards": str(few), "weight": 3}, "many": {"shards": str(many), "weight": 1}}
     data = stream(sources, global_batch=12)
     assert data.num_samples == 13
     for batch in data.batches(0, 4):

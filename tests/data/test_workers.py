@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def broken(number: int, stage: Stage) -> Work:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_order_from_each_worker_in_turn(workers: int) -> None:
-    results = list(load_ahead(work, range(10, 20), workers=workers))
+    results: list[Work] = list(load_ahead(work, range(10, 20), workers=workers))
     assert [result.number for result in results] == list(range(10, 20))
     processes = [result.process for result in results]
     if workers == 0:
@@ -53,7 +54,7 @@ def test_results_come_in_order_from_each_worker_in_turn(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_leaving_early_ends_the_workers_at_once(workers: int) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    stream = load_ahead(work, range(1000, 10**9), workers=workers)
+    stream: Generator[Work, None, None] = load_ahead(work, range(1000, 10**9), workers=workers)
     assert next(stream).number == 1000
     stream.close()
     time.sleep(0.05)
@@ -62,7 +63,7 @@ def test_leaving_early_ends_the_workers_at_once(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_users_error_arrives_as_its_one_line(workers: int) -> None:
-    stream = load_ahead(work, range(5, 20), workers=workers)
+    stream: Generator[Work, None, None] = load_ahead(work, range(5, 20), workers=workers)
     assert [next(stream).number, next(stream).number] == [5, 6]
     with pytest.raises(UserError) as error:
         next(stream)
@@ -77,10 +78,10 @@ def test_a_mistake_of_ours_keeps_its_traceback(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_random_generator_of_this_process_is_touched(workers: int) -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state(legacy=False))
     assert len(list(load_ahead(work, range(8, 14), workers=workers))) == 6
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert (random.getstate(), str(np.random.get_state(legacy=False))) == before[1:]
 
 
 def hanging(number: int, stage: Stage) -> Work:
@@ -98,14 +99,14 @@ def dying(number: int, stage: Stage) -> Work:
 
 
 def test_a_worker_that_starves_its_rank_is_named_with_its_shard() -> None:
-    stream = load_ahead(hanging, range(10, 30), workers=2, patience=0.3)
+    stream: Generator[Work, None, None] = load_ahead(hanging, range(10, 30), workers=2, patience=0.3)
     assert next(stream).number == 10
     with pytest.raises(UserError, match=r"worker 1 kept this .*data\.patience.* at step 11: shard-11\.tar$"):
         next(stream)
 
 
 def test_a_worker_that_died_is_named_with_its_shard() -> None:
-    stream = load_ahead(dying, range(10, 30), workers=2)
+    stream: Generator[Work, None, None] = load_ahead(dying, range(10, 30), workers=2)
     assert next(stream).number == 10
     with pytest.raises(UserError, match=r"worker 1 died \(killed\? out of memory\?\) at step 11: shard-11\.tar$"):
         next(stream)
@@ -119,7 +120,7 @@ def stopping(number: int, stage: Stage) -> Work:
 
 
 def test_a_stopped_worker_is_named_when_patience_is_over() -> None:
-    stream = load_ahead(stopping, range(10, 30), workers=2, patience=0.3)
+    stream: Generator[Work, None, None] = load_ahead(stopping, range(10, 30), workers=2, patience=0.3)
     assert next(stream).number == 10
     with pytest.raises(UserError, match=r"worker 1 kept this .*data\.patience.* at step 11: shard-11\.tar$"):
         next(stream)
@@ -138,7 +139,7 @@ def large(number: int, stage: Stage) -> Large:
 
 def test_a_worker_stopped_in_the_midst_of_sending_is_named_too() -> None:
     before = {child.pid for child in psutil.Process().children()}
-    stream = load_ahead(large, range(10, 30), workers=1, patience=0.3)
+    stream: Generator[Large, None, None] = load_ahead(large, range(10, 30), workers=1, patience=0.3)
     assert next(stream).tensor.tolist() == [10] * BIG
     (worker,) = {child.pid for child in psutil.Process().children()} - before
     while psutil.Process(worker).status() != psutil.STATUS_SLEEPING:  # it waits for room in the socket
@@ -152,7 +153,7 @@ def test_a_worker_stopped_in_the_midst_of_sending_is_named_too() -> None:
 @pytest.mark.parametrize("moment", range(6))
 def test_a_worker_killed_at_any_moment_is_named_and_nothing_else_is_raised(moment: int) -> None:
     before = {child.pid for child in psutil.Process().children()}
-    stream = load_ahead(large, range(10, 10_000), workers=2)
+    stream: Generator[Large, None, None] = load_ahead(large, range(10, 10_000), workers=2)
     next(stream)
     worker = min({child.pid for child in psutil.Process().children()} - before)
     for _ in range(moment):
@@ -179,7 +180,7 @@ def test_an_exception_that_cannot_be_pickled_is_told_all_the_same() -> None:
 
 def test_workers_leave_the_signals_of_a_group_to_the_training_process() -> None:
     before = {child.pid for child in psutil.Process().children()}
-    stream = load_ahead(work, range(10, 40), workers=2)
+    stream: Generator[Work, None, None] = load_ahead(work, range(10, 40), workers=2)
     next(stream)
     for worker in {child.pid for child in psutil.Process().children()} - before:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -190,9 +191,9 @@ def test_workers_leave_the_signals_of_a_group_to_the_training_process() -> None:
 def test_pinned_results_come_in_order_and_an_error_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nothing can be pinned: the thread and the queue are real, the copy is a plain one."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    numbers = [one.tensor[0].item() for one in load_ahead(large, range(10, 16), workers=2, pinned=True)]
-    assert numbers == list(range(10, 16))
-    stream = load_ahead(work, range(5, 20), workers=2, pinned=True)
+    pinned: list[Large] = list(load_ahead(large, range(10, 16), workers=2, pinned=True))
+    assert [one.tensor[0].item() for one in pinned] == list(range(10, 16))
+    stream: Generator[Work, None, None] = load_ahead(work, range(5, 20), workers=2, pinned=True)
     assert [next(stream).number, next(stream).number] == [5, 6]
     with pytest.raises(UserError, match="shard 7 is no tar"):
         next(stream)

@@ -24,11 +24,12 @@ from tests.ranks import run_ranks
 from vlm.model.build import build_model
 from vlm.training.checkpoint import Checkpoint
 
+TINY: dict[str, Any] = MODEL["architecture"]
 DEEPER = {
     "architecture": {
-        **MODEL["architecture"],
-        "vision_cfg": {**MODEL["architecture"]["vision_cfg"], "layers": 2},
-        "text_cfg": {**MODEL["architecture"]["text_cfg"], "layers": 2},
+        **TINY,
+        "vision_cfg": {**TINY["vision_cfg"], "layers": 2},
+        "text_cfg": {**TINY["text_cfg"], "layers": 2},
     }
 }
 LIT = {**DEEPER, "lock": {"image": "all"}}
@@ -68,7 +69,7 @@ def test_a_life_with_locked_towers(
     run, again = data / "run", data / "again"
     sizes = {"duration": "4 steps", "checkpoint_every": "2 steps", "ema": {"decay": 0.5}}
     recipe = write_tiny_recipe(data, run, model=model, engine=engine, **sizes, **changes)
-    trained = ("logit_scale", "image.trunk.proj", "text.")
+    trained: tuple[str, ...] = ("logit_scale", "image.trunk.proj", "text.")
     if model is LAST_BLOCKS:
         blocks = ("image.trunk.transformer.resblocks.1.", "text.transformer.resblocks.1.")
         trained = ("logit_scale", "image.trunk.proj", "text.text_projection", *blocks)

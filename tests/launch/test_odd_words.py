@@ -8,7 +8,7 @@ import torch
 from launch.export import NUM_CHECKED, export_model
 from launch.main import run
 from launch.model_source import load_model
-from tests.data.small_shards import picture, sample, write_shard
+from tests.data.small_shards import SAMPLE, picture, sample, write_shard
 from tests.launch.saved import save_checkpoint
 from tests.vlm.model.tiny import perturb, tiny_model
 from vlm.errors import UserError
@@ -98,7 +98,9 @@ def test_a_collapsed_model_is_drawn(
 def test_file_names_with_dots_are_explained_and_do_not_fill_the_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dotted = [{"__key__": f"photo{n}", f"{n:03d}.jpg": picture(0), f"{n:03d}.txt": "a"} for n in range(40)]
+    dotted: list[SAMPLE] = [
+        {"__key__": f"photo{n}", f"{n:03d}.jpg": picture(0), f"{n:03d}.txt": "a"} for n in range(40)
+    ]
     shard = write_shard(tmp_path / "a.tar", [*dotted, sample(0)])
     code, out, _ = said(capsys, monkeypatch, "data", "check", str(shard), "--workers", "1", "--no-tokens")
     assert code == 0

@@ -10,9 +10,10 @@ import yaml
 
 from launch.quick_check import SCHEMA, quick_problem
 from launch.recipe import Recipe, check_recipe
-from launch.recipe_file import parse_yaml, read_recipe, shipped_recipes
+from launch.recipe_file import read_recipe, shipped_recipes
 from tests.launch.test_recipe_keys import MODEL
 from vlm.errors import UserError
+from vlm.yaml_text import parse_yaml
 
 MINIMAL = f"model: {json.dumps(MODEL)}\ndata: {{sources: {{photos: {{shards: photos.tar}}}}}}\n"
 

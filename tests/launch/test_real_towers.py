@@ -14,6 +14,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.functional import normalize
 
 from eval.retrieval import RetrievalConfig
@@ -44,11 +45,18 @@ def described(text: Path, **more: Any) -> ModelConfig:
     return ModelConfig.model_validate({"architecture": fields, "freeze_batch_norm": True, **images, **more})
 
 
+def network(model: DualEncoder) -> nn.Module:
+    """The image tower's network without the projection behind it."""
+    found = model.image.trunk.trunk
+    assert isinstance(found, nn.Module)
+    return found
+
+
 def both_towers(text: Path) -> DualEncoder:
     """The two networks side by side, a new projection behind the pictures' features."""
     model = build_model(described(text))
     stored = load_file(MODELS / "efficientnet-lite0" / "model.safetensors")
-    trunk = model.image.trunk.trunk
+    trunk = network(model)
     own = {name: tensor for name, tensor in stored.items() if name in trunk.state_dict()}
     assert len(own) > 200
     trunk.load_state_dict(own)
@@ -66,14 +74,16 @@ def test_both_networks_compute_here_what_they_compute_at_home(tmp_path: Path) ->
     torch.testing.assert_close(model.encode_text(*model.tokenizer(TEXTS)), expected, rtol=0, atol=1e-5)
     towers = {"embed_dim": 384, "image": {"vision_cfg": LITE0}, "text": {"transformers": str(folder)}}
     as_tower = build_model(ModelConfig.model_validate({"towers": towers, "freeze_batch_norm": True})).eval()
-    torch.nn.init.eye_(as_tower.text.projection.weight)
+    projection = as_tower.text.projection
+    assert isinstance(projection, nn.Linear)
+    nn.init.eye_(projection.weight)
     torch.testing.assert_close(as_tower.encode_text(*as_tower.tokenizer(TEXTS)), expected, rtol=0, atol=1e-5)
 
     theirs = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     stored = load_file(MODELS / "efficientnet-lite0" / "model.safetensors")
     theirs.load_state_dict({name: value for name, value in stored.items() if name in theirs.state_dict()})
     features = theirs.eval()((some_images(3, 64) / 255 - 0.5) / 0.5)
-    torch.testing.assert_close(model.image.trunk.trunk((some_images(3, 64) / 255 - 0.5) / 0.5), features)
+    torch.testing.assert_close(network(model)((some_images(3, 64) / 255 - 0.5) / 0.5), features)
 
 
 def test_they_live_a_whole_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,15 @@ from vlm.objectives.step import PairStep
 from vlm.similarity import collectives
 from vlm.training.engines.base import EngineName
 
+TINY: dict[str, Any] = MODEL["architecture"]
 DROPPED = {
     "architecture": {
-        **MODEL["architecture"],
-        "vision_cfg": {**MODEL["architecture"]["vision_cfg"], "image_size": 32, "patch_dropout": 0.5},
+        **TINY,
+        "vision_cfg": {**TINY["vision_cfg"], "image_size": 32, "patch_dropout": 0.5},
     }
 }
 QUEUED = {"providers": {"queue": {"size": 20}}}
+replace = pytest.MonkeyPatch().setattr  # never undone: faults are made in ranks, which end
 OBJECTIVE = {"objective": {"clip": {"weight": 1.0, "label_smoothing": 0.1}}}
 
 
@@ -39,7 +41,7 @@ def gather_without_gradient() -> None:
     def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:
         return parts[ranks.own]
 
-    collectives.reduce_scatter_rows = own_only  # type: ignore[assignment]
+    replace(collectives, "reduce_scatter_rows", own_only)
 
 
 def missing_world_size_factor() -> None:
@@ -56,7 +58,7 @@ def scale_gradient_doubled() -> None:
         gradients[-1]["logit_scale"] = 2 * gradients[-1]["logit_scale"]
         return gradients
 
-    accumulation._by_micro_batch = twice
+    replace(accumulation, "_by_micro_batch", twice)
 
 
 def dropout_not_replayed() -> None:
@@ -68,7 +70,7 @@ def dropout_not_replayed() -> None:
             seeded.add(place)
             torch.manual_seed(hash(place) % 2**31)
 
-    accumulation.seed_step = first_time_only
+    replace(accumulation, "seed_step", first_time_only)
 
 
 def queue_forgets_other_ranks() -> None:

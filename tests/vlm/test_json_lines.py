@@ -9,7 +9,11 @@ import pytest
 from vlm.errors import UserError
 from vlm.json_lines import read_lines, sealed_line
 
-RECORDS = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25, "note": "é"}, {"step": 3, "keys": ["a", "b"]}]
+RECORDS: list[dict[str, object]] = [
+    {"step": 1, "loss": 2.5},
+    {"step": 2, "loss": 2.25, "note": "é"},
+    {"step": 3, "keys": ["a", "b"]},
+]
 
 
 def written(path: Path, records: list[dict[str, object]] = RECORDS) -> Path:

@@ -176,7 +176,13 @@ class TestOutputs:
         (tmp_path / "file").write_text("kept")
         (tmp_path / "dangling").symlink_to("nowhere/x")
         (tmp_path / "loop").symlink_to("loop")
-        places = [tmp_path, tmp_path / "none" / "x", tmp_path / "file" / "x", tmp_path / "dangling", tmp_path / "loop"]
+        places: list[Path | str] = [
+            tmp_path,
+            tmp_path / "none" / "x",
+            tmp_path / "file" / "x",
+            tmp_path / "dangling",
+            tmp_path / "loop",
+        ]
         for place in [*places, "/proc/none", "s3://b/x", ""]:
             with pytest.raises(UserError, match=r"^--json"):
                 output_file(place, "--json")

@@ -15,8 +15,10 @@ from tests.data.build.pictures import encoded, picture, shard_bytes, write_pictu
 from vlm.errors import UserError
 
 
-def build(folder: Path, source: str, out: str = "out", asked: Asked | None = None, **settings: int) -> BuildSummary:
-    options = Settings(shuffle=None, max_bad_share=1, **settings)
+def build(
+    folder: Path, source: str, out: str = "out", asked: Asked | None = None, samples_per_shard: int = 1000
+) -> BuildSummary:
+    options = Settings(samples_per_shard, shuffle=None, max_bad_share=1)
     return build_shards(Source(source, asked=asked or Asked()), folder / out, options, workers=1)
 
 

@@ -11,7 +11,7 @@ def photo(number: int, size: tuple[int, int] = (300, 200)) -> Image.Image:
     draws = np.random.default_rng(number)
     layers = [draws.integers(0, 256, (cells, cells, 3), dtype=np.uint8) for cells in (4, 16)]
     smooth = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC), np.float64) for one in layers]
-    return Image.fromarray((sum(smooth) / len(smooth)).astype(np.uint8))
+    return Image.fromarray(np.mean(smooth, axis=0).astype(np.uint8))
 
 
 def stored(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:

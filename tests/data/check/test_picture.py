@@ -1,6 +1,7 @@
 """A picture is known again after re-encoding, and what cannot be decoded is refused."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_the_hash_is_the_median_cut_of_the_lowest_cosine_frequencies() -> None:
         lambda image: stored(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
     ],
 )
-def test_a_copy_in_another_form_is_within_four_bits(change: object) -> None:
+def test_a_copy_in_another_form_is_within_four_bits(change: Callable[[Image.Image], bytes]) -> None:
     for number in range(10):
         image = photo(number)
         assert distance(stored(image, quality=90), change(image)) <= 4

@@ -31,9 +31,9 @@ def pair(number: int, text: str, image: bytes | None = None) -> SAMPLE:
     return sample(number, png=image or stored(photo(number, (40, 40)), "PNG"), txt=text)
 
 
-def run(folder: Path, samples: list[SAMPLE], rules: AlignRules, **more: object) -> FilterReport:
+def run(folder: Path, samples: list[SAMPLE], rules: AlignRules, exclude: tuple[str, ...] = ()) -> FilterReport:
     shard = write_shard(folder / "in" / "a.tar", samples)
-    return filter_shards(FilterJob((str(shard),), rules, folder / "out", **more), workers=1)
+    return filter_shards(FilterJob((str(shard),), rules, folder / "out", exclude), workers=1)
 
 
 def kept(folder: Path) -> list[str]:
@@ -102,7 +102,7 @@ def test_what_makes_two_images_one_can_be_chosen(tmp_path: Path, identity: str, 
     image = photo(0)
     files = [stored(image, "PNG"), stored(image, "PNG", compress_level=1), stored(image, "WEBP", lossless=True)]
     suffixes, urls = ("png", "png", "webp", "png"), ("u", "u", "v", "u")
-    samples = [
+    samples: list[SAMPLE] = [
         {"__key__": f"{n:06d}", suffix: file, "json": json.dumps({"caption": f"text {n}", "url": url})}
         for n, (suffix, file, url) in enumerate(zip(suffixes, [*files, stored(photo(9), "PNG")], urls, strict=True))
     ]

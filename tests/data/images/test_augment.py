@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torchvision.transforms import v2
 
 from data.images.augment import AugmentConfig, RandAugmentConfig, augmented
@@ -17,7 +18,8 @@ def seeded(transform: v2.Transform, draws: Draws) -> torch.Tensor:
     """torchvision's own result, had the process been seeded so."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draws.integer(2**63))
-        return transform(IMAGE)
+        result: Tensor = transform(IMAGE)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def peer_view(image: Image.Image, view: ImageSpec) -> NDArray[np.uint8]:
     transform = open_clip.image_transform(
         view.size, False, (0.0,) * 3, (1.0,) * 3, resize_mode=view.resize_mode, interpolation=view.interpolation
     )
-    return (transform(image.convert("RGB")) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels: NDArray[np.uint8] = (transform(image.convert("RGB")) * 255).round().byte().permute(1, 2, 0).numpy()
+    return pixels
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])

@@ -46,7 +46,8 @@ def full_size_pixels(data: bytes, box: Box, size: int) -> NDArray[np.uint8]:
 
 def fidelity(data: bytes, augment: AugmentConfig, count: int) -> tuple[float, set[int]]:
     """Mean PSNR of views at 224 pixels against open_clip's, and the reductions that made them."""
-    ratios, reductions = [], set()
+    ratios: list[float] = []
+    reductions: set[int] = set()
     for number in range(count):
         region = read_region(data, ImageSpec(size=224), augment, (number,))
         expected = full_size_pixels(data, region.box, 224)
@@ -174,12 +175,17 @@ def _views(first: int) -> list[bytes]:
 
 def _views_and_generators() -> tuple[list[bytes], list[str]]:
     torch.manual_seed(99)
-    states = (torch.get_rng_state().tolist, random.getstate, lambda: np.random.get_state()[1].tolist())
-    names = ["torch", "random", "numpy"]
-    before = [str(state()) for state in states]
+    before = _generators()
     views = _views(4) + _views(0)
-    states = (torch.get_rng_state().tolist, *states[1:])
-    return views, [name for name, old, state in zip(names, before, states, strict=True) if str(state()) != old]
+    return views, [name for name, state in _generators().items() if state != before[name]]
+
+
+def _generators() -> dict[str, str]:
+    return {
+        "torch": str(torch.get_rng_state().tolist()),
+        "random": str(random.getstate()),
+        "numpy": str(np.random.get_state(legacy=False)),
+    }
 
 
 def test_views_depend_on_the_key_alone_and_no_global_generator_on_the_views() -> None:

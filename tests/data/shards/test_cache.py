@@ -9,6 +9,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -313,7 +314,7 @@ def test_processes_that_evict_each_others_copies_all_read_the_right_bytes(server
             assert os.pread(opened.descriptor, 2000, 0) == noise(1000, ord(name))
             os.close(opened.descriptor)
 
-    children = [in_child(lambda order=order: read(order)) for order in ("abcdef", "fedcba", "cafebd")]
+    children = [in_child(partial(read, order)) for order in ("abcdef", "fedcba", "cafebd")]
     assert [exit_code(child) for child in children] == [0] * 3
 
 

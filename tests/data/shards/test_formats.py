@@ -8,7 +8,7 @@ import webdataset
 
 from data.config import DataConfig
 from data.stream import TrainStream
-from tests.data.small_shards import WordTokenizer, picture, texts, write_shard
+from tests.data.small_shards import SAMPLE, WordTokenizer, picture, texts, write_shard
 from vlm.batch import Batch
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World
@@ -38,7 +38,7 @@ def test_shard_writers_shards(tmp_path: Path, suffix: str) -> None:
 
 
 def test_img2datasets_shards(tmp_path: Path) -> None:
-    samples = []
+    samples: list[SAMPLE] = []
     for number in range(8):
         fields = {
             "caption": f"alt text {number}",

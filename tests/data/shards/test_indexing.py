@@ -14,7 +14,7 @@ from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.indexing import Indexer
 from data.shards.manifest import NAME, Manifest, manifest_bytes, parse_manifest
-from data.shards.sidecar import SUFFIX, load_index
+from data.shards.sidecar import SUFFIX, ShardIndex, load_index, save_index
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError
 
@@ -91,12 +91,12 @@ def test_where_shards_cannot_be_written_beside_the_index_is_kept_in_the_cache(
 ) -> None:
     write_source(tmp_path / "d", [3])
     name = str(tmp_path / "d" / "part-00.tar")
-    save, access = indexing.save_index, os.access
+    access = os.access
 
-    def refuse(index: object, path: Path) -> None:
+    def refuse(index: ShardIndex, path: Path) -> None:
         if path.parent == tmp_path / "d":
             raise PermissionError("read-only")
-        save(index, path)
+        save_index(index, path)
 
     monkeypatch.setattr(indexing, "save_index", refuse)
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != f"{tmp_path}/d/" and access(path, mode))

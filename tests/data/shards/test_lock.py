@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from data.shards.lock import locked, locked_if_free
@@ -14,7 +15,7 @@ def count(path: Path, counter: Path, times: int) -> None:
             counter.write_text(str(int(counter.read_text()) + 1))
 
 
-def hold_and_die(path: Path, held: "multiprocessing.synchronize.Event") -> None:  # type: ignore[name-defined]
+def hold_and_die(path: Path, held: Event) -> None:
     with locked(path):
         held.set()
         signal.pause()

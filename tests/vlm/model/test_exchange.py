@@ -64,7 +64,7 @@ def test_open_clip_loads_the_export_and_computes_the_same(tmp_path: Path, kind: 
 
 
 def test_preprocessing_arrives(tmp_path: Path) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "image_mean": [0.1, 0.2, 0.3],
         "image_std": [0.4, 0.5, 0.6],
         "interpolation": "bilinear",

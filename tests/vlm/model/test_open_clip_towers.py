@@ -6,7 +6,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from tests.vlm.model.hugging_face import save_text_model, save_tokenizer
@@ -31,7 +30,7 @@ PADDED: dict[str, dict[str, Any]] = {
 }
 
 
-def _pair(text: dict[str, Any]) -> tuple[Any, nn.Module]:
+def _pair(text: dict[str, Any]) -> tuple[Any, Any]:
     model = tiny_model(architecture=architecture(text=text))
     perturb(model)
     fields = architecture(text={**text, "output_tokens": False})

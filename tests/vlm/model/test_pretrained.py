@@ -26,7 +26,7 @@ from vlm.world import World
 SIGLIP = {"no_causal_mask": True, "pool_type": "last"}
 
 
-def _open_clip_model(kind: type[torch.nn.Module], fields: dict[str, Any]) -> torch.nn.Module:
+def _open_clip_model(kind: type[torch.nn.Module], fields: dict[str, Any]) -> Any:
     torch.manual_seed(2)
     model = kind(**{name: value for name, value in fields.items() if name != "custom_text"})
     perturb(model)
@@ -154,7 +154,7 @@ def test_weights_under_two_names_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "open_clip_model.safetensors"])
 def test_an_open_clip_folder_brings_its_preprocessing_and_activation(tmp_path: Path, name: str) -> None:
-    described = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resize_mode": "squash"}
+    described: dict[str, Any] = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resize_mode": "squash"}
     model = tiny_model(**described, interpolation="bilinear", quick_gelu=True)
     export_open_clip(model, tmp_path / "out", some_images(), TEXTS)
     again = tiny_model(seed=5, pretrained=str(tmp_path / "out" / name))

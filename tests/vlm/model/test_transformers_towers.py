@@ -20,6 +20,11 @@ def _model(image: dict[str, Any], text: dict[str, Any]) -> DualEncoder:
     return build_model(ModelConfig.model_validate({"towers": towers})).eval()
 
 
+def projected(tower: torch.nn.Module, pooled: torch.Tensor) -> torch.Tensor:
+    rows: torch.Tensor = tower.get_submodule("projection")(pooled)
+    return rows
+
+
 def _pooled(hidden: torch.Tensor, length: int, pool: str) -> torch.Tensor:
     return {"mean": hidden[:length].mean(0), "first": hidden[0], "end": hidden[length - 1]}[pool]
 
@@ -45,7 +50,7 @@ def test_text_tower_at_the_batch_length_is_the_model_on_each_text_alone(tmp_path
     rows = []
     for ids, length in zip(tokens, lengths.tolist(), strict=True):
         hidden = own(input_ids=ids[None, :length]).last_hidden_state[0]
-        rows.append(model.text.projection(_pooled(hidden, length, pool)))
+        rows.append(projected(model.text, _pooled(hidden, length, pool)))
     expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     torch.testing.assert_close(model.encode_text(tokens, lengths), expected, rtol=0, atol=1e-6)
 
@@ -74,7 +79,7 @@ def test_image_tower_is_the_vision_model_pooled_and_projected(tmp_path: Path, ki
     output = transformers.AutoModel.from_pretrained(tmp_path).eval()(pixel_values=(images / 255 - mean) / std)
     hidden = output.last_hidden_state
     pooled = {"pooler": output.pooler_output, "first": hidden[:, 0], "mean": hidden.mean(1)}[pool]
-    expected = torch.nn.functional.normalize(model.image.trunk.projection(pooled), dim=-1)
+    expected = torch.nn.functional.normalize(projected(model.image.trunk, pooled), dim=-1)
     torch.testing.assert_close(model.encode_image(images), expected, rtol=0, atol=1e-6)
 
 

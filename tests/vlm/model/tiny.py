@@ -30,7 +30,7 @@ def tiny_model(seed: int = 0, **fields: Any) -> DualEncoder:
     return build_model(ModelConfig.model_validate({"architecture": architecture(), **fields}), seed)
 
 
-def open_clip_twin(model: DualEncoder, fields: dict[str, Any]) -> torch.nn.Module:
+def open_clip_twin(model: DualEncoder, fields: dict[str, Any]) -> Any:
     """open_clip's own class for the same architecture with the same weights."""
     plain = not any(name.startswith("text.") for name in to_open_clip(model))
     known = {name: value for name, value in fields.items() if name not in ("custom_text", "multimodal_cfg")}

@@ -24,7 +24,8 @@ def unit_rows(count: int, dim: int = 4, seed: int = 0, groups: int | None = None
     if groups:
         rows = rows.repeat(-(-count // groups), 1)[:count]
         rows = rows + spread * torch.randn(count, dim, dtype=torch.float64, generator=generator)
-    return rows / rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit
 
 
 def labels_on_this_rank(count: int, iterations: int, rows: Tensor | None = None) -> Tensor:

@@ -30,12 +30,12 @@ def problem(num_rows: int, num_columns: int, scale: float, dim: int = 5) -> Prob
     rows, columns = (
         torch.randn(size, dim, dtype=torch.float64, generator=generator) for size in (num_rows, num_columns)
     )
-    scales = (
+    row_scale, column_scale = (
         scale * (1 + torch.rand(size, dtype=torch.float64, generator=generator)) / 2 for size in (num_rows, num_columns)
     )
     everything = torch.ones(num_rows, num_columns, dtype=torch.bool)
-    unit = (part / part.norm(dim=1, keepdim=True) for part in (rows, columns))
-    return Problem(*unit, *scales, everything, everything)
+    rows, columns = (part / part.norm(dim=1, keepdim=True) for part in (rows, columns))
+    return Problem(rows, columns, row_scale, column_scale, everything, everything)
 
 
 def row_sums(rows: Tensor, columns: Tensor, scale: Tensor, counts: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def test_a_line_whose_logits_are_all_small_keeps_its_digits_in_fp32(
     leaves = [rows.requires_grad_(), columns.requires_grad_()]
     logits = 100 * rows.double() @ columns.double().T
     expected = logits.logsumexp(1), logits.logsumexp(0)
+    found: tuple[Tensor, ...]
     if scaled == "one":
         found = log_sum_exp(rows, Columns(columns), torch.tensor([100.0]))
     else:
@@ -147,8 +148,8 @@ def test_a_line_whose_logits_are_all_small_keeps_its_digits_in_fp32(
     assert len(calls) == rounds
     for one, other in zip(found, expected, strict=False):
         torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=1e-5)
-    wanted = torch.autograd.grad(sum(one.sum() for one in expected[: len(found)]), leaves)
-    got = torch.autograd.grad(sum(one.sum() for one in found), leaves)
+    wanted = torch.autograd.grad(torch.cat(expected[: len(found)]).sum(), leaves)
+    got = torch.autograd.grad(torch.cat(found).sum(), leaves)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-2)
 
@@ -221,7 +222,7 @@ class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

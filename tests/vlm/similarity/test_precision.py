@@ -60,9 +60,11 @@ LOSSES = {"ours": ours, "dense": dense, "exact": exact}
 def outcome(loss: str, kind: str, seed: int, scale: float, product: str) -> Outcome:
     """Value and gradients."""
     dtype = torch.float64 if product == "fp64" else torch.float32
-    leaves = [part.to(dtype).requires_grad_() for part in (*features(kind, seed), torch.tensor([scale]))]
-    value = LOSSES[loss](*leaves, product=product)
-    gradients = torch.autograd.grad(value, leaves)
+    image, text, logit_scale = (
+        part.to(dtype).requires_grad_() for part in (*features(kind, seed), torch.tensor([scale]))
+    )
+    value = LOSSES[loss](image, text, logit_scale, product)
+    gradients = torch.autograd.grad(value, (image, text, logit_scale))
     return dict(zip(PARTS, (value.detach(), *gradients), strict=True))
 
 

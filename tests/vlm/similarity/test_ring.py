@@ -103,8 +103,8 @@ def test_a_bf16_wire_is_the_loss_of_rounded_columns(size: int, exchange: str) ->
     for name, tensor in together(size, f"{exchange} in bf16").items():
         rounded = name == "d_columns" and exchange == "gather"
         largest = float(wanted[name].abs().max())
-        tolerance = {"rtol": 0, "atol": size * 2**-9 * largest} if rounded else {"rtol": 1e-10, "atol": 1e-10}
-        torch.testing.assert_close(tensor, wanted[name], **tolerance)
+        rtol, atol = (0.0, size * 2**-9 * largest) if rounded else (1e-10, 1e-10)
+        torch.testing.assert_close(tensor, wanted[name], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])

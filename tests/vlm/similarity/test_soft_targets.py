@@ -16,7 +16,8 @@ COUNTS = (4, 2, 3)
 
 def rows_of(count: int, dim: int, seed: int) -> Tensor:
     rows = torch.randn(count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return rows / rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit
 
 
 def cubed(products: Tensor) -> Tensor:

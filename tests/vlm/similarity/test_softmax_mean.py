@@ -13,7 +13,8 @@ from vlm.similarity.tiles import Columns
 
 def rows_of(count: int, seed: int) -> Tensor:
     rows = torch.randn(count, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return (rows / rows.norm(dim=1, keepdim=True)).requires_grad_()
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit.requires_grad_()
 
 
 def written_out(x: Tensor, y: Tensor, keys: Tensor, sharpness: float, *, constant: bool) -> tuple[Tensor, Tensor]:

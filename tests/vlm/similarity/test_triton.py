@@ -46,7 +46,8 @@ def _prepare() -> None:
 
 def unit_rows(count: int, dim: int, seed: int) -> Tensor:
     rows = torch.randn(count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return rows / rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit
 
 
 def written_out(x: Tensor, y: Tensor, row_keys: list[int], column_keys: list[int]) -> tuple[Tensor, Tensor]:
@@ -88,8 +89,8 @@ def found(
             patch.setattr(launch, "_TILE_ROWS", 24)
             patch.setattr(launch, "_TILE_COLUMNS", 40)
         x, y = x.float().requires_grad_(), y.float().requires_grad_()
-        keys = [torch.tensor(keys) if keys else None for keys in (row_keys, column_keys)]
-        return with_gradients(launch.fused_log_sum_exp(x, y, *keys, product), x, y)
+        x_keys, y_keys = (torch.tensor(keys) if keys else None for keys in (row_keys, column_keys))
+        return with_gradients(launch.fused_log_sum_exp(x, y, x_keys, y_keys, product), x, y)
 
 
 def assert_equals_loop(
@@ -101,8 +102,8 @@ def assert_equals_loop(
     product: torch.dtype | None = None,
     small: bool = True,
 ) -> None:
-    rounded = [some.to(product or torch.float32).double().requires_grad_() for some in (x, y)]
-    expected = with_gradients(written_out(*rounded, row_keys, column_keys), *rounded)
+    rounded_x, rounded_y = (some.to(product or torch.float32).double().requires_grad_() for some in (x, y))
+    expected = with_gradients(written_out(rounded_x, rounded_y, row_keys, column_keys), rounded_x, rounded_y)
     results = run(found, x, y, row_keys, column_keys, product, small)
     # Logits are never rounded to bf16; the gradients' factors and sums are.
     for index, (one, other) in enumerate(zip(results, expected, strict=True)):
