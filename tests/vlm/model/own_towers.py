@@ -27,7 +27,8 @@ class Patches(nn.Module):
         rows = self.stem(nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1))
         for layer in self.layers:
             rows = rows + layer(rows)
-        return self.projection(rows)
+        projected: Tensor = self.projection(rows)
+        return projected
 
 
 class OwnImage(ImageTowerConfig):
@@ -56,7 +57,8 @@ class Bag(TextTower):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         seen = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return (self.tokens(tokens) * seen[..., None]).sum(1) / lengths[:, None]
+        mean: Tensor = (self.tokens(tokens) * seen[..., None]).sum(1) / lengths[:, None]
+        return mean
 
 
 class OwnText(TextTowerConfig):

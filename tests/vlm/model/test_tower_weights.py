@@ -58,10 +58,9 @@ def test_features_of_a_timm_model_are_timms_own(tmp_path: Path, name: str, suffi
     pixels = (some_images(3, 64) / 255 - mean) / std
     theirs.reset_classifier(0)
     features = theirs.eval()(pixels)
-    torch.testing.assert_close(model.image.trunk.trunk(pixels), features, rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        model.image(some_images(3, 64)), features @ model.image.trunk.head.proj.weight.T, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(model.image.trunk.get_submodule("trunk")(pixels), features, rtol=0, atol=1e-5)
+    projection = model.image.trunk.get_parameter("head.proj.weight")
+    torch.testing.assert_close(model.image(some_images(3, 64)), features @ projection.T, rtol=0, atol=1e-5)
     (notice,) = model.notices
     told, _, names = notice.partition(": left out, for the tower has no such part: ")
     assert told == f"towers.image.weights {path}"
@@ -88,8 +87,9 @@ def test_a_projection_of_another_width_is_left_out_for_a_new_one(tmp_path: Path)
     save_file(to_open_clip(source), tmp_path / "whole.safetensors")
     model = built({"vision_cfg": VIT, "weights": str(tmp_path / "whole.safetensors")}, dim=16)
     fresh = built({"vision_cfg": VIT}, dim=16)
-    assert torch.equal(model.image.trunk.proj, fresh.image.trunk.proj)
-    assert torch.equal(model.image.trunk.conv1.weight, source.image.trunk.conv1.weight)
+    trunk, fresh_trunk, source_trunk = (one.image.trunk for one in (model, fresh, source))
+    assert torch.equal(trunk.get_parameter("proj"), fresh_trunk.get_parameter("proj"))
+    assert torch.equal(trunk.get_parameter("conv1.weight"), source_trunk.get_parameter("conv1.weight"))
     (notice,) = model.notices
     assert "left out" in notice
     assert built({"vision_cfg": VIT}).notices == ()
@@ -114,9 +114,10 @@ def test_a_transformers_model_reads_a_folder_or_a_file(tmp_path: Path) -> None:
             {"transformers": str(tmp_path / "first" / "image"), "pool": "first", "weights": image},
             {"transformers": str(tmp_path / "first" / "text"), "context_length": 16, "weights": text},
         )
-        for part, network in (("image", model.image.trunk.model), ("text", model.text.model)):
+        for part, tower in (("image", model.image.trunk), ("text", model.text)):
             expected = home[part].state_dict()
-            assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+            weights = tower.get_submodule("model").state_dict()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
         assert model.notices == tuple(
             f"towers.{part}.weights {path}: left out, for the tower has no such part: classifier.weight"
             for part, path in (("image", image), ("text", text))
