@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.geometry.figure import draw
 from benchmarks.geometry.pictures import Pictures, load_pictures
 from benchmarks.geometry.run import GeometryRun, measure
-from benchmarks.geometry.tables import Finished, FinishedTwins, tables
+from benchmarks.geometry.tables import GeometryResult, TwinsResult, tables
 from benchmarks.geometry.twins import Start, Twins, measure_twins
 from benchmarks.objectives.run import ARCHITECTURE
 from benchmarks.objectives.tables import put_between
@@ -88,17 +88,17 @@ def pictures_of(data: Path, work: Path) -> Pictures:
     return load_pictures(data, work, tokenizer)
 
 
-def make(run: GeometryRun, data: Path, work: Path) -> Finished:
+def make(run: GeometryRun, data: Path, work: Path) -> GeometryResult:
     """The result of a run: made now, unless it is there."""
     key = key_of(run.settings(), run.name.replace(":", "").replace(",", "-"))
     found = ResultCache(work / "runs", key, again=False)(key, lambda: measure(run, pictures_of(data, work), work, key))
-    return Finished(run, key, found)
+    return GeometryResult(run, key, found)
 
 
-def make_twins(twins: Twins, data: Path, work: Path) -> FinishedTwins:
+def make_twins(twins: Twins, data: Path, work: Path) -> TwinsResult:
     """The result of a control: made now, unless it is there."""
     key = key_of(asdict(twins), f"twins-{twins.start.replace(' ', '-')}-{twins.seed}")
-    return FinishedTwins(
+    return TwinsResult(
         twins, ResultCache(work / "runs", key, again=False)(key, lambda: measure_twins(twins, pictures_of(data, work)))
     )
 
@@ -119,11 +119,11 @@ def main() -> None:
         def all_of(function: Callable[..., Any], settings: list[Any]) -> list[Any]:
             return list(pool.map(function, settings, [data] * len(settings), [work] * len(settings)))
 
-        scratch: list[Finished] = all_of(make, list(from_scratch()))
+        scratch: list[GeometryResult] = all_of(make, list(from_scratch()))
         starts = {done.run.seed: done.key for done in scratch if done.run.row == "clip, learned"}
-        tuned: list[Finished] = all_of(make, list(fine_tuning(starts)))
+        tuned: list[GeometryResult] = all_of(make, list(fine_tuning(starts)))
         controls = [Twins(start, seed, RATE / 2, TWIN_SAMPLES) for start in STARTS for seed in SEEDS]
-        twins: list[FinishedTwins] = all_of(make_twins, controls)
+        twins: list[TwinsResult] = all_of(make_twins, controls)
     text = f"{machine()}\n\n{tables(scratch + tuned, twins, work)}"
     print(text)
     draw(scratch + tuned, work, Path(__file__).with_name("geometry.png"))

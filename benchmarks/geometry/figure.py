@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
 from benchmarks.geometry.run import pairs_file
-from benchmarks.geometry.tables import Finished
+from benchmarks.geometry.tables import GeometryResult
 
 _COLOURS = {
     "clip": "#2f6db5",
@@ -24,7 +24,7 @@ _COLOURS = {
 _SHOWN = ("clip, learned", "clip, 0.01", "+ cross uniformity too, learned")
 
 
-def draw(runs: Sequence[Finished], work: Path, target: Path) -> None:
+def draw(runs: Sequence[GeometryResult], work: Path, target: Path) -> None:
     """The gap through training, the gap against what the model can do, and the clouds of three rows (seed 0)."""
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9.5, 6), layout="constrained")
@@ -37,12 +37,12 @@ def draw(runs: Sequence[Finished], work: Path, target: Path) -> None:
         figure.savefig(target, dpi=130)
 
 
-def _parts(run: Finished) -> tuple[str, str]:
+def _parts(run: GeometryResult) -> tuple[str, str]:
     name, _, temperature = run.run.row.removeprefix("tuned: ").rpartition(", ")
     return name, temperature
 
 
-def _on_the_way(axes: Axes, runs: Sequence[Finished]) -> None:
+def _on_the_way(axes: Axes, runs: Sequence[GeometryResult]) -> None:
     for run in runs:
         name, temperature = _parts(run)
         if run.run.seed == 0 and run.run.start is None:
@@ -57,7 +57,7 @@ def _on_the_way(axes: Axes, runs: Sequence[Finished]) -> None:
     axes.legend(frameon=False, fontsize=7, loc="upper right")
 
 
-def _against(axes: Axes, runs: Sequence[Finished], label: str, figure: object) -> None:
+def _against(axes: Axes, runs: Sequence[GeometryResult], label: str, figure: object) -> None:
     assert callable(figure)
     for run in runs:
         name, temperature = _parts(run)
@@ -70,11 +70,11 @@ def _against(axes: Axes, runs: Sequence[Finished], label: str, figure: object) -
     axes.legend(frameon=False, fontsize=7)
 
 
-def _recall(run: Finished) -> float:
+def _recall(run: GeometryResult) -> float:
     return float((np.array(run.found["photos"]["image_to_text"]) <= 10).mean())
 
 
-def _clouds(axes: Axes, run: Finished, work: Path) -> None:
+def _clouds(axes: Axes, run: GeometryResult, work: Path) -> None:
     held = load_file(pairs_file(work, run.key))
     images, texts = held["photos/image"], held["photos/text"]
     placed = PCA(2, random_state=0).fit_transform(np.concatenate([images, texts]))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from benchmarks.objectives.photos import STORED, Photos, channels_first, kept_in, kept_photos, numbered
+from benchmarks.objectives.photos import STORED, Photos, cached_in, cached_photos, channels_first, numbered
 from data.scenes.render import render
 from data.scenes.splits import NUM_RETRIEVAL, ZEROSHOT_PER_CLASS, ZEROSHOT_TEMPLATES, Plan, mixed, retrieval, zeroshot
 from data.scenes.vocabulary import class_names
@@ -38,8 +38,8 @@ class Pictures:
 
 def load_pictures(data: Path, work: Path, tokenizer: Tokenizer) -> Pictures:
     """All of it from the shards below `data`, or from what an earlier call left in `work`."""
-    photos = kept_photos(data, work, tokenizer)
-    scenes = kept_in(work / "scenes.safetensors", lambda: _scenes(tokenizer))
+    photos = cached_photos(data, work, tokenizer)
+    scenes = cached_in(work / "scenes.safetensors", lambda: _scenes(tokenizer))
     found = numbered({**photos, **scenes})
     train = _joined([found["train"], found["scenes"]], mirrored=len(found["train"]))
     held_out = found["val"]

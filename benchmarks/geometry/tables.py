@@ -20,7 +20,7 @@ HEADINGS = {
 _IN_PERCENT = (*R1, "zero-shot top-1", "separability")
 
 
-class Finished(NamedTuple):
+class GeometryResult(NamedTuple):
     """A run, the name of its files, and what came of it."""
 
     run: GeometryRun
@@ -28,14 +28,14 @@ class Finished(NamedTuple):
     found: dict[str, Any]
 
 
-class FinishedTwins(NamedTuple):
+class TwinsResult(NamedTuple):
     """A control and what came of it."""
 
     twins: Twins
     found: dict[str, Any]
 
 
-def tables(runs: Sequence[Finished], twins: Sequence[FinishedTwins], work: Path) -> str:
+def tables(runs: Sequence[GeometryResult], twins: Sequence[TwinsResult], work: Path) -> str:
     """For both sets the figures of each row and its differences to its base; then the control."""
     parts = []
     for name, heading in HEADINGS.items():
@@ -54,7 +54,7 @@ def tables(runs: Sequence[Finished], twins: Sequence[FinishedTwins], work: Path)
     return "\n\n".join(parts)
 
 
-def _figures(run: Finished, name: str, work: Path) -> dict[str, Resampled]:
+def _figures(run: GeometryResult, name: str, work: Path) -> dict[str, Resampled]:
     held = load_file(pairs_file(work, run.key))
     clouds = PairedClouds(held[f"{name}/image"].astype(np.float64), held[f"{name}/text"].astype(np.float64))
     found = cloud_figures(clouds)
@@ -97,7 +97,7 @@ def _differences(
     return "\n".join(lines)
 
 
-def _control(twins: Sequence[FinishedTwins]) -> str:
+def _control(twins: Sequence[TwinsResult]) -> str:
     lines = [
         "| two image towers, the same pictures, temperature 0.01 | gap at the start | largest | at the end"
         " | separability at start and end | nearest is the twin at the end |",

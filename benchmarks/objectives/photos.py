@@ -52,15 +52,15 @@ def load_photos(data: Path, work: Path, tokenizer: Tokenizer) -> dict[str, Photo
 
     Token ids count those that occur, in their order: a table of all byte pairs would be nine tenths of the weights.
     """
-    return numbered(kept_photos(data, work, tokenizer))
+    return numbered(cached_photos(data, work, tokenizer))
 
 
-def kept_photos(data: Path, work: Path, tokenizer: Tokenizer) -> dict[str, Photos]:
+def cached_photos(data: Path, work: Path, tokenizer: Tokenizer) -> dict[str, Photos]:
     """The same with the tokenizer's own ids."""
-    return kept_in(work / "photos.safetensors", lambda: {split: _decode(data, split, tokenizer) for split in SPLITS})
+    return cached_in(work / "photos.safetensors", lambda: {split: _decode(data, split, tokenizer) for split in SPLITS})
 
 
-def kept_in(file: Path, make: Callable[[], Mapping[str, Photos]]) -> dict[str, Photos]:
+def cached_in(file: Path, make: Callable[[], Mapping[str, Photos]]) -> dict[str, Photos]:
     """The splits in a file, made first where there is none."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
