@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.build.builder import LEDGER, BuildSummary, Settings, build_shards
-from data.build.builder import Progress as BuildProgress
-from data.build.classes import CLASSES
-from data.build.source import Source
+from data.convert.builder import LEDGER, BuildSummary, Settings, build_shards
+from data.convert.builder import Progress as BuildProgress
+from data.convert.classes import CLASSES
+from data.convert.source import Source
 from vlm.terminal import Terminal, one_line
 
 _SHOWN_REASONS = 5

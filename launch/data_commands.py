@@ -58,9 +58,9 @@ def build(  # noqa: PLR0913 - the options of the command line
     workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Build webdataset shards from a table, COCO captions or an image folder; the same command goes on after a kill."""
-    from data.build.builder import Settings
-    from data.build.columns import Asked
-    from data.build.source import Source
+    from data.convert.builder import Settings
+    from data.convert.columns import Asked
+    from data.convert.source import Source
     from launch.build_shards import build_with_progress
 
     asked = Asked(image_column, tuple(caption_column or ()), label_column)

@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks.data.throughput import peer_path
 from benchmarks.processes import Measurer
 from benchmarks.result_cache import machine
-from data.build.builder import Settings, build_shards
-from data.build.columns import Asked
-from data.build.source import Source
+from data.convert.builder import Settings, build_shards
+from data.convert.columns import Asked
+from data.convert.source import Source
 
 SAMPLES, SHARD, BATCH = 240, 40, 24
 

@@ -24,8 +24,8 @@ from PIL import Image
 
 from benchmarks.result_cache import ResultCache, machine
 from data.bad_sample import BadSampleError
-from data.build.image import prepare_image
 from data.check.picture import look_at
+from data.convert.image import prepare_image
 from data.images.augment import AugmentConfig
 from data.images.picture import FORMATS, Picture
 from data.images.views import evaluation_view, training_view

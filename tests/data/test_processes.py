@@ -59,6 +59,6 @@ def test_a_killed_process_ends_in_one_line() -> None:
 
 
 def test_processes_that_write_and_check_shards_do_without_torch() -> None:
-    program = "import sys, data.build.builder, data.check.scan; sys.exit('torch' in sys.modules)"
+    program = "import sys, data.convert.builder, data.check.scan; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0

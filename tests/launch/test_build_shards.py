@@ -6,11 +6,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from data.build.builder import Settings
-from data.build.source import Source
+from data.convert.builder import Settings
+from data.convert.source import Source
 from launch.build_shards import build_with_progress
 from launch.data_commands import build
-from tests.data.build.pictures import read_shards, write_pictures
+from tests.data.convert.pictures import read_shards, write_pictures
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.bad_sample import BadSampleError
-from data.build.image import prepare_image
 from data.check.picture import look_at
+from data.convert.image import prepare_image
 from data.images import jpeg
 from data.images.augment import AugmentConfig
 from data.images.picture import FORMATS, Picture

@@ -14,21 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.build.builder import Settings, build_shards
-from data.build.source import Source
+from data.convert.builder import Settings, build_shards
+from data.convert.source import Source
 from data.shards.cache import ShardCache
 from data.shards.manifest import NAME, parse_manifest
 from data.shards.sidecar import SUFFIX, load_index
 from data.shards.tar import list_shard
-from tests.data.build.pictures import encoded, picture, read_shards, shard_bytes, write_pictures
+from tests.data.convert.pictures import encoded, picture, read_shards, shard_bytes, write_pictures
 from vlm.errors import UserError
 
 PROJECT = Path(__file__).parents[3]
 _BUILD = """
 import sys
 from pathlib import Path
-from data.build.builder import Settings, build_shards
-from data.build.source import Source
+from data.convert.builder import Settings, build_shards
+from data.convert.source import Source
 build_shards(Source(sys.argv[1]), Path(sys.argv[2]), Settings(samples_per_shard=4, size=200), workers=2)
 """
 

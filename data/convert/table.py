@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
-from data.build.entry import Columns, Row
+from data.convert.entry import Columns, Row
 from data.processes import WorkerPool
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.build.shard import Finished
+from data.convert.shard import Finished
 from vlm.atomic import write_text
 from vlm.errors import UserError
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data.bad_sample import BadSampleError
-from data.build.image import prepare_image
-from tests.data.build.pictures import encoded, picture
+from data.convert.image import prepare_image
+from tests.data.convert.pictures import encoded, picture
 
 
 def opened(data: bytes) -> Image.Image:
@@ -110,6 +110,6 @@ def test_an_image_that_is_not_whole_is_refused(stored: bytes, reason: str, size:
 
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = encoded(picture(8, (40, 40)))
-    monkeypatch.setattr("data.build.image.MAX_PIXELS", 1000)
+    monkeypatch.setattr("data.convert.image.MAX_PIXELS", 1000)
     with pytest.raises(BadSampleError, match="40 x 40 pixels, more than 1,000"):
         prepare_image(stored, None, None)

@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any, Final
 
 from data.bad_sample import BadSampleError
-from data.build.entry import Columns
-from data.build.table import Table
 from data.class_names import read_class_file
+from data.convert.entry import Columns
+from data.convert.table import Table
 from data.labels import class_number
 from vlm.errors import UserError, nearest
 from vlm.paths import local_path

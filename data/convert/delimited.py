@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from data.build.columns import Asked, find_columns, is_usual
-from data.build.quoted import Cells, quoted_rows
-from data.build.table import FrameTable
+from data.convert.columns import Asked, find_columns, is_usual
+from data.convert.quoted import Cells, quoted_rows
+from data.convert.table import FrameTable
 from vlm.errors import UserError
 
 _SEPARATORS = ("\t", "|", ",", ";")

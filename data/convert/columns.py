@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.build.entry import Columns
+from data.convert.entry import Columns
 from vlm.errors import UserError, nearest
 
 # In order of preference; compared in lower case with "_" for blanks and dashes. open_clip's own CSVs: filepath, title.

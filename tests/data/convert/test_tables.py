@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.build.builder import BuildSummary, Settings, build_shards
-from data.build.columns import Asked
-from data.build.source import Source, open_source
-from data.build.table import Groups
-from tests.data.build.pictures import encoded, picture, read_shards, write_pictures
+from data.convert.builder import BuildSummary, Settings, build_shards
+from data.convert.columns import Asked
+from data.convert.source import Source, open_source
+from data.convert.table import Groups
+from tests.data.convert.pictures import encoded, picture, read_shards, write_pictures
 from vlm.errors import UserError
 
 IN_ORDER = Settings(shuffle=None, max_bad_share=1)

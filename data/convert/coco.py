@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data.build.columns import Asked, find_columns
-from data.build.entry import Columns
-from data.build.table import ListTable
+from data.convert.columns import Asked, find_columns
+from data.convert.entry import Columns
+from data.convert.table import ListTable
 from data.stored_json import parse_json
 from vlm.errors import UserError, nearest
 

@@ -4,13 +4,13 @@ import glob
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.build.coco import read_json
-from data.build.columns import Asked
-from data.build.delimited import read_delimited
-from data.build.folder import read_folder
-from data.build.jsonl import JsonLinesTable
-from data.build.parquet import ParquetTable
-from data.build.table import Table
+from data.convert.coco import read_json
+from data.convert.columns import Asked
+from data.convert.delimited import read_delimited
+from data.convert.folder import read_folder
+from data.convert.jsonl import JsonLinesTable
+from data.convert.parquet import ParquetTable
+from data.convert.table import Table
 from vlm.errors import UserError, nearest
 from vlm.paths import local_path
 

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.build.columns import Asked, find_columns
-from data.build.entry import Blob, Row
-from data.build.table import FrameTable
+from data.convert.columns import Asked, find_columns
+from data.convert.entry import Blob, Row
+from data.convert.table import FrameTable
 from data.processes import WorkerPool
 from vlm.errors import UserError, reason
 

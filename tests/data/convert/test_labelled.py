@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.build.builder import BuildSummary, Settings, build_shards
-from data.build.columns import Asked
-from data.build.source import Source
+from data.convert.builder import BuildSummary, Settings, build_shards
+from data.convert.columns import Asked
+from data.convert.source import Source
 from eval.classes import load_class_prompts
-from tests.data.build.pictures import encoded, picture, read_shards, write_pictures
+from tests.data.convert.pictures import encoded, picture, read_shards, write_pictures
 from vlm.errors import UserError
 
 IN_ORDER = Settings(shuffle=None, max_bad_share=1)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.build.builder import BuildSummary, Settings, build_shards
-from data.build.columns import Asked
-from data.build.source import Source
-from tests.data.build.pictures import encoded, picture, shard_bytes, write_pictures
+from data.convert.builder import BuildSummary, Settings, build_shards
+from data.convert.columns import Asked
+from data.convert.source import Source
+from tests.data.convert.pictures import encoded, picture, shard_bytes, write_pictures
 from vlm.errors import UserError
 
 

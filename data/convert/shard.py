@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data.bad_sample import BadSampleError
-from data.build.entry import Blob, Entry, TextFile
-from data.build.image import StoredImage, prepare_image
 from data.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
+from data.convert.entry import Blob, Entry, TextFile
+from data.convert.image import StoredImage, prepare_image
 from data.labels import class_number
 from vlm.paths import kind_of
 

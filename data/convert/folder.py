@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.build.entry import Columns, TextFile
-from data.build.table import ListTable
+from data.convert.entry import Columns, TextFile
+from data.convert.table import ListTable
 from vlm.errors import UserError
 
 _HIDDEN = ("__MACOSX",)  # what Macs add to zip files

@@ -11,9 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
-from data.build.columns import Asked, find_columns
-from data.build.entry import Row
-from data.build.table import Table, text_series
+from data.convert.columns import Asked, find_columns
+from data.convert.entry import Row
+from data.convert.table import Table, text_series
 from data.stored_json import parse_json
 from vlm.errors import UserError
 

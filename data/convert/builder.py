@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.bad_sample import BadSampleError
-from data.build.classes import CLASSES, Classes, find_classes
-from data.build.entry import Columns, Entry, entry_of
-from data.build.indexing import index_folder, index_shard
-from data.build.journal import JOURNAL, Journal, open_journal
-from data.build.shard import Finished, ShardJob, write_shard
-from data.build.source import Source, open_source
-from data.build.table import Groups, Table
+from data.convert.classes import CLASSES, Classes, find_classes
+from data.convert.entry import Columns, Entry, entry_of
+from data.convert.indexing import index_folder, index_shard
+from data.convert.journal import JOURNAL, Journal, open_journal
+from data.convert.shard import Finished, ShardJob, write_shard
+from data.convert.source import Source, open_source
+from data.convert.table import Groups, Table
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
 from vlm.aside import remove_files
