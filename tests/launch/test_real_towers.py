@@ -86,6 +86,59 @@ def test_both_networks_compute_here_what_they_compute_at_home(tmp_path: Path) ->
     torch.testing.assert_close(network(model)((some_images(3, 64) / 255 - 0.5) / 0.5), features)
 
 
+def lit(models: Path, **more: Any) -> dict[str, Any]:
+    """A recipe's model: the image tower from its file and locked, the text tower as transformers has it."""
+    image = {"timm": "tf_efficientnet_lite0", "weights": str(models / "efficientnet-lite0" / "model.safetensors")}
+    text = {"transformers": str(models / "all-MiniLM-L6-v2"), "context_length": 32}
+    return {"towers": {"embed_dim": 384, "image": image, "text": text}, "lock": {"image": "all"}, **more}
+
+
+@torch.no_grad()
+def test_both_towers_of_a_recipe_have_the_features_of_their_libraries() -> None:
+    """What comes before the projections, at the size and with the normalisation that the recipe leaves open."""
+    model = build_model(ModelConfig.model_validate(lit(MODELS)))
+    assert (model.image_spec.size, model.image_spec.mean, model.image_spec.std) == (224, (0.5,) * 3, (0.5,) * 3)
+    (notice,) = model.notices
+    assert notice.endswith(": left out, for the tower has no such part: classifier.bias, classifier.weight")
+    theirs = timm.create_model("tf_efficientnet_lite0")
+    theirs.load_state_dict(load_file(MODELS / "efficientnet-lite0" / "model.safetensors"))
+    theirs.reset_classifier(0)
+    pictures = some_images(4, 224)
+    features = theirs.eval()((pictures / 255 - 0.5) / 0.5)
+    expected = features @ model.image.trunk.head.proj.weight.T
+    torch.testing.assert_close(model.train().image(pictures), expected, rtol=0, atol=1e-5)  # locked: as in evaluation
+
+    folder = MODELS / "all-MiniLM-L6-v2"
+    library = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    hidden, mask = library(**tokens).last_hidden_state, tokens.attention_mask[..., None]
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    found = model.eval().text(*model.tokenizer(TEXTS))
+    torch.testing.assert_close(found, pooled @ model.text.projection.weight.T, rtol=0, atol=1e-5)
+
+
+def test_a_locked_image_tower_is_its_file_after_training_and_needs_it_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, begun, run = tmp_path / "data", tmp_path / "begun", tmp_path / "run"
+    write_shard(data / "train-00.tar", [sample(n, jpg=picture(n), txt=TEXTS[n % 4]) for n in range(12)])
+    shutil.copytree(MODELS, begun / "models")
+    monkeypatch.chdir(begun)
+    sizes = {"duration": "4 steps", "global_batch": 4, "checkpoint_every": "2 steps"}
+    optimizer = {"lr": 1e-3, "lr_scale": {"text": 0.01}}
+    recipe = write_tiny_recipe(data, run, model=lit(Path("models"), image_size=64), optimizer=optimizer, **sizes)
+    train_here(recipe)
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(begun)
+    again = stopped_at(run, 2, tmp_path / "again")
+    train_here(recipe, (f"run={again}",), resume="auto")
+    assert_same_run(again, run)
+    trunk = load_model(str(again)).image.trunk.trunk.state_dict()
+    stored = load_file(MODELS / "efficientnet-lite0" / "model.safetensors")
+    assert len(trunk) > 200
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in trunk.items())
+
+
 def test_they_live_a_whole_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, begun, run = tmp_path / "data", tmp_path / "begun", tmp_path / "run"
     write_shard(data / "train-00.tar", [sample(n, jpg=picture(n), txt=TEXTS[n % 4]) for n in range(12)])
