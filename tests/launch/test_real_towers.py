@@ -105,7 +105,8 @@ def test_both_towers_of_a_recipe_have_the_features_of_their_libraries() -> None:
     theirs.reset_classifier(0)
     pictures = some_images(4, 224)
     features = theirs.eval()((pictures / 255 - 0.5) / 0.5)
-    expected = features @ model.image.trunk.head.proj.weight.T
+    trunk: Any = model.image.trunk
+    expected = features @ trunk.head.proj.weight.T
     torch.testing.assert_close(model.train().image(pictures), expected, rtol=0, atol=1e-5)  # locked: as in evaluation
 
     folder = MODELS / "all-MiniLM-L6-v2"
@@ -114,7 +115,8 @@ def test_both_towers_of_a_recipe_have_the_features_of_their_libraries() -> None:
     hidden, mask = library(**tokens).last_hidden_state, tokens.attention_mask[..., None]
     pooled = (hidden * mask).sum(1) / mask.sum(1)
     found = model.eval().text(*model.tokenizer(TEXTS))
-    torch.testing.assert_close(found, pooled @ model.text.projection.weight.T, rtol=0, atol=1e-5)
+    text: Any = model.text
+    torch.testing.assert_close(found, pooled @ text.projection.weight.T, rtol=0, atol=1e-5)
 
 
 def test_a_locked_image_tower_is_its_file_after_training_and_needs_it_no_more(
@@ -133,7 +135,8 @@ def test_a_locked_image_tower_is_its_file_after_training_and_needs_it_no_more(
     again = stopped_at(run, 2, tmp_path / "again")
     train_here(recipe, (f"run={again}",), resume="auto")
     assert_same_run(again, run)
-    trunk = load_model(str(again)).image.trunk.trunk.state_dict()
+    image: Any = load_model(str(again)).image
+    trunk = image.trunk.trunk.state_dict()
     stored = load_file(MODELS / "efficientnet-lite0" / "model.safetensors")
     assert len(trunk) > 200
     assert all(torch.equal(tensor, stored[name]) for name, tensor in trunk.items())
