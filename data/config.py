@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data.captions import CaptionConfig
 from data.images.augment import AugmentConfig
+from data.samples.captions import CaptionConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
 from vlm.config import Config

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from data.bad_sample import BadSampleError
-from data.captions import TXT, CaptionConfig, CaptionsByField, TxtLayout, captions_by_field
 from data.images.views import evaluation_view
 from data.ring import PixelRing, Slot
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import TXT, CaptionConfig, CaptionsByField, TxtLayout, captions_by_field
+from data.samples.txt_layout import found_layout
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from data.shards.tar import shown_name
-from data.txt_layout import found_layout
 from data.workers import Stage, load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec

@@ -12,13 +12,13 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.bad_sample import BadSampleError
-from data.captions import ChosenCaptions, captions_by_field, choose
 from data.config import DataConfig
 from data.images.views import training_view
 from data.order.order import Order
 from data.randomness import Draws
 from data.ring import PixelRing, Slot
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import ChosenCaptions, captions_by_field, choose
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source

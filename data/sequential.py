@@ -8,11 +8,11 @@ from typing import Any
 
 import webdataset
 
-from data.bad_sample import BadSampleError
 from data.config import DataConfig
 from data.loader import Example, SampleReader, SentBatch, Tokenize, collate
 from data.randomness import Draws, hash_key
 from data.ring import PixelRing
+from data.samples.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
 from data.shards.patterns import expand_shards
 from data.shards.reader import ShardReader

@@ -8,7 +8,7 @@ from string import Formatter
 
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-from data.class_names import read_class_file, read_list_file, strings
+from data.samples.class_names import read_class_file, read_list_file, strings
 from vlm.errors import UserError, nearest
 
 CLASS_LISTS: dict[str, tuple[str, ...]] = {"imagenet": tuple(IMAGENET_CLASSNAMES)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 from eval.examples import EXAMPLES_FILE, picture
 from eval.figures import four_digits
 from eval.run_record import RunRecord

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data.captions import TxtLayout
 from data.heldout import HeldOutSet
+from data.samples.captions import TxtLayout
 from eval.evaluator import EvaluationContext, EvaluatorConfig
 from vlm.model.heads import Reading
 from vlm.training.engines.base import Precision

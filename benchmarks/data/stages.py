@@ -17,7 +17,6 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
-from data.captions import CaptionConfig, captions_by_field, choose
 from data.images import jpeg
 from data.images.augment import AugmentConfig
 from data.images.crop import random_crop, resize_crop
@@ -27,6 +26,7 @@ from data.loader import SentBatch
 from data.order.order import Order, SourceCounts
 from data.randomness import Draws
 from data.ring import PixelRing
+from data.samples.captions import CaptionConfig, captions_by_field, choose
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader

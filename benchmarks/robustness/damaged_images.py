@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.result_cache import ResultCache, machine
-from data.bad_sample import BadSampleError
 from data.check.picture import look_at
 from data.convert.image import prepare_image
 from data.images.augment import AugmentConfig
 from data.images.picture import FORMATS, Picture
 from data.images.views import evaluation_view, training_view
+from data.samples.bad_sample import BadSampleError
 from eval.examples import picture
 from vlm.model.image_spec import ImageSpec
 

@@ -8,9 +8,9 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from data.bad_sample import BadSampleError
-from data.captions import read_captions, read_fields
-from data.labels import class_number
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import read_captions, read_fields
+from data.samples.labels import class_number
 from data.shards.cache import ShardCache
 from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, only, read_extent
 from vlm.errors import UserError

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bad_sample import BadSampleError
 from data.check.histogram import Histogram
 from data.check.picture import NO_HASH, Picture, look_at
 from data.check.samples import (
@@ -20,6 +19,7 @@ from data.check.samples import (
     StoredSample,
     hash64,
 )
+from data.samples.bad_sample import BadSampleError
 from vlm.errors import UserError
 
 DISTRIBUTIONS = (

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bad_sample import BadSampleError
 from data.convert.classes import CLASSES, Classes, find_classes
 from data.convert.entry import Columns, Entry, entry_of
 from data.convert.indexing import index_folder, index_shard
@@ -22,6 +21,7 @@ from data.convert.source import Source, open_source
 from data.convert.table import Groups, Table
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
+from data.samples.bad_sample import BadSampleError
 from vlm.aside import remove_files
 from vlm.atomic import write_text
 from vlm.errors import UserError

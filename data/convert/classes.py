@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from data.bad_sample import BadSampleError
-from data.class_names import read_class_file
 from data.convert.entry import Columns
 from data.convert.table import Table
-from data.labels import class_number
+from data.samples.bad_sample import BadSampleError
+from data.samples.class_names import read_class_file
+from data.samples.labels import class_number
 from vlm.errors import UserError, nearest
 from vlm.paths import local_path
 

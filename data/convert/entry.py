@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 
 
 @dataclass(frozen=True)

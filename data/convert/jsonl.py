@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data.bad_sample import BadSampleError
 from data.convert.columns import Asked, find_columns
 from data.convert.entry import Row
 from data.convert.table import Table, text_series
+from data.samples.bad_sample import BadSampleError
 from data.stored_json import parse_json
 from vlm.errors import UserError
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.bad_sample import BadSampleError
-from data.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
 from data.convert.entry import Blob, Entry, TextFile
 from data.convert.image import StoredImage, prepare_image
-from data.labels import class_number
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
+from data.samples.labels import class_number
 from vlm.paths import kind_of
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data.bad_sample import BadSampleError
 from data.convert.entry import Columns, Row
 from data.processes import WorkerPool
+from data.samples.bad_sample import BadSampleError
 
 
 class Table(ABC):

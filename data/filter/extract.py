@@ -10,7 +10,6 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.bad_sample import BadSampleError
 from data.check.picture import NO_HASH, look_at
 from data.check.samples import (
     NO_CAPTION,
@@ -23,6 +22,7 @@ from data.check.samples import (
     shard_state,
 )
 from data.filter.words import gram_ids, grams, normal_form
+from data.samples.bad_sample import BadSampleError
 from vlm.atomic import write_bytes
 
 FORMAT: Final = 1  # raised whenever the rows of an unchanged shard would change

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import polars as pl
 
-from data.captions import listed
 from data.check.samples import OpenShard, StoredSample
 from data.filter.extract import Extracted, write_table
 from data.filter.rules import AlignRules
 from data.filter.verdicts import KEPT, RULES, Lists, drops, judge
+from data.samples.captions import listed
 from vlm.atomic import flush_to_disk
 
 LEVELS: Final = ("samples", "captions")

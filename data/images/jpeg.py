@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from data.bad_sample import BadSampleError
 from data.images.pillow import Pixels, foreign_bytes, orientation_of
+from data.samples.bad_sample import BadSampleError
 
 Reduction = Literal[1, 2, 4, 8]
 

@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from data.bad_sample import BadSampleError
 from data.images import jpeg
 from data.images.jpeg import Reduction
 from data.images.pillow import MAX_PIXELS, Pixels, foreign_bytes, grey, orientation_of, rgb
+from data.samples.bad_sample import BadSampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several JPEG files in a row, of which the first is the picture

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 
 Pixels = NDArray[np.uint8]
 

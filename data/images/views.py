@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.bad_sample import BadSampleError
 from data.images.augment import AugmentConfig, augmented
 from data.images.crop import Box, on_grid, random_crop, reduction_for, resize_crop, stored_box, upright
 from data.images.jpeg import Reduction
 from data.images.picture import Picture
 from data.images.pillow import MAX_PIXELS, Pixels, turned_upright
 from data.randomness import Draws
+from data.samples.bad_sample import BadSampleError
 from vlm.model.image_spec import ImageSpec
 
 

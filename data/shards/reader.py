@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
 from data.shards.headers import BLOCK, is_header_of
 from data.shards.indexing import Indexer

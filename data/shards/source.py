@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bad_sample import BadSampleError
-from data.captions import TXT, CaptionConfig, read_fields
-from data.labels import class_number
 from data.randomness import hash_key
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import TXT, CaptionConfig, read_fields
+from data.samples.labels import class_number
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.indexing import Indexer

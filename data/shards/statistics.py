@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from data.bad_sample import BadSampleError
-from data.captions import MOST_CHARACTERS, listed, read_fields, readable
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import MOST_CHARACTERS, listed, read_fields, readable
 from vlm.config import Config
 
 LONGEST = 256  # lengths from here on share the last place of a histogram

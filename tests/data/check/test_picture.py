@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.bad_sample import BadSampleError
 from data.check.picture import NO_HASH, look_at, perceptual_hash
+from data.samples.bad_sample import BadSampleError
 from tests.data.check.photos import photo, stored
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.bad_sample import BadSampleError
 from data.convert.image import prepare_image
+from data.samples.bad_sample import BadSampleError
 from tests.data.convert.pictures import encoded, picture
 
 

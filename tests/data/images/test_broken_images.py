@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.bad_sample import BadSampleError
 from data.images.augment import AugmentConfig
 from data.images.views import evaluation_view, training_view
+from data.samples.bad_sample import BadSampleError
 from tests.data.images.photographs import photograph, stored, with_orientation
 from tests.data.small_shards import picture
 from vlm.model.image_spec import ImageSpec

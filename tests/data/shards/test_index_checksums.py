@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 from data.shards import manifest
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.indexing import Indexer
 from data.shards.reader import ShardReader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.captions import CaptionConfig, read_captions
+from data.samples.captions import CaptionConfig, read_captions
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cleaning import CleaningStep, cleaned
+from data.samples.cleaning import CleaningStep, cleaned
 
 STEPS: tuple[CleaningStep, ...] = ("whitespace", "html", "urls", "control", "unicode")
 PIECES = [

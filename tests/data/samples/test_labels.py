@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.bad_sample import BadSampleError
-from data.labels import class_number
+from data.samples.bad_sample import BadSampleError
+from data.samples.labels import class_number
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from data.captions import TXT, CaptionsByField
+from data.samples.captions import TXT, CaptionsByField
 from data.shards.store import is_remote
 
 _TASK_FILE = "dataset_type.txt"

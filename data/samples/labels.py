@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from data.bad_sample import BadSampleError
+from data.samples.bad_sample import BadSampleError
 
 LARGEST: Final = 2**63 - 1
 """The largest class number: labels travel as 64-bit integers."""

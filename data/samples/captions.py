@@ -10,9 +10,9 @@ from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from data.bad_sample import BadSampleError
-from data.cleaning import CleaningStep, cleaned
 from data.randomness import Draws
+from data.samples.bad_sample import BadSampleError
+from data.samples.cleaning import CleaningStep, cleaned
 from data.stored_json import parse_json
 from vlm.config import Config
 

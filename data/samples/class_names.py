@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captions import readable
+from data.samples.captions import readable
 from vlm.errors import UserError, nearest
 
 _KEYS = ("classes", "templates")

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data.bad_sample import BadSampleError
-from data.captions import (
+from data.randomness import Draws
+from data.samples.bad_sample import BadSampleError
+from data.samples.captions import (
     DROPPED,
     MOST_CHARACTERS,
     CaptionConfig,
@@ -21,7 +22,6 @@ from data.captions import (
     read_captions,
     read_fields,
 )
-from data.randomness import Draws
 from vlm.config import Config, first_problem
 
 VISITS = 2000
