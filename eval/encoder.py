@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
-from data.heldout import HeldOutBatch, HeldOutSet
+from data.loading.heldout import HeldOutBatch, HeldOutSet
 from eval.progress import report_progress
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch

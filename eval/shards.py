@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from data.samples.captions import TxtLayout
 from eval.evaluator import EvaluationContext, EvaluatorConfig
 from vlm.model.heads import Reading

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from launch.model_source import load_model
 from vlm.errors import UserError
 from vlm.model.exchange import Parity

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from data.sequential import SequentialStream
-from data.stream import TrainStream
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
 from vlm import __version__
 from vlm.evaluation import Metric
 from vlm.training.engines.base import Engine

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sequential import SequentialStream
-from data.stream import TrainStream
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
 from launch.model_source import empty_model_of
 from launch.recipe import Recipe, changed_keys, check_recipe, moved_keys
 from vlm.errors import EveryRankError, UserError

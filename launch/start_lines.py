@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from data.sequential import SequentialStream
-from data.stream import TrainStream
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
 from launch.recipe import Recipe
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from data.sequential import SequentialStream
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
 from data.shards.cache import ShardCache
-from data.stream import TrainStream
 from eval.evaluator import EvaluationContext
 from eval.progress import on_progress
 from eval.recipe import build_evaluators

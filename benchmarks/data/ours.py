@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from benchmarks.data.stages import quality, stages
 from benchmarks.processes import Clock, serve
 from data.config import DataConfig
-from data.stream import TrainStream
+from data.loading.stream import TrainStream
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import Tokenizer
 from vlm.world import World

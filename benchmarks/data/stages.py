@@ -22,16 +22,16 @@ from data.images.augment import AugmentConfig
 from data.images.crop import random_crop, resize_crop
 from data.images.pillow import Pixels
 from data.images.views import Region, read_region, training_view
-from data.loader import SentBatch
+from data.loading.loader import SentBatch
+from data.loading.pixel_ring import PixelRing
+from data.loading.workers import Stage, load_ahead
 from data.order.order import Order, SourceCounts
 from data.randomness import Draws
-from data.ring import PixelRing
 from data.samples.captions import CaptionConfig, captions_by_field, choose
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
-from data.workers import Stage, load_ahead
 from vlm.batch import Batch, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import Tokenizer

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from data.substitution import SubstitutionLog
+from data.loading.substitution import SubstitutionLog
 from eval.report import write_report
 from eval.run_record import RunRecord, read_run
 from launch.export import export_model

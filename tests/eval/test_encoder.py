@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
 from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig, build_evaluators

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from eval.gap import moved_together
 from eval.geometry import (
     Geometry,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from eval.examples import Examples
 from eval.retrieval import Retrieval, RetrievalConfig, RetrievalExamples
 from tests.data.small_shards import SAMPLE, sample, write_shard

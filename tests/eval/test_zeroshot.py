@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from eval.evaluator import EvaluationContext
 from eval.zeroshot import ZeroShot, ZeroShotConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from data.config import DataConfig
+from data.loading.stream import TrainStream
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
-from data.stream import TrainStream
 from tests.data.http_server import FaultyServer
 from tests.data.small_shards import SAMPLE, WordTokenizer, picture, sample, write_shard, write_source
 from tests.launch.small import keys_of

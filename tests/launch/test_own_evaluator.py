@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from data.heldout import HeldOutSet
+from data.loading.heldout import HeldOutSet
 from eval.evaluator import EVALUATORS
 from eval.report import write_report
 from launch.main import app

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.config import DataConfig
-from data.sequential import SequentialStream
+from data.loading.sequential import SequentialStream
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.retry import RetryConfig

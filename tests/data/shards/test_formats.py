@@ -7,7 +7,7 @@ import pytest
 import webdataset
 
 from data.config import DataConfig
-from data.stream import TrainStream
+from data.loading.stream import TrainStream
 from tests.data.small_shards import SAMPLE, WordTokenizer, picture, texts, write_shard
 from vlm.batch import Batch
 from vlm.model.image_spec import ImageSpec

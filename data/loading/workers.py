@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from data.crew import Crew, WorkerDiedError
+from data.loading.crew import Crew, WorkerDiedError
 from vlm.errors import UserError
 from vlm.terminal import one_line
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
-from data.loader import BatchLoader, SampleReader, Tokenize
+from data.loading.loader import BatchLoader, SampleReader, Tokenize
+from data.loading.substitution import SubstitutionLog
+from data.loading.summary import SourceSummary, batch_notices
+from data.loading.workers import load_ahead
 from data.order.order import Order, SourceCounts
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Source, open_source, require_captions
 from data.shards.store import is_remote
-from data.substitution import SubstitutionLog
-from data.summary import SourceSummary, batch_notices
-from data.workers import load_ahead
 from vlm.batch import Batch
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from data.images.views import evaluation_view
-from data.ring import PixelRing, Slot
+from data.loading.pixel_ring import PixelRing, Slot
+from data.loading.workers import Stage, load_ahead
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import TXT, CaptionConfig, CaptionsByField, TxtLayout, captions_by_field
 from data.samples.txt_layout import found_layout
@@ -19,7 +20,6 @@ from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from data.shards.tar import shown_name
-from data.workers import Stage, load_ahead
 from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
 from vlm.training.data_record import DataRecord

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from data.workers import Stage, load_ahead
+from data.loading.workers import Stage, load_ahead
 from vlm.errors import UserError
 
 BIG = 4_000_000  # bytes, more than a socket holds

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.ring import PixelRing
+from data.loading.pixel_ring import PixelRing
+from tests.data.loading.test_stream import assert_same, stream
 from tests.data.small_shards import write_source
-from tests.data.test_stream import assert_same, stream
 
 
 def test_a_batch_is_read_where_it_was_written() -> None:

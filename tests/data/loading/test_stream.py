@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.config import DataConfig
-from data.stream import TrainStream
+from data.loading.stream import TrainStream
 from tests.data.small_shards import WordTokenizer, picture, sample, texts, with_json, write_shard, write_source
 from vlm.batch import Batch
 from vlm.errors import UserError
@@ -236,7 +236,7 @@ def test_fewer_rows_than_ranks_are_refused(tmp_path: Path) -> None:
 def test_a_program_that_stops_in_mid_stream_ends_at_once(tmp_path: Path) -> None:
     pattern = write_source(tmp_path, [20])
     program = f"""
-from tests.data.test_stream import stream
+from tests.data.loading.test_stream import stream
 batches = stream({pattern!r}, workers=2).batches(0, 10**6)
 print(next(batches).step, next(batches).step)
 """

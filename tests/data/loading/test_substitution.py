@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data.config import DataConfig
+from data.loading.stream import TrainStream
+from data.loading.substitution import Place, Substitution, SubstitutionLog, substitutes
 from data.order.order import Order, SourceCounts
-from data.stream import TrainStream
-from data.substitution import Place, Substitution, SubstitutionLog, substitutes
 from tests.data.small_shards import WordTokenizer, sample, write_shard
 from vlm.batch import Batch, Images, Skip
 from vlm.errors import UserError

@@ -9,9 +9,11 @@ from typing import Any
 import webdataset
 
 from data.config import DataConfig
-from data.loader import Example, SampleReader, SentBatch, Tokenize, collate
+from data.loading.loader import Example, SampleReader, SentBatch, Tokenize, collate
+from data.loading.pixel_ring import PixelRing
+from data.loading.summary import SourceSummary, batch_notices
+from data.loading.workers import Stage, load_ahead
 from data.randomness import Draws, hash_key
-from data.ring import PixelRing
 from data.samples.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
 from data.shards.patterns import expand_shards
@@ -22,8 +24,6 @@ from data.shards.source import Sample, sample_id, stable_names
 from data.shards.store import is_command, open_stream, store_of
 from data.shards.streaming import Streamed, stream_samples
 from data.shards.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES, Problem, shown_name
-from data.summary import SourceSummary, batch_notices
-from data.workers import Stage, load_ahead
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.heldout import HeldOutBatch, HeldOutSet
 from data.images.views import evaluation_view
+from data.loading.heldout import HeldOutBatch, HeldOutSet
 from data.shards.cache import CacheConfig, ShardCache
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError

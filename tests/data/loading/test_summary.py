@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from data.config import DataConfig
-from data.sequential import SequentialStream
-from data.stream import TrainStream
-from data.summary import SourceSummary, batch_notices
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
+from data.loading.summary import SourceSummary, batch_notices
 from tests.data.small_shards import write_source
 from vlm.model.image_spec import ImageSpec
 from vlm.world import World

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.images.views import training_view
+from data.loading.pixel_ring import PixelRing, Slot
+from data.loading.substitution import Place, Substitution, SubstitutionLog, no_substitute, substitutes
+from data.loading.workers import Stage
 from data.order.order import Order
 from data.randomness import Draws
-from data.ring import PixelRing, Slot
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import ChosenCaptions, captions_by_field, choose
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source
 from data.shards.store import is_remote
-from data.substitution import Place, Substitution, SubstitutionLog, no_substitute, substitutes
-from data.workers import Stage
 from vlm.batch import Batch, BatchPart, Images, Skip, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
