@@ -32,7 +32,7 @@ MOMENTS = {
     "save": ("vlm.training.checkpoint", "save_tensors"),
     "rename": ("vlm.training.checkpoint", "_complete"),
     "prune": ("vlm.training.trainer", "prune"),
-    "evaluation": ("eval.encoder", "embed_text_share"),
+    "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("launch.train", "write_report"),
 }
 
