@@ -33,7 +33,7 @@ class BatchPart:
 
     owners: Int64[Tensor, " rows"] | None = field(default=None, kw_only=True)
 
-    def of_samples(self: Part, start: int, stop: int) -> Part:
+    def take(self: Part, start: int, stop: int) -> Part:
         """The rows of the batch's samples `start` to `stop`, which are counted from 0 then."""
         if self.owners is None:
             return self._with_tensors(lambda tensor: tensor[start:stop])
@@ -124,13 +124,13 @@ class Batch:
         owners = self.parts[part].owners if part in self.parts else None
         return torch.arange(len(self), device=self.sample_ids.device) if owners is None else owners
 
-    def of_samples(self, start: int, stop: int) -> "Batch":
+    def take(self, start: int, stop: int) -> "Batch":
         """Samples `start` to `stop` of these; what was skipped and counted stays with the whole."""
         return replace(
             self,
             sample_ids=self.sample_ids[start:stop],
             keys=self.keys[start:stop],
-            parts={name: part.of_samples(start, stop) for name, part in self.parts.items()},
+            parts={name: part.take(start, stop) for name, part in self.parts.items()},
             labels=None if self.labels is None else self.labels[start:stop],
             skipped=(),
             counts={},

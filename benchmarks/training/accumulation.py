@@ -85,7 +85,7 @@ def measure_times(num_turns: int) -> dict[str, list[float]]:
 def measure_peak(name: str) -> float:
     """By how many MB one gradient raises this process's peak, weights' gradients included."""
     engine, objective, batch = start()
-    seconds(None, engine, objective, batch.of_samples(0, 2))
+    seconds(None, engine, objective, batch.take(0, 2))
     return peak_above(lambda: seconds(WAYS[name], engine, objective, batch))
 
 

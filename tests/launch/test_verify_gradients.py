@@ -39,7 +39,7 @@ def gather_without_gradient() -> None:
     """Each rank keeps what itself says of its rows, and loses what the others say."""
 
     def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:
-        return parts[ranks.own]
+        return parts[ranks.local]
 
     replace(collectives, "reduce_scatter_rows", own_only)
 
@@ -79,7 +79,7 @@ def queue_forgets_other_ranks() -> None:
 
     def own_only(step: PairStep, ranks: collectives.RowGroup) -> queue.Keys:
         found = whole(step, ranks)
-        return queue.Keys(*(tensor[ranks.own] for tensor in found))
+        return queue.Keys(*(tensor[ranks.local] for tensor in found))
 
     queue.teacher_keys = own_only
 

@@ -27,7 +27,7 @@ def batch(first: int, count: int, owners: list[int], *, labels: bool = True) -> 
 
 
 def test_a_part_of_the_samples_has_their_captions_counted_from_its_first() -> None:
-    some = batch(5, 4, [0, 0, 1, 3, 3, 3]).of_samples(1, 4)
+    some = batch(5, 4, [0, 0, 1, 3, 3, 3]).take(1, 4)
     assert (some.sample_ids.tolist(), some.keys) == ([6, 7, 8], ("6", "7", "8"))
     assert some.labels is not None
     assert some.labels.tolist() == [12, 14, 16]
@@ -43,7 +43,7 @@ def test_a_part_of_the_samples_has_their_captions_counted_from_its_first() -> No
 
 @pytest.mark.parametrize(("start", "stop", "tokens"), [(0, 0, []), (2, 3, []), (0, 4, [0, 10, 20, 30, 40, 50])])
 def test_samples_without_captions_have_none(start: int, stop: int, tokens: list[int]) -> None:
-    captions = batch(5, 4, [0, 0, 1, 3, 3, 3]).of_samples(start, stop).parts["captions"]
+    captions = batch(5, 4, [0, 0, 1, 3, 3, 3]).take(start, stop).parts["captions"]
     assert isinstance(captions, Texts)
     assert captions.tokens[:, 0].tolist() == tokens
 

@@ -70,7 +70,7 @@ def sample_pairs(own: PairSample, ranks: RowGroup, size: int, step: int) -> Pair
     starts = [sum(ranks.counts[:rank]) for rank in range(ranks.size + 1)]
     inside = [(places >= start) & (places < stop) for start, stop in pairwise(starts)]
     chosen = RowGroup(ranks.group, ranks.rank, tuple(int(mask.sum()) for mask in inside))
-    rows = (places[inside[ranks.rank]] - ranks.own.start).to(own.image.device)
+    rows = (places[inside[ranks.rank]] - ranks.local.start).to(own.image.device)
     both = chosen.gather_constant(torch.cat([own.image[rows], own.text[rows]], dim=1))
     image, text = both.chunk(2, dim=1)
     labels = None if own.labels is None else chosen.gather_constant(own.labels[rows])

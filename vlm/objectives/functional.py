@@ -265,7 +265,7 @@ def contrast(
     return _contrast(Rows("x", x, RowSamples(x_ids, exchange)), Rows("y", y, RowSamples(y_ids, exchange)), scale)
 
 
-def of_term(
+def from_term(
     term: PairTerm,
     image: Embeddings,
     text: Embeddings,

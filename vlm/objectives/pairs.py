@@ -136,7 +136,7 @@ class Pairs:
     @property
     def matmul_dtype(self) -> torch.dtype | None:
         """The precision of the factors of products; None: that of the rows."""
-        return self.exchange.product
+        return self.exchange.matmul_dtype
 
     def with_values(
         self, x: Float[Tensor, "rows other"], y: Float[Tensor, "rows other"], gathered: Iterable[str]
@@ -170,10 +170,10 @@ class Pairs:
         columns = self.y_columns
         if columns.pairs_at is None:
             positive = scale * (self.x * self.y).sum(1)
-            x_lse, parts = log_sum_exp(self.x, columns, scale, weights, y_negatives, product=self.matmul_dtype)
+            x_lse, parts = log_sum_exp(self.x, columns, scale, weights, y_negatives, matmul_dtype=self.matmul_dtype)
         else:
             positive, x_lse, parts = paired_log_sum_exp(
-                self.x, columns, scale, weights, y_negatives, product=self.matmul_dtype
+                self.x, columns, scale, weights, y_negatives, matmul_dtype=self.matmul_dtype
             )
         y_lse = self.ranks.merge_log_sum_exp(parts)
         for extra in self.extra:
@@ -189,9 +189,9 @@ class Pairs:
         arguments = (self.x, self.y_columns, scale, bias, self.other_samples)
         if self.y_columns.pairs_at is None:
             positive = scale * (self.x * self.y).sum(1)
-            negatives = softplus_sum(*arguments, product=self.matmul_dtype)
+            negatives = softplus_sum(*arguments, matmul_dtype=self.matmul_dtype)
         else:
-            positive, negatives = paired_softplus_sum(*arguments, product=self.matmul_dtype)
+            positive, negatives = paired_softplus_sum(*arguments, matmul_dtype=self.matmul_dtype)
         for extra in self.extra:
             negatives = negatives + extra.softplus_sum(self.x, self.y_rows.kind, scale, bias)
             negatives = negatives + extra.softplus_sum(self.y, self.x_rows.kind, scale, bias)
@@ -217,7 +217,7 @@ def pair_up(
     if ids is None:
         ranks, _ = exchange.count(len(x))
         # Ranks of other groups may have the same numbers: they compare nothing with each other.
-        ids = torch.arange(ranks.own.start, ranks.own.stop, device=x.device)
+        ids = torch.arange(ranks.local.start, ranks.local.stop, device=x.device)
     samples = RowSamples(ids, exchange)
     together = JointGather(samples, {kinds[0]: x, kinds[1]: y}, ())
     return Pairs(Rows(kinds[0], x, samples, together), Rows(kinds[1], y, samples, together))

@@ -79,8 +79,8 @@ class Rows:
         if exchange.config.exchange == "ring":
             return exchange.columns(self.values, ranks)
         # Own rows lie among the gathered, unless low precision has rounded them on their way.
-        rounded = exchange.wire is not None and ranks.size > 1
-        return Columns(self.all_values, pairs_at=None if rounded else ranks.own.start)
+        rounded = exchange.comm_dtype is not None and ranks.size > 1
+        return Columns(self.all_values, pairs_at=None if rounded else ranks.local.start)
 
 
 class JointGather:
@@ -102,6 +102,8 @@ class JointGather:
             ranks = self._samples.ranks
             if ranks.size > 1:
                 widths = [rows.shape[1] for rows in values]
-                values = list(ranks.gather(torch.cat(values, dim=1), self._samples.exchange.wire).split(widths, dim=1))
+                values = list(
+                    ranks.gather(torch.cat(values, dim=1), self._samples.exchange.comm_dtype).split(widths, dim=1)
+                )
             self._gathered.update(zip(missing, values, strict=True))
         return self._gathered[kind]

@@ -43,11 +43,11 @@ class SampleTable(TermState):
         values = torch.zeros(len(self._batch.ids), len(self._columns), dtype=torch.float64)
         mine = self._owned(self._batch.ids)
         values[mine] = self._shelf.look_up(self._batch.ids[mine], self._defaults)
-        own = self.facts.world.sum(values.to(ids.device))[self._batch.ranks.own]
+        own = self.facts.world.sum(values.to(ids.device))[self._batch.ranks.local]
         return dict(zip(self._columns, own.unbind(1), strict=True))
 
     def propose(self, values: Mapping[str, Float[Tensor, " rows"]]) -> None:
-        """What the rows that were read last shall hold after `commit`: all columns, by name."""
+        """Set the values that the rows read last have after `commit`: all columns, by name."""
         assert self._batch is not None, "a table is read before it is written"
         self._proposed = torch.stack([values[name].detach().double() for name in self._columns], dim=1)
 

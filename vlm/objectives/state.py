@@ -1,4 +1,4 @@
-"""What terms and providers remember from step to step."""
+"""The memory of terms and providers from step to step."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vlm.world import World
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What state may depend on: the embedding's width, the data's size, the run's length, and the ranks."""
+    """Facts that a state may depend on: the embedding's width, the data's size, the run's length, and the ranks."""
 
     dim: int
     num_samples: int
@@ -22,7 +22,7 @@ class RunFacts:
 
 
 class TermState(ABC):
-    """What a term or provider remembers from step to step; it is in the checkpoint, whatever the world size.
+    """The memory of a term or provider from step to step; it is in the checkpoint, whatever the world size.
 
     A step proposes a change while the term is evaluated; `commit` makes it last, once a step, after the update.
     `discard` drops it where the step is left out.

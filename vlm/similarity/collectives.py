@@ -50,14 +50,16 @@ class RowGroup:
         return sum(self.counts)
 
     @property
-    def own(self) -> slice:
+    def local(self) -> slice:
         """Where this rank's rows lie among all rows."""
         start = sum(self.counts[: self.rank])
         return slice(start, start + self.counts[self.rank])
 
-    def gather(self, rows: Shaped[Tensor, "rows ..."], wire: torch.dtype | None = None) -> Shaped[Tensor, "all ..."]:
+    def gather(
+        self, rows: Shaped[Tensor, "rows ..."], comm_dtype: torch.dtype | None = None
+    ) -> Shaped[Tensor, "all ..."]:
         """Every rank's rows, in rank order; the backward sums over ranks what each says about a row."""
-        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows, self, wire)
+        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows, self, comm_dtype)
         return gathered
 
     def gather_constant(self, rows: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all ..."]:
@@ -90,25 +92,25 @@ class RowGroup:
         return merged
 
 
-def all_gather_rows(rows: Tensor, ranks: RowGroup, wire: torch.dtype | None = None) -> Tensor:
+def all_gather_rows(rows: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None = None) -> Tensor:
     """Every rank's rows, in rank order, without gradient."""
     longest = max(ranks.counts)
-    sent = _padded(rows if wire is None else rows.to(wire), longest)
+    sent = _padded(rows if comm_dtype is None else rows.to(comm_dtype), longest)
     received = sent.new_empty(ranks.size * longest, *rows.shape[1:])
     dist.all_gather_into_tensor(as_bits(received), as_bits(sent), group=ranks.group)
     return _unpadded(received, ranks.counts).to(rows.dtype)
 
 
-def reduce_scatter_rows(parts: Tensor, ranks: RowGroup, wire: torch.dtype | None = None) -> Tensor:
+def reduce_scatter_rows(parts: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None = None) -> Tensor:
     """This rank's rows of the sum of `parts` over ranks, without gradient. A low-precision wire still sums in full."""
     longest = max(ranks.counts)
     pieces = [_padded(piece, longest) for piece in parts.split(list(ranks.counts))]
     sent = torch.cat(pieces)
-    if wire is None:
+    if comm_dtype is None:
         own = sent.new_empty(longest, *parts.shape[1:])
         dist.reduce_scatter_tensor(own, sent, group=ranks.group)
     else:
-        low = sent.to(wire)
+        low = sent.to(comm_dtype)
         received = torch.empty_like(low)
         dist.all_to_all_single(as_bits(received), as_bits(low), group=ranks.group)
         own = received.view(ranks.size, longest, *parts.shape[1:]).to(parts.dtype).sum(0)
@@ -135,14 +137,14 @@ def _unpadded(padded: Tensor, counts: Sequence[int]) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: RowGroup, wire: torch.dtype | None) -> Tensor:
-        ctx.ranks, ctx.wire = ranks, wire
-        return all_gather_rows(rows, ranks, wire)
+    def forward(ctx: Any, rows: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None) -> Tensor:
+        ctx.ranks, ctx.comm_dtype = ranks, comm_dtype
+        return all_gather_rows(rows, ranks, comm_dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return reduce_scatter_rows(gradient, ctx.ranks, ctx.wire), None, None
+        return reduce_scatter_rows(gradient, ctx.ranks, ctx.comm_dtype), None, None
 
 
 class _SumToOwners(torch.autograd.Function):
@@ -184,7 +186,7 @@ class _MergeLogSumExp(torch.autograd.Function):
         merged = reference + total.log()
         ctx.ranks = ranks
         ctx.save_for_backward((parts - merged.masked_fill(merged.isneginf(), 0.0)).exp())
-        return merged[ranks.own].clone()
+        return merged[ranks.local].clone()
 
     @staticmethod
     @once_differentiable

@@ -62,11 +62,11 @@ class EqualKeys(EntryWeights):
 class AtLeast(EntryWeights):
     """Entries whose similarity reaches their row's (or column's) threshold."""
 
-    def __init__(self, thresholds: Float[Tensor, " lines"], *, of_columns: bool = False) -> None:
-        self._thresholds, self._of_columns = thresholds, of_columns
+    def __init__(self, thresholds: Float[Tensor, " lines"], *, by_column: bool = False) -> None:
+        self._thresholds, self._by_column = thresholds, by_column
 
     def add_logs(self, logits: Tensor, tile: Tensor, rows: slice, columns: slice) -> None:  # noqa: D102
-        least = self._thresholds[None, columns] if self._of_columns else self._thresholds[rows, None]
+        least = self._thresholds[None, columns] if self._by_column else self._thresholds[rows, None]
         logits.masked_fill_(tile < least, float("-inf"))
 
 

@@ -24,8 +24,8 @@ class Exchange:
     def __init__(self, world: World, config: SimilarityConfig | None = None) -> None:
         self.world = world
         self.config = config or SimilarityConfig()
-        self.wire = _PRECISIONS[self.config.wire]
-        self.product = _PRECISIONS[self.config.product]
+        self.comm_dtype = _PRECISIONS[self.config.wire]
+        self.matmul_dtype = _PRECISIONS[self.config.product]
         size = self.config.group_ranks or world.size
         if world.size % size:
             raise EveryRankError(f"similarity.group_ranks: {world.size} ranks do not make groups of {size}")
@@ -56,5 +56,5 @@ class Exchange:
     def columns(self, rows: Float[Tensor, "rows dim"], ranks: RowGroup) -> Columns:
         """The rows of all ranks of the group as columns: gathered, or passing by in a ring."""
         if self.config.exchange == "ring" and ranks.size > 1:
-            return Columns(rows, Ring(ranks, self.wire), pairs_at=0)
-        return Columns(ranks.gather(rows, self.wire))
+            return Columns(rows, Ring(ranks, self.comm_dtype), pairs_at=0)
+        return Columns(ranks.gather(rows, self.comm_dtype))

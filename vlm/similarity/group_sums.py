@@ -19,6 +19,6 @@ def group_sums(
     numbers over ranks for K keys, in both passes.
     """
     known, places, counts = ranks.gather_constant(keys).unique(return_inverse=True, return_counts=True)
-    sums = rows.new_zeros(len(known), rows.shape[1]).index_add(0, places[ranks.own], rows)
+    sums = rows.new_zeros(len(known), rows.shape[1]).index_add(0, places[ranks.local], rows)
     at = torch.searchsorted(known, asked)
     return ranks.sum(sums)[at], counts[at]

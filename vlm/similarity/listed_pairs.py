@@ -26,7 +26,7 @@ def listed_similarities(
     return similarities
 
 
-def log_sum_exp_of_lines(
+def line_log_sum_exp(
     logits: Float[Tensor, " listed"], lines: Int64[Tensor, " listed"], num_lines: int
 ) -> Float[Tensor, " lines"]:
     """log sum exp(logits) over those that belong to each line; -inf where none does."""
@@ -37,7 +37,7 @@ def log_sum_exp_of_lines(
     return torch.where(some, torch.where(some, total, 1.0).log() + largest, float("-inf"))
 
 
-def sum_of_lines(
+def line_sums(
     values: Float[Tensor, " listed"], lines: Int64[Tensor, " listed"], num_lines: int
 ) -> Float[Tensor, " lines"]:
     """The sum of those values that belong to each line."""

@@ -19,7 +19,7 @@ def row_log_sum_exp(
     scale: Float[Tensor, " rows_or_1"],
     weights: Weights = (),
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " rows"]:
     """log sum_j w_ij exp(scale_i <x_i, y_j>) of each row; -inf where no entry counts.
 
@@ -29,7 +29,7 @@ def row_log_sum_exp(
     def kernel(reference: float | None) -> LogSumExp:
         return LogSumExp((weights, ()), (len(rows), columns.num_columns), reference, with_columns=False)
 
-    return _reduce(kernel, _reference(rows, scale, columns), rows, columns, scale=scale, product=product)[0]
+    return _reduce(kernel, _reference(rows, scale, columns), rows, columns, scale=scale, matmul_dtype=matmul_dtype)[0]
 
 
 def log_sum_exp(
@@ -39,7 +39,7 @@ def log_sum_exp(
     row_weights: Weights = (),
     column_weights: Weights | None = None,
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " columns"]]:
     """Of each row log sum_j w_ij exp(a <x_i, y_j>), of each column log sum_i w'_ij exp(a <x_i, y_j>); a the scale.
 
@@ -47,10 +47,10 @@ def log_sum_exp(
     where it is not given; -inf where no entry counts. Differentiable in rows, columns and scale. Weights see logits as
     similarities. Fused kernels run where they are right and faster (`vlm.similarity.triton.dispatch`).
     """
-    fused = _fused(rows, columns, row_weights, column_weights, product)
+    fused = _fused(rows, columns, row_weights, column_weights, matmul_dtype)
     if fused is not None:
         return fused(rows * scale)
-    row, column = _tiled(rows, columns, scale, row_weights, column_weights, product)
+    row, column = _tiled(rows, columns, scale, row_weights, column_weights, matmul_dtype)
     return row, column
 
 
@@ -59,15 +59,15 @@ def _fused(
     columns: Columns,
     row_weights: Weights,
     column_weights: Weights | None,
-    product: torch.dtype | None,
+    matmul_dtype: torch.dtype | None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
     """Fused kernels as a function of the scaled rows, where they are to run."""
     keys = None if columns.ring else common_keys(row_weights, column_weights)
-    fused = None if keys is None else fused_reduction(rows, columns.num_columns, product, _of_keys)
+    fused = None if keys is None else fused_reduction(rows, columns.num_columns, matmul_dtype, _of_keys)
     if fused is None or keys is None:
         return None
     row_keys, column_keys = keys
-    return lambda scaled: fused(scaled, columns.rows, row_keys, column_keys, product)
+    return lambda scaled: fused(scaled, columns.rows, row_keys, column_keys, matmul_dtype)
 
 
 def _tiled(
@@ -76,7 +76,7 @@ def _tiled(
     scale: Tensor | None,
     row_weights: Weights,
     column_weights: Weights | None,
-    product: torch.dtype | None,
+    matmul_dtype: torch.dtype | None,
     *,
     paired: bool = False,
 ) -> tuple[Tensor, ...]:
@@ -86,15 +86,15 @@ def _tiled(
     def kernel(reference: float | None) -> LogSumExp:
         return LogSumExp(weights, (len(rows), columns.num_columns), reference)
 
-    return _reduce(kernel, reference, rows, columns, scale=scale, product=product, paired=paired)
+    return _reduce(kernel, reference, rows, columns, scale=scale, matmul_dtype=matmul_dtype, paired=paired)
 
 
 def _of_keys(
-    rows: Tensor, columns: Tensor, row_keys: Tensor | None, column_keys: Tensor | None, product: torch.dtype | None
+    rows: Tensor, columns: Tensor, row_keys: Tensor | None, column_keys: Tensor | None, matmul_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    """What fused kernels compute, in plain torch."""
+    """The sums of fused kernels, in plain torch."""
     weights = () if row_keys is None or column_keys is None else (EqualKeys(row_keys, column_keys),)
-    row, column = _tiled(rows, Columns(columns), None, weights, None, product)
+    row, column = _tiled(rows, Columns(columns), None, weights, None, matmul_dtype)
     return row, column
 
 
@@ -105,7 +105,7 @@ def paired_log_sum_exp(
     row_weights: Weights = (),
     column_weights: Weights | None = None,
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Float[Tensor, " columns"]]:
     """The logit a <x_i, y_i> of each row and its partner in full precision, then what `log_sum_exp` gives.
 
@@ -113,11 +113,11 @@ def paired_log_sum_exp(
     Columns have to say where the partners are (`Columns.pairs_at`).
     """
     assert columns.pairs_at is not None
-    if _fused(rows, columns, row_weights, column_weights, product) is not None:
+    if _fused(rows, columns, row_weights, column_weights, matmul_dtype) is not None:
         partners = columns.rows[columns.pairs_at : columns.pairs_at + len(rows)]
         own = scale * (rows * partners).sum(1)
-        return own, *log_sum_exp(rows, columns, scale, row_weights, column_weights, product=product)
-    row, column, own = _tiled(rows, columns, scale, row_weights, column_weights, product, paired=True)
+        return own, *log_sum_exp(rows, columns, scale, row_weights, column_weights, matmul_dtype=matmul_dtype)
+    row, column, own = _tiled(rows, columns, scale, row_weights, column_weights, matmul_dtype, paired=True)
     return own, row, column
 
 
@@ -130,7 +130,7 @@ _LARGEST_WITH_REFERENCE, _HIGHEST = 120.0, 60.0
 
 @torch.no_grad()
 def _reference(rows: Tensor, scale: Tensor, columns: Columns) -> float | None:
-    """What to subtract from all logits before exp, by the largest that there can be. Collective with a ring.
+    """A number to subtract from all logits before exp, by the largest that there can be. Collective with a ring.
 
     0 where no exponential can leave the range of fp32; None where no one number will do.
     """

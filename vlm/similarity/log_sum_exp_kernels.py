@@ -1,4 +1,4 @@
-"""What becomes of a tile of logits: exponentials summed by rows and by columns, with one scale or with one a line."""
+"""Log-sum-exps over rows and columns of tiles: exponentials summed, and the derivative when they are made again."""
 
 import math
 
@@ -52,10 +52,10 @@ class LogSumExp(TileKernel):
             if self._with_columns:
                 self._column.total[columns] += values.sum(0)
             return
-        of_rows, of_columns = self._logits(tile, rows, columns)
+        row_logits, column_logits = self._logits(tile, rows, columns)
         if self._with_columns:
-            self._column.add(of_columns, columns, self._spare.like(tile))
-        self._row.add(of_rows, rows, of_rows)
+            self._column.add(column_logits, columns, self._spare.like(tile))
+        self._row.add(row_logits, rows, row_logits)
 
     def finish(self) -> tuple[Tensor, ...]:  # noqa: D102
         results = (self._row.log_sum_exp(), self._column.log_sum_exp())
@@ -70,11 +70,11 @@ class LogSumExp(TileKernel):
         if self._reference is not None:
             values, factors = self._exponentials(tile, rows, columns), self._row.factors(rows)
             return values.mul_(factors + self._column.factors(columns) if self._with_columns else factors)
-        of_rows, of_columns = self._logits(tile, rows, columns)
+        row_logits, column_logits = self._logits(tile, rows, columns)
         if not self._with_columns:
-            return self._row.softmax(of_rows, rows, of_rows).mul_(self._row.factors(rows))
-        share = self._column.softmax(of_columns, columns, self._spare.like(tile)).mul_(self._column.factors(columns))
-        return share.addcmul_(self._row.softmax(of_rows, rows, of_rows), self._row.factors(rows))
+            return self._row.softmax(row_logits, rows, row_logits).mul_(self._row.factors(rows))
+        share = self._column.softmax(column_logits, columns, self._spare.like(tile)).mul_(self._column.factors(columns))
+        return share.addcmul_(self._row.softmax(row_logits, rows, row_logits), self._row.factors(rows))
 
     def _exponentials(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         if not _are_factors(self._row_weights):
@@ -85,11 +85,11 @@ class LogSumExp(TileKernel):
         return values
 
     def _logits(self, tile: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """What rows and columns sum up: the tile itself; columns the spare one where their weights differ."""
-        of_columns = tile
+        """The logits that rows and columns sum up: the tile; for columns the spare one where their weights differ."""
+        column_logits = tile
         if not self._same_weights:
-            of_columns = _weighed(self._spare.like(tile).copy_(tile), tile, self._column_weights, rows, columns)
-        return _weighed(tile, tile, self._row_weights, rows, columns), of_columns
+            column_logits = _weighed(self._spare.like(tile).copy_(tile), tile, self._column_weights, rows, columns)
+        return _weighed(tile, tile, self._row_weights, rows, columns), column_logits
 
 
 def _are_factors(weights: Weights) -> bool:

@@ -21,9 +21,9 @@ class Ring:
     fullest rank's rows. `RowGroup` has the sum over a step.
     """
 
-    def __init__(self, ranks: RowGroup, wire: torch.dtype | None = None) -> None:
+    def __init__(self, ranks: RowGroup, comm_dtype: torch.dtype | None = None) -> None:
         self.ranks = ranks
-        self._wire = wire
+        self._comm_dtype = comm_dtype
         group = ranks.group or dist.group.WORLD
         assert group is not None
         self._next = dist.get_global_rank(group, (ranks.rank + 1) % ranks.size)
@@ -32,7 +32,7 @@ class Ring:
     def blocks(self, own: Float[Tensor, "rows dim"]) -> Iterator[tuple[int, Float[Tensor, "block dim"]]]:
         """Every rank's block with the rank it is of, this rank's first; the next one is on its way meanwhile."""
         ranks = self.ranks
-        block = self._padded(own).to(self._wire or own.dtype)
+        block = self._padded(own).to(self._comm_dtype or own.dtype)
         for turn in range(ranks.size):
             owner = (ranks.rank - turn) % ranks.size
             coming, pending = block, list[dist.Work]()

@@ -25,11 +25,11 @@ class SoftTargets(ABC):
     columns: Float[Tensor, "columns width"]
 
     @abstractmethod
-    def of_rows(self, products: Float[Tensor, "r c"], rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def row_targets(self, products: Float[Tensor, "r c"], rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         """t_ij of a tile of p."""
 
     @abstractmethod
-    def of_columns(self, products: Float[Tensor, "r c"], rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def column_targets(self, products: Float[Tensor, "r c"], rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         """u_ij of a tile of p."""
 
 
@@ -39,10 +39,10 @@ class FunctionTargets(SoftTargets):
 
     function: Callable[[Tensor], Tensor]
 
-    def of_rows(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
+    def row_targets(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
         return self.function(products)
 
-    def of_columns(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
+    def column_targets(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
         return self.function(products)
 
 
@@ -58,10 +58,10 @@ class SoftmaxTargets(SoftTargets):
     row_logs: Float[Tensor, " rows"]
     column_logs: Float[Tensor, " columns"]
 
-    def of_rows(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
+    def row_targets(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
         return (products - self.row_logs[rows, None]).exp_()
 
-    def of_columns(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
+    def column_targets(self, products: Tensor, rows: slice, columns: slice) -> Tensor:  # noqa: D102, ARG002
         return (products - self.column_logs[None, columns]).exp_()
 
 
@@ -84,7 +84,7 @@ def target_sums(
     weights: tuple[EntryWeights, ...] = (),
     *,
     with_columns: bool = True,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> WeightedSums:
     """The similarities of each row and column summed under `targets`, in one pass; differentiable in rows and columns.
 
@@ -92,8 +92,8 @@ def target_sums(
     for logits. Without `with_columns` the sums over rows are empty, and cost nothing. Collective with a ring.
     """
     own_columns = columns.num_columns if with_columns else 0
-    kernel = _TargetSums(targets, weights, own_columns, product or rows.dtype)
-    results = reduce_tiles(kernel, rows, columns, product=product)
+    kernel = _TargetSums(targets, weights, own_columns, matmul_dtype or rows.dtype)
+    results = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
     return WeightedSums(results[0], results[1].detach(), results[2], results[3].detach())
 
 
@@ -101,12 +101,12 @@ class _TargetSums(TileKernel):
     """Row and column sums of targets times tile, and of targets; d loss / d z_ij = g_i t_ij + h_j u_ij."""
 
     def __init__(
-        self, targets: SoftTargets, weights: tuple[EntryWeights, ...], num_columns: int, product: torch.dtype
+        self, targets: SoftTargets, weights: tuple[EntryWeights, ...], num_columns: int, matmul_dtype: torch.dtype
     ) -> None:
         self._targets, self._weights, self._num_columns = targets, weights, num_columns
         self._with_columns = num_columns > 0
-        self._rows, self._columns = targets.rows.detach().to(product), targets.columns.detach().to(product)
-        self._level = product_level(targets.rows.detach(), targets.columns.detach(), product)
+        self._rows, self._columns = targets.rows.detach().to(matmul_dtype), targets.columns.detach().to(matmul_dtype)
+        self._level = product_level(targets.rows.detach(), targets.columns.detach(), matmul_dtype)
         self._products, self._precise_products = Scratch(), Scratch()
 
     def begin(self, like: Tensor) -> None:
@@ -115,11 +115,11 @@ class _TargetSums(TileKernel):
 
     def accumulate(self, tile: Tensor, rows: slice, columns: slice) -> None:
         products = self._product(tile, rows, columns)
-        targets = self._weighed(self._targets.of_rows(products, rows, columns), products, rows, columns)
+        targets = self._weighed(self._targets.row_targets(products, rows, columns), products, rows, columns)
         self._row_totals[rows] += targets.sum(1)
         self._row_sums[rows] += torch.linalg.vecdot(targets, tile)
         if self._with_columns:
-            targets = self._weighed(self._targets.of_columns(products, rows, columns), products, rows, columns)
+            targets = self._weighed(self._targets.column_targets(products, rows, columns), products, rows, columns)
             self._column_totals[columns] += targets.sum(0)
             self._column_sums[columns] += torch.linalg.vecdot(targets, tile, dim=0)
 
@@ -127,13 +127,17 @@ class _TargetSums(TileKernel):
         return self._row_sums, self._row_totals, self._column_sums, self._column_totals
 
     def begin_backward(self, gradients: tuple[Tensor, ...]) -> None:
-        self._of_rows, _, self._of_columns, _ = gradients
+        self._row_gradients, _, self._column_gradients, _ = gradients
 
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         products = self._product(tile, rows, columns)
-        d_tile = torch.mul(self._targets.of_rows(products, rows, columns), self._of_rows[rows, None], out=tile)
+        d_tile = torch.mul(
+            self._targets.row_targets(products, rows, columns), self._row_gradients[rows, None], out=tile
+        )
         if self._with_columns:
-            d_tile.addcmul_(self._targets.of_columns(products, rows, columns), self._of_columns[None, columns])
+            d_tile.addcmul_(
+                self._targets.column_targets(products, rows, columns), self._column_gradients[None, columns]
+            )
         return self._weighed(d_tile, products, rows, columns)
 
     def _product(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:

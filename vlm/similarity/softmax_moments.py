@@ -34,7 +34,7 @@ def softmax_means(
     softmax: Softmax,
     *,
     empty: float = 0.0,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
     """sum_j P_ij z_ij of each own row over all columns, z_ij = <x_i, y_j>, and of each own column over all rows.
 
@@ -42,7 +42,7 @@ def softmax_means(
     small similarities. `empty` is the mean where no entry counts. Differentiable in rows and columns. Collective.
     """
     kernel = _SoftmaxMean((len(rows), columns.num_columns), softmax)
-    row_means, row_logs, parts, logs = reduce_tiles(kernel, rows, columns, product=product)
+    row_means, row_logs, parts, logs = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
     column_means, column_logs = _merge(ranks, parts, logs.detach() if softmax.constant else logs)
     return (
         row_means.masked_fill(row_logs.isneginf(), empty),
@@ -127,7 +127,7 @@ def softmax_statistics(
     scales: tuple[Float[Tensor, " rows"], Float[Tensor, " columns"]],
     weights: Weights = (),
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[SoftmaxStatistics, SoftmaxStatistics]:
     """The statistics of each own row over all columns, and of each own column over the rows of all ranks.
 
@@ -135,7 +135,7 @@ def softmax_statistics(
     plain similarities. Differentiable in rows and columns. Collective.
     """
     kernel = _Statistics(weights, (scales[0].detach(), scales[1].detach()))
-    row_logs, row_means, parts, means = reduce_tiles(kernel, rows, columns, product=product)
+    row_logs, row_means, parts, means = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
     column_logs = ranks.merge_log_sum_exp(parts)
     means = means.detach()
     if ranks.size > 1:

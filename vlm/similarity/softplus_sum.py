@@ -18,14 +18,14 @@ def softplus_sum(
     bias: Float[Tensor, "1"],
     weights: tuple[EntryWeights, ...] = (),
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " rows"]:
     """sum_j w_ij log(1 + exp(a <x_i, y_j> + b)) of each row; a the scale, b the bias.
 
     Differentiable in rows, columns, scale and bias. Weights see logits as similarities. Collective with a ring.
     """
     kernel = _SoftplusSum(len(rows), bias.detach(), weights)
-    return reduce_tiles(kernel, rows, columns, bias, scale=scale, product=product)[0]
+    return reduce_tiles(kernel, rows, columns, bias, scale=scale, matmul_dtype=matmul_dtype)[0]
 
 
 def paired_softplus_sum(
@@ -35,7 +35,7 @@ def paired_softplus_sum(
     bias: Float[Tensor, "1"],
     weights: tuple[EntryWeights, ...] = (),
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
     """The logit a <x_i, y_i> (without b) of each row and its partner in full precision, then `softplus_sum`.
 
@@ -43,7 +43,7 @@ def paired_softplus_sum(
     """
     assert columns.pairs_at is not None
     kernel = _SoftplusSum(len(rows), bias.detach(), weights)
-    sums, own = reduce_tiles(kernel, rows, columns, bias, scale=scale, product=product, paired=True)
+    sums, own = reduce_tiles(kernel, rows, columns, bias, scale=scale, matmul_dtype=matmul_dtype, paired=True)
     return own, sums
 
 

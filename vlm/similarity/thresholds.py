@@ -20,17 +20,17 @@ def upper_thresholds(
     share: float,
     weights: tuple[EntryWeights, ...] = (),
     *,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " rows"]:
-    """What the largest `share` of each row's entries reach, and no other, without gradient.
+    """The value that the largest `share` of each row's entries reach, and no other, without gradient.
 
     Of a row's m entries of a weight other than 0 these are the ceil(share m) largest and all that equal the last of
     them: s_ij >= s_alpha with s_alpha the upper quantile. The threshold lies midway between the last that counts and
     the next lower one, so that another product's rounding moves no entry across; -inf where all count, or none exist.
-    Products are of the precision of `product` (None: that of the rows), as the tiles'.
+    Products are of the precision of `matmul_dtype` (None: that of the rows), as the tiles'.
     """
     precise = torch.promote_types(rows.dtype, torch.float32)
-    columns = columns.to(product or rows.dtype)
+    columns = columns.to(matmul_dtype or rows.dtype)
     largest_norm = columns.norm(dim=1).max() if len(columns) else columns.new_zeros(())
     thresholds = rows.new_empty(len(rows), dtype=precise)
     everything = slice(0, len(columns))

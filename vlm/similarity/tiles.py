@@ -47,7 +47,7 @@ class Columns:
 
 
 class TileKernel(ABC):
-    """What becomes of the tiles of one pair matrix; made for one call, it keeps its statistics between the passes.
+    """A reduction of the tiles of one pair matrix; made for one call, it keeps its statistics between the passes.
 
     Tiles are in at least fp32 and may be overwritten. `rows` and `columns` say where in the matrix a tile lies.
     """
@@ -83,18 +83,18 @@ def reduce_tiles(
     columns: Columns,
     *parameters: Tensor,
     scale: Float[Tensor, " rows_or_1"] | None = None,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
     paired: bool = False,
 ) -> tuple[Tensor, ...]:
     """The results of `kernel` over all tiles of rows x columns, differentiable in rows, columns and parameters.
 
     Rows are multiplied by `scale` first, one number or one a row, which gets its gradient too; no copy is kept for it.
-    `product` is the precision of the factors of matrix products (None: that of the rows); sums are in at least fp32.
+    `matmul_dtype` is the precision of the factors of products (None: that of the rows); sums are in at least fp32.
     Results over columns are this rank's part alone. With a ring, a collective of its ranks in both passes. `paired`
     adds one more result, each row's product with its own partner in full precision: a term of its own for it would hold
     the gradients of both sides twice.
     """
-    how = _How(kernel, columns.ring, product, columns.pairs_at if paired else None)
+    how = _How(kernel, columns.ring, matmul_dtype, columns.pairs_at if paired else None)
     results: tuple[Tensor, ...] = _Reduce.apply(how, scale, rows, columns.rows, *parameters)
     return results
 
@@ -102,7 +102,7 @@ def reduce_tiles(
 class _How(NamedTuple):
     kernel: TileKernel
     ring: Ring | None
-    product: torch.dtype | None
+    matmul_dtype: torch.dtype | None
     pairs_at: int | None
 
 
@@ -116,10 +116,10 @@ class _Reduce(torch.autograd.Function):
         columns: Tensor,
         *parameters: Tensor,  # noqa: ARG004 (the kernel holds their values; here they are the graph's)
     ) -> tuple[Tensor, ...]:
-        kernel, ring, product, pairs_at = ctx.how = how
+        kernel, ring, matmul_dtype, pairs_at = ctx.how = how
         ctx.save_for_backward(scale, rows, columns)
-        ctx.level = product_level(rows, columns, product, scale)
-        loop = _Loop(rows, scale, product, ctx.level)
+        ctx.level = product_level(rows, columns, matmul_dtype, scale)
+        loop = _Loop(rows, scale, matmul_dtype, ctx.level)
         kernel.begin(rows.new_empty((), dtype=loop.precise))
         with torch.autocast(rows.device.type, enabled=False):
             for start, block in _blocks(columns, ring):
@@ -132,12 +132,12 @@ class _Reduce(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale, rows, columns = ctx.saved_tensors
-        kernel, ring, product, pairs_at = ctx.how
-        of_results = gradients if pairs_at is None else gradients[:-1]
-        loop = _Loop(rows, scale, product, ctx.level)
+        kernel, ring, matmul_dtype, pairs_at = ctx.how
+        result_gradients = gradients if pairs_at is None else gradients[:-1]
+        loop = _Loop(rows, scale, matmul_dtype, ctx.level)
         d_rows = torch.zeros_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
-            kernel.begin_backward(of_results)
+            kernel.begin_backward(result_gradients)
             if ring is None:
                 d_columns = loop.backward(kernel, columns, 0, d_rows)
             else:
@@ -151,8 +151,8 @@ class _Reduce(torch.autograd.Function):
                 _add_partners(gradients[-1], rows, scale, columns[at], d_rows, d_columns[at])
         d_scale = None
         if scale is not None:
-            of_rows = [(d_rows[some] * rows[some]).sum(1) for some in slices(len(rows), _TILE_ROWS)]
-            d_scale = torch.cat([*of_rows, d_rows.new_zeros(0)]).sum_to_size(scale.shape).to(scale.dtype)
+            blocks = [(d_rows[some] * rows[some]).sum(1) for some in slices(len(rows), _TILE_ROWS)]
+            d_scale = torch.cat([*blocks, d_rows.new_zeros(0)]).sum_to_size(scale.shape).to(scale.dtype)
             d_rows.mul_(scale[:, None])
         return None, d_scale, d_rows, d_columns, *parameters
 
@@ -182,9 +182,9 @@ class _Loop:
     is rounded as its difference from `level`: what it is near to keeps most digits.
     """
 
-    def __init__(self, rows: Tensor, scale: Tensor | None, product: torch.dtype | None, level: float) -> None:
+    def __init__(self, rows: Tensor, scale: Tensor | None, matmul_dtype: torch.dtype | None, level: float) -> None:
         self._rows, self._scale, self._level = rows, scale, level
-        self._product = product or rows.dtype
+        self._matmul_dtype = matmul_dtype or rows.dtype
         self.precise = torch.promote_types(rows.dtype, torch.float32)
         on_cpu = rows.device.type == "cpu"
         self._tile_rows, self._tile_columns = (
@@ -204,7 +204,7 @@ class _Loop:
             tile = self._tile(own, others)
             there = slice(columns.start + start, columns.stop + start)
             d_tile = kernel.derivative(tile, rows, there)
-            if d_tile.dtype != self._product:
+            if d_tile.dtype != self._matmul_dtype:
                 d_tile = self._products.of(own, d_tile.shape).copy_(d_tile)
             self._add_product(d_rows[rows], d_tile, others)
             self._add_product(d_block[columns], d_tile.T, own)
@@ -213,11 +213,11 @@ class _Loop:
     def _places(self, block: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         """Where each tile lies, and its factors."""
         for rows in slices(len(self._rows), self._tile_rows):
-            own = _scaled(self._rows, self._scale, rows).to(self._product)
+            own = _scaled(self._rows, self._scale, rows).to(self._matmul_dtype)
             for columns in slices(len(block), self._tile_columns):
                 others = block[columns]
-                if others.dtype != self._product:
-                    others = self._cast.of(others, others.shape, self._product).copy_(others)
+                if others.dtype != self._matmul_dtype:
+                    others = self._cast.of(others, others.shape, self._matmul_dtype).copy_(others)
                 yield rows, columns, own, others
 
     def _tile(self, own: Tensor, others: Tensor) -> Tensor:
@@ -262,18 +262,20 @@ def centred_product(x: Tensor, y: Tensor, level: float, spare: Tensor, out: Tens
     return out.copy_(spare).add_(level)
 
 
-def product_level(rows: Tensor, columns: Tensor, product: torch.dtype | None, scale: Tensor | None = None) -> float:
+def product_level(
+    rows: Tensor, columns: Tensor, matmul_dtype: torch.dtype | None, scale: Tensor | None = None
+) -> float:
     """About the entries that weigh most in a softmax of a row, from a few rows and columns; 0 at full precision.
 
     Rows are of the second half and columns of the first, for few of them to be pairs; a median passes over those.
     """
-    if product is None or product == torch.promote_types(rows.dtype, torch.float32) or not len(rows):
+    if matmul_dtype is None or matmul_dtype == torch.promote_types(rows.dtype, torch.float32) or not len(rows):
         return 0.0
     own = _scaled(rows, scale, slice(len(rows) // 2, len(rows), max(1, len(rows) // 2 // _SAMPLED_ROWS)))
     others = columns[: (len(columns) + 1) // 2 : max(1, len(columns) // 2 // _SAMPLED_COLUMNS)]
     entries = own @ others.T
     level = torch.linalg.vecdot(entries.softmax(1), entries).median()
-    return float(level.to(product)) if len(others) else 0.0
+    return float(level.to(matmul_dtype)) if len(others) else 0.0
 
 
 def slices(length: int, step: int) -> Iterator[slice]:

@@ -38,6 +38,6 @@ class MicroBatchPlan:
         if self.count == 1:
             return [MicroBatch(0, batch, has_rows=True)]
         return [
-            MicroBatch(number, batch.of_samples(start, stop) if stop > start else batch.of_samples(0, 1), stop > start)
+            MicroBatch(number, batch.take(start, stop) if stop > start else batch.take(0, 1), stop > start)
             for number, (start, stop) in enumerate(self.bounds(len(batch)))
         ]

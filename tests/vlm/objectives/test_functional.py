@@ -113,7 +113,7 @@ def by_objective(name: str, options: dict[str, Any], rows: Rows, exchange: Excha
 def by_term(name: str, options: dict[str, Any], rows: Rows, exchange: Exchange) -> Tensor:
     term = TERMS.find(name).model_validate(options)
     parameters = {key: value.double() for key, value in term.parameters(facts(exchange)).items()}
-    return functional.of_term(
+    return functional.from_term(
         term,
         *three(rows),
         bias=rows["bias"],

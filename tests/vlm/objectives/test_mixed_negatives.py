@@ -109,13 +109,13 @@ def step_of(ids: list[int], seed: int = 0, step: int = 0, hardest: int = 16) -> 
 def test_mixtures_have_unit_norm_and_those_with_the_query_are_nearer_to_it(others: str) -> None:
     ids = list(range(30))
     step = step_of(ids)
-    found = step.of_rows(slice(0, 30), others)
+    found = step.block_negatives(slice(0, 30), others)
     assert found.shape == (30, 70, 8)
     torch.testing.assert_close(found.norm(dim=2), torch.ones(30, 70).double())
     pairs = step._pairs
     queries, columns = (pairs.x, pairs.y) if others == "text" else (pairs.y, pairs.x)
     nearest = (queries @ columns.T).fill_diagonal_(-math.inf).amax(1)  # with one to choose from, all mix with it
-    found = step_of(ids, hardest=1).of_rows(slice(0, 30), others)[:, 40:]
+    found = step_of(ids, hardest=1).block_negatives(slice(0, 30), others)[:, 40:]
     similarities = (found @ queries[:, :, None])[:, :, 0]
     assert (similarities >= nearest[:, None]).all()
     assert similarities.amax() > nearest.amax()
@@ -123,17 +123,17 @@ def test_mixtures_have_unit_norm_and_those_with_the_query_are_nearer_to_it(other
 
 def test_draws_change_with_step_and_seed_and_not_with_the_other_rows_of_a_block() -> None:
     first = step_of(list(range(30)))
-    whole = first.of_rows(slice(0, 30), "text")
-    assert torch.equal(first.of_rows(slice(7, 9), "text"), whole[7:9])
-    assert not torch.equal(step_of(list(range(30)), step=1).of_rows(slice(0, 30), "text"), whole)
-    assert not torch.equal(step_of(list(range(30)), seed=1).of_rows(slice(0, 30), "text"), whole)
+    whole = first.block_negatives(slice(0, 30), "text")
+    assert torch.equal(first.block_negatives(slice(7, 9), "text"), whole[7:9])
+    assert not torch.equal(step_of(list(range(30)), step=1).block_negatives(slice(0, 30), "text"), whole)
+    assert not torch.equal(step_of(list(range(30)), seed=1).block_negatives(slice(0, 30), "text"), whole)
 
 
 def test_a_row_with_one_negative_mixes_it_alone_and_a_row_without_has_none() -> None:
     """Sample 1 meets one other; with copies of itself alone, a sample has nothing to mix."""
     one = step_of([1, 1, 2])
     texts = one._pairs.y.detach()
-    torch.testing.assert_close(one.of_rows(slice(0, 1), "text")[0, :40], texts[2].expand(40, -1))
+    torch.testing.assert_close(one.block_negatives(slice(0, 1), "text")[0, :40], texts[2].expand(40, -1))
     assert one.num_columns("text").tolist() == [70, 70, 70]
     none = step_of([1, 1])
     assert none.num_columns("text").tolist() == [0, 0]

@@ -51,7 +51,7 @@ def test_entries_that_reach_a_threshold(rows: slice, columns: slice) -> None:
     of_rows, of_columns = similarities[:, 5].clone(), similarities[3].clone()
     for weights, least in (
         (AtLeast(of_rows), of_rows[:, None]),
-        (AtLeast(of_columns, of_columns=True), of_columns[None, :]),
+        (AtLeast(of_columns, by_column=True), of_columns[None, :]),
     ):
         expected = similarities.ge(least)
         assert torch.equal(counted(weights, similarities, rows, columns), expected[rows, columns])

@@ -55,7 +55,7 @@ def with_entries(name: str, of: Problem) -> tuple[Weights, Weights, Problem]:
             torch.tensor([[bool(logits[i, j] >= least(i, j)) for j in range(COLUMNS)] for i in range(ROWS)])
             for least in (lambda i, _: least_of_row[i], lambda _, j: least_of_column[j])
         ]
-        weights = AtLeast(least_of_row), AtLeast(least_of_column, of_columns=True)
+        weights = AtLeast(least_of_row), AtLeast(least_of_column, by_column=True)
         return (weights[0],), (weights[1],), replace(of, row_counts=counts[0], column_counts=counts[1])
     keep, kind = name.startswith("only"), name.split()[-1]
     row_keys, column_keys = keys(kind)
@@ -188,7 +188,7 @@ def test_a_bf16_product_rounds_factors_and_the_distance_from_what_weighs_most() 
     rows, columns = normalize(one + 0.05 * more, dim=1), normalize(one + 0.05 * others, dim=1)
     scale = torch.tensor([100.0])
     rounded = (rows * scale).bfloat16().double() @ columns.bfloat16().double().T
-    results = log_sum_exp(rows, Columns(columns), scale, product=torch.bfloat16)
+    results = log_sum_exp(rows, Columns(columns), scale, matmul_dtype=torch.bfloat16)
     assert rounded.max() - rounded.min() < 1
     for dim, result in zip((1, 0), results, strict=True):
         assert result.dtype == torch.float32
@@ -198,7 +198,7 @@ def test_a_bf16_product_rounds_factors_and_the_distance_from_what_weighs_most() 
 def test_a_bf16_product_is_near_the_exact_one_at_the_usual_scale() -> None:
     of = one_scale(problem(ROWS, COLUMNS, 14.3, dim=64))
     results = log_sum_exp(
-        of.rows.float(), Columns(of.columns.float()), of.row_scale[:1].float(), product=torch.bfloat16
+        of.rows.float(), Columns(of.columns.float()), of.row_scale[:1].float(), matmul_dtype=torch.bfloat16
     )
     for dim, result in zip((1, 0), results, strict=True):
         exact = torch.logsumexp(of.row_scale[0] * of.rows @ of.columns.T, dim)

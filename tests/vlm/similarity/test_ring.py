@@ -37,7 +37,7 @@ Results = dict[str, Tensor]
 def on_this_rank(counts: tuple[int, ...], settings: dict[str, dict[str, Any]]) -> dict[str, Results]:
     """Log-sum-exps over other samples under each setting, and the gradients of a sum of all ranks' results."""
     world = World.current()
-    own = RowGroup(None, world.rank, counts).own
+    own = RowGroup(None, world.rank, counts).local
     results = {}
     for name, setting in settings.items():
         exchange = Exchange(world, SimilarityConfig(**setting))
@@ -126,7 +126,7 @@ def far_from_all() -> tuple[Tensor, Tensor]:
 
 def far_on_this_rank(counts: tuple[int, ...]) -> Results:
     world = World.current()
-    own = RowGroup(None, world.rank, counts).own
+    own = RowGroup(None, world.rank, counts).local
     exchange = Exchange(world, SimilarityConfig(exchange="ring"))
     ranks, _ = exchange.count(own.stop - own.start)
     rows, columns = (part[own].clone().requires_grad_() for part in far_from_all())

@@ -18,7 +18,7 @@ Results = dict[str, Tensor]
 
 
 def own_rows(counts: tuple[int, ...], rank: int) -> Tensor:
-    return all_rows(counts)[RowGroup(None, rank, counts).own]
+    return all_rows(counts)[RowGroup(None, rank, counts).local]
 
 
 def all_rows(counts: tuple[int, ...]) -> Tensor:
@@ -81,7 +81,7 @@ def test_gather_hands_out_all_rows_and_sums_what_ranks_say_about_each(size: int)
     said = sum(weights(rows, rank) for rank in range(size))
     for group, result in zip(groups(size), found(size), strict=True):
         assert torch.equal(result["gather"], rows)
-        torch.testing.assert_close(result["d_gather"], torch.as_tensor(said)[group.own])
+        torch.testing.assert_close(result["d_gather"], torch.as_tensor(said)[group.local])
 
 
 @SIZES
@@ -90,16 +90,16 @@ def test_a_bf16_wire_rounds_rows_once_and_each_rank_s_gradient_once(size: int) -
     rounded = [weights(rows, rank).bfloat16().float() for rank in range(size)]
     for group, result in zip(groups(size), found(size), strict=True):
         assert torch.equal(result["gather_bf16"], rows.bfloat16().float())
-        torch.testing.assert_close(result["d_gather_bf16"], torch.as_tensor(sum(rounded))[group.own])
+        torch.testing.assert_close(result["d_gather_bf16"], torch.as_tensor(sum(rounded))[group.local])
 
 
 @SIZES
 def test_sums_go_to_the_owners_of_rows_and_their_gradients_to_all_ranks(size: int) -> None:
     counts = COUNTS[size]
     total = torch.as_tensor(sum(part(counts, rank, DIM) for rank in range(size)))
-    said = torch.cat([weights(total[group.own], group.rank) for group in groups(size)])
+    said = torch.cat([weights(total[group.local], group.rank) for group in groups(size)])
     for group, result in zip(groups(size), found(size), strict=True):
-        torch.testing.assert_close(result["sum_to_owners"], total[group.own])
+        torch.testing.assert_close(result["sum_to_owners"], total[group.local])
         torch.testing.assert_close(result["d_sum_to_owners"], said)
 
 
@@ -118,11 +118,11 @@ def test_log_sum_exps_merge_with_parts_that_know_nothing(size: int) -> None:
     counts = COUNTS[size]
     parts = torch.stack([part(counts, rank) for rank in range(size)]).requires_grad_()
     merged = parts[:, 1:].logsumexp(0)
-    said = torch.cat([weights(parts[0, group.own], group.rank) for group in groups(size)])
+    said = torch.cat([weights(parts[0, group.local], group.rank) for group in groups(size)])
     (gradient,) = torch.autograd.grad(merged, parts, said[1:])
     merged = torch.cat([torch.tensor([-torch.inf]), merged])
     for group, result in zip(groups(size), found(size), strict=True):
-        torch.testing.assert_close(result["merge"], merged[group.own])
+        torch.testing.assert_close(result["merge"], merged[group.local])
         torch.testing.assert_close(result["d_merge"], gradient[group.rank])
 
 

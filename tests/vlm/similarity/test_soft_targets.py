@@ -71,7 +71,7 @@ def test_sums_totals_and_gradients_equal_a_double_loop(
 def test_low_precision_weights_still_sum_to_one() -> None:
     """With log-sum-exps of the same rounded products."""
     p, q, scale = rows_of(N, 3, 2).float(), rows_of(N, 3, 3).float(), torch.tensor([100.0])
-    row_logs, column_logs = log_sum_exp(p, Columns(q), scale, product=torch.bfloat16)
-    sums = target_sums(p, Columns(q), SoftmaxTargets(p * scale, q, row_logs, column_logs), product=torch.bfloat16)
+    row_logs, column_logs = log_sum_exp(p, Columns(q), scale, matmul_dtype=torch.bfloat16)
+    sums = target_sums(p, Columns(q), SoftmaxTargets(p * scale, q, row_logs, column_logs), matmul_dtype=torch.bfloat16)
     torch.testing.assert_close(sums.row_totals, torch.ones(N), rtol=1e-5, atol=0)
     torch.testing.assert_close(sums.column_totals, torch.ones(N), rtol=1e-5, atol=0)

@@ -65,7 +65,7 @@ def test_low_precision_products_are_as_good_as_a_dense_low_precision_sum() -> No
     rows, columns, scale, bias = leaves(300, 200, torch.float32)
     exact = torch.log1p((12 * rows.double() @ columns.double().T - 5).exp()).sum(1)
     dense = torch.log1p(((12 * rows).bfloat16() @ columns.bfloat16().T + bias.bfloat16()).float().exp()).sum(1)
-    tiled = softplus_sum(rows, Columns(columns), scale, bias, product=torch.bfloat16)
+    tiled = softplus_sum(rows, Columns(columns), scale, bias, matmul_dtype=torch.bfloat16)
     assert tiled.dtype == torch.float32
     assert ((tiled - exact) / exact).abs().mean() <= ((dense - exact) / exact).abs().mean()
 

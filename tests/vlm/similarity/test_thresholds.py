@@ -67,7 +67,7 @@ def test_equal_entries_are_on_one_side(dtype: torch.dtype) -> None:
 def test_low_precision_products_choose_as_the_tiles_do() -> None:
     """The entries of a bf16 product that reach it: no fewer than the share, and no more than its ties."""
     rows, columns = rows_and_columns(64, 500, torch.float32)
-    thresholds = upper_thresholds(14.3 * rows, columns, 0.1, product=torch.bfloat16)
+    thresholds = upper_thresholds(14.3 * rows, columns, 0.1, matmul_dtype=torch.bfloat16)
     assert thresholds.dtype == torch.float32
     products = ((14.3 * rows).bfloat16() @ columns.bfloat16().T).float()
     reached = (products >= thresholds[:, None]).sum(1)

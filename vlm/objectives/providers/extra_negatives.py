@@ -43,11 +43,13 @@ class SharedNegatives(ExtraNegatives):
         return self._columns[others].num_columns - left_out
 
     def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:  # noqa: D102
-        return row_log_sum_exp(queries, self._columns[others], scale, self._other_samples, product=self._matmul_dtype)
+        return row_log_sum_exp(
+            queries, self._columns[others], scale, self._other_samples, matmul_dtype=self._matmul_dtype
+        )
 
     def softplus_sum(self, queries: Tensor, others: str, scale: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
         return softplus_sum(
-            queries, self._columns[others], scale, bias, self._other_samples, product=self._matmul_dtype
+            queries, self._columns[others], scale, bias, self._other_samples, matmul_dtype=self._matmul_dtype
         )
 
     @cached_property
@@ -63,7 +65,7 @@ class OwnNegatives(ExtraNegatives):
     """
 
     @abstractmethod
-    def of_rows(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:
+    def block_negatives(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:
         """The negatives of a block of rows, without gradient; finite also for a row that has none."""
 
     def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:  # noqa: D102
@@ -89,7 +91,7 @@ class OwnNegatives(ExtraNegatives):
         width = max(int(self.num_columns(others).amax()), 1) * scaled.shape[1]
         numbers = _CUDA_BLOCK_NUMBERS if scaled.is_cuda else _BLOCK_NUMBERS
         for rows in slices(len(scaled), max(numbers // width, 1)):
-            negatives = self.of_rows(rows, others)
+            negatives = self.block_negatives(rows, others)
             logits = (negatives @ scaled[rows, :, None])[:, :, 0] + bias
             values[rows], derivatives = reduce(logits)
             slopes[rows] = (derivatives[:, None, :] @ negatives)[:, 0, :]

@@ -56,7 +56,7 @@ class Mixtures(OwnNegatives):
         counts, _ = self._hardest(others)
         return (counts > 0) * (self._options.mixed + self._options.mixed_with_query)
 
-    def of_rows(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:  # noqa: D102
+    def block_negatives(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:  # noqa: D102
         counts, places = (part[rows] for part in self._hardest(others))
         columns, queries = self._columns[others], self._queries[others][rows]
         mixed, with_query = self._options.mixed, self._options.mixed_with_query

@@ -47,7 +47,7 @@ class EmbeddingQueue(TermState):
 
     @property
     def keys(self) -> Keys:
-        """What it holds now; views, valid until the next commit."""
+        """The keys that it holds now; views, valid until the next commit."""
         filled = min(self._num_written, self.size)
         return Keys(*(part[:filled] for part in self._keys))
 

@@ -129,7 +129,7 @@ def _pair_attraction(
 
 def _means(pairs: Pairs, softmax: Softmax) -> tuple[Tensor, Tensor]:
     """Both directions' mean similarity; 1, a cost of 0, where no entry counts."""
-    return softmax_means(pairs.x, pairs.y_columns, pairs.ranks, softmax, empty=1.0, product=pairs.matmul_dtype)
+    return softmax_means(pairs.x, pairs.y_columns, pairs.ranks, softmax, empty=1.0, matmul_dtype=pairs.matmul_dtype)
 
 
 def _rbf_repulsion(
@@ -155,6 +155,6 @@ def _rbf_repulsion(
 def _logs(pairs: Pairs, scale: float, negatives: Weights) -> tuple[Tensor, Tensor]:
     """Both directions' log-sum-exp over negatives."""
     x_lse, parts = log_sum_exp(
-        pairs.x, pairs.y_columns, pairs.x.new_tensor([scale]), negatives, product=pairs.matmul_dtype
+        pairs.x, pairs.y_columns, pairs.x.new_tensor([scale]), negatives, matmul_dtype=pairs.matmul_dtype
     )
     return x_lse, pairs.ranks.merge_log_sum_exp(parts)

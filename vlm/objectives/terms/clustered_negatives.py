@@ -95,14 +95,14 @@ class ClusteredNegatives(PairTerm):
     def _cluster_weights(self, step: PairStep) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         pairs = step.pairs
         y_labels, x_labels = self._labels(step, pairs.all_y), self._labels(step, pairs.all_x)
-        local, others = pairs.ranks.own, pairs.other_samples
+        local, others = pairs.ranks.local, pairs.other_samples
         x_lse, parts = log_sum_exp(
             pairs.x,
             pairs.y_columns,
             step.logit_scale,
             (*others, ClustersApart(y_labels[local], y_labels)),
             (*others, ClustersApart(x_labels[local], x_labels)),
-            product=pairs.matmul_dtype,
+            matmul_dtype=pairs.matmul_dtype,
         )
         return x_lse, pairs.ranks.merge_log_sum_exp(parts)
 

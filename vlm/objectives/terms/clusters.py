@@ -27,7 +27,7 @@ def spherical_k_means(
     """
     if count >= len(rows):
         return torch.arange(len(rows), device=rows.device)
-    own = rows[ranks.own]
+    own = rows[ranks.local]
     centres = rows[keys.argsort(stable=True)[:count]]
     for _ in range(iterations):
         sums = ranks.sum(torch.zeros_like(centres).index_add(0, _nearest(own, centres), own))

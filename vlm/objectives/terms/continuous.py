@@ -86,7 +86,7 @@ def continuous(
         targets,
         pairs.other_samples,
         with_columns=direction != "x_to_y",
-        product=pairs.matmul_dtype,
+        matmul_dtype=pairs.matmul_dtype,
     )
     # In each weighted direction the weighted mean of each query's logits, the own pair having weight 1: all columns
     # have the pair's own denominator.

@@ -1,4 +1,4 @@
-"""What global contrastive losses share: each sample's normaliser, averaged over the steps in which it was seen."""
+"""The base of global contrastive losses: each sample's normaliser, averaged over the steps in which it was seen."""
 
 import math
 from typing import Literal

@@ -58,8 +58,8 @@ def _hardest(pairs: Pairs, scale: Tensor, share: float) -> tuple[_Weights, _Weig
         return others, others
     # Logits as the tiles have them: x carries the scale, y is what low precision left of it on its way.
     x, all_y = (pairs.x * scale).detach(), pairs.all_y.detach()
-    x_thresholds = upper_thresholds(x, all_y, share, others, product=pairs.matmul_dtype)
+    x_thresholds = upper_thresholds(x, all_y, share, others, matmul_dtype=pairs.matmul_dtype)
     all_x = pairs.ranks.gather_constant(x)
-    y_thresholds = upper_thresholds(all_y[pairs.ranks.own], all_x, share, others, product=pairs.matmul_dtype)
+    y_thresholds = upper_thresholds(all_y[pairs.ranks.local], all_x, share, others, matmul_dtype=pairs.matmul_dtype)
     all_y_thresholds = pairs.ranks.gather_constant(y_thresholds)
-    return (*others, AtLeast(x_thresholds)), (*others, AtLeast(all_y_thresholds, of_columns=True))
+    return (*others, AtLeast(x_thresholds)), (*others, AtLeast(all_y_thresholds, by_column=True))

@@ -92,7 +92,7 @@ class IndividualTemperature(GlobalContrast):
             pairs.ranks,
             (x_scales, pairs.ranks.gather_constant(y_scales)),
             pairs.other_samples,
-            product=pairs.matmul_dtype,
+            matmul_dtype=pairs.matmul_dtype,
         )
 
     def _moved(

@@ -39,5 +39,5 @@ class _InverseRoot(torch.autograd.Function):
         i, j = roots[..., :, None], roots[..., None, :]
         symmetric = (gradient + gradient.mT) / 2
         inner = (vectors.mT @ symmetric @ vectors) / (i * j * (i + j))
-        of_matrices: Tensor = -(vectors @ inner @ vectors.mT)
-        return of_matrices
+        matrix_gradients: Tensor = -(vectors @ inner @ vectors.mT)
+        return matrix_gradients

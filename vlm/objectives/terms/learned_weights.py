@@ -36,12 +36,12 @@ def learned_log_sum_exp(
     Operations are O(rows columns (dim + hidden)); memory that of a block of rows, computed again in the backward.
     """
     block_rows = max(1, _BLOCK_ACTIVATIONS // max(1, len(columns) * len(network.hidden)))
-    of_columns = columns @ network.hidden.T  # the first layer is linear: W (x + y) = W x + W y
+    column_features = columns @ network.hidden.T  # the first layer is linear: W (x + y) = W x + W y
     results = [
         checkpoint(
             _block,
             rows[block],
-            (columns, of_columns),
+            (columns, column_features),
             scale,
             network,
             (excluded, block),
@@ -69,7 +69,7 @@ def _block(
 
 
 def _mask(like: Tensor, excluded: tuple[EntryWeights, ...], block: slice) -> tuple[Tensor, Tensor]:
-    """What to add to the logits of a block of rows, and each row's number of entries. Nothing where none is left."""
+    """Numbers to add to a block of rows' logits, and each row's number of entries. Nothing where none is left."""
     mask = torch.zeros_like(like)
     for some in excluded:
         some.add_logs(mask, mask, block, slice(0, like.shape[1]))

@@ -66,8 +66,8 @@ def _block(
     counts = sizes.to(totals).repeat(len(rows), 1).index_put(taken_from, -torch.ones_like(taken), accumulate=True)
     left = counts.clamp(min=1)
     nothing = totals.new_tensor(float("-inf"))
-    of_clusters = torch.where(counts > 0, scale * totals / left + left.log(), nothing)
-    return torch.cat([torch.where(exists, scale * exact, nothing), of_clusters], 1).logsumexp(1)
+    cluster_logits = torch.where(counts > 0, scale * totals / left + left.log(), nothing)
+    return torch.cat([torch.where(exists, scale * exact, nothing), cluster_logits], 1).logsumexp(1)
 
 
 def _listed(excluded: EqualKeys) -> Places:

@@ -96,14 +96,14 @@ def _cross_entropy(step: PairStep, side: _Side, alpha: float) -> Float[Tensor, "
     scale, dtype = step.logit_scale, step.pairs.matmul_dtype
     keys = Columns(side.keys)
     places = torch.arange(len(side.keys), device=side.keys.device)
-    others = EqualKeys(places[step.pairs.ranks.own], places)
+    others = EqualKeys(places[step.pairs.ranks.local], places)
     own_logit = scale * (side.queries * side.own_keys).sum(1)
-    losses = -logsigmoid(own_logit - row_log_sum_exp(side.queries, keys, scale, (others,), product=dtype))
+    losses = -logsigmoid(own_logit - row_log_sum_exp(side.queries, keys, scale, (others,), matmul_dtype=dtype))
     if not alpha:
         return losses
     fixed = scale.detach()
     with torch.no_grad():
-        row_lse = row_log_sum_exp(side.teacher, keys, fixed, product=dtype)
+        row_lse = row_log_sum_exp(side.teacher, keys, fixed, matmul_dtype=dtype)
     targets = SoftmaxTargets(side.teacher * fixed, side.keys, row_lse, row_lse.new_zeros(len(side.keys)))
-    softened = target_sums(side.queries, keys, targets, with_columns=False, product=dtype)
+    softened = target_sums(side.queries, keys, targets, with_columns=False, matmul_dtype=dtype)
     return losses + alpha * (own_logit - scale * softened.rows)

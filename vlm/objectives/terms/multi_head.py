@@ -14,7 +14,7 @@ from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
 from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, PairTerm
-from vlm.similarity.listed_pairs import listed_similarities, sum_of_lines
+from vlm.similarity.listed_pairs import line_sums, listed_similarities
 from vlm.similarity.top_k import top_negatives
 
 
@@ -96,8 +96,8 @@ class MultiHead(PairTerm):
         temperatures = self._temperature(listed_similarities(row_keys, column_keys, row_places, column_places))
         positive_temperatures = self._temperature((row_keys * self._network(partners, step)).sum(1))
         count = counted.sum(1).clamp(min=1)
-        pushed = sum_of_lines(negatives / temperatures, row_places, len(rows)) / count
-        released = sum_of_lines(temperatures.log() + 1 / temperatures, row_places, len(rows))
+        pushed = line_sums(negatives / temperatures, row_places, len(rows)) / count
+        released = line_sums(temperatures.log() + 1 / temperatures, row_places, len(rows))
         held = rows.shape[1] / 2 * positive_temperatures.log() + 1 / positive_temperatures
         return pushed - (rows * partners).sum(1) / positive_temperatures + self.beta * (held - released)
 

@@ -16,7 +16,7 @@ from vlm.objectives.step import GroupKey, PairStep
 from vlm.objectives.term import Needs, PairTerm
 from vlm.similarity.entry_weights import EntryWeights, EqualKeys
 from vlm.similarity.group_sums import group_sums
-from vlm.similarity.listed_pairs import listed_similarities, log_sum_exp_of_lines
+from vlm.similarity.listed_pairs import line_log_sum_exp, listed_similarities
 from vlm.similarity.log_sum_exp import log_sum_exp
 
 
@@ -64,7 +64,7 @@ class MultiPositive(PairTerm):
             return multi_positive(step.pairs, step.logit_scale, keys, form=self.form)
         owners = step.batch.owners("captions")
         x, y = _Side(step.pairs.x_rows, keys), _Side(step.rows("captions"), keys[owners])
-        return _of_all(x, y, step.logit_scale, self.form)
+        return _many_to_many(x, y, step.logit_scale, self.form)
 
 
 Form = Literal["log_sum", "mean_log"]
@@ -81,7 +81,7 @@ def multi_positive(
     negatives = (*pairs.other_samples, EqualKeys(groups, all_groups))
     own_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale, negatives)
     matrix = _Matrix(pairs.x_rows, pairs.y_rows, scale)
-    others = matrix.positives(EqualKeys(groups, all_groups, keep=True), EqualKeys(places[ranks.own], places))
+    others = matrix.positives(EqualKeys(groups, all_groups, keep=True), EqualKeys(places[ranks.local], places))
     positives = tuple(torch.logaddexp(own_logit, log_sum) for log_sum in others)
     losses = -(logsigmoid(positives[0] - x_negatives) + logsigmoid(positives[1] - y_negatives))
     if form == "mean_log":
@@ -103,7 +103,7 @@ class _Side(NamedTuple):
     groups: Int64[Tensor, " rows"]
 
 
-def _of_all(x: _Side, y: _Side, scale: Tensor, form: Form) -> Float[Tensor, ""]:
+def _many_to_many(x: _Side, y: _Side, scale: Tensor, form: Form) -> Float[Tensor, ""]:
     """The loss between rows that need not be one a sample."""
     (x_rows, x_groups), (y_rows, y_groups) = x, y
     all_y_groups = y_rows.samples.ranks.gather_constant(y_groups)
@@ -130,8 +130,8 @@ class _Matrix:
 
     def log_sum_exp(self, weights: tuple[EntryWeights, ...]) -> tuple[Tensor, Tensor]:
         """Over all y of each own x, and over all x of each own y."""
-        dtype = self.x.samples.exchange.product
-        x_lse, parts = log_sum_exp(self.x.values, self.y.columns, self.scale, weights, product=dtype)
+        dtype = self.x.samples.exchange.matmul_dtype
+        x_lse, parts = log_sum_exp(self.x.values, self.y.columns, self.scale, weights, matmul_dtype=dtype)
         return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)
 
     def positives(self, kept: EqualKeys, left_out: EqualKeys | None = None) -> tuple[Tensor, Tensor]:
@@ -147,6 +147,6 @@ class _Matrix:
             others = left_out.row_keys[i] != left_out.column_keys[j]
             i, j = i[others], j[others]
         logits = self.scale * listed_similarities(self.x.values, self.y.columns.rows, i, j)
-        x_lse = log_sum_exp_of_lines(logits, i, len(self.x.values))
-        parts = log_sum_exp_of_lines(logits, j, self.y.columns.num_columns)
+        x_lse = line_log_sum_exp(logits, i, len(self.x.values))
+        parts = line_log_sum_exp(logits, j, self.y.columns.num_columns)
         return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)

@@ -69,14 +69,14 @@ def _log_sum_exp_of_others(pairs: Pairs, scale: Tensor) -> tuple[Tensor, Tensor]
     ranks = pairs.ranks
     views = torch.cat([pairs.x, pairs.y])
     places = torch.arange(ranks.num_rows, device=views.device)
-    view_places = places[ranks.own].repeat(2)
+    view_places = places[ranks.local].repeat(2)
     if pairs.exchange.config.exchange == "ring" and ranks.size > 1:
         twice = RowGroup(ranks.group, ranks.rank, tuple(2 * count for count in ranks.counts))
         columns, all_places = pairs.exchange.columns(views, twice), twice.gather_constant(view_places)
     else:
         columns, all_places = Columns(torch.cat([pairs.all_x, pairs.all_y])), places.repeat(2)
     other_pairs = EqualKeys(view_places, all_places)
-    both = row_log_sum_exp(views, columns, scale, (other_pairs,), product=pairs.matmul_dtype)
+    both = row_log_sum_exp(views, columns, scale, (other_pairs,), matmul_dtype=pairs.matmul_dtype)
     x, y = both.chunk(2)
     for extra in pairs.extra:
         x = torch.logaddexp(x, extra.log_sum_exp(pairs.x, pairs.y_rows.kind, scale))

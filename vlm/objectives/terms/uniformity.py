@@ -62,8 +62,8 @@ def _log_mean_potential(pairs: Pairs, rows: Tensor, columns: Columns, t: float) 
     ranks = pairs.ranks
     num_entries = ranks.num_rows * (ranks.num_rows - 1)
     places = torch.arange(ranks.num_rows, device=rows.device)
-    others = (EqualKeys(places[ranks.own], places),)
-    row_lse = row_log_sum_exp(rows, columns, rows.new_tensor([2 * t]), others, product=pairs.matmul_dtype)
+    others = (EqualKeys(places[ranks.local], places),)
+    row_lse = row_log_sum_exp(rows, columns, rows.new_tensor([2 * t]), others, matmul_dtype=pairs.matmul_dtype)
     if not num_entries:
         return rows.sum() * 0
     largest = ranks.largest(torch.cat([row_lse.detach(), row_lse.new_full((1,), -math.inf)]).max())

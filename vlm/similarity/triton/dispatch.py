@@ -24,7 +24,7 @@ _chosen: dict[tuple[torch.device, torch.dtype, torch.dtype, int], Reduction | No
 
 
 def fused_reduction(
-    rows: Float[Tensor, "rows dim"], num_columns: int, product: torch.dtype | None, plain: Reduction
+    rows: Float[Tensor, "rows dim"], num_columns: int, matmul_dtype: torch.dtype | None, plain: Reduction
 ) -> Reduction | None:
     """`fused_log_sum_exp` where it is to take the place of `plain` for these rows; None where it is not.
 
@@ -36,7 +36,7 @@ def fused_reduction(
     Ranks may answer differently without harm: both paths compute the same exact sums of this rank's own rows, and
     neither communicates. Only the last bits depend on the answer; a run that starts again may answer anew.
     """
-    factors = product or rows.dtype
+    factors = matmul_dtype or rows.dtype
     if not _can_run(rows.device) or not {rows.dtype, factors} <= _AGREEMENT.keys():
         return None
     if len(rows) * num_columns < _LEAST_ENTRIES:
@@ -91,8 +91,8 @@ def _try(like: Tensor, factors: torch.dtype, plain: Reduction) -> Reduction | No
 class _Trial:
     """A random problem of unit rows against unit columns, each row without one of the columns."""
 
-    def __init__(self, like: Tensor, product: torch.dtype) -> None:
-        self._product, self._device = product, like.device
+    def __init__(self, like: Tensor, matmul_dtype: torch.dtype) -> None:
+        self._matmul_dtype, self._device = matmul_dtype, like.device
         generator = torch.Generator(like.device).manual_seed(0)
         rows, columns = (
             normalize(torch.randn(size, like.shape[1], device=like.device, generator=generator), dim=1)
@@ -104,7 +104,7 @@ class _Trial:
 
     def run(self, reduction: Reduction) -> tuple[Tensor, ...]:
         """Both log-sum-exps, and the gradients of their sum."""
-        row, column = reduction(self._rows, self._columns, self._row_keys, self._column_keys, self._product)
+        row, column = reduction(self._rows, self._columns, self._row_keys, self._column_keys, self._matmul_dtype)
         gradients = torch.autograd.grad(row.sum() + column.sum(), (self._rows, self._columns))
         return row.detach(), column.detach(), *gradients
 

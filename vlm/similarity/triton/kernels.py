@@ -36,21 +36,21 @@ def _logits(  # noqa: PLR0913
 ):
     """The tile <x_i, y_j> of these rows and columns, summed in fp32."""
     is_row, is_column = rows < num_rows, columns < num_columns
-    of_rows = x + rows.to(tl.int64)[:, None] * dim
-    of_columns = y + columns.to(tl.int64)[None, :] * dim
+    row_pointers = x + rows.to(tl.int64)[:, None] * dim
+    column_pointers = y + columns.to(tl.int64)[None, :] * dim
     logits = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
     for start in range(0, dim, block_dim):
         along = start + tl.arange(0, block_dim)
-        some_x = tl.load(of_rows + along[None, :], mask=is_row[:, None] & (along < dim)[None, :], other=0.0)
-        some_y = tl.load(of_columns + along[:, None], mask=(along < dim)[:, None] & is_column[None, :], other=0.0)
+        some_x = tl.load(row_pointers + along[None, :], mask=is_row[:, None] & (along < dim)[None, :], other=0.0)
+        some_y = tl.load(column_pointers + along[:, None], mask=(along < dim)[:, None] & is_column[None, :], other=0.0)
         if widen:
             some_x, some_y = some_x.to(tl.float32), some_y.to(tl.float32)
         logits = tl.dot(some_x, some_y, logits, input_precision="ieee")
     counts = is_row[:, None] & is_column[None, :]
     if keyed:
-        of_rows = tl.load(row_keys + rows, mask=is_row, other=0)
-        of_columns = tl.load(column_keys + columns, mask=is_column, other=0)
-        counts = counts & (of_rows[:, None] != of_columns[None, :])
+        row_key = tl.load(row_keys + rows, mask=is_row, other=0)
+        column_key = tl.load(column_keys + columns, mask=is_column, other=0)
+        counts = counts & (row_key[:, None] != column_key[None, :])
     return tl.where(counts, logits, float("-inf"))
 
 
@@ -98,9 +98,9 @@ def reduce_kernel(  # noqa: PLR0913
             x, y, row_keys, column_keys, rows, columns, num_rows, num_columns, dim, keyed, widen, block_dim
         )
         reference = _finite(tl.max(logits, 0))
-        of_columns = _log_sum(reference, tl.sum(tl.exp(logits - reference[None, :]), 0))
+        column_lse = _log_sum(reference, tl.sum(tl.exp(logits - reference[None, :]), 0))
         place = column_parts + tl.program_id(0).to(tl.int64) * num_columns + columns
-        tl.store(place, of_columns, mask=columns < num_columns)
+        tl.store(place, column_lse, mask=columns < num_columns)
         new = tl.maximum(largest, tl.max(logits, 1))
         reference = _finite(new)
         total = total * tl.exp(largest - reference) + tl.sum(tl.exp(logits - reference[:, None]), 1)
@@ -137,10 +137,10 @@ def derivative_kernel(  # noqa: PLR0913
     columns = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
     logits = _logits(x, y, row_keys, column_keys, rows, columns, num_rows, num_columns, dim, keyed, widen, block_dim)
     is_row, is_column = rows < num_rows, columns < num_columns
-    of_rows = tl.load(row_logs + rows, mask=is_row, other=float("inf"))
-    of_columns = tl.load(column_logs + columns, mask=is_column, other=float("inf"))
+    row_lse = tl.load(row_logs + rows, mask=is_row, other=float("inf"))
+    column_lse = tl.load(column_logs + columns, mask=is_column, other=float("inf"))
     g = tl.load(row_gradients + rows, mask=is_row, other=0.0)
     h = tl.load(column_gradients + columns, mask=is_column, other=0.0)
-    values = g[:, None] * tl.exp(logits - of_rows[:, None]) + h[None, :] * tl.exp(logits - of_columns[None, :])
+    values = g[:, None] * tl.exp(logits - row_lse[:, None]) + h[None, :] * tl.exp(logits - column_lse[None, :])
     place = tile + rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
     tl.store(place, values.to(tile.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])

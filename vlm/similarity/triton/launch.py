@@ -18,7 +18,7 @@ from vlm.similarity.triton.kernels import derivative_kernel, reduce_kernel
 
 @dataclass(frozen=True)
 class Blocks:
-    """What one program takes at a time: rows, columns and dimensions (powers of two, at least 16)."""
+    """The block that one program takes at a time: rows, columns and dimensions (powers of two, at least 16)."""
 
     rows: int
     columns: int
@@ -42,13 +42,13 @@ def fused_log_sum_exp(
     columns: Float[Tensor, "columns dim"],
     row_keys: Int64[Tensor, " rows"] | None = None,
     column_keys: Int64[Tensor, " columns"] | None = None,
-    product: torch.dtype | None = None,
+    matmul_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " columns"]]:
     """Of each row log sum_j exp <x_i, y_j>, of each column log sum_i exp <x_i, y_j>, in fp32; rows hold the scale.
 
     Entries of equal keys are left out; -inf where no entry counts. Differentiable in rows and columns, and
-    deterministic: no atomics. `product` is the precision of the factors of products, fp32 or bf16 (None: that of the
-    rows). Logits are fp32 sums, not rounded to the factors' precision.
+    deterministic: no atomics. `matmul_dtype` is the precision of the factors of products, fp32 or bf16 (None: that of
+    the rows). Logits are fp32 sums, not rounded to the factors' precision.
 
     Forward: 2 n m D operations in one kernel. No tile leaves its program, but its columns' sums: partial sums take at
     most 1 KiB a column, and 4 bytes a row for each of few (up to 1024 / row blocks) spans of columns.
@@ -56,7 +56,7 @@ def fused_log_sum_exp(
     d loss / d Z, which two library products multiply out: 8 n m D and a register for each of a row's D sums are what a
     kernel without that tile would take.
     """
-    row, column = _Fused.apply(rows, columns, row_keys, column_keys, product or rows.dtype)
+    row, column = _Fused.apply(rows, columns, row_keys, column_keys, matmul_dtype or rows.dtype)
     return row, column
 
 
@@ -68,9 +68,9 @@ class _Fused(torch.autograd.Function):
         columns: Tensor,
         row_keys: Tensor | None,
         column_keys: Tensor | None,
-        product: torch.dtype,
+        matmul_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        inputs = (rows.to(product).contiguous(), columns.to(product).contiguous(), row_keys, column_keys)
+        inputs = (rows.to(matmul_dtype).contiguous(), columns.to(matmul_dtype).contiguous(), row_keys, column_keys)
         with torch.cuda.device_of(rows):
             row, column = _Launch(*inputs).reduce()
         ctx.types = rows.dtype, columns.dtype
