@@ -1,4 +1,4 @@
-"""What of a tower stands still while the rest trains (LiT, locked-image tuning: Zhai et al., 2022)."""
+"""Locks on towers, whose weights stand still while the rest trains (LiT, locked-image tuning: Zhai et al., 2022)."""
 
 from typing import Literal
 
@@ -30,7 +30,7 @@ class LockConfig(Config):
 
 
 def projection_of(network: nn.Module) -> list[nn.Module | nn.Parameter]:
-    """What in a tower projects to the embedding; empty where features are the embedding.
+    """The parts of a tower that project to the embedding; none where features are the embedding.
 
     Looked for are the names under which open_clip, transformers models as towers and networks of one's own have it.
     """

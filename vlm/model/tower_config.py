@@ -111,8 +111,8 @@ def tower_reader(registry: Registry[Any]) -> Callable[[Any], Any]:
         chosen = [name for name in given if name in known or ":" in name]
         if len(chosen) != 1:
             _refuse_unknown(given, known)
-            found = " and ".join(chosen) or "none of them"
-            raise ValueError(f"exactly one of {', '.join(known)} is needed, or package.module:Class; found {found}")
+            names = " and ".join(chosen) or "none of them"
+            raise ValueError(f"exactly one of {', '.join(known)} is needed, or package.module:Class; found {names}")
         kind = registry.find(chosen[0])
         if chosen[0] in kind.model_fields:
             return _validated(kind, given, ())
@@ -148,8 +148,8 @@ def _refusal(place: tuple[str, ...], words: str) -> ValidationError:
 def _key_of(tower: TowerConfig) -> str:
     """The name of its kind in a recipe."""
     registry: Registry[Any] = IMAGE_TOWERS if isinstance(tower, ImageTowerConfig) else TEXT_TOWERS
-    own = f"{type(tower).__module__}:{type(tower).__qualname__}"
-    return next((name for name, kind in registry.all().items() if kind is type(tower)), own)
+    class_name = f"{type(tower).__module__}:{type(tower).__qualname__}"
+    return next((name for name, kind in registry.all().items() if kind is type(tower)), class_name)
 
 
 def write_tower(tower: TowerConfig) -> dict[str, Any]:
@@ -167,5 +167,7 @@ def tower_schema(registry: Registry[Any]) -> dict[str, Any]:
         for option, meaning in (fields if name in fields else {name: {"type": "object"}}).items():
             if meaning not in (meanings := options.setdefault(option, [])):
                 meanings.append(meaning)
-    properties = {name: found[0] if len(found) == 1 else {"anyOf": found} for name, found in options.items()}
+    properties = {
+        name: meanings[0] if len(meanings) == 1 else {"anyOf": meanings} for name, meanings in options.items()
+    }
     return {"type": "object", "properties": properties, "patternProperties": {":": {}}, "additionalProperties": False}

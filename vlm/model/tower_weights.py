@@ -46,9 +46,9 @@ def load_tower_weights(tower: ImageTower | TextTower, path: str, where: str) -> 
         if name.startswith(inner) and id(tensor) not in projection
     }
     outer = _place_in(weights, core)
-    found = {name.removeprefix(outer): tensor for name, tensor in weights.items() if name.startswith(outer)}
-    _require_same_network(core, found, _classifiers_of(network), f"{where} {path}")
-    taken = {outer + name: tensor for name, tensor in core.items() if name in found}
+    stored_core = {name.removeprefix(outer): tensor for name, tensor in weights.items() if name.startswith(outer)}
+    _require_same_network(core, stored_core, _classifiers_of(network), f"{where} {path}")
+    taken = {outer + name: tensor for name, tensor in core.items() if name in stored_core}
     if outer.endswith(inner):
         taken |= _projection_in(weights, held, projection, outer.removesuffix(inner))
     for name, tensor in taken.items():
@@ -88,7 +88,7 @@ def _network_of(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
 
 def _identities(parts: list[nn.Module | nn.Parameter]) -> set[int]:
     tensors = [part.state_dict(keep_vars=True).values() if isinstance(part, nn.Module) else [part] for part in parts]
-    return {id(tensor) for of_one in tensors for tensor in of_one}
+    return {id(tensor) for group in tensors for tensor in group}
 
 
 def _place_in(weights: Mapping[str, Tensor], core: Mapping[str, Tensor]) -> str:
@@ -110,22 +110,22 @@ def _classifiers_of(network: nn.Module) -> tuple[str, ...]:
 
 
 def _require_same_network(
-    core: Mapping[str, Tensor], found: Mapping[str, Tensor], left_out: tuple[str, ...], where: str
+    core: Mapping[str, Tensor], stored_core: Mapping[str, Tensor], left_out: tuple[str, ...], where: str
 ) -> None:
     """Raise for what is missing or has another shape, or has no place within a part that the tower has."""
     parts = {name.partition(".")[0] for name in core}
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in core.items()
-        if name in found or not (_is_unused(tensor) or name.endswith(_WITHOUT_USE))
+        if name in stored_core or not (_is_unused(tensor) or name.endswith(_WITHOUT_USE))
     }
-    there = {
+    stored = {
         name: tuple(tensor.shape)
-        for name, tensor in found.items()
+        for name, tensor in stored_core.items()
         if name in expected
         or (name.partition(".")[0] in parts and not name.endswith(_WITHOUT_USE) and not name.startswith(left_out))
     }
-    if differences := first_differences(expected, there, _SHOWN):
+    if differences := first_differences(expected, stored, _SHOWN):
         raise UserError(f"{where}: weights of another network: {differences}")
 
 
@@ -138,6 +138,6 @@ def _projection_in(
     weights: Mapping[str, Tensor], held: Mapping[str, Tensor], projection: set[int], outer: str
 ) -> dict[str, Tensor]:
     """The tensors of the projection by their names in the file; empty where it has not all of them in their shapes."""
-    own = {outer + name: tensor for name, tensor in held.items() if id(tensor) in projection}
-    whole = all(name in weights and weights[name].shape == tensor.shape for name, tensor in own.items())
-    return own if whole else {}
+    named = {outer + name: tensor for name, tensor in held.items() if id(tensor) in projection}
+    whole = all(name in weights and weights[name].shape == tensor.shape for name, tensor in named.items())
+    return named if whole else {}

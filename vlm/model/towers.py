@@ -1,4 +1,4 @@
-"""What the dual encoder asks of its two towers, and what all towers share."""
+"""The contracts of the two towers of a dual encoder, and the base that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vlm.model.lock import projection_of
 
 
 class Tower(nn.Module, ABC):
-    """What both towers have: blocks, a projection to the embedding, and a lock on the rest."""
+    """The base of both towers: blocks, a projection to the embedding, and a lock on the rest."""
 
     def __init__(self) -> None:
         super().__init__()
