@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound="TowerConfig")
 
 @dataclass(frozen=True)
 class TowerContext:
-    """What a tower is built with: the width of the embedding, the side of images, and what libraries keep elsewhere."""
+    """The surroundings of a tower that is built: width of the embedding, side of images, files of other libraries."""
 
     embed_dim: int
     image_size: int

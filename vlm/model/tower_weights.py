@@ -92,7 +92,7 @@ def _identities(parts: list[nn.Module | nn.Parameter]) -> set[int]:
 
 
 def _place_in(weights: Mapping[str, Tensor], core: Mapping[str, Tensor]) -> str:
-    """What stands before the network's names in a file: where most of them are, in their shapes above all."""
+    """The prefix of the network's names in a file: that of most of them, in their shapes above all."""
     places: Counter[str] = Counter()
     for name, tensor in weights.items():
         parts = name.split(".")
