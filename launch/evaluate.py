@@ -25,6 +25,7 @@ from vlm.evaluation import Evaluator
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, shown, write_output
 from vlm.terminal import Terminal, one_line
+from vlm.training.engines.base import EngineSettings
 from vlm.training.ledger import skips_of_all_ranks
 from vlm.training.together import ranks_together
 from vlm.world import World
@@ -141,13 +142,7 @@ def _shown_progress(world: World) -> Iterator[None]:
 @contextmanager
 def _loaded(name: str, patience: float, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
-    together = ranks_together(
-        "ddp",
-        rows_per_rank=1,
-        precision="fp32",
-        max_grad_norm=None,
-        patience=Patience(patience, "--patience"),
-    )
+    together = ranks_together(EngineSettings("ddp", rows_per_rank=1), patience=Patience(patience, "--patience"))
     with together as (accelerator, _):
         world = World.current(accelerator.device)
         model = load_model(name, world.device, trust=trust)

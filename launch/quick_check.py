@@ -51,8 +51,8 @@ class _Check:
             yield from self._of_mapping(schema, value, path)
         elif schema.get("type") == "object":
             yield f"{path}: found {_shown(value)}; input should be a mapping of keys to values"
-        elif schema.get("type") == "string" and not isinstance(value, str):
-            yield f"{path}: found {_shown(value)}; input should be a valid string"
+        elif schema.get("type") == "string":
+            yield from _of_text(schema, value, path)
         elif schema.get("type") == "array" and isinstance(value, list):
             parts = schema.get("prefixItems", [])
             for place, inner in enumerate(value):
@@ -90,7 +90,11 @@ class _Check:
         found = [list(self.problems(branch, value, path)) for branch in others]
         if not all(found):
             return
-        fitting = [place for place, branch in enumerate(others) if self._is_mapping(branch) == isinstance(value, dict)]
+        fitting = [
+            place
+            for place, branch in enumerate(others)
+            if self._is_mapping(branch) == isinstance(value, dict) and "pattern" not in branch
+        ]
         if len(fitting) == 1 or len(others) == 1:
             yield from found[fitting[0] if fitting else 0]
 
@@ -119,6 +123,13 @@ def _of_choices(choices: list[Any], value: Any, path: str) -> Iterator[str]:
     words = [repr(choice) for choice in choices]
     told = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     yield f"{path}: found {_shown(value)}; input should be {told}"
+
+
+def _of_text(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{path}: found {_shown(value)}; input should be a valid string"
+    elif "pattern" in schema and not re.search(schema["pattern"], value):
+        yield f"{path}: found {_shown(value)}; input should match {schema['pattern']!r}"
 
 
 def _of_number(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from vlm.atomic import write_text
 from vlm.errors import UserError, nearest, reason
+from vlm.training.trackers import Trackers
 
 _PROJECT = "vlm"
 _ID = "wandb-id"
@@ -27,8 +28,8 @@ def require_trackers(names: Sequence[str]) -> None:
 
 def start_trackers(
     accelerator: Accelerator, names: Sequence[str], run: Path, recipe: dict[str, Any], start_step: int
-) -> None:
-    """Start the trackers of a run at some step.
+) -> Trackers:
+    """The trackers of a run, started at some step.
 
     Raises:
         UserError: one of them does not start (no account, no network, a folder that cannot be written).
@@ -37,6 +38,7 @@ def start_trackers(
         accelerator.init_trackers(_PROJECT, init_kwargs=_options(accelerator, names, run, recipe, start_step))
     except Exception as error:  # whatever a tracker's own library raises
         raise UserError(f"trackers: {', '.join(names)}: {type(error).__name__}: {reason(error)}") from None
+    return Trackers(accelerator.trackers)
 
 
 def _options(

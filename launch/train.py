@@ -36,11 +36,12 @@ from vlm.outputs import module_key
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
 from vlm.training.data_record import DataRecord
+from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
 from vlm.training.manifest import Manifest
-from vlm.training.optimizer import build_optimizer
+from vlm.training.optimizer import optimizer_maker
 from vlm.training.progress import make_progress, show_lines
 from vlm.training.rehearsal import rehearse
 from vlm.training.roles import ScheduledEvaluation
@@ -76,10 +77,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     recipe = resolve_order(recipe)
     overruled = overrule_launcher(recipe.engine, recipe.precision)
     together = ranks_together(
-        recipe.engine,
-        rows_per_rank=rows_per_rank(recipe.global_batch),
-        precision=recipe.precision,
-        max_grad_norm=recipe.max_grad_norm,
+        engine_settings(recipe, recipe.max_grad_norm),
         trackers=recipe.trackers,
         run=Path(recipe.run),
         patience=Patience(recipe.data.patience),
@@ -179,15 +177,9 @@ def _rehearse(recipe: Recipe, parts: _Parts) -> None:
 def _build_trainer(recipe: Recipe, accelerator: Accelerator, parts: _Parts, run: RunDirectory) -> Trainer:
     world = World.current(accelerator.device)
     objective = build_objective(recipe, parts.model, parts.source.num_samples, world)
-    optimizer = build_optimizer(parts.model, recipe.optimizer, no_weight_decay_names(parts.model))
-    engine = build_engine(
-        recipe.engine,
-        accelerator,
-        parts.model,
-        optimizer,
-        precision=recipe.precision,
-        max_grad_norm=recipe.max_grad_norm,
-    )
+    make_optimizer = optimizer_maker(recipe.optimizer, no_weight_decay_names(parts.model))
+    settings = engine_settings(recipe, recipe.max_grad_norm)
+    engine = build_engine(settings, accelerator, parts.model, make_optimizer)
     manifest = Manifest(
         step=0,
         samples=0,
@@ -219,7 +211,9 @@ def _run(trainer: Trainer, accelerator: Accelerator, parts: _Parts, start: Start
     run.forget_evaluations(start.step, pending)
     watch.teller.record_in(run.path)
     watch.lost_now = lambda: lost_words(run.checkpoint_steps())
-    start_trackers(accelerator, recipe.trackers, run.path, recipe.model_dump(mode="json"), start.step)
+    trainer.trackers = start_trackers(
+        accelerator, recipe.trackers, run.path, recipe.model_dump(mode="json"), start.step
+    )
     steps_per_epoch = parts.source.num_samples / recipe.global_batch
     place = data_line(parts.source, recipe.global_batch, trainer.num_steps, start.step)
     show_lines(engine.world.is_main, [place])
@@ -258,6 +252,11 @@ def rows_per_rank(global_batch: int) -> int:
     if global_batch < ranks:
         raise UserError(f"global_batch: {global_batch} pairs leave some of {ranks} ranks without any")
     return math.ceil(global_batch / ranks)
+
+
+def engine_settings(recipe: Recipe, max_grad_norm: float | None) -> EngineSettings:
+    """What a recipe says to its engine on the launched ranks, but for the limit on the gradient's norm."""
+    return EngineSettings(recipe.engine, rows_per_rank(recipe.global_batch), recipe.precision, max_grad_norm)
 
 
 def _reuse_threads(manifest: Manifest, recipe: Recipe, world: World) -> None:

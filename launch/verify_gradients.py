@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from launch.recipe import Recipe, resolve_order
-from launch.train import build_objective, open_stream, rows_per_rank
+from launch.train import build_objective, engine_settings, open_stream
 from vlm.batch import Batch
 from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError, UserError
@@ -19,7 +19,7 @@ from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.engines.base import Engine, Precision
 from vlm.training.engines.start import build_engine
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import build_optimizer
+from vlm.training.optimizer import optimizer_maker
 from vlm.training.state import restore_memory
 from vlm.training.teacher import Teacher
 from vlm.training.together import ranks_together
@@ -39,24 +39,16 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
     if recipe.similarity.group_ranks is not None:
         raise UserError("similarity.group_ranks: the reference is of one process, which has no groups; leave it out")
     recipe = resolve_order(recipe)
-    together = ranks_together(
-        recipe.engine,
-        rows_per_rank=rows_per_rank(recipe.global_batch),
-        precision=recipe.precision,
-        max_grad_norm=None,
-        patience=Patience(recipe.data.patience),
-    )
-    with together as (accelerator, _):
+    settings = engine_settings(recipe, max_grad_norm=None)
+    with ranks_together(settings, patience=Patience(recipe.data.patience)) as (accelerator, _):
         world = World.current(accelerator.device)
         saved = None if checkpoint is None else Checkpoint(checkpoint)
         model, objective, batches = _prepare(recipe, world, saved)
         steps = [world.gather_objects(batch) for batch in batches]
         expected = _reference(recipe, objective.facts.num_samples, steps, saved) if world.is_main else None
         world.barrier()
-        optimizer = build_optimizer(model, recipe.optimizer, no_weight_decay_names(model))
-        engine = build_engine(
-            recipe.engine, accelerator, model, optimizer, precision=recipe.precision, max_grad_norm=None
-        )
+        make_optimizer = optimizer_maker(recipe.optimizer, no_weight_decay_names(model))
+        engine = build_engine(settings, accelerator, model, make_optimizer)
         compared = _compare(recipe, engine, objective, batches, expected)
     if world.is_main:
         _show(compared, recipe, world, len(batches) - 1)

@@ -7,6 +7,7 @@ activate()
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402  # DeepSpeed's start imports it, and it Inductor
 
 import launch.train  # noqa: E402
+import vlm.training.engines.fsdp  # noqa: E402
 import vlm.training.engines.zero  # noqa: E402
 
 __all__ = ["deepspeed", "launch", "vlm"]

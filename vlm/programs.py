@@ -12,6 +12,8 @@ _IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {
     ("objective",): "kind",
     ("providers",): "kind",
 }
+# The key whose value itself is a class with a colon.
+_IMPORTED = ("engine",)
 _TOWERS = (("model", "towers", "image"), ("model", "towers", "text"))
 
 
@@ -27,7 +29,8 @@ def programs(values: Any) -> list[Program]:
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
     with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, or as a `kind` of the first two
-    or of an evaluation, and a `trust_remote_code` that is not false. A model's configuration stands under `model`.
+    or of an evaluation or as the engine, and a `trust_remote_code` that is not false. A model's configuration stands
+    under `model`.
     """
     return list(_walk(values, ()))
 
@@ -52,5 +55,5 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _walk(inner, (*path, str(place)))
-    elif isinstance(value, str) and value.lstrip().startswith(COMMAND):
+    elif isinstance(value, str) and (value.lstrip().startswith(COMMAND) or (path == _IMPORTED and ":" in value)):
         yield Program(".".join(path), value)

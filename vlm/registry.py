@@ -21,6 +21,7 @@ class Registry(Generic[Kind]):
         self._role = role
         self._base = base
         self._classes: dict[str, Kind] = {}
+        self._places: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[Kind], Kind]:
         """Make a class known under `name`. Raises ValueError when the name is taken."""
@@ -34,8 +35,16 @@ class Registry(Generic[Kind]):
 
         return add
 
+    def register_place(self, name: str, place: str) -> None:
+        """Make a class known that is imported when `find` is asked for it; `place` is `package.module:Class`."""
+        self._places[name] = place
+
+    def names(self) -> list[str]:
+        """The names of all classes, imported or not."""
+        return [*self._classes, *self._places]
+
     def all(self) -> dict[str, Kind]:
-        """All registered classes by name."""
+        """All classes by name that are registered with their class."""
         return dict(self._classes)
 
     def name_of(self, cls: Kind) -> str:
@@ -51,8 +60,9 @@ class Registry(Generic[Kind]):
         """
         if name in self._classes:
             return self._classes[name]
+        name = self._places.get(name, name)
         if ":" not in name:
-            known = nearest(name, self._classes)
+            known = nearest(name, self.names())
             raise UserError(f"there is no {self._role} {name!r}; {known}, or name your own as package.module:Class")
         cls = _imported(name, self._role)
         if not (isinstance(cls, type) and issubclass(cls, self._base)):

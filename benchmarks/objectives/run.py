@@ -20,9 +20,10 @@ from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
 from vlm.outputs import module_key
 from vlm.similarity.exchange import Exchange
+from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 from vlm.training.randomness import seed_step
 from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.training.step import TrainState, train_step
@@ -139,9 +140,10 @@ def new_state(run: Run, model: DualEncoder, num_samples: int) -> TrainState:
     objective = Objective(terms, providers, Exchange(world), facts)
     for name, value in objective.parameters().items():
         model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
-    accelerator = start_accelerator("ddp", rows_per_rank=run.batch, precision="fp32", max_grad_norm=1.0)
+    settings = EngineSettings("ddp", run.batch, max_grad_norm=1.0)
+    accelerator = start_accelerator(settings)
     config = OptimizerConfig(lr=run.lr, weight_decay=WEIGHT_DECAY)
-    optimizer = build_optimizer(model, config, no_weight_decay_names(model))
-    engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=1.0)
+    make_optimizer = optimizer_maker(config, no_weight_decay_names(model))
+    engine = build_engine(settings, accelerator, model, make_optimizer)
     teacher = Teacher(TEACHER, engine) if objective.needs.teacher_outputs else None
     return TrainState(engine, objective, teacher=teacher)

@@ -29,10 +29,10 @@ from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.terms.clip import Clip
 from vlm.training.accumulation import accumulate
-from vlm.training.engines.base import Engine
+from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 
 PAIRS, LENGTH = 512, 24
 WAYS = {"one batch of 512": None, "4 micro-batches of 128": 128, "8 micro-batches of 64": 64}
@@ -45,10 +45,11 @@ ARCHITECTURE = {
 
 def start() -> tuple[Engine, Objective, Batch]:
     """A model under its engine, and a batch of noise."""
-    accelerator = start_accelerator("ddp", rows_per_rank=PAIRS, precision="fp32", max_grad_norm=None)
+    settings = EngineSettings("ddp", PAIRS)
+    accelerator = start_accelerator(settings)
     model = build_model(ModelConfig.model_validate({"architecture": ARCHITECTURE}), seed=0)
-    optimizer = build_optimizer(model, OptimizerConfig(), no_weight_decay_names(model))
-    engine = build_engine("ddp", accelerator, model, optimizer, precision="fp32", max_grad_norm=None)
+    make_optimizer = optimizer_maker(OptimizerConfig(), no_weight_decay_names(model))
+    engine = build_engine(settings, accelerator, model, make_optimizer)
     batch = Batch(
         step=0,
         sample_ids=torch.arange(PAIRS),

@@ -60,8 +60,9 @@ def assert_locked(run: Path, recipe: str, trained: tuple[str, ...]) -> None:
         ("ddp", 1, LAST_BLOCKS, {"micro_batch": 5, "providers": {"queue": {"size": 20}}}),
         ("zero2", 2, LAST_BLOCKS, {}),
         ("zero3", 2, LIT, {"micro_batch": 3}),
+        ("fsdp", 2, LAST_BLOCKS, {"micro_batch": 3}),
     ],
-    ids=["whole, ddp", "all but one, ddp", "all but one, zero2", "whole, zero3"],
+    ids=["whole, ddp", "all but one, ddp", "all but one, zero2", "whole, zero3", "all but one, fsdp"],
 )
 def test_a_life_with_locked_towers(
     data: Path, engine: str, world_size: int, model: dict[str, Any], changes: dict[str, Any]

@@ -33,7 +33,7 @@ def test_the_stored_schema_is_that_of_the_recipe() -> None:
         ("global_batch=2.5", "global_batch: found 2.5; input should be a valid integer"),
         ("optimizer.lr=1e400", "optimizer.lr: found '1e400'; input should be a finite number"),
         ("optimizer.beta1=1", "optimizer.beta1: found 1; input should be less than 1"),
-        ("engine=zero4", "engine: found 'zero4'; input should be 'ddp', 'zero1', 'zero2' or 'zero3'"),
+        ("engine=zero4", "engine: found 'zero4'; input should be 'ddp', 'fsdp', 'zero1', 'zero2' or 'zero3'"),
         ("objective.clip.wieght=1", "clip.wieght: unknown key (value 1); nearest: weight"),
         ("objective.clippp=1", "objective.clippp: unknown key (value 1); nearest: clip"),
         ("objective.clip=-1", "objective.clip: found -1; input should be greater than or equal to 0"),

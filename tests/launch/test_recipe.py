@@ -67,7 +67,7 @@ def test_the_resolved_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
         ("glbal_batch=1", "glbal_batch: unknown key (value 1); nearest: global_batch"),
         ("global_batch=many", "global_batch: found 'many'; "),
         ("global_batch=0", "global_batch: found 0; "),
-        ("engine=zero4", "engine: found 'zero4'; input should be 'ddp', 'zero1', 'zero2' or 'zero3'"),
+        ("engine=zero4", "engine: there is no engine 'zero4'; nearest: zero3, zero2, zero1, or name your own"),
         ("duration=40", "duration: a duration names its unit"),
         ("duration=0 steps", "duration: must be longer than zero, found 0 steps"),
         ("objective={clipp: 1}", "there is no objective 'clipp'; nearest: clip"),

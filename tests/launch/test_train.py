@@ -13,9 +13,9 @@ from launch.train import train
 from tests.launch.small import keys_of, losses_of, metrics_of, write_data, write_recipe
 from tests.ranks import run_ranks
 from vlm.training.checkpoint import Checkpoint
-from vlm.training.engines.base import EngineName
+from vlm.training.engines.registry import EngineName
 
-WAYS: list[tuple[EngineName, int]] = [("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+WAYS: list[tuple[EngineName, int]] = [("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)]
 
 
 def train_recipe(path: str, overrides: tuple[str, ...], resume: str | None, allow_changes: bool = False) -> None:
@@ -69,7 +69,7 @@ def test_loss_curves_and_samples_are_those_of_one_process(finished: Any, engine:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("ddp", 2), ("ddp", 3), ("zero2", 2)])
+@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("ddp", 2), ("ddp", 3), ("zero2", 2), ("fsdp", 2)])
 def test_stopped_and_resumed_the_metrics_are_bit_for_bit_the_same(
     finished: Any, tmp_path: Path, engine: EngineName, world_size: int
 ) -> None:

@@ -17,7 +17,7 @@ from vlm.objectives.providers import queue
 from vlm.objectives.rows import RowSamples
 from vlm.objectives.step import PairStep
 from vlm.similarity import collectives
-from vlm.training.engines.base import EngineName
+from vlm.training.engines.registry import EngineName
 
 TINY: dict[str, Any] = MODEL["architecture"]
 DROPPED = {
@@ -106,6 +106,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
         ("ddp", 2, {"objective": {"attract_repel": 1.0}}),  # reads no scale
         ("zero2", 2, {"micro_batch": 3, **QUEUED}),
         ("zero3", 2, {"micro_batch": 2}),
+        ("fsdp", 2, {"micro_batch": 2, **QUEUED}),
     ],
 )
 def test_a_right_launch_is_right(

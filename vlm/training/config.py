@@ -10,7 +10,8 @@ from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
-from vlm.training.engines.base import EngineName, Precision
+from vlm.training.engines.base import Precision
+from vlm.training.engines.registry import EngineName
 from vlm.training.optimizer import OptimizerConfig
 from vlm.training.schedule import ScheduleConfig
 from vlm.training.teacher import TeacherConfig
@@ -31,7 +32,8 @@ class TrainingConfig(Config):
         description="pairs that a rank puts through the towers at a time; null: all its pairs",
     )
     engine: EngineName = Field(
-        default="ddp", description="ddp: whole weights on every rank; zero1-3: DeepSpeed's shards of them"
+        default="ddp",
+        description="ddp: whole weights on every rank; fsdp: torch's shards of them; zero1-3: DeepSpeed's",
     )
     precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
     objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")

@@ -31,10 +31,10 @@ class Ema:
         weights = [self._engine.shard(name) for name in self.shards]
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
-    def whole(self, name: str) -> Tensor:
+    def full(self, name: str) -> Tensor:
         """The average of one parameter, whole. Collective."""
-        return self._engine.whole(name, self.shards[name])
+        return self._engine.to_full(name, self.shards[name])
 
     def load(self, name: str, value: Tensor) -> None:
         """Replace the average of one parameter by a whole tensor. Collective."""
-        self.shards[name].copy_(self._engine.cut(name, value))
+        self.shards[name].copy_(self._engine.to_shard(name, value))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import MutableMapping
 
-from vlm.training.engines.base import EngineName, Precision
+from vlm.training.engines.base import Precision
 
 # What accelerate reads where its caller says nothing, and what DeepSpeed's and other plugins of it read.
 _PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
@@ -25,16 +25,23 @@ _OTHERS = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
     "ACCELERATE_TORCH_DEVICE",
-    "ACCELERATE_USE_FSDP",
     "ACCELERATE_USE_MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG",
     "ACCELERATE_DOWNCAST_BF16",
 }
 
+# Flags of engines, and how the names of the engines begin that they are for.
+_ENGINE_FLAGS = {"ACCELERATE_USE_DEEPSPEED": "zero", "ACCELERATE_USE_FSDP": "fsdp"}
+# What engine fsdp does, whatever accelerate's options say.
+_FSDP = {
+    "FSDP_VERSION": "2",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
 
-def overrule_launcher(
-    engine: EngineName, precision: Precision, environ: MutableMapping[str, str] | None = None
-) -> list[str]:
+
+def overrule_launcher(engine: str, precision: Precision, environ: MutableMapping[str, str] | None = None) -> list[str]:
     """Take a launcher's own settings out of the environment; a line on those that would have changed the run."""
     environ = os.environ if environ is None else environ
     found = {name: value for name, value in environ.items() if name.startswith(_PREFIXES) and name not in _KEPT}
@@ -49,14 +56,16 @@ def overrule_launcher(
     ]
 
 
-def _differs(name: str, value: str, engine: EngineName, precision: Precision) -> bool:
+def _differs(name: str, value: str, engine: str, precision: Precision) -> bool:
     word = value.strip().lower()
     if name == "ACCELERATE_MIXED_PRECISION":
         return word not in ("", "no", precision)
-    if name == "ACCELERATE_USE_DEEPSPEED":
-        return word == "true" and engine == "ddp"
+    if name in _ENGINE_FLAGS:
+        return word == "true" and not engine.startswith(_ENGINE_FLAGS[name])
     if name == "ACCELERATE_DEEPSPEED_ZERO_STAGE":
-        return engine != "ddp" and word != engine.removeprefix("zero")
+        return engine.startswith("zero") and word != engine.removeprefix("zero")
+    if name in _FSDP:
+        return engine == "fsdp" and word != _FSDP[name]
     return name in _OTHERS and word not in _NOTHING
 
 

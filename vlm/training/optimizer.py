@@ -1,6 +1,6 @@
 """AdamW with the decay where it belongs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -64,6 +64,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, undecayed: Abstr
     )
     set_lr(optimizer.param_groups, config.lr)
     return optimizer
+
+
+def optimizer_maker(config: OptimizerConfig, undecayed: AbstractSet[str]) -> Callable[[nn.Module], torch.optim.AdamW]:
+    """The function that builds a module's optimizer when an engine has sharded its parameters."""
+    return lambda module: build_optimizer(module, config, undecayed)
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:

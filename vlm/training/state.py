@@ -24,9 +24,9 @@ def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None
     for kind in MOMENTS:
         groups[kind] = (trainable, _moment_reader(engine, kind))
     if ema is not None:
-        groups["ema"] = (trainable, ema.whole)
+        groups["ema"] = (trainable, ema.full)
     if teacher is not None:
-        groups["teacher"] = (trainable, teacher.average.whole)
+        groups["teacher"] = (trainable, teacher.average.full)
     if files := getattr(engine.module, "files", None):
         groups[MODEL_FILES] = file_group(files)
     return groups

@@ -30,7 +30,7 @@ class Teacher:
         """The averaged weights' outputs of these names for each micro-batch. Collective."""
         module = self._engine.module
         training = module.training
-        with self._engine.holding(self.average.shards):
+        with self._engine.swapped_weights(self.average.shards):
             module.eval()
             made = [self._engine.forward(micro_batch.batch, outputs) for micro_batch in micro_batches]
             module.train(training)

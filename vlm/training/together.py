@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from vlm.ends.ranks import Patience
 from vlm.ends.watch import Watch, watching
-from vlm.training.engines.base import EngineName, Precision
+from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import start_accelerator
 from vlm.world import World
 
@@ -21,11 +21,8 @@ _COLLECTIVE = timedelta(minutes=30)
 
 @contextmanager
 def ranks_together(
-    engine: EngineName,
+    settings: EngineSettings,
     *,
-    rows_per_rank: int,
-    precision: Precision,
-    max_grad_norm: float | None,
     patience: Patience,
     trackers: tuple[str, ...] = (),
     run: Path | None = None,
@@ -38,15 +35,7 @@ def ranks_together(
     with watching() as watch:
         accelerator = None
         try:
-            accelerator = start_accelerator(
-                engine,
-                rows_per_rank=rows_per_rank,
-                precision=precision,
-                max_grad_norm=max_grad_norm,
-                trackers=trackers,
-                run=run,
-                patience=patience.seconds,
-            )
+            accelerator = start_accelerator(settings, trackers=trackers, run=run, patience=patience.seconds)
             _watch_each_other(watch, World.current(accelerator.device), patience)
             yield accelerator, watch
             watch.leave()

@@ -35,7 +35,7 @@ from vlm.training.schedule import rate_factor
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import StepResult, TrainState, train_step
 from vlm.training.teacher import Teacher
-from vlm.training.trackers import log_cosine_histogram
+from vlm.training.trackers import Trackers
 
 LEFT_OUT = "steps_left_out"
 _OF_A_STEP = ("loss", "logit_scale", "lr", "grad_norm", "samples_per_second", "data_wait", LEFT_OUT)
@@ -61,6 +61,7 @@ class Trainer:
         self.evaluations = evaluations
         self.run_directory = run
         self.manifest = manifest
+        self.trackers = Trackers()  # those of the run, once they are started
         self.ema = Ema(config.ema, engine) if config.ema else None
         self.teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
         self.num_steps = self._steps(config.duration)
@@ -201,7 +202,7 @@ class Trainer:
         `pulse` is called between its forwards, and may end it. After the last step its examples are written too.
         """
         world = self.engine.world if pulse is None else replace(self.engine.world, pulse=pulse)
-        with self.engine.holding(self.ema.shards if self.ema else {}):
+        with self.engine.swapped_weights(self.ema.shards if self.ema else {}):
             result = evaluation.evaluator.run(self.engine.module, world)
         figures = result.figures
         named = {f"eval/{evaluation.name}/{key}": value for key, value in figures.items()}
@@ -292,11 +293,7 @@ class Trainer:
     def _record(self, step: int, figures: Mapping[str, Any]) -> None:
         """Write figures to the run's metrics and to the trackers (rank 0)."""
         self.run_directory.log_metrics({**self._place(step), **figures})
-        numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
-        self.engine.accelerator.log(numbers, step=step)
-        for key, counts in figures.items():
-            if isinstance(counts, list):
-                log_cosine_histogram(self.engine.accelerator, key, counts, step)
+        self.trackers.log(step, figures)
 
     def _place(self, step: int) -> dict[str, int]:
         return {"step": step, "samples": step * self.config.global_batch}

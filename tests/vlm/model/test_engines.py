@@ -19,10 +19,11 @@ from vlm.objectives.objective import Objective
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
-from vlm.training.engines.base import EngineName
+from vlm.training.engines.base import EngineSettings
+from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 
 ROWS = 4
 
@@ -41,11 +42,12 @@ def _fields(kind: str, folder: Path) -> dict[str, Any]:
 
 
 def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int) -> dict[str, Tensor]:
-    accelerator = start_accelerator(engine_name, rows_per_rank=ROWS // world_size, precision="fp32", max_grad_norm=None)
+    settings = EngineSettings(engine_name, ROWS // world_size)
+    accelerator = start_accelerator(settings)
     model = build_model(ModelConfig.model_validate(fields), seed=1)
     tokenizer = model.tokenizer
-    optimizer = build_optimizer(model, OptimizerConfig(), no_weight_decay_names(model))
-    engine = build_engine(engine_name, accelerator, model, optimizer, precision="fp32", max_grad_norm=None)
+    make_optimizer = optimizer_maker(OptimizerConfig(), no_weight_decay_names(model))
+    engine = build_engine(settings, accelerator, model, make_optimizer)
     count, rank = ROWS // world_size, engine.world.rank
     rows = slice(rank * count, (rank + 1) * count)
     # Each rank's texts are as long as its own longest.
@@ -75,7 +77,14 @@ def _whole_batch_gradients(fields: dict[str, Any]) -> dict[str, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    [("causal", "zero3"), ("class token", "zero3"), ("transformers", "zero3"), ("transformers", "ddp")],
+    [
+        ("causal", "zero3"),
+        ("class token", "zero3"),
+        ("transformers", "zero3"),
+        ("transformers", "ddp"),
+        ("class token", "fsdp"),
+        ("transformers", "fsdp"),
+    ],
 )
 def test_gradients_are_those_of_one_process(tmp_path: Path, kind: str, engine: EngineName) -> None:
     fields = _fields(kind, tmp_path)

@@ -22,7 +22,8 @@ from vlm.objectives.term import Term
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import LossOutput, accumulate
-from vlm.training.engines.base import Engine, EngineName
+from vlm.training.engines.base import Engine
+from vlm.training.engines.registry import EngineName
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step
 from vlm.training.teacher import Teacher, TeacherConfig
@@ -123,6 +124,7 @@ def test_without_dropout_micro_batches_change_nothing() -> None:
         ("zero3", 2, 3),
         ("zero2", 3, 1),
         ("zero3", 3, 2),
+        ("fsdp", 2, 3),
     ],
 )
 def test_every_engine_accumulates_to_the_gradient_of_one_graph(
@@ -139,10 +141,10 @@ def test_every_engine_accumulates_to_the_gradient_of_one_graph(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [None, 2, 1])
-def test_three_uneven_ranks_are_one_process_in_float64(rows: int | None) -> None:
+@pytest.mark.parametrize(("engine", "rows"), [("ddp", None), ("ddp", 2), ("ddp", 1), ("fsdp", None), ("fsdp", 1)])
+def test_three_uneven_ranks_are_one_process_in_float64(engine: EngineName, rows: int | None) -> None:
     """One, three and five micro-batches a rank, with uneven tokens, a teacher, a state. (DeepSpeed has no float64.)"""
-    setup = Setup(double=True, max_grad_norm=None)
+    setup = Setup(engine, double=True, max_grad_norm=None)
     expected = one_graph(setup, 1, None)
     for result in run_ranks(accumulated, 3, setup, 3, rows, group=False):
         for name, tensor in expected.items():

@@ -18,7 +18,8 @@ from vlm.objectives.terms.fast_clip import FastClip
 from vlm.similarity.exchange import Exchange
 from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engines.base import Engine, EngineName
+from vlm.training.engines.base import Engine
+from vlm.training.engines.registry import EngineName
 from vlm.training.manifest import Manifest
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import memory_groups, own_pieces, state_groups
@@ -79,6 +80,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         (("zero1", 2), "infinite gradient", 1, None),
         (("zero2", 2), "nan", 1, 3),
         (("zero3", 2), "-inf", 0, None),
+        (("fsdp", 2), "nan", 1, 3),
     ],
 )
 def test_a_bad_step_leaves_every_bit_as_it_was(

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
 from vlm.training.accumulation import accumulate
-from vlm.training.engines.base import EngineName
+from vlm.training.engines.registry import EngineName
 from vlm.training.optimizer import LrScale
 
 LR, DECAY, EPS = 0.01, 0.1, 1e-6
@@ -28,7 +28,7 @@ def one_step(setup: Setup, world_size: int) -> dict[str, tuple[Tensor, Tensor, T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
 def test_the_rate_of_a_tower_is_its_factor_of_the_rate(engine: EngineName, world_size: int) -> None:
     """After one step the moments are g and g squared: w - lr f (g / (|g| + eps) + decay w)."""
     setup = Setup(engine, max_grad_norm=None, weight_decay=DECAY, lr_scale=LrScale(image=0.25, text=2.0))

@@ -15,10 +15,11 @@ from vlm.objectives.terms.clip import Clip
 from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
 from vlm.training.ema import Ema
-from vlm.training.engines.base import Engine, EngineName, Precision
+from vlm.training.engines.base import Engine, EngineSettings, Precision
+from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import LrScale, OptimizerConfig, build_optimizer
+from vlm.training.optimizer import LrScale, OptimizerConfig, optimizer_maker
 from vlm.training.step import TrainState
 
 GLOBAL_BATCH = 12
@@ -97,23 +98,10 @@ def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> T
 
 def start(setup: Setup, world_size: int, model: ToyEncoder | None = None) -> Engine:
     """The toy, or another model, under an engine, on this rank."""
-    accelerator = start_accelerator(
-        setup.engine,
-        rows_per_rank=GLOBAL_BATCH // world_size,
-        precision=setup.precision,
-        max_grad_norm=setup.max_grad_norm,
-    )
-    model = model or toy_model(setup)
+    settings = EngineSettings(setup.engine, GLOBAL_BATCH // world_size, setup.precision, setup.max_grad_norm)
     config = OptimizerConfig(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
-    optimizer = build_optimizer(model, config, {"logit_scale", "image.0.bias"})
-    return build_engine(
-        setup.engine,
-        accelerator,
-        model,
-        optimizer,
-        precision=setup.precision,
-        max_grad_norm=setup.max_grad_norm,
-    )
+    make_optimizer = optimizer_maker(config, {"logit_scale", "image.0.bias"})
+    return build_engine(settings, start_accelerator(settings), model or toy_model(setup), make_optimizer)
 
 
 def train_state(engine: Engine, ema: Ema | None = None) -> TrainState:

@@ -1,12 +1,15 @@
 """DeepSpeed's ZeRO stages 1 to 3, driven directly: backward, inspect, step."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
+import deepspeed
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
@@ -20,28 +23,36 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.batch import Batch
-from vlm.training.engines.base import MOMENTS, Engine, Moment, Precision, held_data, held_tensor, num_updates_of
+from vlm.training.engines.base import (
+    MOMENTS,
+    Engine,
+    EngineSettings,
+    MakeOptimizer,
+    Moment,
+    data_of,
+    num_updates_of,
+    tensor_of,
+)
+from vlm.training.engines.rendezvous import stand_alone_rendezvous
 from vlm.training.optimizer import set_lr
 
 Stage = Literal[1, 2, 3]
 
 
-def deepspeed_config(
-    stage: Stage, *, rows_per_rank: int, precision: Precision, max_grad_norm: float | None
-) -> dict[str, Any]:
+def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
     """DeepSpeed's configuration for fp32 master weights, bf16 by autocast and gradients that travel in fp32.
 
     `torch_autocast` without low-precision modules keeps both weights and their gradients' all-reduce in fp32;
     `bf16.enabled` would cast the weights. Clipping is always written: `auto` silently becomes 1.0.
     """
     return {
-        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "train_micro_batch_size_per_gpu": settings.rows_per_rank,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0 if max_grad_norm is None else max_grad_norm,
+        "gradient_clipping": 0.0 if settings.max_grad_norm is None else settings.max_grad_norm,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
-            "enabled": precision == "bf16",
+            "enabled": settings.precision == "bf16",
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
@@ -52,20 +63,36 @@ def deepspeed_config(
 class ZeroEngine(Engine):
     """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
 
+    _stage: Stage
+
     def __init__(
-        self,
-        accelerator: Accelerator,
-        module: nn.Module,
-        optimizer: torch.optim.AdamW,
-        precision: Precision,
-        stage: Stage,
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
     ) -> None:
-        super().__init__(accelerator, module, precision)
-        self._engine, self._prepared = accelerator.prepare(module, optimizer)
+        super().__init__(accelerator, module, settings)
+        # DeepSpeed shards an optimizer's parameters itself.
+        self._engine, self._prepared = accelerator.prepare(module, make_optimizer(module))
         self._zero: Any = self._engine.optimizer
         self._base: torch.optim.Optimizer = self._zero.optimizer
-        self._stage = stage
         self._linked = False
+
+    @classmethod
+    def build(  # noqa: D102
+        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+    ) -> Engine:
+        return cls(accelerator, module, make_optimizer, settings)
+
+    @classmethod
+    def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
+        if not cuda:
+            _use_deepspeed_on_cpu()
+        stand_alone_rendezvous()
+        plugin = DeepSpeedPlugin(
+            zero3_init_flag=False,  # the model is whole when the engine gets it
+            hf_ds_config=deepspeed_config(cls._stage, settings),
+        )
+        # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
+        backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timeout)
+        return {"deepspeed_plugin": plugin, "kwargs_handlers": [backend]}
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102
@@ -91,16 +118,16 @@ class ZeroEngine(Engine):
         return safe_get_full_grad(self.parameters()[name]).clone()  # type: ignore[no-any-return]
 
     def weight(self, name: str) -> Tensor:  # noqa: D102
-        held = held_tensor(self.module, name)
+        held = tensor_of(self.module, name)
         if not hasattr(held, "ds_id"):
-            return held_data(self.module, name)
+            return data_of(self.module, name)
         with GatheredParameters([held]):
             whole: Tensor = held.data.clone()
             return whole
 
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held = held_tensor(self.module, name)
-        self.put_shard(name, self.cut(name, value))
+        held = tensor_of(self.module, name)
+        self.put_shard(name, self.to_shard(name, value))
         if isinstance(held, nn.Parameter) and held.requires_grad:
             self._set_master(name, held, value, None)
 
@@ -125,40 +152,40 @@ class ZeroEngine(Engine):
         return num_updates_of(self._base)
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
-        held = held_tensor(self.module, name)
+        held = tensor_of(self.module, name)
         part: Tensor = held.ds_tensor.data if hasattr(held, "ds_id") else held.data
         return part
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held = held_tensor(self.module, name)
+        held = tensor_of(self.module, name)
         if not hasattr(held, "ds_id"):
             held.data.copy_(value)
             return
         held.ds_tensor.data.copy_(value)
         if held.ds_status == ZeroParamStatus.AVAILABLE:  # small weights stay gathered between steps
-            held.data.copy_(self.whole(name, value))
+            held.data.copy_(self.to_full(name, value))
 
-    def whole(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
-        held = held_tensor(self.module, name)
+    def to_full(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
+        held = tensor_of(self.module, name)
         if not hasattr(held, "ds_id"):
             return shard
         flat = shard.new_empty(shard.numel() * self.world.size)
         dist.all_gather_into_tensor(flat, shard.contiguous())
         return flat[: held.ds_numel].view(held.ds_shape)
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:  # noqa: D102
-        held = held_tensor(self.module, name)
+    def to_shard(self, name: str, full: Tensor) -> Tensor:  # noqa: D102
+        held = tensor_of(self.module, name)
         if not hasattr(held, "ds_id"):
-            return whole.to(self.world.device)
+            return full.to(self.world.device)
         size = held.ds_tensor.numel()
-        padded = torch.zeros(size * self.world.size, dtype=whole.dtype)
-        padded[: whole.numel()] = whole.flatten()
+        padded = torch.zeros(size * self.world.size, dtype=full.dtype)
+        padded[: full.numel()] = full.flatten()
         return padded[self.world.rank * size :][:size].to(self.world.device)
 
     def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, kind: Moment | None) -> None:
         """Write a master weight (no `kind`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
         if self._stage == 3:
-            part = self.cut(name, value)
+            part = self.to_shard(name, value)
             if kind is None:
                 safe_set_local_fp32_param(parameter, part)
             else:
@@ -179,3 +206,28 @@ class ZeroEngine(Engine):
         if self._stage == 3:
             return list(self._zero.fp32_partitioned_groups_flat)
         return list(self._zero.single_partition_of_fp32_groups)
+
+
+class Zero1Engine(ZeroEngine):
+    """Moments sharded."""
+
+    _stage = 1
+
+
+class Zero2Engine(ZeroEngine):
+    """Moments and gradients sharded."""
+
+    _stage = 2
+
+
+class Zero3Engine(ZeroEngine):
+    """Moments, gradients and weights sharded."""
+
+    _stage = 3
+
+
+def _use_deepspeed_on_cpu() -> None:
+    """Tell DeepSpeed that there is no accelerator, and keep it from compiling what training never calls."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    # Its all-reduce in shared memory serves inference alone, and building it takes a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

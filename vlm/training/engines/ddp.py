@@ -1,0 +1,107 @@
+"""Whole weights on every rank: one process, or DistributedDataParallel on several."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm.batch import Batch
+from vlm.outputs import PAIR, loss_with
+from vlm.training.engines.base import (
+    MOMENTS,
+    Engine,
+    EngineSettings,
+    MakeOptimizer,
+    Moment,
+    data_of,
+    num_updates_of,
+)
+from vlm.training.optimizer import set_lr
+
+
+class DdpEngine(Engine):
+    """Data parallelism with whole weights on every rank, wrapped by accelerate."""
+
+    def __init__(
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+    ) -> None:
+        super().__init__(accelerator, module, settings)
+        self._wrapped = accelerator.prepare(module)
+        self._optimizer = make_optimizer(module)
+
+    @classmethod
+    def build(  # noqa: D102
+        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+    ) -> Engine:
+        return cls(accelerator, module, make_optimizer, settings)
+
+    @property
+    def wrapped(self) -> nn.Module:  # noqa: D102
+        return self._wrapped  # type: ignore[no-any-return]
+
+    def warm_up(self, batch: Batch) -> None:
+        """DDP rebuilds its buckets, and with them the order of its sums, after the first backward: get that over."""
+        if self.world.size == 1:
+            return
+        self.backward(loss_with({}, self.forward(batch, PAIR)))
+        self._optimizer.zero_grad()
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:  # noqa: D102
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            yield
+            return
+        with self._wrapped.no_sync():
+            yield
+
+    def backward(self, loss: Tensor) -> None:  # noqa: D102
+        self.accelerator.backward(loss)
+
+    def step(self, lr: float) -> float:  # noqa: D102
+        limit = self.settings.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(list(self.parameters().values()), math.inf if limit is None else limit))
+        if math.isfinite(norm):
+            set_lr(self._optimizer.param_groups, lr)
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def gradient(self, name: str) -> Tensor:  # noqa: D102
+        parameter = self.parameters()[name]
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+
+    def weight(self, name: str) -> Tensor:  # noqa: D102
+        return data_of(self.module, name)
+
+    def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
+        data_of(self.module, name).copy_(value)
+
+    def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
+        moment: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(kind)
+        return moment
+
+    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
+        for name, parameter in self.parameters().items():
+            state = self._optimizer.state[parameter]
+            state["step"] = torch.tensor(float(num_updates), device=parameter.device)
+            for kind in MOMENTS:
+                state[kind] = moments[name][kind].to(parameter.device)
+
+    def num_updates(self) -> int:  # noqa: D102
+        return num_updates_of(self._optimizer)
+
+    def shard(self, name: str) -> Tensor:  # noqa: D102
+        return data_of(self.module, name)
+
+    def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
+        data_of(self.module, name).copy_(value)
+
+    def to_full(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102, ARG002
+        return shard
+
+    def to_shard(self, name: str, full: Tensor) -> Tensor:  # noqa: D102, ARG002
+        return full.to(self.world.device)
