@@ -1,4 +1,4 @@
-"""What a recipe says about its training data."""
+"""The `data` section of a recipe."""
 
 from typing import Annotated, Literal
 

@@ -1,1 +1,1 @@
-"""What is in a set of shards: counts, distributions, duplicates, and everything that training could not use."""
+"""Contents of a set of shards: counts, distributions, duplicates, and everything that training could not use."""

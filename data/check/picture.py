@@ -1,4 +1,4 @@
-"""What an image file shows without its full resolution: size, format, and a hash that survives re-encoding."""
+"""Features of an image file that need no full resolution: size, format, and a hash that survives re-encoding."""
 
 from typing import Final, NamedTuple
 

@@ -77,7 +77,7 @@ class StoredSample:
         return self.read(suffix)
 
     def fields(self) -> dict[str, Any]:
-        """What its json member holds; nothing when it has none.
+        """The fields of its json member; none where it has no such member.
 
         Raises:
             FindingError: the member is no JSON object.
@@ -173,7 +173,7 @@ class OpenShard:
 
 
 def shard_state(name: str) -> str:
-    """What tells whether a shard is still the one that was read: its size and version, as the store says.
+    """The state by which a shard is known again: its size and version, as the store says.
 
     Raises:
         UserError: the shard is not there.

@@ -46,7 +46,7 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class ShardScan:
-    """What one shard holds; row i of each hash array is its sample i.
+    """The contents of one shard; row i of each hash array is its sample i.
 
     `num_entries` are its samples and what was refused or lost around them, `num_bad` those that cannot be used.
     """
@@ -67,7 +67,7 @@ class ShardScan:
 
 @dataclass
 class _Notes:
-    """What is written down while the samples go by."""
+    """Notes on the samples of a shard, taken while they are read."""
 
     tallies: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in ("suffixes", "formats", "modes")}

@@ -35,7 +35,7 @@ _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shards depend on besides their source, and how many bad rows are too many.
+    """The options on which the bytes of the shards depend, and how many bad rows are too many.
 
     `size` is the most pixels of the shorter side, `quality` the JPEG quality from which on images are stored coarser;
     None changes nothing. `shuffle` keys the order of the samples, so that the first shards are a fair sample of all;
@@ -75,7 +75,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What was built: the shards in order, the samples in them, and what was left out."""
+    """The result of a build: the shards in order, the samples in them, bad rows by reason, and columns left out."""
 
     folder: Path
     shards: tuple[Path, ...]
@@ -224,9 +224,11 @@ class _Build:
             values = iter(self.table.fetch(np.concatenate(rows)))
             entries = tuple(
                 self._numbered(
-                    entry_of(int(of_one[0]), f"{position:0{digits}d}", [next(values) for _ in of_one], self.columns)
+                    entry_of(
+                        int(sample_rows[0]), f"{position:0{digits}d}", [next(values) for _ in sample_rows], self.columns
+                    )
                 )
-                for position, of_one in zip(positions.tolist(), rows, strict=True)
+                for position, sample_rows in zip(positions.tolist(), rows, strict=True)
             )
             yield ShardJob(number, self.shard(number), entries, self.root, self.settings.size, self.settings.quality)
 

@@ -1,4 +1,4 @@
-"""What one sample will be made of: where its image lies, its captions, and the columns that go along."""
+"""A row of a table as the parts of one sample: where its image lies, its captions, and the columns that go along."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a build remembers in its folder, so that a killed one goes on and two different ones never mix."""
+"""A build's journal in its folder, by which a killed build goes on and two different ones never mix."""
 
 import fcntl
 import json
@@ -104,7 +104,7 @@ def _line(value: dict[str, Any]) -> str:
 
 
 def _values(line: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """What a line says, None where it is damaged; and whether it has a checksum, which older ones have not."""
+    """The values in a line, None where it is damaged; and whether it has a checksum, which older ones have not."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

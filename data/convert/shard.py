@@ -41,7 +41,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of one shard; `num_bytes` is 0 where no sample was usable, so that there is no file."""
+    """The outcome of one shard; `num_bytes` is 0 where no sample was usable, so that there is no file."""
 
     number: int
     num_samples: int

@@ -94,7 +94,7 @@ def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity,
 
 
 def _require_ours(folder: Path) -> None:
-    """What is to be replaced must be counts: somebody may have a folder of his own under this name."""
+    """A check that a folder to be replaced holds counts: somebody may have one of his own under this name."""
     others = [entry for entry in folder.iterdir() if not re.fullmatch(_FILES, entry.name)] if folder.is_dir() else []
     if others:
         raise UserError(f"{folder}: holds files that are no counts ({others[0].name}); name another folder by --work")
@@ -136,7 +136,7 @@ def saved_counts(folder: Path, identity: ImageIdentity) -> Counts:
 
 
 def _settings(folder: Path) -> dict[str, object] | None:
-    """What a folder of counts says of itself; None where there is none, or it is damaged."""
+    """The settings that a folder of counts was made with; None where there are none, or they are damaged."""
     try:
         settings = json.loads((folder / SETTINGS).read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the filtered copy of a shard is called: as the shard itself, seen from the folder that holds them all."""
+"""Names of the filtered copies of shards: as the shard itself, seen from the folder that holds them all."""
 
 import os
 from collections.abc import Sequence

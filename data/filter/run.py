@@ -45,7 +45,7 @@ def _silent(_stage: str, _num_shards: int) -> None:
 
 @dataclass(frozen=True)
 class FilterJob:
-    """What is filtered, and where to.
+    """The input and the output of a filter, and its rules.
 
     `out` gets the filtered shards, `kept.parquet` and `filter.json`; with `list_only` no shards. `work` (a folder in
     `out` by default) gets the rows of all shards and their counts; another run over the same shards finds them there.
@@ -68,7 +68,7 @@ class FilterJob:
 
 @dataclass(frozen=True)
 class FilterReport:
-    """What was kept of the samples and captions, and what each rule dropped; `counts` is where the counts are."""
+    """Numbers of samples and captions that were kept, and that each rule dropped; `counts` is where the counts are."""
 
     shards: int
     shards_written: int

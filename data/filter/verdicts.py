@@ -32,7 +32,7 @@ class TestPictures:
 
 @dataclass(frozen=True)
 class Lists:
-    """What the rules look up, as sorted arrays in files that all processes map into their memory."""
+    """The sets that rules look up, as sorted arrays in files that all processes map into their memory."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""What the filter takes for words: unigrams, bigrams, and when two alt-texts are the same."""
+"""Words as the filter counts them: unigrams, bigrams, and when two alt-texts are the same."""
 
 import re
 import unicodedata

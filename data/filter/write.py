@@ -58,7 +58,7 @@ NOTHING: Final = Dropped(0, 0, dict.fromkeys(RULES, 0), dict.fromkeys(RULES, 0))
 
 @dataclass(frozen=True)
 class Filtered:
-    """What became of one shard, by level ("samples", "captions")."""
+    """The outcome of one shard, by level ("samples", "captions")."""
 
     dropped: dict[str, Dropped]
 

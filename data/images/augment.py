@@ -1,4 +1,4 @@
-"""What a recipe says about training views of images, and the changes of colour and shape that follow the crop."""
+"""The `augment` section of a recipe, and the changes of colour and shape that follow the crop of a training view."""
 
 import math
 from collections.abc import Callable

@@ -50,7 +50,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_header(stored: bytes) -> JpegHeader | None:
-    """What the header of a JPEG file says; None where it is none that the fast decoder takes (CMYK, for one).
+    """The header of a JPEG file; None where it is none that the fast decoder takes (CMYK, for one).
 
     Raises:
         BadSampleError: Pillow refuses what the header says of the image.

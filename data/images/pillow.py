@@ -1,4 +1,4 @@
-"""What Pillow decodes, as people expect to see it: other formats and colours, transparency, 16 bits, orientation."""
+"""Decoding by Pillow, as people expect to see it: other formats and colours, transparency, 16 bits, orientation."""
 
 import warnings
 from collections.abc import Iterator

@@ -90,12 +90,12 @@ class HeldOutSet:
 
     @property
     def record(self) -> DataRecord:
-        """What tells it from another set, wherever it lies."""
+        """The identity of the set for checkpoints, wherever it lies."""
         return DataRecord(samples=len(self), shards=len(self._source.shards), content=self._source.content)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
-        """What was unusable so far, each sample once: in the index, in texts read, in images this rank decoded."""
+        """Samples that were unusable so far, each once: in the index, in texts read, in images this rank decoded."""
         return tuple(self._skipped.values())
 
     @cached_property

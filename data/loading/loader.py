@@ -47,7 +47,7 @@ class SentBatch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What a step sees of one sample besides its pixels."""
+    """All that a step is given of one sample besides its pixels."""
 
     sample: Sample
     caption: ChosenCaptions

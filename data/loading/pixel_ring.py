@@ -50,7 +50,7 @@ class PixelRing:
         return None
 
     def room(self, worker: int) -> tuple[Slot | UInt8[Tensor, "batch 3 size size"], NDArray[np.uint8]]:
-        """What to send and the memory [rows, 3, size, size] to write to; that of a slot, or fresh where none is free.
+        """The handle to send, and the memory [rows, 3, size, size] to write to: a slot's, or fresh where none is free.
 
         Channels lie innermost in memory, as decoders write them: no pixel is moved twice.
         """

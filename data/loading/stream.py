@@ -91,7 +91,7 @@ class TrainStream:
         )
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps must hold besides that number: substitutions made ahead. Collective."""
+        """State of the stream after `step` steps, for a checkpoint: the substitutions made ahead. Collective."""
         everyone = self._world.gather_objects(self._log.state(step))
         decided = {(record["step"], record["slot"]): record for rank in everyone for record in rank}
         return {"substitutions": [decided[place] for place in sorted(decided)]}
@@ -114,7 +114,7 @@ def require_lanes(lanes: int | None, global_batch: int) -> None:
 
 
 def _cache_notices(config: DataConfig, order: Order, sources: Sequence[Source], world: World) -> tuple[str, ...]:
-    """What a user should know before remote shards are read: a cache that cannot hold what is read at once."""
+    """Lines for the user before remote shards are read: a cache that cannot hold what is read at once."""
     remote = [source for source in sources if is_remote(source.shards[0])]
     at_once = config.shuffle_shards * -(-order.lanes // world.size)
     needed = sum(min(at_once, len(source.shards)) * source.mean_bytes for source in remote)

@@ -31,7 +31,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Substitution:
-    """What was done about one slot of a global batch: `row` of `shard` replaces `bad_row` of `bad_shard`.
+    """The decision about one slot of a global batch: `row` of `shard` replaces `bad_row` of `bad_shard`.
 
     Shards are called as their source calls them, wherever it lies; by early versions as the skip does ("").
     """
@@ -66,7 +66,7 @@ class SubstitutionLog:
         self._known: dict[tuple[int, int], Substitution] = {}
 
     def find(self, step: int, slot: int) -> Substitution | None:
-        """What an earlier life of the run decided about this slot."""
+        """The decision of an earlier life of the run about this slot."""
         return self._known.get((step, slot))
 
     def record(self, substitution: Substitution) -> None:

@@ -1,4 +1,4 @@
-"""What a run says of its data at the start: its sources, and how they go together with the global batch."""
+"""Summary of a run's data at its start: its sources, and how they go together with the global batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from vlm.training.data_record import DataRecord
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What a run's record says about a source; `share` is the exact share of the samples in any 1,000 batches.
+    """A source in a run's record; `share` is the exact share of the samples in any 1,000 batches.
 
     `content` is what `Source.content` says; where nothing was indexed it is empty.
     """
@@ -26,7 +26,7 @@ class SourceSummary:
 
     @property
     def record(self) -> DataRecord:
-        """What a checkpoint remembers."""
+        """The identity of the source's data, for checkpoints."""
         return DataRecord(samples=self.num_samples, shards=self.num_shards, content=self.content)
 
 

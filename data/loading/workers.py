@@ -22,7 +22,7 @@ _WARN_SECONDS = 60.0
 
 
 class Stages:
-    """What each worker is doing, in memory that the training process can read while the worker hangs."""
+    """Status lines of the workers, in memory that the training process can read while the worker hangs."""
 
     def __init__(self, workers: int) -> None:
         self.num_workers = workers
@@ -34,7 +34,7 @@ class Stages:
         self._table[worker * _TEXT : worker * _TEXT + len(line) + 1] = line + b"\0"
 
     def read(self, worker: int) -> str:
-        """What a worker said last."""
+        """The last status of a worker."""
         stored = self._table[worker * _TEXT : (worker + 1) * _TEXT]
         return stored.partition(b"\0")[0].decode("utf-8", "replace") or "nothing yet"
 

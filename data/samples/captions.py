@@ -32,7 +32,7 @@ CaptionsByField = dict[str, tuple[str, ...]]
 
 
 class CaptionConfig(Config):
-    """What a training step reads of a sample's captions; a policy alone may stand for it: `caption: first`.
+    """The policy by which a training step reads a sample's captions; a policy alone may stand for it: `caption: first`.
 
     `first` and `random` take one caption, `concat` joins them in their stored order, and `all` takes one at random and
     gives the others along as further positives. Of several `fields`, one is drawn by weight among those that the sample
@@ -72,7 +72,7 @@ class CaptionConfig(Config):
 
 
 class ChosenCaptions(NamedTuple):
-    """What one visit of a sample reads: `text`, and the `field` it is from (`DROPPED` for the empty text).
+    """The captions that one visit of a sample reads: `text`, and the `field` it is from (`DROPPED` for the empty text).
 
     `all` holds the distinct positives, `text` first, under the policy `all`; else nothing.
     """
@@ -129,7 +129,7 @@ def read_captions(text: bytes | None, fields: Mapping[str, Any]) -> tuple[str, .
 
 
 def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> ChosenCaptions:
-    """What one visit reads of a sample's captions.
+    """The captions that one visit reads of a sample's.
 
     Takes three numbers of `draws` whatever `config` says (dropout, field, caption), so that one option does not change
     what another one draws.
@@ -152,7 +152,7 @@ def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> Ch
 
 
 def readable(text: str) -> str:
-    """What is read of a text: its first `MOST_CHARACTERS`, with U+FFFD for halves of surrogate pairs."""
+    """The part of a text that is read: its first `MOST_CHARACTERS`, with U+FFFD for halves of surrogate pairs."""
     text = text[:MOST_CHARACTERS]
     if text.isascii():
         return text

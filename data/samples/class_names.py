@@ -37,7 +37,7 @@ def read_class_file(path: Path, where: str) -> ClassFile:
 
 
 def read_list_file(path: Path, where: str) -> Any:
-    """What a JSON file holds; of a text file (.txt) its lines, stripped, without empty ones. Raises as above."""
+    """The value in a JSON file; of a text file (.txt) its lines, stripped, without empty ones. Raises as above."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".txt":

@@ -1,4 +1,4 @@
-"""What can truly be said of a scene: claims, the words for them, and the test of a claim against any scene."""
+"""True statements about a scene: claims, the words for them, and the test of a claim against any scene."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What stands where: scenes drawn at random, without a pixel of them rendered."""
+"""Layouts of scenes, drawn at random, without a pixel of them rendered."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,12 +22,12 @@ WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
 
 
 class UnfitError(Exception):
-    """What was drawn so far cannot be finished as meant; it is drawn again."""
+    """A layout that cannot be finished as meant from what was drawn so far; it is drawn again."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the objects of a group have in common; the diameter is a share of the image's side."""
+    """The features that all objects of a group share; the diameter is a share of the image's side."""
 
     shape: str
     colour: str

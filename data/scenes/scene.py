@@ -1,4 +1,4 @@
-"""What a scene is: objects, groups and how they stand to each other, in units of the image's side."""
+"""Scenes: objects, groups and how they stand to each other, in units of the image's side."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -22,7 +22,7 @@ CLASSES_FILE: Final = "zeroshot-classes.json"
 
 @dataclass(frozen=True)
 class ScenesSummary:
-    """What was written: the shards and the number of samples of each split."""
+    """The result of writing: the shards and the number of samples of each split."""
 
     directory: Path
     shards: dict[str, tuple[Path, ...]]
@@ -44,7 +44,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the bytes depend on, library versions apart."""
+    """The options on which the bytes of the scenes depend; library versions come on top."""
 
     train: int
     val: int

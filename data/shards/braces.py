@@ -39,7 +39,7 @@ def count_braces(pattern: str) -> int:
 
 
 def _groups(pattern: str) -> Iterator[str]:
-    """What stands in each outermost pair of braces."""
+    """The text in each outermost pair of braces."""
     start, depth = 0, 0
     for place, sign in _signs(pattern):
         if sign == "{":

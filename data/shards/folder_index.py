@@ -1,4 +1,4 @@
-"""What is known of the shards of a source: from their folders' manifests, and by indexing what these do not cover."""
+"""Entries of a source's shards: from their folders' manifests, and by indexing what these do not cover."""
 
 import logging
 import os
@@ -148,7 +148,7 @@ class FolderIndex:
         return entries
 
     def statistics(self, names: Sequence[str]) -> ShardStatistics:
-        """What the texts of these shards look like, all together; they must be known."""
+        """Statistics of the texts of these shards, all together; their entries must have been loaded or built."""
         texts: dict[str, ShardStatistics] = {}
         for folder in dict.fromkeys(map(folder_of, names)):
             texts.update({_join(folder, name): found for name, found in self._read_texts(folder).items()})
@@ -175,7 +175,7 @@ class FolderIndex:
         return texts
 
     def _stored(self, name: str) -> Iterator[tuple[str, bytes]]:
-        """What is stored beside the shards under a name, then what the cache folder holds in its stead."""
+        """The content stored beside the shards under a name, then that in the cache folder in its stead."""
         kept = self.cache.place(name, "")
         try:
             if not is_remote(name):

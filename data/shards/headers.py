@@ -73,7 +73,7 @@ class DamagedTarError(Exception):
 
 
 class _Extended(NamedTuple):
-    """What extended headers say about the member that follows them."""
+    """Values of extended headers for the member that follows them."""
 
     name: str | None = None
     size: int | None = None
@@ -147,7 +147,7 @@ class TarReader:
         return data
 
     def tail(self) -> str | None:
-        """What is wrong with all that follows the last member; None where it is the end of a tar, padded as usual."""
+        """The fault of all that follows the last member; None where it is the end of a tar, padded as usual."""
         at = self.end
         self._go_to(at)
         zeros = self._position - at  # of a stream, the first are read already

@@ -43,7 +43,7 @@ def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
 
 
 def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
-    """What the texts look like, and a hash of all that is cheap to read of the content: keys, sizes, texts, labels.
+    """Statistics of the texts, and a hash of all that is cheap to read of the content: keys, sizes, texts, labels.
 
     It depends neither on where the shard lies nor on how its tar was written.
     """

@@ -27,7 +27,7 @@ _LARGEST = 1 << 30  # of the JSON; a million shards need a tenth
 
 
 class ShardEntry(NamedTuple):
-    """What is known of a shard without opening it; `problems` counts what its headers showed to be unusable.
+    """Facts about a shard that are known without opening it; `problems` counts what its headers showed to be unusable.
 
     `content` is the hash in its sidecar; "" where an index of the first format did not say.
     """

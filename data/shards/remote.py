@@ -75,7 +75,7 @@ def filesystem(name: str, silence: float) -> tuple[Any, str]:
 
 
 def remote_stamp(name: str, silence: float) -> Stamp:
-    """What the store says about the bytes under `name`; nothing is known of a pipe's."""
+    """The stamp of the bytes under `name`, as the store says; nothing is known of a pipe's."""
     if scheme(name) == "pipe":
         return Stamp(None, "")
     store, path = filesystem(name, silence)

@@ -73,7 +73,7 @@ class TransferError(OSError):
 
 
 class ChangedError(TransferError):
-    """What is stored under a name is not what its stamp says: it was replaced since."""
+    """Bytes under a name are not those of its stamp: they were replaced since."""
 
 
 def retried(
@@ -130,7 +130,7 @@ def wait(name: str, number: int, config: RetryConfig) -> float:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What is behind an error: fsspec says "not found" for whatever kept it from finding."""
+    """The error behind an error: fsspec says "not found" for whatever kept it from finding."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, aiohttp.ClientError | OSError):
         return root_cause(cause)

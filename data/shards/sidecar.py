@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Header(Config):
-    """What a sidecar says about its shard as a whole; `content` is a hash of keys, sizes and texts ("": not read)."""
+    """Facts in a sidecar about its shard as a whole; `content` is a hash of keys, sizes and texts ("": not read)."""
 
     format: str = FORMAT
     bytes: int | None

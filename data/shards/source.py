@@ -127,7 +127,7 @@ class Source:
 
     @cached_property
     def statistics(self) -> ShardStatistics:
-        """What the texts of the source look like."""
+        """Statistics of the texts of the source."""
         return self._index.statistics(self.shards)
 
     def has_captions(self, policy: CaptionConfig) -> bool:
@@ -137,7 +137,7 @@ class Source:
         return not self.statistics.fields.keys().isdisjoint(policy.places)
 
     def problems(self, cache: ShardCache) -> tuple[Skip, ...]:
-        """What indexing found to be unusable: cut shards, samples without an image."""
+        """Everything unusable that indexing came upon: cut shards, samples without an image."""
         indexer = Indexer(cache, self.name)
         found = []
         for name, entry in self._entries.items():

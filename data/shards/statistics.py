@@ -1,4 +1,4 @@
-"""What a source's texts look like: counted once, when its shards are indexed."""
+"""Statistics of a source's texts, counted once, when its shards are indexed."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -61,7 +61,7 @@ def text_fields(text: bytes | None, stored_json: bytes | None) -> dict[str, tupl
 
 
 def usual_captions(fields: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What is trained on where a recipe names no field: json `captions`, else txt, else json `caption`."""
+    """The captions to train on where a recipe names no field: json `captions`, else txt, else json `caption`."""
     return next((fields[name] for name in ("captions", "txt", "caption") if name in fields), ())
 
 

@@ -58,7 +58,7 @@ def without_query(name: str) -> str:
 
 
 def store_of(name: str) -> str:
-    """What stores a remote name: the scheme and host of its address."""
+    """The store of a remote name: the scheme and host of its address."""
     start, _, rest = name.partition("://")
     return f"{start}://{rest.partition('/')[0]}"
 

@@ -144,7 +144,7 @@ def shown_name(name: str) -> str:
 
 
 def only(suffixes: Iterable[str]) -> str:
-    """What a sample without an image has instead, and why that may be: many have dots in their file names."""
+    """The members that a sample has instead of an image, and why that may be: many have dots in their file names."""
     found = list(suffixes)
     shown = ", ".join(found[:_MOST_SUFFIXES]) + (", ..." if len(found) > _MOST_SUFFIXES else "")
     dotted = next((one for one in found if "." in one and one.rpartition(".")[2] in IMAGE_SUFFIXES), None)
@@ -158,7 +158,7 @@ def _key_of(name: str) -> str:
 
 
 def _what_else(start: bytes, what: str) -> str:
-    """What a file that is no tar begins like; `what` is wrong with it as a header."""
+    """The kind of file that a file which is no tar begins like; `what` is wrong with it as a header."""
     if not start:
         return "it is empty"
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)

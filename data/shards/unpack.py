@@ -1,4 +1,4 @@
-"""What packed shards hold, as far as they go."""
+"""Unpacking of gzipped shards, as far as they go."""
 
 import bz2
 import io

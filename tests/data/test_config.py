@@ -1,4 +1,4 @@
-"""What a recipe may say about data, and what it may not."""
+"""Data sections of recipes, those that are accepted and those that are refused."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""What the scenes promise, judged from the written shards by a reader of English that knows nothing of their making."""
+"""Promises of the scenes, judged from the written shards by a reader of English that knows nothing of their making."""
 
 import io
 import itertools
@@ -154,7 +154,7 @@ def stands(first: list[Truth], direction: tuple[int, int], second: list[Truth]) 
 
 @pytest.fixture(scope="module")
 def heard() -> list[int]:
-    """What the rendering of `scenes` said of its progress."""
+    """The progress that the rendering of `scenes` reported."""
     return []
 
 

@@ -18,7 +18,7 @@ ALIKE = ("data.workers=1", "data.root=/elsewhere", "data.cache.limit=3GB")
 
 
 def begin(recipe: str, overrides: tuple[str, ...], resume: str | None) -> str:
-    """What rank 1 of two is told whose overrides and options these are."""
+    """The message to rank 1 of two whose overrides and options these are."""
     world = World.current()
     own = world.rank == 1
     try:

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line, exit code 2, nothing half written."""
+"""Mistakes that a user can make: one clear line, exit code 2, nothing half written."""
 
 import json
 import os

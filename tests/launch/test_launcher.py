@@ -7,7 +7,7 @@ from vlm.errors import UserError
 
 
 def joined(**environ: str) -> dict[str, str]:
-    """What torch reads after joining."""
+    """The values that torch reads after joining."""
     join_launcher(environ)
     return {
         name: environ[name] for name in sorted(environ) if not name.startswith(("SLURM", "OMPI", "PMI", "MV2", "MPI"))

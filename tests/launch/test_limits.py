@@ -1,4 +1,4 @@
-"""What can never fit into memory is refused by the key that says so."""
+"""Recipes that can never fit into memory are refused by the key that says so."""
 
 from pathlib import Path
 

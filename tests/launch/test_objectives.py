@@ -108,7 +108,7 @@ def test_a_fixed_temperature_stays_where_it_starts_through_ranks_micro_batches_a
 
 @pytest.mark.slow
 def test_several_heads_with_temperatures_and_whitening_train_and_resume_alike(tmp_path: Path) -> None:
-    """What these terms learn is trained by ranks as by one process, and comes back bit for bit."""
+    """Parameters of these terms are trained by ranks as by one process, and come back bit for bit."""
     write_tiny(tmp_path)
     head = {"kind": "linear", "dim": 4, "heads": 3}
     values: dict[str, Any] = {

@@ -95,7 +95,7 @@ def lit(models: Path, **more: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_both_towers_of_a_recipe_have_the_features_of_their_libraries() -> None:
-    """What comes before the projections, at the size and with the normalisation that the recipe leaves open."""
+    """Features before the projections, at the size and with the normalisation that the recipe leaves open."""
     model = build_model(ModelConfig.model_validate(lit(MODELS)))
     assert (model.image_spec.size, model.image_spec.mean, model.image_spec.std) == (224, (0.5,) * 3, (0.5,) * 3)
     (notice,) = model.notices

@@ -1,4 +1,4 @@
-"""What a run says before its first step; and that its own evaluations are those of `vlm eval`."""
+"""Lines that a run prints before its first step; and its own evaluations, which are those of `vlm eval`."""
 
 from pathlib import Path
 

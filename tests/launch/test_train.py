@@ -44,7 +44,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def stopped_at(run: Path, step: int, to: Path) -> Path:
-    """What a kill leaves: the files as they were at some moment after `step`'s checkpoint, the last lines torn."""
+    """The files that a kill leaves, as they were at some moment after `step`'s checkpoint, the last lines torn."""
     shutil.copytree(run, to)
     for later in (to / "checkpoints").glob("step-*"):
         if int(later.name.removeprefix("step-")) > step:

@@ -1,4 +1,4 @@
-"""What an earlier filter left in its folder may be damaged, shards may be called anything: one line, or made anew."""
+"""A folder in which an earlier filter left something damaged, and shards with any name: one line, or made anew."""
 
 import json
 from pathlib import Path

@@ -51,7 +51,7 @@ def noisy(folder: Path, count: int = 60) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What the filter wrote, apart from its work folder and the names of folders."""
+    """The files that the filter wrote, apart from its work folder and the names of folders."""
     files = [*folder.glob("*.tar"), folder / "kept.parquet"]
     return {path.name: path.read_bytes() for path in files}
 

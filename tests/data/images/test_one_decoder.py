@@ -60,7 +60,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
 
 
 def pillows(data: bytes) -> NDArray[np.uint8] | None:
-    """What Pillow makes of the whole file; None where it refuses it."""
+    """Pillow's pixels of the whole file; None where it refuses it."""
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=ALL_FORMATS)

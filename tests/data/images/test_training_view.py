@@ -39,7 +39,7 @@ def view(data: bytes, spec: ImageSpec = SPEC, augment: AugmentConfig = WHOLE, *k
 
 
 def full_size_pixels(data: bytes, box: Box, size: int) -> NDArray[np.uint8]:
-    """What open_clip makes of that box: Pillow decodes, crops and resizes at full size."""
+    """open_clip's pixels of that box: Pillow decodes, crops and resizes at full size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 

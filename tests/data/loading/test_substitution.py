@@ -1,4 +1,4 @@
-"""What takes the place of a bad sample: from nearby, decided once, on the disk before it is used, reused ever after."""
+"""Substitutes of bad samples: from nearby, decided once, on the disk before it is used, reused ever after."""
 
 import json
 import multiprocessing

@@ -18,7 +18,7 @@ Visit = tuple[int, int, int, int]
 
 
 class Case(NamedTuple):
-    """What an order is made of; made in the tests, since the run-time checks of types draw random numbers."""
+    """Arguments of an order; put together in the tests, since the run-time checks of types draw random numbers."""
 
     seed: int
     sources: list[tuple[list[int], float]]

@@ -188,8 +188,8 @@ def test_dropout_empties_its_share_and_leaves_the_other_choices_alone(policy: Ca
     assert {after[number] for number in dropped} == {("", DROPPED, ("",) if policy == "all" else ())}
     assert all(old == new for old, new in zip(before, after, strict=True) if new.field != DROPPED)
     # Which visits are dropped says nothing of what they would have read.
-    of_dropped = Counter(before[number].field for number in dropped)
-    assert abs(of_dropped["alt"] - len(dropped) / 2) < 5 * (len(dropped) / 4) ** 0.5
+    dropped_fields = Counter(before[number].field for number in dropped)
+    assert abs(dropped_fields["alt"] - len(dropped) / 2) < 5 * (len(dropped) / 4) ** 0.5
 
 
 def test_more_dropout_drops_the_same_visits_and_more() -> None:
