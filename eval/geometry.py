@@ -25,7 +25,7 @@ from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluation, Evaluator, Metric
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
-from vlm.model.logit_scale import limited_scale
+from vlm.model.logit_scale import current_scale
 from vlm.training.data_record import DataRecord
 from vlm.world import World
 
@@ -142,7 +142,7 @@ class Geometry(Evaluator):
         figures, spectra = figures_of_clouds(images, texts)
         figures |= self._tolerances(images, texts, embedded.image_owners[places])
         if isinstance(model, ScaledEncoder):
-            hard = hardness(similarities, limited_scale(model.logit_scale.detach()).item())
+            hard = hardness(similarities, current_scale(model.logit_scale))
             figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
         figures["separability"] = separability(images, texts)
         figures["arithmetic_r@1"] = arithmetic_accuracy(images, texts)

@@ -211,11 +211,13 @@ def test_programs_of_a_recipe_are_found_wherever_they_stand() -> None:
         },
         "model": {"text": {"tokenizer_kwargs": {"trust_remote_code": True, "x": {"trust_remote_code": False}}}},
         "run": "runs/a:b",
+        "engine": "mine.engines:Own",
     }
     assert programs(recipe) == [
         ("objective", "mine.terms:Pull"),
         ("data.root", "pipe:cat"),
         ("data.sources.a.shards.1", " pipe:curl x"),
         ("model.text.tokenizer_kwargs.trust_remote_code", "True"),
+        ("engine", "mine.engines:Own"),
     ]
     assert programs({"objective": {"clip": 1}, "evaluate": {"a": {"shards": "http://x:80/y"}}}) == []

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
@@ -33,3 +34,9 @@ def limited_scale(log_scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
     """
     limited: Tensor = _Limit.apply(log_scale)
     return limited.exp()
+
+
+def current_scale(log_scale: Tensor) -> float:
+    """The logit scale that a model's parameter stands for. Collective where an engine keeps the parameter sharded."""
+    log_scale = log_scale.detach()
+    return limited_scale(log_scale.full_tensor() if isinstance(log_scale, DTensor) else log_scale).item()
