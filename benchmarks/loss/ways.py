@@ -14,7 +14,6 @@ from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.providers.extra_negatives import SharedNegatives
 from vlm.objectives.recipe import Terms
-from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts
 from vlm.objectives.step import PairStep
 from vlm.objectives.term import Provider
@@ -30,7 +29,6 @@ Leaves = dict[str, Tensor]
 Way = Callable[[Leaves, World], Tensor]
 
 
-@PROVIDERS.register("benchmark_columns")
 class FixedColumns(Provider):
     """The same random columns at every step."""
 
