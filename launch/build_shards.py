@@ -4,16 +4,15 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.convert.builder import LEDGER, BuildSummary, Settings, build_shards
-from data.convert.builder import Progress as BuildProgress
+from data.convert.builder import LEDGER, BuildOptions, BuildProgress, BuildSummary, build_shards
 from data.convert.classes import CLASSES
-from data.convert.source import Source
+from data.convert.source import BuildSource
 from vlm.terminal import Terminal, one_line
 
 _SHOWN_REASONS = 5
 
 
-def build_with_progress(source: Source, folder: Path, settings: Settings, workers: int | None) -> BuildSummary:
+def build_with_progress(source: BuildSource, folder: Path, options: BuildOptions, workers: int | None) -> BuildSummary:
     """Write the shards and say what was written and what was left out."""
     console = Terminal()
     columns = (
@@ -29,7 +28,7 @@ def build_with_progress(source: Source, folder: Path, settings: Settings, worker
         def show(now: BuildProgress) -> None:
             bar.update(task, description=now.stage, completed=now.done, total=now.total, bad=now.bad)
 
-        summary = build_shards(source, folder, settings, workers=workers, report=show)
+        summary = build_shards(source, folder, options, workers=workers, report=show)
     for line in summary_lines(summary):
         console.print(one_line(line), soft_wrap=True)
     return summary

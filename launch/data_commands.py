@@ -58,13 +58,13 @@ def build(  # noqa: PLR0913 - the options of the command line
     workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Build webdataset shards from a table, COCO captions or an image folder; the same command goes on after a kill."""
-    from data.convert.builder import Settings
-    from data.convert.columns import Asked
-    from data.convert.source import Source
+    from data.convert.builder import BuildOptions
+    from data.convert.columns import ColumnOptions
+    from data.convert.source import BuildSource
     from launch.build_shards import build_with_progress
 
-    asked = Asked(image_column, tuple(caption_column or ()), label_column)
-    settings = Settings(
+    columns = ColumnOptions(image_column, tuple(caption_column or ()), label_column)
+    options = BuildOptions(
         samples_per_shard=samples_per_shard,
         prefix=prefix,
         size=size,
@@ -72,7 +72,7 @@ def build(  # noqa: PLR0913 - the options of the command line
         shuffle=None if in_order else shuffle,
         max_bad_share=max_bad_share,
     )
-    build_with_progress(Source(source, root, captions, asked, class_folders, classes), folder, settings, workers)
+    build_with_progress(BuildSource(source, root, captions, columns, class_folders, classes), folder, options, workers)
 
 
 @data_app.command()

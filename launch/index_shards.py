@@ -31,7 +31,7 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("indexing", total=None)
         index = FolderIndex(cache, "SHARDS", publish=True)
-        entries = index.know(
+        entries = index.load_or_build(
             shards,
             fresh=fresh,
             workers=workers,

@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks.data.throughput import peer_path
 from benchmarks.processes import Measurer
 from benchmarks.result_cache import machine
-from data.convert.builder import Settings, build_shards
-from data.convert.columns import Asked
-from data.convert.source import Source
+from data.convert.builder import BuildOptions, build_shards
+from data.convert.columns import ColumnOptions
+from data.convert.source import BuildSource
 
 SAMPLES, SHARD, BATCH = 240, 40, 24
 
@@ -49,8 +49,8 @@ def main() -> None:
     folder = arguments.folder / "interchange"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
-    source = Source(str(write_table(folder / "pictures")), None, None, Asked())
-    summary = build_shards(source, folder / "shards", Settings(samples_per_shard=SHARD), workers=1)
+    source = BuildSource(str(write_table(folder / "pictures")), None, None, ColumnOptions())
+    summary = build_shards(source, folder / "shards", BuildOptions(samples_per_shard=SHARD), workers=1)
     with Measurer("benchmarks.data.peer", arguments.peer_path or peer_path(arguments.folder)) as peer:
         read = peer.ask([0], what="captions", folder=str(folder / "shards"), size=32, batch=BATCH, num_samples=SAMPLES)
     expected = {caption(number) for number in range(SAMPLES)}

@@ -142,7 +142,7 @@ def shape_quality(shards: int, each: int, batch: int) -> dict[str, float]:
 
 def write_shards(folder: Path) -> None:
     """10^5 empty files and the manifest that describes them, of a set of 10^9 samples."""
-    from data.shards.manifest import NAME, TEXTS, Manifest, ShardEntry, manifest_bytes, texts_bytes
+    from data.shards.manifest import NAME, TEXTS, FolderManifest, ShardEntry, manifest_bytes, texts_bytes
     from data.shards.statistics import ShardStatistics
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def write_shards(folder: Path) -> None:
         texts[file.name] = ShardStatistics(samples=count, captions=count, fields={"txt": count}, tokens=tokens)
         version = f"mtime:{file.stat().st_mtime_ns}"
         entries[file.name] = ShardEntry(0, version, count, 0, count, 0, "0" * 16)
-    (folder / NAME).write_bytes(manifest_bytes(Manifest(entries)))
+    (folder / NAME).write_bytes(manifest_bytes(FolderManifest(entries)))
     (folder / TEXTS).write_bytes(texts_bytes(texts))
 
 

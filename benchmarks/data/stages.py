@@ -24,7 +24,7 @@ from data.images.pillow import Pixels
 from data.images.views import Region, read_region, training_view
 from data.loading.loader import SentBatch
 from data.loading.pixel_ring import PixelRing
-from data.loading.workers import Stage, load_ahead
+from data.loading.workers import WorkerInfo, load_ahead
 from data.order.order import Order, SourceCounts
 from data.randomness import Draws
 from data.samples.captions import CaptionConfig, captions_by_field, choose
@@ -195,9 +195,9 @@ def transfer(batch: int, size: int) -> float:
     tokens = torch.zeros(batch, 24, dtype=torch.int64)
     ring = PixelRing.ahead(1, 2, batch, size)
 
-    def load(step: int, stage: Stage) -> SentBatch:
+    def load(step: int, worker: WorkerInfo) -> SentBatch:
         keys = tuple(f"{row:06d}" for row in range(batch))
-        images, _ = ring.room(stage.worker)
+        images, _ = ring.room(worker.number)
         return SentBatch(Batch(step, tokens[:, 0], keys, {"text": Texts(tokens, tokens[:, 0])}), images)
 
     arriving = load_ahead(load, range(TRANSFERRED + 4), workers=1, prefetch=2, arrive=lambda sent: sent.received(ring))

@@ -278,7 +278,7 @@ def _flips(work: Path, bits: int, seed: int) -> dict[str, list[int]]:
         shard = Path(folder) / "a.tar"
         shard.write_bytes(whole_shards()[1])
         index = FolderIndex(ShardCache(CacheConfig(folder=f"{folder}/cache")), "shards")
-        index.know([str(shard)])
+        index.load_or_build([str(shard)])
         files = {name: (Path(folder) / name).read_bytes() for name in (NAME, TEXTS, f"a.tar{SUFFIX}")}
     readers = {NAME: parse_manifest, TEXTS: parse_texts, f"a.tar{SUFFIX}": parse_index}
     return {name: _flip(files[name], readers[name], bits, random.Random(seed)) for name in files}

@@ -13,7 +13,7 @@ from data.check.scan import ShardScan
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleName:
     """A sample by its shard and key."""
 
     shard: str
@@ -21,20 +21,20 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Groups:
+class DuplicateGroups:
     """Samples that are alike: in `groups` groups of two or more, `samples` together; the first groups by name."""
 
     groups: int
     samples: int
-    listed: tuple[tuple[Place, ...], ...]
+    listed: tuple[tuple[SampleName, ...], ...]
 
 
 @dataclass(frozen=True)
 class Match:
     """A sample, the picture of the other set that it shows, and how many bits their hashes differ in."""
 
-    sample: Place
-    other: Place
+    sample: SampleName
+    other: SampleName
     distance_bits: int
 
 
@@ -53,24 +53,24 @@ class Duplicates:
     `unhashed` pictures (broken, or too plain to tell apart) are in no picture group.
     """
 
-    files: Groups
-    equal_pictures: Groups
-    near_pictures: Groups
+    files: DuplicateGroups
+    equal_pictures: DuplicateGroups
+    near_pictures: DuplicateGroups
     distance_bits: int
     unhashed: int
-    keys: Groups
+    keys: DuplicateGroups
     against: Overlap | None
 
 
 class Locator:
-    """Turns positions in the whole set into names; only shards that hold a named sample are listed again."""
+    """Turns positions in the whole set into names of samples; only shards that hold a named sample are listed again."""
 
     def __init__(self, scans: Sequence[ShardScan]) -> None:
         self._shards = [scan.shard for scan in scans]
         self._ends = np.cumsum([scan.num_samples for scan in scans])
 
-    def places(self, positions: Iterable[int]) -> dict[int, Place]:
-        """The place of each of these samples."""
+    def names(self, positions: Iterable[int]) -> dict[int, SampleName]:
+        """The shard and key of each of these samples."""
         wanted: dict[int, list[int]] = {}
         for position in sorted(set(positions)):
             wanted.setdefault(int(np.searchsorted(self._ends, position, side="right")), []).append(position)
@@ -79,7 +79,7 @@ class Locator:
             with OpenShard(self._shards[number]) as shard:
                 keys = shard.keys()
             start = int(self._ends[number]) - len(keys)
-            found.update({place: Place(self._shards[number], keys[place - start]) for place in inside})
+            found.update({place: SampleName(self._shards[number], keys[place - start]) for place in inside})
         return found
 
 
@@ -107,13 +107,13 @@ def _together(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
 
-def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], where: Locator, listed: int) -> Groups:
+def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], where: Locator, listed: int) -> DuplicateGroups:
     """Groups of equal labels; labels are rows of `positions`, which ascend."""
     sizes = np.bincount(labels, minlength=1)
     heads = np.flatnonzero(sizes > 1)
     members = {int(head): positions[np.flatnonzero(labels == head)].tolist() for head in heads[:listed]}
-    names = where.places(position for group in members.values() for position in group)
-    return Groups(
+    names = where.names(position for group in members.values() for position in group)
+    return DuplicateGroups(
         groups=len(heads),
         samples=int(sizes[heads].sum()),
         listed=tuple(tuple(names[position] for position in group) for group in members.values()),
@@ -128,7 +128,7 @@ def _overlap(
     rows = np.flatnonzero(pictures != NO_HASH)
     found = HashIndex(others[kept], distance_bits).nearest(pictures[rows])
     samples, references = rows[found.rows][:listed].tolist(), kept[found.references][:listed].tolist()
-    mine, theirs = where.places(samples), Locator(against).places(references)
+    mine, theirs = where.names(samples), Locator(against).names(references)
     matches = tuple(
         Match(mine[sample], theirs[reference], int(bits))
         for sample, reference, bits in zip(samples, references, found.distances, strict=False)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.images.jpeg import reduction_to
-from data.images.picture import Picture as StoredPicture
+from data.images.picture import Picture
 from data.images.pillow import MAX_PIXELS, turned_upright
 
 NO_HASH: Final = 0
@@ -15,7 +15,7 @@ _SIDE = 32
 _FREQUENCIES = 8
 
 
-class Picture(NamedTuple):
+class PictureInfo(NamedTuple):
     """An image file that can be decoded: upright width and height in pixels, format, PIL mode, perceptual hash."""
 
     width: int
@@ -25,17 +25,17 @@ class Picture(NamedTuple):
     hash: int
 
 
-def look_at(stored: bytes) -> Picture:
+def look_at(stored: bytes) -> PictureInfo:
     """Decode an image as small as its format allows (all of its bytes are still read).
 
     Raises:
         BadSampleError: it is no JPEG, PNG or WebP, is cut off or damaged, or has more pixels than PIL's limit.
     """
-    picture = StoredPicture(stored, max_pixels=MAX_PIXELS)
+    picture = Picture(stored, max_pixels=MAX_PIXELS)
     reduction = reduction_to(picture.width, picture.height, 2 * _SIDE)
     grey = picture.grey(reduction).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     hashed = perceptual_hash(np.asarray(turned_upright(grey, picture.orientation)))
-    return Picture(*picture.upright_size, picture.format, picture.mode, hashed)
+    return PictureInfo(*picture.upright_size, picture.format, picture.mode, hashed)
 
 
 def perceptual_hash(grey: NDArray[np.uint8]) -> int:

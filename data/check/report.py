@@ -30,7 +30,7 @@ class CheckConfig(Config):
 
 
 @dataclass(frozen=True)
-class Example:
+class ListedProblem:
     """A finding by its place ("" as key: the shard as a whole) and reason."""
 
     shard: str
@@ -43,7 +43,7 @@ class Problems:
     """How often one kind of problem was found, and the first of them."""
 
     count: int
-    listed: tuple[Example, ...]
+    listed: tuple[ListedProblem, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def check_shards(
 ) -> tuple[CheckReport, dict[str, Histogram]]:
     """Read all shards once, in `workers` processes (default: one a core): the report, and the full histograms.
 
-    `against` are shards whose pictures should not be among them. `progress` hears the samples of each shard read.
+    `against` are shards whose pictures should not be among them. `progress` gets each shard's number of samples.
     Memory grows by 24 bytes a sample, whatever the samples hold; the report does not depend on `workers`.
     """
     jobs = [ScanJob(shard, clip_tokens=config.clip_tokens, listed=config.listed) for shard in shards]
@@ -147,9 +147,9 @@ def _distributions(histograms: dict[str, Histogram]) -> dict[str, Distribution]:
 
 def _problems(scans: Sequence[ShardScan], listed: int) -> dict[str, Problems]:
     counts = _tally(scan.num_findings for scan in scans)
-    examples: dict[str, list[Example]] = {kind: [] for kind in counts}
+    examples: dict[str, list[ListedProblem]] = {kind: [] for kind in counts}
     for scan in scans:
         for finding in scan.findings:
             if len(examples[finding.kind]) < listed:
-                examples[finding.kind].append(Example(scan.shard, finding.key, finding.reason))
+                examples[finding.kind].append(ListedProblem(scan.shard, finding.key, finding.reason))
     return {kind: Problems(count, tuple(examples[kind])) for kind, count in counts.items()}

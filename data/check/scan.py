@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.check.histogram import Histogram
-from data.check.picture import NO_HASH, Picture, look_at
+from data.check.picture import NO_HASH, PictureInfo, look_at
 from data.check.samples import (
     DAMAGED_SHARD,
     UNDECODABLE_IMAGE,
@@ -119,7 +119,7 @@ def _scan_sample(sample: StoredSample, notes: _Notes, hashes: NDArray[np.uint64]
         _note_texts(sample, notes)
 
 
-def _note_picture(picture: Picture, notes: _Notes) -> None:
+def _note_picture(picture: PictureInfo, notes: _Notes) -> None:
     notes.tallies["formats"][picture.format] += 1
     notes.tallies["modes"][picture.mode] += 1
     notes.values["image_width_px"].append(picture.width)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.convert.classes import CLASSES, Classes, find_classes
-from data.convert.entry import Columns, Entry, entry_of
+from data.convert.entry import ColumnRoles, Entry, entry_of
 from data.convert.indexing import index_folder, index_shard
 from data.convert.journal import JOURNAL, Journal, open_journal
-from data.convert.shard import Finished, ShardJob, write_shard
-from data.convert.source import Source, open_source
-from data.convert.table import Groups, Table
+from data.convert.shard import ShardJob, ShardResult, write_shard
+from data.convert.source import BuildSource, open_table
+from data.convert.table import Groups, SourceTable
 from data.processes import WorkerPool, num_cores
 from data.randomness import Permutation
 from data.samples.bad_sample import BadSampleError
@@ -34,7 +34,7 @@ _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuildOptions:
     """The options on which the bytes of the shards depend, and how many bad rows are too many.
 
     `size` is the most pixels of the shorter side, `quality` the JPEG quality from which on images are stored coarser;
@@ -64,7 +64,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BuildProgress:
     """How far the build is: samples (or, while images are set aside, rows) done, of how many, and how many were bad."""
 
     stage: str
@@ -88,12 +88,12 @@ class BuildSummary:
 
 
 def build_shards(
-    source: Source,
+    source: BuildSource,
     folder: Path,
-    settings: Settings,
+    options: BuildOptions,
     *,
     workers: int | None = None,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[BuildProgress], None] = lambda _: None,
 ) -> BuildSummary:
     """Write the shards of `source` into `folder`, from `workers` processes (default: one a core).
 
@@ -104,14 +104,14 @@ def build_shards(
         UserError: the source or the folder cannot be used, or too many rows are bad (the shards stay).
     """
     folder = output_folder(folder, "OUT_DIR", files=(LEDGER, JOURNAL, CLASSES))
-    table = open_source(source)
+    table = open_table(source)
     if len(table) == 0:
         raise UserError(f"{source.path}: holds no rows")
     columns, classes = _usable_columns(table, source)
     groups = Groups(table.image_paths(), len(table))
-    build = _Build(table, columns, classes, groups, folder.absolute(), source.image_root, settings)
+    build = _Build(table, columns, classes, groups, folder.absolute(), source.image_root, options)
     try:
-        with open_journal(build.folder, build.plan(), f"{settings.prefix}-*.tar") as journal:
+        with open_journal(build.folder, build.plan(), f"{options.prefix}-*.tar") as journal:
             with WorkerPool(_num_workers(workers)) as processes:
                 try:
                     build.run(journal, processes, report)
@@ -124,20 +124,20 @@ def build_shards(
             index_folder(summary.shards)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    if summary.num_bad > settings.max_bad_share * build.num_samples:
-        raise UserError(_too_many(summary, build.num_samples, settings.max_bad_share))
+    if summary.num_bad > options.max_bad_share * build.num_samples:
+        raise UserError(_too_many(summary, build.num_samples, options.max_bad_share))
     return summary
 
 
 @dataclass(frozen=True)
 class _Build:
-    table: Table
-    columns: Columns
+    table: SourceTable
+    columns: ColumnRoles
     classes: Classes | None
     groups: Groups
     folder: Path
     root: Path
-    settings: Settings
+    options: BuildOptions
 
     @property
     def num_samples(self) -> int:
@@ -145,18 +145,18 @@ class _Build:
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.settings.samples_per_shard)
+        return -(-self.num_samples // self.options.samples_per_shard)
 
     def plan(self) -> dict[str, Any]:
         """All that the bytes of the shards depend on, the images' own files apart."""
-        settings = asdict(self.settings)
-        del settings["max_bad_share"]
+        options = asdict(self.options)
+        del options["max_bad_share"]
         columns = {f"{name} column": value for name, value in asdict(self.columns).items()}
         columns["captions column"] = list(self.columns.captions)
         named = {} if self.classes is None else {"classes": list(self.classes.names)}
         return {
             "format": 1,
-            **settings,
+            **options,
             **columns,
             **named,
             "root": str(self.root),
@@ -164,9 +164,9 @@ class _Build:
         }
 
     def shard(self, number: int) -> Path:
-        return self.folder / f"{self.settings.prefix}-{number:06d}.tar"
+        return self.folder / f"{self.options.prefix}-{number:06d}.tar"
 
-    def run(self, journal: Journal, processes: WorkerPool, report: Callable[[Progress], None]) -> None:
+    def run(self, journal: Journal, processes: WorkerPool, report: Callable[[BuildProgress], None]) -> None:
         """Write what is missing."""
         missing = [number for number in range(self.num_shards) if not self._is_there(journal.finished.get(number))]
         for number in missing:
@@ -176,7 +176,7 @@ class _Build:
         self.table.prepare(
             self.folder / _ASIDE,
             processes,
-            lambda done, total: report(Progress("setting images aside", done, total, 0)),
+            lambda done, total: report(BuildProgress("setting images aside", done, total, 0)),
         )
         report(self._progress(journal))
         for shard in processes.as_done(write_shard, self._jobs(missing)):
@@ -199,24 +199,24 @@ class _Build:
             num_classes=None if self.classes is None else len(self.classes.names),
         )
 
-    def _is_there(self, shard: Finished | None) -> bool:
+    def _is_there(self, shard: ShardResult | None) -> bool:
         if shard is None:
             return False
         path = self.shard(shard.number)
         return (path.stat().st_size if path.exists() else 0) == shard.num_bytes
 
-    def _progress(self, journal: Journal) -> Progress:
+    def _progress(self, journal: Journal) -> BuildProgress:
         shards = journal.finished.values()
         bad = sum(len(shard.bad) for shard in shards)
-        return Progress("building", sum(shard.num_samples for shard in shards) + bad, self.num_samples, bad)
+        return BuildProgress("building", sum(shard.num_samples for shard in shards) + bad, self.num_samples, bad)
 
     def _jobs(self, numbers: list[int]) -> Iterator[ShardJob]:
         """The jobs one by one: only those that are under way hold their rows."""
-        step = self.settings.samples_per_shard
+        step = self.options.samples_per_shard
         digits = max(9, len(str(self.num_samples - 1)))
         order = None
-        if self.settings.shuffle is not None:
-            order = Permutation(self.num_samples, "build", self.settings.shuffle)
+        if self.options.shuffle is not None:
+            order = Permutation(self.num_samples, "build", self.options.shuffle)
         for number in numbers:
             positions = np.arange(number * step, min((number + 1) * step, self.num_samples))
             samples = positions if order is None else order(positions)
@@ -230,13 +230,13 @@ class _Build:
                 )
                 for position, sample_rows in zip(positions.tolist(), rows, strict=True)
             )
-            yield ShardJob(number, self.shard(number), entries, self.root, self.settings.size, self.settings.quality)
+            yield ShardJob(number, self.shard(number), entries, self.root, self.options.size, self.options.quality)
 
     def _numbered(self, entry: Entry) -> Entry:
         return entry if self.classes is None else replace(entry, label=self.classes.number(entry.label))
 
 
-def _usable_columns(table: Table, source: Source) -> tuple[Columns, Classes | None]:
+def _usable_columns(table: SourceTable, source: BuildSource) -> tuple[ColumnRoles, Classes | None]:
     """The table's columns and classes, after a look at some rows: a wrong column or root is told now, not at the end.
 
     Raises:
@@ -258,7 +258,7 @@ def _usable_columns(table: Table, source: Source) -> tuple[Columns, Classes | No
             f"name the folder that its paths start from with --root, or, if {columns.image} is no column of paths, "
             "the one that is with --image-column"
         )
-    is_asked = source.asked.label is not None or source.class_folders
+    is_asked = source.columns.label is not None or source.class_folders
     return find_classes(table, columns, is_asked, source.classes)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from data.convert.entry import Columns
-from data.convert.table import Table
+from data.convert.entry import ColumnRoles
+from data.convert.table import SourceTable
 from data.samples.bad_sample import BadSampleError
 from data.samples.class_names import read_class_file
 from data.samples.labels import class_number
@@ -35,7 +35,9 @@ class Classes:
         return {name: number for number, name in enumerate(self.names)}
 
 
-def find_classes(table: Table, columns: Columns, is_asked: bool, file: str | None) -> tuple[Columns, Classes | None]:
+def find_classes(
+    table: SourceTable, columns: ColumnRoles, is_asked: bool, file: str | None
+) -> tuple[ColumnRoles, Classes | None]:
     """The columns, without a label that is none, and the classes where their names are known.
 
     Labels are numbers, or names, which are numbered in their sorted order, or as the `file` of names lists them. A

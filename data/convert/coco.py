@@ -4,14 +4,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data.convert.columns import Asked, find_columns
-from data.convert.entry import Columns
+from data.convert.columns import ColumnOptions, find_columns
+from data.convert.entry import ColumnRoles
 from data.convert.table import ListTable
 from data.stored_json import parse_json
 from vlm.errors import UserError, nearest
 
 
-def read_json(path: Path, asked: Asked) -> ListTable:
+def read_json(path: Path, column_options: ColumnOptions) -> ListTable:
     """Read COCO captions ("images" and "annotations" with image_id and caption), or a list of objects as a table.
 
     Raises:
@@ -25,13 +25,13 @@ def read_json(path: Path, asked: Asked) -> ListTable:
         raise UserError(f"{path}: is no JSON ({error}); name a file of JSON lines .jsonl") from error
     if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
         names = dict.fromkeys(name for row in document for name in row)
-        return ListTable(document, find_columns(tuple(names), asked, path.name), fingerprint)
+        return ListTable(document, find_columns(tuple(names), column_options, path.name), fingerprint)
     if not isinstance(document, dict):
         raise UserError(f"{path}: holds neither COCO captions (images and annotations) nor a list of objects")
     missing = next((part for part in ("images", "annotations") if part not in document), None)
     if missing is not None:
         raise UserError(f"{path}: no {missing!r}, so these are no COCO captions ({nearest(missing, document)})")
-    return ListTable(_rows(document, path), Columns("file_name", ("captions",)), fingerprint)
+    return ListTable(_rows(document, path), ColumnRoles("file_name", ("captions",)), fingerprint)
 
 
 def _rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:

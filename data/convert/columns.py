@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.convert.entry import Columns
+from data.convert.entry import ColumnRoles
 from vlm.errors import UserError, nearest
 
 # In order of preference; compared in lower case with "_" for blanks and dashes. open_clip's own CSVs: filepath, title.
@@ -14,7 +14,7 @@ _ADDRESS_NAMES = ("url", "image_url", "image_link", "link")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ColumnOptions:
     """The columns that a user names; None or nothing leaves them to be found by their usual names."""
 
     image: str | None = None
@@ -22,17 +22,17 @@ class Asked:
     label: str | None = None
 
 
-def find_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
+def find_columns(names: Sequence[str], column_options: ColumnOptions, where: str) -> ColumnRoles:
     """The columns that are asked for, or else those with a usual name; a label, or captions beside it, are optional.
 
     Raises:
         UserError: a column is not there; it names the columns found, and the nearest.
     """
-    image = _named(names, asked.image, "--image-column", where) or _usual(names, IMAGE_NAMES)
+    image = _named(names, column_options.image, "--image-column", where) or _usual(names, IMAGE_NAMES)
     if image is None:
         raise UserError(f"{where}: no column of images {_choices(names, IMAGE_NAMES, '--image-column')}{_hint(names)}")
-    label = _named(names, asked.label, "--label-column", where)
-    captions = tuple(_named(names, name, "--caption-column", where) or name for name in asked.captions)
+    label = _named(names, column_options.label, "--label-column", where)
+    captions = tuple(_named(names, name, "--caption-column", where) or name for name in column_options.captions)
     if not captions:
         found = _usual([name for name in names if name not in (image, label)], CAPTION_NAMES)
         captions = () if found is None else (found,)
@@ -41,7 +41,7 @@ def find_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
     if not captions and label is None:
         choices = _choices(names, CAPTION_NAMES, "--caption-column")
         raise UserError(f"{where}: no column of captions {choices}, or a column of labels with --label-column")
-    return Columns(image, captions, label)
+    return ColumnRoles(image, captions, label)
 
 
 def is_usual(name: str) -> bool:

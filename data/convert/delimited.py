@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from data.convert.columns import Asked, find_columns, is_usual
+from data.convert.columns import ColumnOptions, find_columns, is_usual
 from data.convert.quoted import Cells, quoted_rows
 from data.convert.table import FrameTable
 from vlm.errors import UserError
@@ -32,7 +32,7 @@ class _Layout(NamedTuple):
     numbered: bool
 
 
-def read_delimited(path: Path, asked: Asked) -> FrameTable:
+def read_delimited(path: Path, column_options: ColumnOptions) -> FrameTable:
     """Read a table whose separator and header its first line tells.
 
     Quotes are understood as Python's csv and pandas do, except in Flickr's formats, which have none. A row with more
@@ -42,7 +42,7 @@ def read_delimited(path: Path, asked: Asked) -> FrameTable:
         UserError: it is empty, not text, or a column is missing.
     """
     layout = _layout(path)
-    columns = find_columns(layout.names, asked, path.name)
+    columns = find_columns(layout.names, column_options, path.name)
     problems: dict[int, str] = {}
     parts = list(_parts(path, layout, problems))
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(layout.names, pl.String))

@@ -8,7 +8,7 @@ from data.samples.bad_sample import BadSampleError
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnRoles:
     """Which columns of a table mean what."""
 
     image: str
@@ -55,7 +55,7 @@ class Entry:
         return self.image.name if isinstance(self.image, Blob) else str(self.image or "")
 
 
-def entry_of(row: int, key: str, rows: Sequence[Row], columns: Columns) -> Entry:
+def entry_of(row: int, key: str, rows: Sequence[Row], columns: ColumnRoles) -> Entry:
     """The sample that the `rows` of one image make, the first of them being number `row`.
 
     Captions are all those of all rows, in order; any other column whose values differ becomes the list of them.

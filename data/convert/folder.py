@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.convert.entry import Columns, TextFile
+from data.convert.entry import ColumnRoles, TextFile
 from data.convert.table import ListTable
 from vlm.errors import UserError
 
@@ -44,13 +44,13 @@ def read_folder(folder: Path, class_folders: bool) -> ListTable:
         rows = [{**row, "class": _class_of(str(row["file_name"]))} for row in rows]
         if all(row["class"] is None for row in rows):
             raise UserError(f"--class-folders: {folder} has images, but none of them in a folder below it")
-        return ListTable(rows, Columns("file_name", ("caption",), "class"), digest.hexdigest())
+        return ListTable(rows, ColumnRoles("file_name", ("caption",), "class"), digest.hexdigest())
     if all(row["caption"] is None for row in rows):
         raise UserError(
             f"{folder}: no image has a .txt of its name beside it; name a captions file with --captions, or say "
             "--class-folders if each folder is a class"
         )
-    return ListTable(rows, Columns("file_name", ("caption",)), digest.hexdigest())
+    return ListTable(rows, ColumnRoles("file_name", ("caption",)), digest.hexdigest())
 
 
 def _class_of(name: str) -> str | None:

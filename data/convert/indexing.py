@@ -24,4 +24,4 @@ def index_folder(shards: Sequence[Path]) -> None:
     from data.shards.folder_index import FolderIndex
 
     if shards:
-        FolderIndex(ShardCache(), _WHERE).know([str(path) for path in shards])
+        FolderIndex(ShardCache(), _WHERE).load_or_build([str(path) for path in shards])

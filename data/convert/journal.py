@@ -12,23 +12,23 @@ from typing import Any, Final, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.convert.shard import Finished
+from data.convert.shard import ShardResult
 from vlm.atomic import write_text
 from vlm.errors import UserError
 
 JOURNAL: Final = "build-journal.jsonl"
 CHECKSUM: Final = "checksum"
-_FINISHED = TypeAdapter(Finished)
+_FINISHED = TypeAdapter(ShardResult)
 
 
 class Journal:
     """The plan in the first line, then a line for each finished shard, in the order in which they were finished."""
 
-    def __init__(self, file: TextIO, finished: dict[int, Finished]) -> None:
+    def __init__(self, file: TextIO, finished: dict[int, ShardResult]) -> None:
         self.finished = finished
         self._file = file
 
-    def add(self, shard: Finished) -> None:
+    def add(self, shard: ShardResult) -> None:
         """Remember that this shard is complete."""
         self._file.write(_line(asdict(shard)))
         self._file.flush()
@@ -48,7 +48,7 @@ def open_journal(folder: Path, plan: dict[str, Any], shard_names: str) -> Iterat
     try:
         _lock(lock, folder)
         path = folder / JOURNAL
-        finished: dict[int, Finished] = {}
+        finished: dict[int, ShardResult] = {}
         if path.exists():
             finished = _read(path, folder, plan)
         elif any(folder.glob("*.tar")):
@@ -72,7 +72,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         return  # a file system without locks
 
 
-def _read(path: Path, folder: Path, plan: dict[str, Any]) -> dict[int, Finished]:
+def _read(path: Path, folder: Path, plan: dict[str, Any]) -> dict[int, ShardResult]:
     first, *lines = path.read_bytes().split(b"\n")
     there, sealed = _values(first)
     there = None if there is None else there.get("plan")
@@ -88,7 +88,7 @@ def _read(path: Path, folder: Path, plan: dict[str, Any]) -> dict[int, Finished]
     return {shard.number: shard for shard in shards}
 
 
-def _shard(line: bytes, *, sealed: bool) -> Finished | None:
+def _shard(line: bytes, *, sealed: bool) -> ShardResult | None:
     """The finished shard of a line; None where the line is damaged: what it said is found out by building it again."""
     values, has_checksum = _values(line)
     if values is None or has_checksum != sealed:

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data.convert.columns import Asked, find_columns
+from data.convert.columns import ColumnOptions, find_columns
 from data.convert.entry import Row
-from data.convert.table import Table, text_series
+from data.convert.table import SourceTable, text_series
 from data.samples.bad_sample import BadSampleError
 from data.stored_json import parse_json
 from vlm.errors import UserError
@@ -20,14 +20,14 @@ from vlm.errors import UserError
 _PROBED_LINES = 1000
 
 
-class JsonLinesTable(Table):
+class JsonLinesTable(SourceTable):
     """One JSON object a line; empty lines do not count, and a line that is none is a bad row.
 
     Raises:
         UserError: no object is among the first lines, or a column is missing.
     """
 
-    def __init__(self, path: Path, asked: Asked) -> None:
+    def __init__(self, path: Path, column_options: ColumnOptions) -> None:
         self._path = path
         offsets, names, digest = array("q"), dict[str, None](), hashlib.sha256()
         offset = 0
@@ -42,7 +42,7 @@ class JsonLinesTable(Table):
         self._offsets = np.asarray(offsets, dtype=np.int64)
         if not names:
             raise UserError(f"{path}: holds no JSON object in its first {_PROBED_LINES:,} lines")
-        super().__init__(find_columns(tuple(names), asked, path.name), digest.hexdigest())
+        super().__init__(find_columns(tuple(names), column_options, path.name), digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self._offsets)

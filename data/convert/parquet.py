@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.convert.columns import Asked, find_columns
+from data.convert.columns import ColumnOptions, find_columns
 from data.convert.entry import Blob, Row
 from data.convert.table import FrameTable
 from data.processes import WorkerPool
@@ -51,7 +51,7 @@ class ParquetTable(FrameTable):
         UserError: a file is no Parquet, the files differ in their columns, or a column is missing.
     """
 
-    def __init__(self, files: Sequence[Path], asked: Asked) -> None:
+    def __init__(self, files: Sequence[Path], column_options: ColumnOptions) -> None:
         opened = [_open(file) for file in files]
         schema = opened[0].schema_arrow
         for file, other in zip(files, opened, strict=True):
@@ -60,7 +60,7 @@ class ParquetTable(FrameTable):
         twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{files[0]}: names the column {twice!r:.60} twice")
-        columns = find_columns(schema.names, asked, files[0].name)
+        columns = find_columns(schema.names, column_options, files[0].name)
         kind = schema.field(columns.image).type
         self._nested = pa.types.is_struct(kind)
         self._has_bytes = _is_binary(kind) or self._nested

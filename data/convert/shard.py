@@ -40,7 +40,7 @@ class BadRow:
 
 
 @dataclass(frozen=True)
-class Finished:
+class ShardResult:
     """The outcome of one shard; `num_bytes` is 0 where no sample was usable, so that there is no file."""
 
     number: int
@@ -49,7 +49,7 @@ class Finished:
     bad: tuple[BadRow, ...]
 
 
-def write_shard(job: ShardJob) -> Finished:
+def write_shard(job: ShardJob) -> ShardResult:
     """Write the shard aside, flush it and give it its name, which no half-written file ever has.
 
     Raises:
@@ -77,7 +77,7 @@ def write_shard(job: ShardJob) -> Finished:
         num_bytes = 0
         aside.unlink()
         job.path.unlink(missing_ok=True)
-    return Finished(job.number, num_samples, num_bytes, tuple(bad))
+    return ShardResult(job.number, num_samples, num_bytes, tuple(bad))
 
 
 def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:

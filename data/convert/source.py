@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.convert.coco import read_json
-from data.convert.columns import Asked
+from data.convert.columns import ColumnOptions
 from data.convert.delimited import read_delimited
 from data.convert.folder import read_folder
 from data.convert.jsonl import JsonLinesTable
 from data.convert.parquet import ParquetTable
-from data.convert.table import Table
+from data.convert.table import SourceTable
 from vlm.errors import UserError, nearest
 from vlm.paths import local_path
 
@@ -20,7 +20,7 @@ _LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Source:
+class BuildSource:
     """A table, a folder of Parquet files, or an image folder, perhaps with a `captions` table for it.
 
     Image paths start at `root`: by default the image folder, or the folder that the table lies in. `class_folders`
@@ -30,7 +30,7 @@ class Source:
     path: str
     root: Path | None = None
     captions: Path | None = None
-    asked: Asked = field(default_factory=Asked)
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     class_folders: bool = False
     classes: str | None = None
 
@@ -41,7 +41,7 @@ class Source:
         return (self.root.expanduser() if self.root else path if path.is_dir() else path.parent).absolute()
 
 
-def open_source(source: Source) -> Table:
+def open_table(source: BuildSource) -> SourceTable:
     """The table that `source` names.
 
     Raises:
@@ -55,15 +55,15 @@ def open_source(source: Source) -> Table:
         if source.captions is not None:
             if not path.is_dir():
                 raise UserError(f"--captions goes with a folder of images, but {path} is none")
-            return _read([source.captions.expanduser()], source.asked)
+            return _read([source.captions.expanduser()], source.columns)
         if path.is_dir():
             parquet = sorted(file for file in path.iterdir() if file.suffix in _PARQUET)
             if parquet and not source.class_folders and not _are_of_img2dataset(parquet):
-                return ParquetTable(parquet, source.asked)
+                return ParquetTable(parquet, source.columns)
             return read_folder(path, source.class_folders)
         if source.class_folders:
             raise UserError(f"--class-folders goes with a folder of images, but {path} is none")
-        return _read(_matches(path) or [path], source.asked)
+        return _read(_matches(path) or [path], source.columns)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
@@ -82,21 +82,21 @@ def _are_of_img2dataset(parquet: list[Path]) -> bool:
     return all(file.with_suffix("").is_dir() for file in parquet)
 
 
-def _read(files: list[Path], asked: Asked) -> Table:
+def _read(files: list[Path], column_options: ColumnOptions) -> SourceTable:
     path = files[0]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file ({_around(path)})")
     suffix = path.suffix.lower()
     if suffix in _PARQUET:
-        return ParquetTable(files, asked)
+        return ParquetTable(files, column_options)
     if len(files) > 1:
         raise UserError(f"{path.parent}: {len(files)} files are named; only Parquet files make one table together")
     if suffix in _DELIMITED:
-        return read_delimited(path, asked)
+        return read_delimited(path, column_options)
     if suffix in _LINES:
-        return JsonLinesTable(path, asked)
+        return JsonLinesTable(path, column_options)
     if suffix == ".json":
-        return read_json(path, asked)
+        return read_json(path, column_options)
     known = ", ".join((*_DELIMITED, *_PARQUET, *_LINES, ".json"))
     raise UserError(f"{path}: {suffix or 'a file without suffix'} is no kind of table that is known ({known})")
 

@@ -9,18 +9,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data.convert.entry import Columns, Row
+from data.convert.entry import ColumnRoles, Row
 from data.processes import WorkerPool
 from data.samples.bad_sample import BadSampleError
 
 
-class Table(ABC):
+class SourceTable(ABC):
     """Rows by number. `fingerprint` changes when the table does; `left_out` names columns that no json can hold.
 
     `class_names` are those that the table itself knows for its class numbers.
     """
 
-    def __init__(self, columns: Columns, fingerprint: str, left_out: tuple[str, ...] = ()) -> None:
+    def __init__(self, columns: ColumnRoles, fingerprint: str, left_out: tuple[str, ...] = ()) -> None:
         self.columns = columns
         self.fingerprint = fingerprint
         self.left_out = left_out
@@ -42,14 +42,14 @@ class Table(ABC):
         """The rows with these numbers, in this order."""
 
     def prepare(self, folder: Path, processes: WorkerPool, report: Callable[[int, int], None]) -> None:  # noqa: B027
-        """Set aside in `folder` what `fetch` will point to; `report` hears how many rows of how many are ready."""
+        """Set aside in `folder` what `fetch` will point to; `report` gets the numbers of rows done and in all."""
 
 
-class FrameTable(Table):
+class FrameTable(SourceTable):
     """A table held as columns."""
 
     def __init__(
-        self, frame: pl.DataFrame, columns: Columns, fingerprint: str, problems: Mapping[int, str] | None = None
+        self, frame: pl.DataFrame, columns: ColumnRoles, fingerprint: str, problems: Mapping[int, str] | None = None
     ) -> None:
         super().__init__(columns, fingerprint)
         self._frame = frame
@@ -77,10 +77,10 @@ class FrameTable(Table):
         ]
 
 
-class ListTable(Table):
+class ListTable(SourceTable):
     """A table of a few hundred thousand rows at most, held as it is; its image column is text in every row."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Columns, fingerprint: str) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: ColumnRoles, fingerprint: str) -> None:
         super().__init__(columns, fingerprint)
         self._rows = rows
 

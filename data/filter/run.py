@@ -36,7 +36,7 @@ WORK: Final = "work"
 Work = TypeVar("Work")
 Done = TypeVar("Done")
 Progress = Callable[[str, int], None]
-"""Hears the name of a pass and how many shards it will take, then the name and 0 for each shard done."""
+"""Called with the name of a pass and how many shards it will take, then with the name and 0 for each shard done."""
 
 
 def _silent(_stage: str, _num_shards: int) -> None:

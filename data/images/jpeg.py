@@ -62,10 +62,10 @@ def read_header(stored: bytes) -> JpegHeader | None:
         height, width, colours, _ = decoder.decode_jpeg_header(stored)
     except _BALKS:
         return None
-    told = _tells_more(stored)
-    if colours not in _MODES or told is None:
+    read_by_pillow = _has_segments_for_pillow(stored)
+    if colours not in _MODES or read_by_pillow is None:
         return None
-    return JpegHeader(width, height, _orientation(stored) if told else 1, _MODES[colours])
+    return JpegHeader(width, height, _orientation(stored) if read_by_pillow else 1, _MODES[colours])
 
 
 def reduction_to(width: int, height: int, least: int) -> Reduction:
@@ -131,7 +131,7 @@ def _orientation(stored: bytes) -> int:
     return orientation_of(image)
 
 
-def _tells_more(stored: bytes) -> bool | None:
+def _has_segments_for_pillow(stored: bytes) -> bool | None:
     """Whether the header has segments that Pillow reads and libjpeg does not; most files of the web have none.
 
     None where the header is not laid out as usual.

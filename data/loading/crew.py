@@ -82,7 +82,7 @@ class _Members:
         self.processes: list[ForkProcess] = []
 
     def end(self) -> None:
-        """Close and kill: a worker holds nothing that a kill would spoil, and a stopped one hears nothing else."""
+        """Close and kill: a worker holds nothing that a kill would spoil, and a stopped one heeds no other signal."""
         for own in self.sockets:
             own.close()
         for process in self.processes:
@@ -154,8 +154,8 @@ def _result(work: Callable[[int, int], object], worker: int, number: int) -> obj
     try:
         pickle.loads(pickle.dumps(raised))  # noqa: S301 - not every exception survives the way
     except Exception as why:
-        told = RuntimeError(f"{type(raised.error).__name__}: {raised.error} (and cannot be sent: {why})")
-        return _Raised(told)
+        sendable = RuntimeError(f"{type(raised.error).__name__}: {raised.error} (and cannot be sent: {why})")
+        return _Raised(sendable)
     return raised
 
 

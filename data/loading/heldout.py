@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data.images.views import evaluation_view
 from data.loading.pixel_ring import PixelRing, Slot
-from data.loading.workers import Stage, load_ahead
+from data.loading.workers import WorkerInfo, load_ahead
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import TXT, CaptionConfig, CaptionsByField, TxtLayout, captions_by_field
-from data.samples.txt_layout import found_layout
+from data.samples.txt_layout import detect_layout
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
@@ -109,7 +109,7 @@ class HeldOutSet:
         """Whether txt members are captions or hold one a line; "mixed" where most have several lines, not all."""
         if self._txt is not None:
             return self._txt
-        return found_layout(self._source.shards, self._captions_as("whole"))
+        return detect_layout(self._source.shards, self._captions_as("whole"))
 
     def _captions_as(self, layout: TxtLayout) -> tuple[CaptionsByField, ...]:
         if layout not in self._read_captions:
@@ -237,8 +237,8 @@ class _ViewLoader:
     share: range
     ring: PixelRing
 
-    def __call__(self, number: int, stage: Stage) -> _Views:
-        images, pixels = self.ring.room(stage.worker)
+    def __call__(self, number: int, worker: WorkerInfo) -> _Views:
+        images, pixels = self.ring.room(worker.number)
         pixels[:] = 0  # what a batch before left there
         rows = len(pixels)
         mine = self.share[number * rows : (number + 1) * rows]
@@ -247,7 +247,7 @@ class _ViewLoader:
         skipped = []
         for row, position in enumerate(mine):
             shard, place = self.source.place(position)
-            stage.tell(self.source.shards[shard])
+            worker.set_status(self.source.shards[shard])
             indices[row] = position
             try:
                 sample = self.source.read(shard, place, self.reader, ("image",))

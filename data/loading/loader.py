@@ -15,8 +15,8 @@ from torch import Tensor
 from data.config import DataConfig
 from data.images.views import training_view
 from data.loading.pixel_ring import PixelRing, Slot
-from data.loading.substitution import Place, Substitution, SubstitutionLog, no_substitute, substitutes
-from data.loading.workers import Stage
+from data.loading.substitution import ShardRow, Substitution, SubstitutionLog, no_substitute, substitutes
+from data.loading.workers import WorkerInfo
 from data.order.order import Order
 from data.randomness import Draws
 from data.samples.bad_sample import BadSampleError
@@ -46,7 +46,7 @@ class SentBatch(NamedTuple):
         return replace(self.batch, parts={"image": images, **self.batch.parts})
 
 
-class Example(NamedTuple):
+class TrainingExample(NamedTuple):
     """All that a step is given of one sample besides its pixels."""
 
     sample: Sample
@@ -63,7 +63,7 @@ class SampleReader:
     seed: int
     reader: ShardReader
 
-    def read(self, source: Source, place: Place, epoch: int, pixels: NDArray[np.uint8]) -> Example:
+    def read(self, source: Source, place: ShardRow, epoch: int, pixels: NDArray[np.uint8]) -> TrainingExample:
         """The caption and label of a stored sample, its crop written to `pixels` [3, size, size].
 
         Raises:
@@ -75,7 +75,7 @@ class SampleReader:
             raise BadSampleError(f"it cannot be read ({error.strerror or error})") from error
         return self.view(sample, epoch, pixels)
 
-    def view(self, sample: Sample, epoch: int, pixels: NDArray[np.uint8]) -> Example:
+    def view(self, sample: Sample, epoch: int, pixels: NDArray[np.uint8]) -> TrainingExample:
         """The same of a sample that was read. Raises as `read`."""
         key = (self.seed, epoch, sample.id)
         policy = self.config.caption_of(sample.source)
@@ -83,7 +83,7 @@ class SampleReader:
         caption = choose(captions, policy, Draws("caption", *key))
         label = sample.label
         training_view(sample.image, self.image, self.config.augment_of(sample.source), key, pixels)
-        return Example(sample, caption, label)
+        return TrainingExample(sample, caption, label)
 
 
 class BatchLoader:
@@ -118,26 +118,26 @@ class BatchLoader:
         self._ring = PixelRing.ahead(workers, prefetch, len(self._slots), self._reader.image.size)
         return self._ring
 
-    def __call__(self, step: int, stage: Stage) -> SentBatch:
-        """The rows of one step, bad samples replaced; `stage` hears what is being read."""
-        self._fetch_ahead(step, stage)
+    def __call__(self, step: int, worker: WorkerInfo) -> SentBatch:
+        """The rows of one step, bad samples replaced; `worker` gets its status set at each sample."""
+        self._fetch_ahead(step, worker)
         picks = self._order.picks(step, self._slots)
-        images, buffer = self._ring.room(stage.worker)
-        examples: list[Example] = []
+        images, buffer = self._ring.room(worker.number)
+        examples: list[TrainingExample] = []
         skipped: list[Skip] = []
         for row, (number, epoch, *place) in enumerate(zip(*(part.tolist() for part in picks), strict=True)):
             source, slot = self._sources[number], self._slots[row]
-            stage.tell(f"step {step}: {source.shards[place[0]]}")
+            worker.set_status(f"step {step}: {source.shards[place[0]]}")
             example, skip = self._example(step, slot, number, epoch, (place[0], place[1]), buffer[row])
             examples.append(example)
             if skip is not None:
                 skipped.append(skip)
-        self._log.forget(step)
+        self._log.discard_before(step)
         return collate(step, images, examples, tuple(skipped), self._tokenizer)
 
     def _example(
-        self, step: int, slot: int, number: int, epoch: int, place: Place, pixels: NDArray[np.uint8]
-    ) -> tuple[Example, Skip | None]:
+        self, step: int, slot: int, number: int, epoch: int, place: ShardRow, pixels: NDArray[np.uint8]
+    ) -> tuple[TrainingExample, Skip | None]:
         source = self._sources[number]
         decided = self._log.find(step, slot)
         names = (source.shards[place[0]], source.stable_names[place[0]])
@@ -152,8 +152,8 @@ class BatchLoader:
         return self._substitute(step, slot, number, epoch, place, reason, pixels)
 
     def _substitute(
-        self, step: int, slot: int, number: int, epoch: int, place: Place, reason: str, pixels: NDArray[np.uint8]
-    ) -> tuple[Example, Skip]:
+        self, step: int, slot: int, number: int, epoch: int, place: ShardRow, reason: str, pixels: NDArray[np.uint8]
+    ) -> tuple[TrainingExample, Skip]:
         source, last, tried = self._sources[number], reason, 1
         for candidate in substitutes(self._order, self._reader.seed, step, slot):
             try:
@@ -168,7 +168,7 @@ class BatchLoader:
             return example, skip
         raise no_substitute(source.name, tried, last)
 
-    def _place(self, number: int, decided: Substitution) -> Place:
+    def _place(self, number: int, decided: Substitution) -> ShardRow:
         """Where the substitute is now."""
         if not self._shard_numbers:
             self._shard_numbers = {
@@ -182,10 +182,10 @@ class BatchLoader:
             raise BadSampleError(f"its substitute's shard {decided.shard} is no longer there")
         return shard, decided.row
 
-    def _fetch_ahead(self, step: int, stage: Stage) -> None:
+    def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
-        due = not self._asked_ahead or step % _PREFETCH_EVERY < stage.stride
-        if self._prefetcher is None or not stage.is_first or not due:
+        due = not self._asked_ahead or step % _PREFETCH_EVERY < worker.stride
+        if self._prefetcher is None or not worker.is_first or not due:
             return
         self._asked_ahead = True
         ahead = self._order.shards_ahead(step, self._slots)
@@ -196,7 +196,7 @@ class BatchLoader:
 def collate(
     step: int,
     pixels: UInt8[Tensor, "samples 3 size size"] | Slot,
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     skipped: tuple[Skip, ...],
     tokenizer: Tokenize,
 ) -> SentBatch:
@@ -214,7 +214,7 @@ def collate(
     return SentBatch(batch, pixels)
 
 
-def _texts(examples: Sequence[Example], tokenizer: Tokenize) -> dict[str, BatchPart]:
+def _texts(examples: Sequence[TrainingExample], tokenizer: Tokenize) -> dict[str, BatchPart]:
     """The text of each sample, and all captions of each where the caption policy gives them."""
     parts: dict[str, BatchPart] = {"text": Texts(*tokenizer([example.caption.text for example in examples]))}
     captions = [text for example in examples for text in example.caption.all]
@@ -224,7 +224,7 @@ def _texts(examples: Sequence[Example], tokenizer: Tokenize) -> dict[str, BatchP
     return parts
 
 
-def _counts(examples: Sequence[Example]) -> dict[str, int]:
+def _counts(examples: Sequence[TrainingExample]) -> dict[str, int]:
     """How many rows are of each source, and how many captions of each field: logged as shares."""
     named = Counter(f"source/{example.sample.source}" for example in examples)
     named.update(f"caption/{example.caption.field}" for example in examples)

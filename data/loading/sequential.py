@@ -9,10 +9,10 @@ from typing import Any
 import webdataset
 
 from data.config import DataConfig
-from data.loading.loader import Example, SampleReader, SentBatch, Tokenize, collate
+from data.loading.loader import SampleReader, SentBatch, Tokenize, TrainingExample, collate
 from data.loading.pixel_ring import PixelRing
 from data.loading.summary import SourceSummary, batch_notices
-from data.loading.workers import Stage, load_ahead
+from data.loading.workers import WorkerInfo, load_ahead
 from data.randomness import Draws, hash_key
 from data.samples.bad_sample import BadSampleError
 from data.shards.cache import ShardCache
@@ -42,7 +42,7 @@ _ENOUGH_SHARDS = 8
 class SequentialStream:
     """Batches for shards that are neither indexed nor copied: streamed, shards drawn with replacement.
 
-    Says in `notices` which promises of `TrainStream` it does not keep. Bad samples and shards are skipped and told.
+    Says in `notices` which promises of `TrainStream` it does not keep. Bad samples and shards are skipped and reported.
 
     Raises:
         UserError: a pattern that names nothing, or a source without `num_samples`, which nothing here can count.
@@ -79,7 +79,7 @@ class SequentialStream:
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
         pieces = {
-            source.name: _Pieces(source.name, source.shards, source.num_samples, self._config.retry)
+            source.name: _EndlessSource(source.name, source.shards, source.num_samples, self._config.retry)
             for source in self.sources
         }
         key = (self._reader.seed, start_step, self._world.rank)
@@ -112,7 +112,7 @@ class SequentialLoader:
 
     def __init__(
         self,
-        sources: Mapping[str, "_Pieces"],
+        sources: Mapping[str, "_EndlessSource"],
         shares: Mapping[str, float],
         ring: PixelRing,
         reader: SampleReader,
@@ -127,15 +127,15 @@ class SequentialLoader:
         self._key = key
         self._streams: dict[str, Iterator[Sample | Skip]] | None = None
 
-    def __call__(self, step: int, stage: Stage) -> SentBatch:
+    def __call__(self, step: int, worker: WorkerInfo) -> SentBatch:
         """The rows of a step; what cannot be used is passed over."""
         if self._streams is None:
             self._streams = {
-                name: source.stream((*self._key, stage.worker), stage) for name, source in self._sources.items()
+                name: source.stream((*self._key, worker.number), worker) for name, source in self._sources.items()
             }
-        images, buffer = self._ring.room(stage.worker)
+        images, buffer = self._ring.room(worker.number)
         draws = Draws("sequential-mix", *self._key, step)
-        examples: list[Example] = []
+        examples: list[TrainingExample] = []
         skipped: list[Skip] = []
         for row in range(len(buffer)):
             name = draws.weighted(self._shares)
@@ -144,7 +144,7 @@ class SequentialLoader:
             skipped.extend(skips)
         return collate(step, images, examples, tuple(skipped), self._tokenizer)
 
-    def _next(self, name: str, step: int, pixels: Any) -> tuple[Example, list[Skip]]:
+    def _next(self, name: str, step: int, pixels: Any) -> tuple[TrainingExample, list[Skip]]:
         """The next sample that can be used, and all that could not.
 
         Raises:
@@ -165,7 +165,7 @@ class SequentialLoader:
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _EndlessSource:
     """One source as an endless stream of samples."""
 
     name: str
@@ -178,11 +178,13 @@ class _Pieces:
         shards = {skip.shard for skip in skips}
         if len(skips) < min(self.num_samples, _MOST_USELESS) or len(shards) < min(len(self.shards), _ENOUGH_SHARDS):
             return
-        told = "; ".join(f"{count:,} x {reason}" for reason, count in Counter(s.reason for s in skips).most_common(2))
+        reasons = "; ".join(
+            f"{count:,} x {reason}" for reason, count in Counter(s.reason for s in skips).most_common(2)
+        )
         last = f"the last is {shown_name(skips[-1].key)} of {skips[-1].shard}"
-        raise UserError(f"data.sources.{self.name}: {len(skips):,} samples in a row cannot be used ({told}); {last}")
+        raise UserError(f"data.sources.{self.name}: {len(skips):,} samples in a row cannot be used ({reasons}); {last}")
 
-    def stream(self, key: tuple[int, ...], stage: Stage) -> Iterator[Sample | Skip]:
+    def stream(self, key: tuple[int, ...], worker: WorkerInfo) -> Iterator[Sample | Skip]:
         """Samples of shards drawn by `key`, shuffled within a buffer; broken shards as skips.
 
         Raises:
@@ -191,14 +193,14 @@ class _Pieces:
         # webdataset's own buffer wants a generator of the standard library
         rng = random.Random(hash_key("sequential-buffer", self.name, *key))
         shuffle = webdataset.filters.shuffle(_SHUFFLED, initial=100, rng=rng)
-        yield from shuffle(self._samples(Draws("sequential-shards", self.name, *key), stage))
+        yield from shuffle(self._samples(Draws("sequential-shards", self.name, *key), worker))
 
-    def _samples(self, draws: Draws, stage: Stage) -> Iterator[Sample | Skip]:
+    def _samples(self, draws: Draws, worker: WorkerInfo) -> Iterator[Sample | Skip]:
         useless: list[str] = []
         names = dict(zip(self.shards, stable_names(self.shards), strict=True))
         while True:
             shard = self.shards[draws.integer(len(self.shards))]
-            stage.tell(shard)
+            worker.set_status(shard)
             usable, reason = False, ""
             for stored in self._stored(shard):
                 found = self._sample(shard, names[shard], stored)
@@ -208,8 +210,8 @@ class _Pieces:
             useless = [] if usable else [*useless, shard]
             all_of_them = len(useless) >= _LEAST_FAILURES and set(useless) == set(self.shards)
             if all_of_them or len(useless) > _MOST_FAILURES:
-                told = f"{len(useless)} shards in a row hold nothing to use; the last is {shard}: {reason}"
-                raise UserError(f"data.sources.{self.name}: {told}")
+                message = f"{len(useless)} shards in a row hold nothing to use; the last is {shard}: {reason}"
+                raise UserError(f"data.sources.{self.name}: {message}")
 
     def _stored(self, shard: str) -> Iterator[Streamed | Problem]:
         try:

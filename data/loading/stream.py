@@ -102,7 +102,7 @@ class TrainStream:
 
     def forget(self, step: int) -> None:
         """Drop records that no checkpoint can lead back to, the oldest being of `step`."""
-        self._log.drop_folders(step)
+        self._log.discard_folders_before(step)
 
 
 def require_lanes(lanes: int | None, global_batch: int) -> None:

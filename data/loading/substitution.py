@@ -26,7 +26,8 @@ _LEAST, _EARLY = 18, b'{"step"'
 _END = b', "crc32": "%08x"}'
 _WHOLE = re.compile(rb'(\{"bytes": "[0-9]{6}", .*), "crc32": "([0-9a-f]{8})"\}')
 
-Place = tuple[int, int]
+ShardRow = tuple[int, int]
+"""The number of a shard in its source, and of a row in the shard."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class SubstitutionLog:
             file.flush()
             os.fsync(file.fileno())
 
-    def forget(self, before: int) -> None:
+    def discard_before(self, before: int) -> None:
         """Drop from memory what no step from `before` on can need."""
         self._known = {place: known for place, known in self._known.items() if place[0] >= before}
 
@@ -104,7 +105,7 @@ class SubstitutionLog:
         records.update({place: asdict(known) for place, known in self._known.items() if place[0] >= step})
         return list(records.values())
 
-    def drop_folders(self, before: int) -> None:
+    def discard_folders_before(self, before: int) -> None:
         """Remove the records of steps before `before`, which no checkpoint can lead back to."""
         for folder in self._folders():
             if (int(folder.name) + 1) * _STEPS_A_FOLDER <= before:
@@ -164,7 +165,7 @@ def _is_torn(line: bytes) -> bool:
     return not line.strip(b"\0") or (len(line) < _LEAST and b'{"bytes": "'.startswith(line[:11]))
 
 
-def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[Place]:
+def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[ShardRow]:
     """(shard, row) of the samples that may take a slot's place, in the order in which they are tried.
 
     Keyed draws first from the shards that the slot's own sample was shuffled with, which its reader has open, then from
@@ -183,7 +184,7 @@ def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[Place
     yield from (place for place in planned if place != own)
 
 
-def _planned(order: Order, step: int, source: int) -> dict[Place, None]:
+def _planned(order: Order, step: int, source: int) -> dict[ShardRow, None]:
     picks: Picks = order.picks(step, range(order.global_batch))
     mine = picks.sources == source
     return dict.fromkeys(zip(picks.shards[mine].tolist(), picks.rows[mine].tolist(), strict=True))

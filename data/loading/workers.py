@@ -16,12 +16,12 @@ from vlm.terminal import one_line
 Sent = TypeVar("Sent")
 Loaded = TypeVar("Loaded")
 
-_TEXT = 512  # bytes of a worker's place in the table of stages
+_TEXT = 512  # bytes of a worker's line in the table of statuses
 _POLL_SECONDS = 5.0
 _WARN_SECONDS = 60.0
 
 
-class Stages:
+class StatusTable:
     """Status lines of the workers, in memory that the training process can read while the worker hangs."""
 
     def __init__(self, workers: int) -> None:
@@ -29,7 +29,7 @@ class Stages:
         self._table = mmap.mmap(-1, _TEXT * max(1, workers))
 
     def write(self, worker: int, text: str) -> None:
-        """Say what a worker does now."""
+        """Set the status of a worker."""
         line = text.encode("utf-8", "replace")[-(_TEXT - 1) :]
         self._table[worker * _TEXT : worker * _TEXT + len(line) + 1] = line + b"\0"
 
@@ -39,18 +39,18 @@ class Stages:
         return stored.partition(b"\0")[0].decode("utf-8", "replace") or "nothing yet"
 
 
-class Stage:
-    """The place of this process among those that load for a rank, and where it tells what it is doing."""
+class WorkerInfo:
+    """This process among those that load for a rank: its number, and where it sets its status."""
 
-    def __init__(self, stages: Stages, worker: int = 0) -> None:
-        self._stages = stages
-        self.worker = worker
-        self.is_first = self.worker == 0
-        self.stride = max(1, stages.num_workers)
+    def __init__(self, statuses: StatusTable, worker: int = 0) -> None:
+        self._statuses = statuses
+        self.number = worker
+        self.is_first = worker == 0
+        self.stride = max(1, statuses.num_workers)
 
-    def tell(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Note what is being done, for whoever waits for it."""
-        self._stages.write(self.worker, text)
+        self._statuses.write(self.number, text)
 
 
 def _as_sent(value: Any) -> Any:
@@ -58,7 +58,7 @@ def _as_sent(value: Any) -> Any:
 
 
 def load_ahead(
-    load: Callable[[int, Stage], Sent],
+    load: Callable[[int, WorkerInfo], Sent],
     numbers: range,
     *,
     workers: int,
@@ -67,7 +67,7 @@ def load_ahead(
     pinned: bool = False,
     patience: float = 1800.0,
 ) -> Generator[Loaded, None, None]:
-    """`load(n, stage)` for each of `numbers`, in order, computed ahead in `workers` processes (0: here, when asked).
+    """`load(n, worker)` for each of `numbers`, in order, computed ahead in `workers` processes (0: here, when asked).
 
     Workers are forked, one thread each; they take the numbers in turn. Nothing is drawn from this process's random
     generators. Leaving the iterator ends the workers. One that is waited for is named, with the shard it is reading,
@@ -77,21 +77,23 @@ def load_ahead(
     Raises:
         UserError: as `load` raised it, in whichever process; or a worker died, or kept this process waiting too long.
     """
-    stages = Stages(workers)
+    statuses = StatusTable(workers)
     if workers == 0:
-        stage = Stage(stages)
-        results = (load(number, stage) for number in numbers)
+        worker = WorkerInfo(statuses)
+        results = (load(number, worker) for number in numbers)
         yield from _arriving(results, arrive, pinned)
         return
-    crew = Crew(lambda worker, number: load(number, Stage(stages, worker)), workers)
+    crew = Crew(lambda worker, number: load(number, WorkerInfo(statuses, worker)), workers)
     try:
-        arriving = _arriving(_in_turn(crew, numbers, workers, prefetch, stages, patience), arrive, pinned)
+        arriving = _arriving(_in_turn(crew, numbers, workers, prefetch, statuses, patience), arrive, pinned)
         yield from _pinned_ahead(arriving, prefetch) if pinned else arriving
     finally:
         crew.close()
 
 
-def _in_turn(crew: Crew, numbers: range, workers: int, prefetch: int, stages: Stages, patience: float) -> Iterator[Any]:
+def _in_turn(
+    crew: Crew, numbers: range, workers: int, prefetch: int, statuses: StatusTable, patience: float
+) -> Iterator[Any]:
     """The results in order; each worker is asked for `prefetch` more than it has delivered."""
     ahead = workers * prefetch
     place = 0
@@ -99,22 +101,22 @@ def _in_turn(crew: Crew, numbers: range, workers: int, prefetch: int, stages: St
         for first, number in enumerate(numbers[:ahead]):
             crew.send(first % workers, number)
         for place in range(len(numbers)):
-            result = crew.receive(place % workers, _Watchdog(place % workers, stages, patience))
+            result = crew.receive(place % workers, _Watchdog(place % workers, statuses, patience))
             if place + ahead < len(numbers):
                 crew.send(place % workers, numbers[place + ahead])
             yield result
     except WorkerDiedError:
         worker = place % workers
-        told = f"loading worker {worker} died (killed? out of memory?) at {stages.read(worker)}"
-        raise UserError(told) from None
+        message = f"loading worker {worker} died (killed? out of memory?) at {statuses.read(worker)}"
+        raise UserError(message) from None
 
 
 class _Watchdog:
     """How long one result is waited for: says who is waited for after a minute, raises after `patience` seconds."""
 
-    def __init__(self, worker: int, stages: Stages, patience: float) -> None:
+    def __init__(self, worker: int, statuses: StatusTable, patience: float) -> None:
         self._worker = worker
-        self._stages = stages
+        self._statuses = statuses
         self._patience = patience
         self._began = time.monotonic()
         self._warned = False
@@ -122,13 +124,13 @@ class _Watchdog:
     def __call__(self) -> float:
         waited, worker = time.monotonic() - self._began, self._worker
         if waited >= self._patience:
-            doing = self._stages.read(worker)
+            doing = self._statuses.read(worker)
             raise UserError(
                 f"loading worker {worker} kept this rank waiting for {waited:.0f} s (data.patience) at {doing}"
             )
         if waited >= _WARN_SECONDS and not self._warned:
             self._warned = True
-            doing = self._stages.read(worker)
+            doing = self._statuses.read(worker)
             line = f"waiting for loading worker {worker} for {waited:.0f} s: {doing}"
             print(one_line(line), file=sys.stderr)  # noqa: T201
         return min(_POLL_SECONDS, self._patience - waited)

@@ -14,7 +14,7 @@ _KEPT_EPOCHS = 4
 Positions = NDArray[np.int64]
 
 
-class Place(NamedTuple):
+class StoredRows(NamedTuple):
     """Where samples are stored: the epoch of their visit, the shard's number in its source, the row in the shard."""
 
     epochs: Positions
@@ -49,7 +49,7 @@ class Line:
         self._window = window
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
 
-    def find(self, lanes: Positions, numbers: Positions) -> Place:
+    def find(self, lanes: Positions, numbers: Positions) -> StoredRows:
         """The n-th sample of each lane (0-based).
 
         Lane l's stretches l, l + 1, l + 2, ... of epochs 0, 1, 2, ... follow one another on a line that repeats without
@@ -59,7 +59,7 @@ class Line:
         stretches = -(-(unrolled + 1) * self._lanes // self.num_samples) - 1
         return self._stored(stretches - lanes, unrolled % self.num_samples)
 
-    def block(self, place: Place) -> tuple[int, int]:
+    def block(self, place: StoredRows) -> tuple[int, int]:
         """The part (first position, number of samples) of its epoch's line that one sample was shuffled within."""
         epoch = self._epoch(int(place.epochs[0]))
         rank = int(np.flatnonzero(epoch.shards == place.shards[0])[0])
@@ -67,7 +67,7 @@ class Line:
         start = int(epoch.block_ends[block - 1]) if block else 0
         return start, int(epoch.block_ends[block]) - start
 
-    def at(self, epoch: int, positions: Positions) -> Place:
+    def at(self, epoch: int, positions: Positions) -> StoredRows:
         """The samples at these positions of an epoch's line."""
         return self._stored(np.full(positions.shape, epoch, dtype=np.int64), positions)
 
@@ -88,12 +88,12 @@ class Line:
             unrolled += min(end - position, stretch_left)
         return blocks
 
-    def _stored(self, epochs: Positions, positions: Positions) -> Place:
+    def _stored(self, epochs: Positions, positions: Positions) -> StoredRows:
         shards, rows = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(epochs):
             now = np.flatnonzero(epochs == number)
             shards[now], rows[now] = _shuffled(self._epoch(int(number)), positions[now])
-        return Place(epochs, shards, rows)
+        return StoredRows(epochs, shards, rows)
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.order.line import Line, Place
+from data.order.line import Line, StoredRows
 from data.order.mix import Mix, make_mix
 
 MAX_LANES = 1024
@@ -71,7 +71,7 @@ class Order:
     def neighbourhood(self, pick: Picks) -> tuple[Line, tuple[int, int]]:
         """The line of one sample and the part of its epoch that it was shuffled within."""
         line = self.lines[int(pick.sources[0])]
-        return line, line.block(Place(pick.epochs, pick.shards, pick.rows))
+        return line, line.block(StoredRows(pick.epochs, pick.shards, pick.rows))
 
     def shards_ahead(self, step: int, slots: range, blocks: int = 2) -> list[tuple[int, int]]:
         """(source, shard) that a reader of these slots needs from `step` on, first needed first, `blocks` a lane."""

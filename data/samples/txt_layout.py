@@ -10,7 +10,7 @@ from data.shards.store import is_remote
 _TASK_FILE = "dataset_type.txt"
 
 
-def found_layout(shards: Iterable[str], captions: Sequence[CaptionsByField]) -> Literal["whole", "lines", "mixed"]:
+def detect_layout(shards: Iterable[str], captions: Sequence[CaptionsByField]) -> Literal["whole", "lines", "mixed"]:
     """The layout of a set with these shards, whose samples have these captions where each txt member is one.
 
     "lines" by a file `dataset_type.txt` near the shards that says retrieval, or by the texts: every sample has a txt

@@ -26,7 +26,7 @@ class UnfitError(Exception):
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """The features that all objects of a group share; the diameter is a share of the image's side."""
 
     shape: str
@@ -59,24 +59,24 @@ def sample_scene(rng: Random) -> Scene:
 def single_scene(rng: Random, shape: str | None = None, colour: str | None = None) -> Scene:
     """One object, of the given shape and colour if any, near the middle of one of the nine places."""
     kind = (shape or rng.choice(SHAPES), colour or rng.choice(tuple(COLOURS)))
-    look = _look(rng, kind, rng.choice(tuple(SIZES)))
-    x, y = (_within_third(rng, rng.randrange(3), look.margin) for _ in range(2))
-    return Scene((Group((look.at(rng, x, y),)),), _background(rng, [look]))
+    appearance = _appearance(rng, kind, rng.choice(tuple(SIZES)))
+    x, y = (_within_third(rng, rng.randrange(3), appearance.margin) for _ in range(2))
+    return Scene((Group((appearance.at(rng, x, y),)),), _background(rng, [appearance]))
 
 
 def group_scene(rng: Random) -> Scene:
     """Two to ten equal objects, scattered or in line."""
     count = rng.randint(2, MAX_OBJECTS)
-    look = _look(rng, _kinds(rng, 1)[0], _size_for(rng, count), CROWD_DIAMETER if count > 5 else 1.0)
-    in_line = count >= 3 and count * 2 * (look.reach + GAP) < 0.9 and rng.random() < 0.4
-    group = _line(rng, look, count) if in_line else _settle(lambda: _scatter(rng, look, count, WHOLE, []))
-    return Scene((group,), _background(rng, [look]))
+    appearance = _appearance(rng, _kinds(rng, 1)[0], _size_for(rng, count), CROWD_DIAMETER if count > 5 else 1.0)
+    in_line = count >= 3 and count * 2 * (appearance.reach + GAP) < 0.9 and rng.random() < 0.4
+    group = _line(rng, appearance, count) if in_line else _settle(lambda: _scatter(rng, appearance, count, WHOLE, []))
+    return Scene((group,), _background(rng, [appearance]))
 
 
 def counting_scene(rng: Random, count: int) -> Scene:
     """`count` equal objects (1 to 10), scattered, whose size tells nothing about their number."""
-    look = _look(rng, _kinds(rng, 1)[0], "small", CROWD_DIAMETER)
-    return Scene((_settle(lambda: _scatter(rng, look, count, WHOLE, [])),), _background(rng, [look]))
+    appearance = _appearance(rng, _kinds(rng, 1)[0], "small", CROWD_DIAMETER)
+    return Scene((_settle(lambda: _scatter(rng, appearance, count, WHOLE, [])),), _background(rng, [appearance]))
 
 
 def relation_scene(rng: Random) -> Scene:
@@ -87,18 +87,18 @@ def relation_scene(rng: Random) -> Scene:
     if sizes == ["large", "large"]:
         sizes[rng.randrange(2)] = "medium"
     caps = [LARGEST_OF_TWO if count < 3 else CROWD_DIAMETER for count in counts]
-    looks = [_look(rng, *drawn) for drawn in zip(_kinds(rng, 2), sizes, caps, strict=True)]
+    appearances = [_appearance(rng, *drawn) for drawn in zip(_kinds(rng, 2), sizes, caps, strict=True)]
     sides = _sides(relation, 0.5 + 0.06 * (sizes[0] == "large") - 0.06 * (sizes[1] == "large"))
 
     def draw() -> tuple[Group, ...]:
         groups: list[Group] = []
-        for look, count, side in zip(looks, counts, sides, strict=True):
-            groups.append(_scatter(rng, look, count, side, [o for group in groups for o in group.objects]))
+        for appearance, count, side in zip(appearances, counts, sides, strict=True):
+            groups.append(_scatter(rng, appearance, count, side, [o for group in groups for o in group.objects]))
         if not _clearly(relation, *groups):
             raise UnfitError
         return tuple(groups)
 
-    return Scene(_settle(draw), _background(rng, looks), relation)
+    return Scene(_settle(draw), _background(rng, appearances), relation)
 
 
 def mixed_scene(rng: Random) -> Scene:
@@ -106,15 +106,15 @@ def mixed_scene(rng: Random) -> Scene:
     counts = rng.choices((1, 2, 3), weights=(60, 28, 12), k=rng.choice((2, 3, 3)))
     total = sum(counts)
     cap = CROWD_DIAMETER if total > 5 else 1.0
-    looks = [_look(rng, kind, _size_for(rng, max(total, 2)), cap) for kind in _kinds(rng, len(counts))]
+    appearances = [_appearance(rng, kind, _size_for(rng, max(total, 2)), cap) for kind in _kinds(rng, len(counts))]
 
     def draw() -> tuple[Group, ...]:
         groups: list[Group] = []
-        for look, count in zip(looks, counts, strict=True):
-            groups.append(_scatter(rng, look, count, WHOLE, [o for group in groups for o in group.objects]))
+        for appearance, count in zip(appearances, counts, strict=True):
+            groups.append(_scatter(rng, appearance, count, WHOLE, [o for group in groups for o in group.objects]))
         return tuple(groups)
 
-    return Scene(_settle(draw), _background(rng, looks))
+    return Scene(_settle(draw), _background(rng, appearances))
 
 
 def _sides(relation: str, share: float) -> tuple[Box, Box]:
@@ -138,14 +138,14 @@ def _size_for(rng: Random, count: int) -> str:
     return rng.choice(("small", "medium", "large") if count == 1 else ("small", "medium") if count < 5 else ("small",))
 
 
-def _look(rng: Random, kind: tuple[str, str], size: str, largest: float = 1.0) -> Look:
+def _appearance(rng: Random, kind: tuple[str, str], size: str, largest: float = 1.0) -> Appearance:
     low, high = SIZES[size]
-    return Look(*kind, size, rng.uniform(low, min(high, largest)))
+    return Appearance(*kind, size, rng.uniform(low, min(high, largest)))
 
 
-def _background(rng: Random, looks: Iterable[Look]) -> str:
+def _background(rng: Random, appearances: Iterable[Appearance]) -> str:
     """A background on which every look stands out."""
-    clear = [CLEAR_BACKGROUNDS[look.colour] for look in looks]
+    clear = [CLEAR_BACKGROUNDS[appearance.colour] for appearance in appearances]
     return rng.choice([name for name in clear[0] if all(name in others for others in clear)])
 
 
@@ -155,16 +155,16 @@ def _within_third(rng: Random, third: int, margin: float) -> float:
     return min(max(drawn, margin), 1 - margin)
 
 
-def _scatter(rng: Random, look: Look, count: int, region: Box, others: Sequence[SceneObject]) -> Group:
+def _scatter(rng: Random, appearance: Appearance, count: int, region: Box, others: Sequence[SceneObject]) -> Group:
     """`count` objects inside `region`, clear of each other and of `others`; UnfitError where they find no room."""
     placed: list[SceneObject] = []
-    margin = look.margin
+    margin = appearance.margin
     while len(placed) < count:
         for _ in range(40):
             x = rng.uniform(region[0] + margin, region[2] - margin)
             y = rng.uniform(region[1] + margin, region[3] - margin)
-            if all(_apart(look, x, y, other) for other in (*others, *placed)):
-                placed.append(look.at(rng, x, y))
+            if all(_apart(appearance, x, y, other) for other in (*others, *placed)):
+                placed.append(appearance.at(rng, x, y))
                 break
         else:
             raise UnfitError
@@ -174,23 +174,23 @@ def _scatter(rng: Random, look: Look, count: int, region: Box, others: Sequence[
     return group
 
 
-def _apart(look: Look, x: float, y: float, other: SceneObject) -> bool:
-    return math.hypot(x - other.x, y - other.y) > look.reach + other.radius * REACH[other.shape] + GAP
+def _apart(appearance: Appearance, x: float, y: float, other: SceneObject) -> bool:
+    return math.hypot(x - other.x, y - other.y) > appearance.reach + other.radius * REACH[other.shape] + GAP
 
 
-def _line(rng: Random, look: Look, count: int) -> Group:
+def _line(rng: Random, appearance: Appearance, count: int) -> Group:
     """`count` objects in a row or a column, evenly spaced."""
-    margin = look.margin
-    pitch = rng.uniform(2 * look.reach + GAP, (1 - 2 * margin) / (count - 1))
+    margin = appearance.margin
+    pitch = rng.uniform(2 * appearance.reach + GAP, (1 - 2 * margin) / (count - 1))
     start = rng.uniform(margin, 1 - margin - pitch * (count - 1))
     across = rng.uniform(margin, 1 - margin)
     row = rng.random() < 0.5
-    wobble = 0.3 * look.diameter / 2
+    wobble = 0.3 * appearance.diameter / 2
     places = []
     for i in range(count):
         along, off = start + pitch * i, min(max(across + rng.uniform(-wobble, wobble), margin), 1 - margin)
         places.append((along, off) if row else (off, along))
-    return Group(tuple(look.at(rng, x, y) for x, y in places))
+    return Group(tuple(appearance.at(rng, x, y) for x, y in places))
 
 
 def _clearly(relation: str, first: Group, second: Group) -> bool:

@@ -31,7 +31,7 @@ class ScenesSummary:
 
 
 @dataclass(frozen=True)
-class ShardJob:
+class RenderJob:
     """One shard: samples `start` to `stop` of a split."""
 
     path: Path
@@ -43,7 +43,7 @@ class ShardJob:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScenesOptions:
     """The options on which the bytes of the scenes depend; library versions come on top."""
 
     train: int
@@ -58,7 +58,7 @@ class Settings:
         for name, value in asdict(self).items():
             at_least(name, value, lowest[name])
 
-    def jobs(self, directory: Path) -> list[ShardJob]:
+    def jobs(self, directory: Path) -> list[RenderJob]:
         """Every shard of every split; a held-out set of fixed size is one shard."""
         jobs = []
         for name, split in SPLITS.items():
@@ -66,7 +66,7 @@ class Settings:
             step = size if split.size else self.shard_size
             for number, start in enumerate(range(0, size, step)):
                 path = directory / f"{name}-{number:06d}.tar"
-                jobs.append(ShardJob(path, name, start, min(start + step, size), self.seed, self.image_size))
+                jobs.append(RenderJob(path, name, start, min(start + step, size), self.seed, self.image_size))
         return jobs
 
 
@@ -90,28 +90,28 @@ def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
 ) -> ScenesSummary:
     """Render `train` + `val` scenes and the held-out sets into `directory`, which appears only when all is written.
 
-    `workers` processes (default: one a core); `progress` hears the number of samples in each finished shard.
+    `workers` processes (default: one a core); `progress` is called with the number of samples in each finished shard.
     Raises UserError where the directory holds anything, cannot be written, or a value is impossible.
     """
-    settings = Settings(train, val, seed, image_size, shard_size)
+    options = ScenesOptions(train, val, seed, image_size, shard_size)
     workers = None if workers is None else at_least("workers", workers, 1)
     directory = new_folder(directory, "scenes")
     try:
         with folder_aside(directory) as folder:
-            jobs = settings.jobs(folder)
+            jobs = options.jobs(folder)
             with WorkerPool(workers) as pool:
                 for written in pool.as_done(write_shard, jobs):
                     if progress is not None:
                         progress(written)
             classes = {"classes": class_names(), "templates": ZEROSHOT_TEMPLATES}
             (folder / CLASSES_FILE).write_text(json.dumps(classes, indent=1) + "\n")
-            (folder / SETTINGS_FILE).write_text(json.dumps(_manifest(settings, jobs), indent=1) + "\n")
+            (folder / SETTINGS_FILE).write_text(json.dumps(_manifest(options, jobs), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from error
     return _summary(directory, jobs)
 
 
-def write_shard(job: ShardJob) -> int:
+def write_shard(job: RenderJob) -> int:
     """Render one shard; returns how many samples it holds."""
     from webdataset.writer import TarWriter  # pulls in torch, which a process that only plans or tests can do without
 
@@ -158,15 +158,15 @@ def _truth(plan: Plan, image_size: int) -> dict[str, object]:
     }
 
 
-def _manifest(settings: Settings, jobs: list[ShardJob]) -> dict[str, object]:
+def _manifest(options: ScenesOptions, jobs: list[RenderJob]) -> dict[str, object]:
     versions = {"pillow": version("pillow"), "webdataset": version("webdataset")}
-    return {**asdict(settings), "samples": _num_samples(jobs), "shards": [job.path.name for job in jobs], **versions}
+    return {**asdict(options), "samples": _num_samples(jobs), "shards": [job.path.name for job in jobs], **versions}
 
 
-def _num_samples(jobs: list[ShardJob]) -> dict[str, int]:
+def _num_samples(jobs: list[RenderJob]) -> dict[str, int]:
     return {name: sum(job.stop - job.start for job in jobs if job.split == name) for name in SPLITS}
 
 
-def _summary(directory: Path, jobs: list[ShardJob]) -> ScenesSummary:
+def _summary(directory: Path, jobs: list[RenderJob]) -> ScenesSummary:
     shards = {name: tuple(directory / job.path.name for job in jobs if job.split == name) for name in SPLITS}
     return ScenesSummary(directory, shards, _num_samples(jobs), directory / CLASSES_FILE)

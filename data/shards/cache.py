@@ -19,11 +19,11 @@ from data.shards.retry import (
     RetryConfig,
     TransferError,
     UnavailableError,
+    describe,
     is_busy,
     is_temporary,
     retried,
     root_cause,
-    told,
 )
 from data.shards.stamp import Stamp
 from data.shards.store import is_remote, local_path, stamp_once, store_of
@@ -83,7 +83,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlm" / "shards"
 
 
-class Opened(NamedTuple):
+class OpenFile(NamedTuple):
     """A plain tar that is open for reading, and the state of the shard that it holds."""
 
     descriptor: int
@@ -159,12 +159,12 @@ class ShardCache:
         """
         return self._find(name, expected, stop)[0]
 
-    def open(self, name: str, expected: Stamp | None = None) -> Opened:
+    def open(self, name: str, expected: Stamp | None = None) -> OpenFile:
         """The shard as `local` finds it, opened for the caller to close, with its state."""
         while True:
             path, stamp = self._find(name, expected, None)
             try:
-                return Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), stamp)
+                return OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), stamp)
             except FileNotFoundError:
                 if not is_remote(name) and path == local_path(name):
                     raise
@@ -184,7 +184,7 @@ class ShardCache:
             copy = self._copies.place(name, expected)
             if not self._copies.use(copy):
                 raise
-            _log.warning("%s: %s; its copy is used", name, told(root_cause(error)))
+            _log.warning("%s: %s; its copy is used", name, describe(root_cause(error)))
             return copy, expected
         copy = self._copies.place(name, stamp)
         try:

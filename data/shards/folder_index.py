@@ -16,7 +16,7 @@ from data.shards.lock import locked
 from data.shards.manifest import (
     NAME,
     TEXTS,
-    Manifest,
+    FolderManifest,
     ShardEntry,
     manifest_bytes,
     parse_manifest,
@@ -53,7 +53,7 @@ class FolderIndex:
     where: str
     publish: bool = False
 
-    def know(
+    def load_or_build(
         self,
         names: Sequence[str],
         *,
@@ -65,7 +65,7 @@ class FolderIndex:
 
         Local shards that changed since they were indexed are indexed again. A manifest is believed about remote shards
         until they are opened; `fresh` believes none. Of several processes on a node one indexes while the others wait.
-        `progress` hears how many of how many shards are indexed.
+        `progress` is called with the number of shards indexed, and of all to index.
 
         Raises:
             UserError: a shard cannot be read, or is the output of a command, which nothing here runs; or the store of
@@ -76,7 +76,7 @@ class FolderIndex:
         entries = {} if fresh else self._covered(names)
         if len(entries) < len(names):
             with self._alone(folder_of(names[0])):
-                entries = {} if fresh else self._covered(names, tell=True)
+                entries = {} if fresh else self._covered(names, warn=True)
                 missing = [name for name in names if name not in entries]
                 entries.update(self._index(missing, workers, progress, fresh=fresh))
         return {name: entries[name] for name in names}
@@ -88,10 +88,10 @@ class FolderIndex:
             except OSError as error:
                 raise UserError(f"{self.where}: {_named(error, name)}") from error
 
-    def _covered(self, names: Sequence[str], *, tell: bool = False) -> dict[str, ShardEntry]:
+    def _covered(self, names: Sequence[str], *, warn: bool = False) -> dict[str, ShardEntry]:
         found: dict[str, ShardEntry] = {}
         for folder in dict.fromkeys(map(folder_of, names)):
-            found.update({_join(folder, name): entry for name, entry in self._read(folder, tell=tell).shards.items()})
+            found.update({_join(folder, name): entry for name, entry in self._read(folder, warn=warn).shards.items()})
         found = {name: found[name] for name in names if name in found}
         local = [name for name in found if not is_remote(name)]
         for name in local:
@@ -156,21 +156,21 @@ class FolderIndex:
         missing = {name: indexer(name).header.statistics for name in names if name not in texts}
         for folder in dict.fromkeys(map(folder_of, missing)):
             mine = {_base(name): found for name, found in missing.items() if folder_of(name) == folder}
-            self._store(folder, TEXTS, texts_bytes({**self._read_texts(folder, tell=False), **mine}))
+            self._store(folder, TEXTS, texts_bytes({**self._read_texts(folder, warn=False), **mine}))
         return sum_statistics({**texts, **missing}[name] for name in names)
 
-    def _read(self, folder: str, *, tell: bool) -> Manifest:
+    def _read(self, folder: str, *, warn: bool) -> FolderManifest:
         """The manifest beside the shards, and over it what was kept in the cache folder."""
         shards: dict[str, ShardEntry] = {}
         for where, content in self._stored(_join(folder, NAME)):
-            with _told_if(tell):  # what it said can be found out again
+            with _tolerating_damage(warn):  # what it said can be found out again
                 shards.update(parse_manifest(content, where).shards)
-        return Manifest(shards)
+        return FolderManifest(shards)
 
-    def _read_texts(self, folder: str, *, tell: bool = True) -> dict[str, ShardStatistics]:
+    def _read_texts(self, folder: str, *, warn: bool = True) -> dict[str, ShardStatistics]:
         texts: dict[str, ShardStatistics] = {}
         for where, content in self._stored(_join(folder, TEXTS)):
-            with _told_if(tell):
+            with _tolerating_damage(warn):
                 texts.update(parse_texts(content, where))
         return texts
 
@@ -196,14 +196,14 @@ class FolderIndex:
 
     def _write(self, folder: str, entries: dict[str, ShardEntry], texts: dict[str, ShardStatistics]) -> None:
         """Add these shards to the folder's manifest, and drop local ones that are gone."""
-        merged = {**self._read(folder, tell=False).shards, **{_base(name): entry for name, entry in entries.items()}}
+        merged = {**self._read(folder, warn=False).shards, **{_base(name): entry for name, entry in entries.items()}}
         described = {
-            **self._read_texts(folder, tell=False),
+            **self._read_texts(folder, warn=False),
             **{_base(name): found for name, found in texts.items()},
         }
         remote = is_remote(folder)
         shards = {name: merged[name] for name in sorted(merged) if remote or os.path.exists(_join(folder, name))}
-        self._store(folder, NAME, manifest_bytes(Manifest(shards)))
+        self._store(folder, NAME, manifest_bytes(FolderManifest(shards)))
         self._store(folder, TEXTS, texts_bytes({name: described[name] for name in shards if name in described}))
 
     def _store(self, folder: str, base: str, content: bytes) -> None:
@@ -225,10 +225,10 @@ class FolderIndex:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
         except OSError as error:
-            told = f"{self.where}: no index can be kept in {path.parent} ({error.strerror or error})"
+            message = f"{self.where}: no index can be kept in {path.parent} ({error.strerror or error})"
             if self.publish:
-                raise UserError(f"{told}; XDG_CACHE_HOME names another cache folder") from error
-            _log.warning("%s: the shards are read anew each time", told)
+                raise UserError(f"{message}; XDG_CACHE_HOME names another cache folder") from error
+            _log.warning("%s: the shards are read anew each time", message)
 
     @contextmanager
     def _alone(self, folder: str) -> Iterator[None]:
@@ -242,12 +242,12 @@ class FolderIndex:
 
 
 @contextmanager
-def _told_if(tell: bool) -> Iterator[None]:
-    """Goes on without an index that cannot be read, with a warning if this is the place for it."""
+def _tolerating_damage(warn: bool) -> Iterator[None]:
+    """Goes on without an index that cannot be read, with a warning where `warn` asks for one."""
     try:
         yield
     except UserError as error:
-        if tell:
+        if warn:
             _log.warning("%s", error)
 
 

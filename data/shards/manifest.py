@@ -60,20 +60,20 @@ _COUNTS = ("samples", "labelled", "captions", "problems")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class FolderManifest:
     """The shards of one folder by their names within it."""
 
     shards: Mapping[str, ShardEntry] = field(default_factory=dict)
 
 
-def manifest_bytes(manifest: Manifest) -> bytes:
+def manifest_bytes(manifest: FolderManifest) -> bytes:
     """The content of a manifest file: gzipped JSON, a column a fact."""
     entries = manifest.shards.values()
     columns = {name: [getattr(entry, name) for entry in entries] for name in _COLUMNS}
     return _packed({"format": FORMAT, "names": list(manifest.shards), "shards": columns})
 
 
-def parse_manifest(content: bytes, where: str) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> FolderManifest:
     """The manifest in a file's content.
 
     Raises:
@@ -85,7 +85,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         columns["content"] = stored["content"] if values["format"] == FORMAT else [""] * len(names)
         _require_possible(names, columns)
         entries = map(ShardEntry._make, zip(*columns.values(), strict=True))
-        return Manifest(dict(zip(names, entries, strict=True)))
+        return FolderManifest(dict(zip(names, entries, strict=True)))
 
 
 def _require_possible(names: list[str], columns: Mapping[str, list[Any]]) -> None:

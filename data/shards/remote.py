@@ -30,7 +30,7 @@ os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 @runtime_checkable
-class Source(Protocol):
+class ByteStream(Protocol):
     """An open remote file, read once from start to end."""
 
     def read(self, size: int, /) -> bytes:
@@ -64,8 +64,8 @@ def filesystem(name: str, silence: float) -> tuple[Any, str]:
         store, path = url_to_fs(name, **options)
     except ImportError as error:
         package = _PACKAGES.get(kind)
-        told = f"pip install {package}" if package else str(error)
-        raise UserError(f"{name}: {kind}:// needs a package that is not installed ({told})") from error
+        hint = f"pip install {package}" if package else str(error)
+        raise UserError(f"{name}: {kind}:// needs a package that is not installed ({hint})") from error
     except ValueError as error:
         if kind in fsspec.available_protocols():
             raise UserError(f"{name}: {error}") from error
@@ -85,7 +85,7 @@ def remote_stamp(name: str, silence: float) -> Stamp:
     return _stamp(info, scheme(name))
 
 
-def open_remote(name: str, start: int, silence: float, expected: Stamp | None = None) -> tuple[Source, str | None]:
+def open_remote(name: str, start: int, silence: float, expected: Stamp | None = None) -> tuple[ByteStream, str | None]:
     """The bytes under `name` from `start` on, and a checksum of the whole that came with them.
 
     Raises:
@@ -103,7 +103,7 @@ def open_remote(name: str, start: int, silence: float, expected: Stamp | None = 
         return body, _sent_checksum(body.headers)
     if expected is not None and _stamp(store.info(path), kind) != expected:
         raise ChangedError("it was replaced while it was read")
-    file: Source = store.open(path, "rb", block_size=PIECE)
+    file: ByteStream = store.open(path, "rb", block_size=PIECE)
     if start:
         file.seek(start)  # type: ignore[attr-defined]
     return file, None

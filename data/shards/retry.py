@@ -106,9 +106,9 @@ def retried(
             tried = f"{number} attempt{'s' if number > 1 else ''}"
             ends.append(_end_of_transfer(cause) or f"attempt {number}")
             if number == config.attempts or ends[-_ALIKE:] == [ends[-1]] * _ALIKE:
-                raise UnavailableError(f"{name} cannot be {verb}: {told(cause)} ({tried})") from error
+                raise UnavailableError(f"{name} cannot be {verb}: {describe(cause)} ({tried})") from error
             seconds = wait(name, number, config)
-            _log.warning("%s: %s; %s, the next in %.1f s", name, told(cause), tried, seconds)
+            _log.warning("%s: %s; %s, the next in %.1f s", name, describe(cause), tried, seconds)
             if (stop or threading.Event()).wait(seconds):
                 raise UnavailableError(f"{name} is no longer asked for ({tried})") from error
     raise AssertionError("unreachable")
@@ -161,8 +161,8 @@ def is_busy(error: BaseException) -> bool:
     return _status(error) in (429, 503)
 
 
-def told(error: BaseException) -> str:
-    """The reason in a few words."""
+def describe(error: BaseException) -> str:
+    """The reason of an error in a few words, for a message."""
     if (status := _status(error)) is not None:
         words = getattr(error, "message", None) or reason(error)
         return f"the store answers {status} {' '.join(str(words).split())[:120]}".rstrip()
@@ -200,9 +200,9 @@ def _final(name: str, cause: BaseException, verb: str) -> BaseException:
     if status == 404 or isinstance(cause, FileNotFoundError):
         return FileNotFoundError(f"{name} is not there")
     if status in (401, 403) or isinstance(cause, PermissionError) or str(cause).startswith("Forbidden"):
-        return PermissionError(f"{name} may not be {verb} ({told(cause)})")
+        return PermissionError(f"{name} may not be {verb} ({describe(cause)})")
     if isinstance(cause, ValueError | NotImplementedError) and not isinstance(cause, OSError):
         return UserError(f"{name}: {reason(cause)}")
     if isinstance(cause, OSError | aiohttp.ClientError) or status is not None or "Credential" in type(cause).__name__:
-        return UnavailableError(f"{name} cannot be {verb}: {told(cause)}")
+        return UnavailableError(f"{name} cannot be {verb}: {describe(cause)}")
     return cause

@@ -190,7 +190,7 @@ def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root:
         UserError: a pattern matches nothing, a shard cannot be read, or no shard holds an image.
     """
     shards = expand_shards(patterns, root, index.where)
-    source = Source(name, index.know(shards), index)
+    source = Source(name, index.load_or_build(shards), index)
     if not source.num_samples:
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
         found = next((_told(problem) for problem in source.problems(index.cache)), "")

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.shards.remote import PIECE, Source, filesystem, open_remote, remote_stamp, scheme
-from data.shards.retry import RetryConfig, UnavailableError, is_temporary, retried, told
+from data.shards.remote import PIECE, ByteStream, filesystem, open_remote, remote_stamp, scheme
+from data.shards.retry import RetryConfig, UnavailableError, describe, is_temporary, retried
 from data.shards.stamp import Stamp
 from vlm.errors import UserError
 
@@ -169,14 +169,14 @@ class _Stream(io.RawIOBase):
         self._name = name
         self._retry = retry
         self._position = 0
-        self._source: Source | None = None
+        self._source: ByteStream | None = None
         self._stamp = Stamp(None, "")
         self._tried(self._open)
 
     def _tried(self, attempt: Callable[[], object]) -> None:
         retried(self._name, self._retry, attempt)
 
-    def _open(self) -> Source:
+    def _open(self) -> ByteStream:
         silence = self._retry.silence
         if self._source is None:
             # Without the stamp, a file that is replaced in between would continue as another one.
@@ -198,7 +198,7 @@ class _Stream(io.RawIOBase):
             except Exception as error:
                 self._drop()
                 if self._position and scheme(self._name) == "pipe" and is_temporary(error):
-                    raise UnavailableError(f"{self._name} broke off: {told(error)}") from error
+                    raise UnavailableError(f"{self._name} broke off: {describe(error)}") from error
                 raise
 
         self._tried(read)

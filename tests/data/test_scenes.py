@@ -25,7 +25,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from data.scenes.shapes import OUTLINES
 from data.scenes.splits import SPLITS
 from data.scenes.vocabulary import BACKGROUNDS, CLEAR_BACKGROUNDS, COLOURS, NUMBER_WORDS, contrast
-from data.scenes.writer import ScenesSummary, Settings, sample_of, write_scenes, write_shard
+from data.scenes.writer import ScenesOptions, ScenesSummary, sample_of, write_scenes, write_shard
 from vlm.aside import folder_aside
 from vlm.errors import UserError
 
@@ -184,7 +184,7 @@ def pixels(jpeg: bytes) -> NDArray[np.float64]:
 
 def test_the_same_bytes_from_any_number_of_processes(scenes: ScenesSummary, tmp_path: Path) -> None:
     """Those of two processes are made again in this one; of the large held-out shards the beginning."""
-    jobs = Settings(train=400, val=60, seed=0, image_size=64, shard_size=SHARD).jobs(tmp_path)
+    jobs = ScenesOptions(train=400, val=60, seed=0, image_size=64, shard_size=SHARD).jobs(tmp_path)
     assert {job.path.name for job in jobs} == {path.name for path in scenes.directory.glob("*.tar")}
     for job in jobs:
         write_shard(replace(job, stop=min(job.stop, job.start + SHARD)))

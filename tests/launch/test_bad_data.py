@@ -245,7 +245,7 @@ def remote_shards(server: FaultyServer, cache: Path) -> dict[str, Any]:
     names = sorted(path.name for path in server.folder.glob("part-*.tar"))
     data = {"sources": {"pairs": {"shards": [server.url(name) for name in names]}}, "cache": {"folder": str(cache)}}
     index = FolderIndex(ShardCache(CacheConfig(folder=str(cache))), "data.sources.pairs")
-    index.know([server.url(name) for name in names], workers=1)
+    index.load_or_build([server.url(name) for name in names], workers=1)
     contents = [(server.folder / name).read_bytes() for name in names]
     for path in cache.rglob("*"):
         if path.is_file() and path.read_bytes() in contents:

@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from data.convert.builder import Settings
-from data.convert.source import Source
+from data.convert.builder import BuildOptions
+from data.convert.source import BuildSource
 from launch.build_shards import build_with_progress
 from launch.data_commands import build
 from tests.data.convert.pictures import read_shards, write_pictures
@@ -40,8 +40,8 @@ def test_the_options_reach_the_shards(tmp_path: Path) -> None:
 def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = write_pictures(tmp_path / "images", 3)
     (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{name},\n" for name in names[:2]) + "002.jpg,a\n")
-    settings = Settings(max_bad_share=1)
-    build_with_progress(Source(str(tmp_path / "t.csv"), tmp_path / "images"), tmp_path / "out", settings, 1)
+    options = BuildOptions(max_bad_share=1)
+    build_with_progress(BuildSource(str(tmp_path / "t.csv"), tmp_path / "images"), tmp_path / "out", options, 1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == f"2 left out, listed in {tmp_path / 'out' / 'build-ledger.jsonl'}:"
     assert lines[2] == "  2 x it has no caption, or only empty ones"

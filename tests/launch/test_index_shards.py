@@ -55,7 +55,7 @@ def test_a_remote_folder_gets_its_index_and_a_run_reads_nothing_else(
     ]
     monkeypatch.setattr(indexing, "list_shard", None)  # nothing may open a shard any more
     elsewhere = ShardCache(CacheConfig(folder=str(tmp_path / "another node")))
-    known = FolderIndex(elsewhere, "shards").know([f"memory://indexed/part-0{n}.tar" for n in range(2)])
+    known = FolderIndex(elsewhere, "shards").load_or_build([f"memory://indexed/part-0{n}.tar" for n in range(2)])
     assert [entry.samples for entry in known.values()] == [3, 2]
 
 

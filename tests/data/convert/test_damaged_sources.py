@@ -8,18 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.convert.builder import BuildSummary, Settings, build_shards
-from data.convert.columns import Asked
-from data.convert.source import Source
+from data.convert.builder import BuildOptions, BuildSummary, build_shards
+from data.convert.columns import ColumnOptions
+from data.convert.source import BuildSource
 from tests.data.convert.pictures import encoded, picture, shard_bytes, write_pictures
 from vlm.errors import UserError
 
 
 def build(
-    folder: Path, source: str, out: str = "out", asked: Asked | None = None, samples_per_shard: int = 1000
+    folder: Path,
+    source: str,
+    out: str = "out",
+    columns: ColumnOptions | None = None,
+    samples_per_shard: int = 1000,
 ) -> BuildSummary:
-    options = Settings(samples_per_shard, shuffle=None, max_bad_share=1)
-    return build_shards(Source(source, asked=asked or Asked()), folder / out, options, workers=1)
+    options = BuildOptions(samples_per_shard, shuffle=None, max_bad_share=1)
+    return build_shards(BuildSource(source, columns=columns or ColumnOptions()), folder / out, options, workers=1)
 
 
 def write_lines(path: Path, rows: list[str]) -> str:
@@ -39,7 +43,7 @@ def test_a_deeply_nested_row_is_a_bad_row(tmp_path: Path, depth: int) -> None:
 def test_a_column_of_captions_is_no_column_of_images(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "t.jsonl", [json.dumps({"image": "a.jpg", "caption": "words " * 60})])
     with pytest.raises(UserError, match=r"none of 1 images looked for is there.*if caption is no column of paths"):
-        build(tmp_path, source, asked=Asked("caption", ("caption",)))
+        build(tmp_path, source, columns=ColumnOptions("caption", ("caption",)))
 
 
 def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:

@@ -9,20 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.convert.builder import BuildSummary, Settings, build_shards
-from data.convert.columns import Asked
-from data.convert.source import Source
+from data.convert.builder import BuildOptions, BuildSummary, build_shards
+from data.convert.columns import ColumnOptions
+from data.convert.source import BuildSource
 from eval.classes import load_class_prompts
 from tests.data.convert.pictures import encoded, picture, read_shards, write_pictures
 from vlm.errors import UserError
 
-IN_ORDER = Settings(shuffle=None, max_bad_share=1)
+IN_ORDER = BuildOptions(shuffle=None, max_bad_share=1)
 LABELS = ["dog", "cat", "sea lion", "dog"]
 SORTED = ("cat", "dog", "sea lion")
-ANIMALS = Asked(label="animal")
+ANIMALS = ColumnOptions(label="animal")
 
 
-def build(tmp_path: Path, source: Source) -> BuildSummary:
+def build(tmp_path: Path, source: BuildSource) -> BuildSummary:
     return build_shards(source, tmp_path / "shards", IN_ORDER, workers=1)
 
 
@@ -50,7 +50,7 @@ def table(path: Path, rows: list[dict[str, Any]]) -> str:
 def test_a_column_of_names_becomes_numbers_and_a_file_of_names(tmp_path: Path, kind: str) -> None:
     names = write_pictures(tmp_path, 4)
     rows = [{"image": name, "animal": label} for name, label in zip(names, LABELS, strict=True)]
-    summary = build(tmp_path, Source(table(tmp_path / f"t.{kind}", rows), asked=ANIMALS))
+    summary = build(tmp_path, BuildSource(table(tmp_path / f"t.{kind}", rows), columns=ANIMALS))
     samples = read_shards(summary.folder)
     assert [SORTED[int(sample["cls"])] for sample in samples] == LABELS
     assert ["txt" in sample or "captions" in sample["json"] for sample in samples] == [False] * 4
@@ -63,7 +63,7 @@ def test_class_folders_are_classes_in_their_sorted_order(tmp_path: Path) -> None
         write_pictures(tmp_path / "in" / label / "deeper", 1, f"{number}.jpg")
     write_pictures(tmp_path / "in" / ".hidden", 1)
     (tmp_path / "in" / "no images").mkdir()
-    summary = build(tmp_path, Source(str(tmp_path / "in"), class_folders=True))
+    summary = build(tmp_path, BuildSource(str(tmp_path / "in"), class_folders=True))
     found = {sample["json"]["file_name"]: int(sample["cls"]) for sample in read_shards(summary.folder)}
     assert found == {f"{label}/deeper/{n}.jpg": SORTED.index(label) for n, label in enumerate(LABELS)}
     assert classes_in(summary.folder) == SORTED
@@ -74,7 +74,7 @@ def test_a_list_of_classes_gives_their_numbers(tmp_path: Path) -> None:
     order = ["bird", "sea lion", "dog", "cat"]
     (tmp_path / "classnames.txt").write_text("\ufeff" + "\r\n".join(order) + "\r\n", encoding="utf-8")
     rows = [{"image": name, "animal": label} for name, label in zip(names, LABELS, strict=True)]
-    source = Source(table(tmp_path / "t.jsonl", rows), asked=ANIMALS, classes=str(tmp_path / "classnames.txt"))
+    source = BuildSource(table(tmp_path / "t.jsonl", rows), columns=ANIMALS, classes=str(tmp_path / "classnames.txt"))
     summary = build(tmp_path, source)
     assert [order[int(sample["cls"])] for sample in read_shards(summary.folder)] == LABELS
     assert classes_in(summary.folder) == tuple(order)
@@ -83,7 +83,7 @@ def test_a_list_of_classes_gives_their_numbers(tmp_path: Path) -> None:
 def test_class_numbers_stay_and_captions_go_along(tmp_path: Path) -> None:
     names = write_pictures(tmp_path, 3)
     rows = [{"image": name, "label": 7 - n, "caption": f"c{n}" if n else None} for n, name in enumerate(names)]
-    summary = build(tmp_path, Source(table(tmp_path / "t.parquet", rows)))
+    summary = build(tmp_path, BuildSource(table(tmp_path / "t.parquet", rows)))
     samples = read_shards(summary.folder)
     assert [sample["cls"] for sample in samples] == [b"7", b"6", b"5"]
     assert [sample.get("txt") for sample in samples] == [None, b"c1", b"c2"]
@@ -96,7 +96,7 @@ def test_names_that_a_parquet_file_knows_are_written(tmp_path: Path) -> None:
     known = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     content = pa.table({"image": images, "label": [1, 0]}).replace_schema_metadata({"huggingface": json.dumps(known)})
     pq.write_table(content, tmp_path / "t.parquet")
-    summary = build(tmp_path, Source(str(tmp_path / "t.parquet")))
+    summary = build(tmp_path, BuildSource(str(tmp_path / "t.parquet")))
     assert [sample["cls"] for sample in read_shards(summary.folder)] == [b"1", b"0"]
     assert classes_in(summary.folder) == ("cat", "dog")
 
@@ -104,7 +104,7 @@ def test_names_that_a_parquet_file_knows_are_written(tmp_path: Path) -> None:
 def test_a_row_without_label_and_caption_is_bad(tmp_path: Path) -> None:
     names = write_pictures(tmp_path, 3)
     rows = [{"image": name, "animal": label} for name, label in zip(names, ["dog", " ", None], strict=True)]
-    summary = build(tmp_path, Source(table(tmp_path / "t.jsonl", rows), asked=ANIMALS))
+    summary = build(tmp_path, BuildSource(table(tmp_path / "t.jsonl", rows), columns=ANIMALS))
     assert (summary.num_samples, summary.num_bad) == (1, 2)
     assert classes_in(summary.folder) == ("dog",)
 
@@ -127,7 +127,7 @@ def test_labels_that_make_no_sense_are_refused_in_one_line(
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     file = None if classes is None else str(tmp_path / "classes.json")
     with pytest.raises(UserError, match=message):
-        build(tmp_path, Source(table(tmp_path / "t.jsonl", rows), asked=ANIMALS, classes=file))
+        build(tmp_path, BuildSource(table(tmp_path / "t.jsonl", rows), columns=ANIMALS, classes=file))
 
 
 def test_images_of_a_mac_and_the_files_of_img2dataset_are_read_as_meant(tmp_path: Path) -> None:
@@ -141,6 +141,6 @@ def test_images_of_a_mac_and_the_files_of_img2dataset_are_read_as_meant(tmp_path
         pq.write_table(pa.table({"url": ["https://a/b"], "caption": ["x"], "key": ["0"]}), stored)
         (tmp_path / "in" / f"{part}.parquet").write_bytes(stored.getvalue())
     write_pictures(tmp_path / "in" / "__MACOSX", 1)
-    summary = build(tmp_path, Source(str(tmp_path / "in")))
+    summary = build(tmp_path, BuildSource(str(tmp_path / "in")))
     assert (summary.num_samples, summary.num_bad) == (4, 0)
     assert [sample["txt"] for sample in read_shards(summary.folder)] == [b"00000 0", b"00000 1", b"00001 0", b"00001 1"]

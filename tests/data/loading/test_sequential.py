@@ -180,7 +180,7 @@ def test_what_unpacks_without_end_takes_no_memory_and_ends(tmp_path: Path, monke
     with pytest.raises(UserError, match="in a row hold nothing to use"):
         next(data.batches(0, 1))
     cache = ShardCache(CacheConfig(folder=str(tmp_path / "cache")))
-    (entry,) = FolderIndex(cache, "shards").know([str(tmp_path / "a.tar")]).values()
+    (entry,) = FolderIndex(cache, "shards").load_or_build([str(tmp_path / "a.tar")]).values()
     assert (entry.samples, entry.problems) == (0, 2)  # a text without an image, and the cut
 
 

@@ -13,7 +13,7 @@ import torch
 
 from data.config import DataConfig
 from data.loading.stream import TrainStream
-from data.loading.substitution import Place, Substitution, SubstitutionLog, substitutes
+from data.loading.substitution import ShardRow, Substitution, SubstitutionLog, substitutes
 from data.order.order import Order, SourceCounts
 from tests.data.small_shards import WordTokenizer, sample, write_shard
 from vlm.batch import Batch, Images, Skip
@@ -32,7 +32,7 @@ def order(window: int = 3, lanes: int = 1, global_batch: int = 7) -> Order:
     return Order(3, [SourceCounts("a", COUNTS)], global_batch, lanes=lanes, window=window)
 
 
-def planned(one: Order, step: int) -> list[Place]:
+def planned(one: Order, step: int) -> list[ShardRow]:
     picks = one.picks(step, range(one.global_batch))
     return list(zip(picks.shards.tolist(), picks.rows.tolist(), strict=True))
 
@@ -187,13 +187,13 @@ def test_old_records_go_and_what_a_checkpoint_may_need_stays(tmp_path: Path) -> 
     steps = (3, 999, 1000, 1998, 1999, 2500)
     for step in steps:
         log.record(decision(step))
-    log.drop_folders(1999)
+    log.discard_folders_before(1999)
     found = loaded(tmp_path)
     assert all(found.find(step, 0) == decision(step) for step in steps if step >= 1999)
     assert found.find(3, 0) is None
     assert found.find(999, 0) is None
     assert [record["step"] for record in loaded(tmp_path).state(1999)] == [1999, 2500]
-    log.drop_folders(10_000)
+    log.discard_folders_before(10_000)
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

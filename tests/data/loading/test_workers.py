@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from data.loading.workers import Stage, load_ahead
+from data.loading.workers import WorkerInfo, load_ahead
 from vlm.errors import UserError
 
 BIG = 4_000_000  # bytes, more than a socket holds
@@ -27,14 +27,14 @@ class Work(NamedTuple):
         return self
 
 
-def work(number: int, stage: Stage) -> Work:
-    stage.tell(f"shard {number}")
+def work(number: int, worker: WorkerInfo) -> Work:
+    worker.set_status(f"shard {number}")
     if number == 7:
         raise UserError("shard 7 is no tar")
     return Work(number, os.getpid(), torch.get_num_threads())
 
 
-def broken(number: int, stage: Stage) -> Work:
+def broken(number: int, worker: WorkerInfo) -> Work:
     raise ZeroDivisionError(f"a mistake of ours at {number}")
 
 
@@ -84,18 +84,18 @@ def test_no_random_generator_of_this_process_is_touched(workers: int) -> None:
     assert (random.getstate(), str(np.random.get_state(legacy=False))) == before[1:]
 
 
-def hanging(number: int, stage: Stage) -> Work:
-    stage.tell(f"step {number}: shard-{number}.tar")
+def hanging(number: int, worker: WorkerInfo) -> Work:
+    worker.set_status(f"step {number}: shard-{number}.tar")
     if number == 11:
         time.sleep(600)
-    return work(number, stage)
+    return work(number, worker)
 
 
-def dying(number: int, stage: Stage) -> Work:
-    stage.tell(f"step {number}: shard-{number}.tar")
+def dying(number: int, worker: WorkerInfo) -> Work:
+    worker.set_status(f"step {number}: shard-{number}.tar")
     if number == 11:
         os.kill(os.getpid(), signal.SIGKILL)
-    return work(number, stage)
+    return work(number, worker)
 
 
 def test_a_worker_that_starves_its_rank_is_named_with_its_shard() -> None:
@@ -112,11 +112,11 @@ def test_a_worker_that_died_is_named_with_its_shard() -> None:
         next(stream)
 
 
-def stopping(number: int, stage: Stage) -> Work:
-    stage.tell(f"step {number}: shard-{number}.tar")
+def stopping(number: int, worker: WorkerInfo) -> Work:
+    worker.set_status(f"step {number}: shard-{number}.tar")
     if number == 11:
         os.kill(os.getpid(), signal.SIGSTOP)
-    return work(number, stage)
+    return work(number, worker)
 
 
 def test_a_stopped_worker_is_named_when_patience_is_over() -> None:
@@ -133,7 +133,7 @@ class Large(NamedTuple):
         return Large(self.tensor.pin_memory())
 
 
-def large(number: int, stage: Stage) -> Large:
+def large(number: int, worker: WorkerInfo) -> Large:
     return Large(torch.full((BIG,), number, dtype=torch.uint8))
 
 
@@ -169,7 +169,7 @@ class UnsendableError(Exception):
         super().__init__(text)
 
 
-def unsendable(number: int, stage: Stage) -> Work:
+def unsendable(number: int, worker: WorkerInfo) -> Work:
     raise UnsendableError(3, "it needs two arguments")
 
 

@@ -41,7 +41,7 @@ def flipped(stored: bytes, bit: int) -> bytes:
 def indexed(folder: Path, cache: ShardCache) -> list[str]:
     write_source(folder, [3, 2])
     names = [str(folder / f"part-{n:02d}.tar") for n in range(2)]
-    FolderIndex(cache, "shards").know(names)
+    FolderIndex(cache, "shards").load_or_build(names)
     return names
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_index_is_told_in_a_line_and_mended(
         (tmp_path / file).write_bytes(flipped(stored, 8 * 40))
         caplog.clear()
         folder = FolderIndex(cache, "shards")
-        assert [entry.samples for entry in folder.know(names).values()] == [3, 2]
+        assert [entry.samples for entry in folder.load_or_build(names).values()] == [3, 2]
         assert folder.statistics(names).samples == 5
         (record,) = caplog.records
         assert record.getMessage().startswith(f"{tmp_path / file}: is no readable index (")
@@ -115,7 +115,7 @@ def test_a_damaged_remote_index_is_told_and_made_anew(
     stored = store.cat("/damaged/" + NAME)
     store.pipe("/damaged/" + NAME, flipped(stored, 8 * 40))
     store.pipe("/damaged/a.tar" + SUFFIX, flipped(store.cat("/damaged/a.tar" + SUFFIX), 8 * 400))
-    (entry,) = FolderIndex(cache, "shards").know(["memory://damaged/a.tar"]).values()
+    (entry,) = FolderIndex(cache, "shards").load_or_build(["memory://damaged/a.tar"]).values()
     assert entry.samples == 3
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith(f"memory://damaged/{NAME}: is no readable index (") for line in said)
@@ -163,10 +163,10 @@ def test_an_index_without_checksums_is_made_anew_beside_local_shards_and_read_fr
     store = fsspec.filesystem("memory")
     for name, stored in old.items():
         store.pipe(f"/old/{name}", stored)
-    FolderIndex(cache, "shards").know(names)
+    FolderIndex(cache, "shards").load_or_build(names)
     assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
     remote = [f"memory://old/part-0{n}.tar" for n in range(2)]
-    known = FolderIndex(cache, "shards").know(remote)
+    known = FolderIndex(cache, "shards").load_or_build(remote)
     assert [(entry.samples, entry.content) for entry in known.values()] == [(3, ""), (2, "")]
     assert not list((tmp_path / "cache").glob("*.tar"))  # nothing had to be fetched
     with pytest.raises(UserError, match="its checksum does not match"):  # the new format needs its own

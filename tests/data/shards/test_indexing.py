@@ -13,7 +13,7 @@ from data.shards import indexing
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.indexing import Indexer
-from data.shards.manifest import NAME, Manifest, manifest_bytes, parse_manifest
+from data.shards.manifest import NAME, FolderManifest, manifest_bytes, parse_manifest
 from data.shards.sidecar import SUFFIX, ShardIndex, load_index, save_index
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.errors import UserError
@@ -65,22 +65,22 @@ def test_a_folder_is_indexed_once_and_read_from_its_manifest_afterwards(
 ) -> None:
     write_source(tmp_path / "d", [3, 2])
     names = [str(tmp_path / "d" / f"part-{n:02d}.tar") for n in range(2)]
-    first = FolderIndex(cache, "shards").know(names)
+    first = FolderIndex(cache, "shards").load_or_build(names)
     assert [entry.samples for entry in first.values()] == [3, 2]
     assert (tmp_path / "d" / NAME).is_file()
     monkeypatch.setattr(indexing, "list_shard", None)  # nothing may open a shard any more
-    assert FolderIndex(cache, "shards").know(names) == first
+    assert FolderIndex(cache, "shards").load_or_build(names) == first
     (tmp_path / "d" / NAME).unlink()
-    assert FolderIndex(cache, "shards").know(names) == first  # from the sidecars
+    assert FolderIndex(cache, "shards").load_or_build(names) == first  # from the sidecars
 
 
 def test_a_changed_shard_is_indexed_anew_and_a_removed_one_forgotten(tmp_path: Path, cache: ShardCache) -> None:
     write_source(tmp_path, [3, 2, 4])
     names = [str(tmp_path / f"part-{n:02d}.tar") for n in range(3)]
-    FolderIndex(cache, "shards").know(names)
+    FolderIndex(cache, "shards").load_or_build(names)
     write_shard(tmp_path / "part-01.tar", [sample(n) for n in range(50, 55)])
     (tmp_path / "part-02.tar").unlink()
-    known = FolderIndex(cache, "shards").know(names[:2])
+    known = FolderIndex(cache, "shards").load_or_build(names[:2])
     assert [entry.samples for entry in known.values()] == [3, 5]
     manifest = parse_manifest((tmp_path / NAME).read_bytes(), NAME)
     assert {name: entry.samples for name, entry in manifest.shards.items()} == {"part-00.tar": 3, "part-01.tar": 5}
@@ -100,10 +100,10 @@ def test_where_shards_cannot_be_written_beside_the_index_is_kept_in_the_cache(
 
     monkeypatch.setattr(indexing, "save_index", refuse)
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != f"{tmp_path}/d/" and access(path, mode))
-    first = FolderIndex(cache, "shards").know([name])
+    first = FolderIndex(cache, "shards").load_or_build([name])
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["part-00.tar"]
     monkeypatch.setattr(indexing, "list_shard", None)
-    assert FolderIndex(cache, "shards").know([name]) == first
+    assert FolderIndex(cache, "shards").load_or_build([name]) == first
     assert Indexer(cache, "shards").find(name, cache.stamp(name)) is not None
 
 
@@ -134,12 +134,12 @@ def test_a_damaged_sidecar_or_manifest_is_no_trap(
         sidecar.write_bytes(damaged)
         assert load_index(sidecar) is None
         assert len(Indexer(cache, "shards")(str(shard))) == 3
-    for damaged in (b"", b"junk", manifest_bytes(Manifest())[:10]):
+    for damaged in (b"", b"junk", manifest_bytes(FolderManifest())[:10]):
         with pytest.raises(UserError, match=r"^m: is no readable index .*`vlm data index --fresh` makes it$"):
             parse_manifest(damaged, "m")
         (tmp_path / NAME).write_bytes(damaged)
         with caplog.at_level("WARNING"):
-            assert FolderIndex(cache, "shards").know([str(shard)])[str(shard)].samples == 3
+            assert FolderIndex(cache, "shards").load_or_build([str(shard)])[str(shard)].samples == 3
         assert "is no readable index" in caplog.text
         assert parse_manifest((tmp_path / NAME).read_bytes(), NAME).shards["a.tar"].samples == 3
 
@@ -152,15 +152,15 @@ def test_many_shards_are_indexed_by_several_processes(
     monkeypatch.setattr(indexing, "_WORTH_A_POOL", 0)
     names = [str(tmp_path / f"part-{n:02d}.tar") for n in range(4)]
     heard: list[tuple[int, int]] = []
-    known = FolderIndex(cache, "shards").know(names, workers=2, progress=lambda *done: heard.append(done))
+    known = FolderIndex(cache, "shards").load_or_build(names, workers=2, progress=lambda *done: heard.append(done))
     assert [entry.samples for entry in known.values()] == [3, 2, 4, 1]
     assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_manifest_moves_with_its_folder(tmp_path: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     write_source(tmp_path / "d", [3])
-    FolderIndex(cache, "shards").know([str(tmp_path / "d" / "part-00.tar")])
+    FolderIndex(cache, "shards").load_or_build([str(tmp_path / "d" / "part-00.tar")])
     shutil.move(tmp_path / "d", tmp_path / "e")
     monkeypatch.setattr(indexing, "list_shard", None)
-    (entry,) = FolderIndex(cache, "shards").know([str(tmp_path / "e" / "part-00.tar")]).values()
+    (entry,) = FolderIndex(cache, "shards").load_or_build([str(tmp_path / "e" / "part-00.tar")]).values()
     assert entry.samples == 3
