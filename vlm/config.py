@@ -2,7 +2,8 @@
 
 import types
 import typing
-from typing import Annotated, Any, Union
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -14,6 +15,9 @@ class Config(BaseModel):
     """A frozen piece of a recipe; it lives beside what it configures and refuses keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    # Options that mean something for some values of another one only: option -> (the other, those values).
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -28,6 +32,22 @@ class Config(BaseModel):
                     details = InitErrorDetails(type=problem, loc=(name, *where[0]), input=where[1])
                     raise ValidationError.from_exception_data(cls.__name__, [details])
         return given
+
+    @model_validator(mode="after")
+    def _no_option_without_meaning(self) -> "Config":
+        """An option that changes nothing is refused, unless it has its default: whoever wrote it meant something."""
+        for option, (other, choices) in self.only_with.items():
+            value, choice = getattr(self, option), getattr(self, other)
+            if choice not in choices and value != type(self).model_fields[option].default:
+                raise ValueError(
+                    f"{option}: found {_shown(value)}, which means nothing with {other}: {_of_choices((choice,))};"
+                    f" it is for {other}: {_of_choices(choices)}"
+                )
+        return self
+
+
+def _of_choices(choices: tuple[Any, ...]) -> str:
+    return " or ".join("null" if choice is None else str(choice) for choice in choices)
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,6 +1,7 @@
 """Projection heads between a tower's output and the embedding that is compared."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,11 @@ class HeadConfig(Config):
     gradient depend on how the batch is split.) reweight: coordinate i times kappa^-i, nothing to learn (Xue et al.,
     2024): the loss sees some coordinates less, and `before_head` reads them all the same.
     """
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "hidden": ("kind", ("mlp",)),
+        "kappa": ("kind", ("reweight",)),
+    }
 
     kind: Annotated[Literal["linear", "mlp", "reweight"], Field(description="what the head is made of")]
     dim: Annotated[int | None, Field(gt=0, le=65536, description="width of one head; null: that of the tower")] = None

@@ -26,7 +26,8 @@ VERSIONS = {
 
 
 def setting(version: str, num_steps: int, **options: Any) -> Setting:
-    return Setting({"fast_clip": {"version": version, **SCHEDULE, **options}}, num_steps=num_steps)
+    schedule = {} if options.get("gamma_schedule") == "constant" else SCHEDULE
+    return Setting({"fast_clip": {"version": version, **schedule, **options}}, num_steps=num_steps)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.objectives.parity import Setting, defined, on_ranks, unit
 from vlm.errors import UserError
+from vlm.model.heads import HeadConfig
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
@@ -46,6 +47,31 @@ def test_a_term_of_weight_0_is_not_computed_and_needs_nothing() -> None:
 def test_a_mistake_in_a_term_names_term_key_and_value(terms: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         TERMS.validate_python(terms)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"fast_clip": {"version": "v1", "gradient_limit": 2}}, "fast_clip: gradient_limit: found 2.0, .* version: v1"),
+        ({"fast_clip": {"version": "v0", "rho": 8}}, "rho: found 8.0, .* it is for version: v2 or v3"),
+        ({"fast_clip": {"gamma_schedule": "constant", "gamma_decay_epochs": 2}}, "gamma_decay_epochs: found 2.0"),
+        ({"decoupled": {"sigma": 0.3}}, "sigma: found 0.3, which means nothing with weighting: null"),
+        ({"attract_repel": {"rbf_t": 1}}, "rbf_t: found 1.0, .* cost: euclidean; it is for cost: rbf"),
+        ({"clustered_negatives": {"form": "learned_weights", "clusters": [3]}}, r"clusters: found \(3,\)"),
+        ({"clustered_negatives": {"form": "cluster_weights", "nearest": 3}}, "nearest: found 3"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(terms: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TERMS.validate_python(terms)
+
+
+def test_options_without_meaning_may_stand_at_their_defaults() -> None:
+    """As they do in the recipe that a run keeps, which writes all of them."""
+    terms = TERMS.validate_python({"fast_clip": {"version": "v2"}, "decoupled": 1.0, "attract_repel": 1.0})
+    assert TERMS.validate_python(TERMS.dump_python(terms)) == terms
+    with pytest.raises(ValidationError, match=r"kappa: found 1\.5, which means nothing with kind: linear"):
+        HeadConfig(kind="linear", kappa=1.5)
 
 
 @pytest.mark.parametrize(

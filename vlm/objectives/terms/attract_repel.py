@@ -1,6 +1,7 @@
 """Contrastive attraction and repulsion: far positives are pulled more, near negatives pushed more."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,6 +32,8 @@ class AttractRepel(PairTerm):
     the weights it is the form of their large-scale code.) With one positive, attraction is alignment. A query without
     negatives is not repelled.
     """
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"rbf_t": ("cost", ("rbf",))}
 
     by: GroupKey = Field(
         default="sample",

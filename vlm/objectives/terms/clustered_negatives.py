@@ -1,7 +1,8 @@
 """Negatives by cluster: far ones stood for by their cluster's mean, or those of the own cluster weighing less."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -39,6 +40,13 @@ class ClusteredNegatives(PairTerm):
       learned with the model (AdaMEOW, Yu et al., 2023). There the MLP could make all weights 0; here a row's weights
       have a mean of 1, and the positive weighs 1.
     """
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "clusters": ("form", ("meta_nodes", "cluster_weights")),
+        "iterations": ("form", ("meta_nodes", "cluster_weights")),
+        "nearest": ("form", ("meta_nodes",)),
+        "hidden": ("form", ("learned_weights",)),
+    }
 
     form: Literal["meta_nodes", "cluster_weights", "learned_weights"] = Field(
         default="meta_nodes", description="how negatives are summed"

@@ -1,6 +1,7 @@
 """Decoupled contrastive learning: the positive pair is not in its own denominator."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,11 @@ class Decoupled(PairTerm):
     """
 
     takes_providers: ClassVar[bool] = True
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "sigma": ("weighting", ("von_mises",)),
+        "detach_weights": ("weighting", ("von_mises",)),
+    }
 
     weighting: Literal["von_mises"] | None = Field(
         default=None, description="von_mises: DCLW, pairs that are far apart attract more; null: DCL"

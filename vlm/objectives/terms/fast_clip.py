@@ -1,6 +1,7 @@
 """FastCLIP: global contrastive losses with one temperature, or one a sample."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,16 @@ class FastClip(IndividualTemperature):
     constant after the warm-up, lowered at a threshold of tau), here as the logarithm of the logit scale with
     `optimizer.lr` and its schedule; v2's at 0.0133 by the script, here at `rate`, whose default is iSogCLR's 0.03.
     """
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "gamma_decay_epochs": ("gamma_schedule", ("cosine",)),
+        "rho": ("version", ("v2", "v3")),
+        "temperature": ("version", ("v1",)),
+        **dict.fromkeys(
+            ("temperature_init", "temperature_min", "temperature_max", "rate", "momentum", "gradient_limit"),
+            ("version", ("v2",)),
+        ),
+    }
 
     version: Literal["v0", "v1", "v2", "v3"] = Field(default="v3", description="which of the four")
     gamma: float = Field(default=0.2, gt=0, le=1, description="share of the batch in the average, after the decay")

@@ -1,7 +1,8 @@
 """The base of global contrastive losses: each sample's normaliser, averaged over the steps in which it was seen."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -29,6 +30,10 @@ class GlobalContrast(PairTerm):
     of sum_j w_ij h_ij / tau_i under constant weights w_ij (SogCLR: Yuan et al., 2022). The table keeps log s_i, so that
     no exponential overflows, whatever the temperature; the authors keep s_i beside a running maximum, to the same end.
     """
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "gamma_decay_epochs": ("gamma_schedule", ("cosine",))
+    }
 
     gamma: float = Field(default=0.8, gt=0, le=1, description="share of the batch in a sample's moving average")
     gamma_schedule: Literal["constant", "cosine"] = Field(
