@@ -151,9 +151,15 @@ def test_three_uneven_ranks_are_one_process_in_float64(engine: EngineName, rows:
             torch.testing.assert_close(result[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda t, n=name: f"{n}: {t}")
 
 
-def collectives_of_a_step(rows: int | None) -> Counter[str]:
+COLLECTIVES = (
+    *("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_object", "broadcast"),
+    *("all_gather_single", "reduce_scatter_single"),  # FSDP2's
+)
+
+
+def collectives_of_a_step(setup: Setup, rows: int | None) -> Counter[str]:
     """The collectives that a step calls beside the engine's own."""
-    engine, objective, batch, teacher = begin(Setup(), 2)
+    engine, objective, batch, teacher = begin(setup, 2)
     counted: Counter[str] = Counter()
 
     def counting(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +171,7 @@ def collectives_of_a_step(rows: int | None) -> Counter[str]:
         return count
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_object", "broadcast"):
+        for name in COLLECTIVES:
             patch.setattr(dist, name, counting(name, getattr(dist, name)))
         accumulate(engine, objective, batch, MicroBatchPlan(ROWS, 2, rows), 0, teacher)
     engine.accelerator.end_training()
@@ -173,9 +179,18 @@ def collectives_of_a_step(rows: int | None) -> Counter[str]:
 
 
 def test_collectives_do_not_grow_with_the_number_of_micro_batches() -> None:
-    one, three, six = (run_ranks(collectives_of_a_step, 2, rows, group=False)[0] for rows in (None, 2, 1))
+    one, three, six = (run_ranks(collectives_of_a_step, 2, Setup(), rows, group=False)[0] for rows in (None, 2, 1))
     assert one == three == six
     assert one["all_reduce"] > 0
+
+
+@pytest.mark.slow
+def test_sharded_gradients_travel_once_a_step() -> None:
+    """Shards are gathered for each forward; gradients wait for the last micro-batch, one collective a sharded part."""
+    one, three = (run_ranks(collectives_of_a_step, 2, Setup("fsdp"), rows, group=False)[0] for rows in (None, 2))
+    assert one["reduce_scatter_single"] == three["reduce_scatter_single"] == 3  # image, text, and the rest
+    assert one["all_reduce"] == three["all_reduce"]
+    assert one["all_gather_single"] < three["all_gather_single"]
 
 
 def test_the_number_of_forwards_is_the_same_on_every_rank() -> None:

@@ -200,7 +200,10 @@ def test_the_scale_stops_at_the_limit_and_comes_back(engine: EngineName, world_s
         assert parameters[-1] < start_at  # and it came back
 
 
-def average_story(setup: Setup, world_size: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def average_story(
+    setup: Setup, world_size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], bool]:
+    """The average, the weights while it is lent to the model and afterwards, and whether lending copies."""
     engine = start(setup, world_size)
     ema = Ema(EmaConfig(decay=0.9, ramp=False), engine)
     run_steps(engine, 0, 3, ema)
@@ -208,16 +211,18 @@ def average_story(setup: Setup, world_size: int) -> tuple[dict[str, Tensor], dic
         average = {name: ema.full(name).clone() for name in ema.shards}
         with engine.swapped_weights(ema.shards):
             held = {name: engine.weight(name).clone() for name in ema.shards}
+            copied = any(engine.shard(name).data_ptr() != shard.data_ptr() for name, shard in ema.shards.items())
         after = {name: engine.weight(name).clone() for name in ema.shards}
     engine.accelerator.end_training()
-    return average, held, after
+    return average, held, after, copied
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
 def test_the_average_follows_its_recursion_and_is_lent_to_the_model(engine: EngineName, world_size: int) -> None:
     alone = run_ranks(weights_by_step, 1, Setup("ddp"), group=False)[0]
-    average, held, after = run_ranks(average_story, world_size, Setup(engine), world_size, group=False)[0]
+    average, held, after, copied = run_ranks(average_story, world_size, Setup(engine), world_size, group=False)[0]
+    assert copied == (engine in ("zero3", "fsdp"))
     for name, found in average.items():
         expected = alone[0][name]
         for weights in alone[1:]:

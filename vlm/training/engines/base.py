@@ -150,19 +150,33 @@ class Engine(ABC):
         They stay away after an error that other ranks may not have: this rank would wait for them, who are elsewhere,
         and is to end.
         """
-        training_weights = {name: self.shard(name).clone() for name in shards}
+        training_weights: dict[str, Tensor] = {}
         try:
-            self._put_shards(shards)
+            for name, value in shards.items():
+                training_weights[name] = self.lend(name, value)
             yield
         except BaseException as error:
             if self.world.size == 1 or isinstance(error, EvaluationStoppedError):
-                self._put_shards(training_weights)
+                self._take_back(training_weights)
             raise
-        self._put_shards(training_weights)
+        self._take_back(training_weights)
 
-    def _put_shards(self, shards: Mapping[str, Tensor]) -> None:
-        for name, value in shards.items():
-            self.put_shard(name, value)
+    def lend(self, name: str, value: Tensor) -> Tensor:
+        """Put `value` in the place of this rank's part of a parameter, for a while; what `take_back` needs. Collective.
+
+        By copies, unless the engine's parameters can point at other values.
+        """
+        before = self.shard(name).clone()
+        self.put_shard(name, value)
+        return before
+
+    def take_back(self, name: str, before: Tensor) -> None:
+        """Undo `lend`. Collective."""
+        self.put_shard(name, before)
+
+    def _take_back(self, training_weights: Mapping[str, Tensor]) -> None:
+        for name, before in training_weights.items():
+            self.take_back(name, before)
 
 
 def tensor_of(module: nn.Module, name: str) -> Any:
@@ -175,6 +189,14 @@ def data_of(module: nn.Module, name: str) -> Tensor:
     """The values of a parameter or buffer, outside any graph, by reference."""
     data: Tensor = tensor_of(module, name).data
     return data
+
+
+def exchange_data(module: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Let a parameter point at `value`, without a copy; what it pointed at."""
+    parameter = tensor_of(module, name)
+    before: Tensor = parameter.data
+    parameter.data = value
+    return before
 
 
 def num_updates_of(optimizer: torch.optim.Optimizer) -> int:

@@ -18,6 +18,7 @@ from vlm.training.engines.base import (
     MakeOptimizer,
     Moment,
     data_of,
+    exchange_data,
     num_updates_of,
 )
 from vlm.training.optimizer import set_lr
@@ -99,6 +100,12 @@ class DdpEngine(Engine):
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
         data_of(self.module, name).copy_(value)
+
+    def lend(self, name: str, value: Tensor) -> Tensor:  # noqa: D102
+        return exchange_data(self.module, name, value)
+
+    def take_back(self, name: str, before: Tensor) -> None:  # noqa: D102
+        exchange_data(self.module, name, before)
 
     def to_full(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102, ARG002
         return shard

@@ -30,6 +30,7 @@ from vlm.training.engines.base import (
     MakeOptimizer,
     Moment,
     data_of,
+    exchange_data,
     num_updates_of,
     tensor_of,
 )
@@ -164,6 +165,15 @@ class ZeroEngine(Engine):
         held.ds_tensor.data.copy_(value)
         if held.ds_status == ZeroParamStatus.AVAILABLE:  # small weights stay gathered between steps
             held.data.copy_(self.to_full(name, value))
+
+    def lend(self, name: str, value: Tensor) -> Tensor:  # noqa: D102
+        return super().lend(name, value) if self._stage == 3 else exchange_data(self.module, name, value)
+
+    def take_back(self, name: str, before: Tensor) -> None:  # noqa: D102
+        if self._stage == 3:
+            super().take_back(name, before)
+        else:
+            exchange_data(self.module, name, before)
 
     def to_full(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
         held = tensor_of(self.module, name)
