@@ -71,16 +71,16 @@ class Locator:
 
     def names(self, positions: Iterable[int]) -> dict[int, SampleName]:
         """The shard and key of each of these samples."""
-        wanted: dict[int, list[int]] = {}
+        by_shard: dict[int, list[int]] = {}
         for position in sorted(set(positions)):
-            wanted.setdefault(int(np.searchsorted(self._ends, position, side="right")), []).append(position)
-        found = {}
-        for number, inside in wanted.items():
+            by_shard.setdefault(int(np.searchsorted(self._ends, position, side="right")), []).append(position)
+        names = {}
+        for number, inside in by_shard.items():
             with OpenShard(self._shards[number]) as shard:
                 keys = shard.keys()
             start = int(self._ends[number]) - len(keys)
-            found.update({place: SampleName(self._shards[number], keys[place - start]) for place in inside})
-        return found
+            names.update({place: SampleName(self._shards[number], keys[place - start]) for place in inside})
+        return names
 
 
 def find_duplicates(
@@ -124,13 +124,13 @@ def _overlap(
     pictures: NDArray[np.uint64], where: Locator, against: Sequence[ShardScan], distance_bits: int, listed: int
 ) -> Overlap:
     others = _together(scan.image_hashes for scan in against)
-    kept = np.flatnonzero(others != NO_HASH)
+    hashed = np.flatnonzero(others != NO_HASH)
     rows = np.flatnonzero(pictures != NO_HASH)
-    found = HashIndex(others[kept], distance_bits).nearest(pictures[rows])
-    samples, references = rows[found.rows][:listed].tolist(), kept[found.references][:listed].tolist()
-    mine, theirs = where.names(samples), Locator(against).names(references)
+    near = HashIndex(others[hashed], distance_bits).nearest(pictures[rows])
+    samples, references = rows[near.rows][:listed].tolist(), hashed[near.references][:listed].tolist()
+    names, other_names = where.names(samples), Locator(against).names(references)
     matches = tuple(
-        Match(mine[sample], theirs[reference], int(bits))
-        for sample, reference, bits in zip(samples, references, found.distances, strict=False)
+        Match(names[sample], other_names[reference], int(bits))
+        for sample, reference, bits in zip(samples, references, near.distances, strict=False)
     )
-    return Overlap(len(found.rows), matches)
+    return Overlap(len(near.rows), matches)

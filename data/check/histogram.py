@@ -25,8 +25,8 @@ class Histogram:
     """How often each whole number occurred."""
 
     def __init__(self, values: Iterable[int] = ()) -> None:
-        found, counts = np.unique(np.fromiter(values, dtype=np.int64), return_counts=True)
-        self._counts = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        distinct, counts = np.unique(np.fromiter(values, dtype=np.int64), return_counts=True)
+        self._counts = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
 
     def add(self, other: "Histogram") -> None:
         """Count what `other` counted as well."""

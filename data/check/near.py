@@ -41,7 +41,7 @@ class HashIndex:
     def nearest(self, hashes: Hashes) -> Matches:
         """The matches of `hashes`, by row."""
         best = np.full(len(hashes), _BITS + 1, dtype=np.uint8)
-        found = np.full(len(hashes), len(self._first), dtype=np.int64)
+        nearest = np.full(len(hashes), len(self._first), dtype=np.int64)
         for mask, order, keys in self._tables:
             place = np.searchsorted(keys, hashes & mask, side="left")
             end = np.searchsorted(keys, hashes & mask, side="right")
@@ -50,13 +50,13 @@ class HashIndex:
                 candidate = order[place[rows]]
                 bits = np.bitwise_count(hashes[rows] ^ self._hashes[candidate])
                 first = self._first[candidate]
-                known = np.where(best[rows] <= _BITS, found[rows], np.iinfo(np.int64).max)
+                known = np.where(best[rows] <= _BITS, nearest[rows], np.iinfo(np.int64).max)
                 better = (bits <= self._distance) & ((bits < best[rows]) | ((bits == best[rows]) & (first < known)))
-                best[rows[better]], found[rows[better]] = bits[better], first[better]
+                best[rows[better]], nearest[rows[better]] = bits[better], first[better]
                 place[rows] += 1
                 rows = rows[place[rows] < end[rows]]
         rows = np.flatnonzero(best <= _BITS)
-        return Matches(rows, found[rows], best[rows])
+        return Matches(rows, nearest[rows], best[rows])
 
 
 def group_near(hashes: Hashes, distance: int) -> Indices:

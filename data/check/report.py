@@ -97,9 +97,9 @@ def check_shards(
             scans.append(scan)
             if progress is not None:
                 progress(scan.num_samples)
-    mine, theirs = scans[: len(jobs)], scans[len(jobs) :]
-    histograms = _histograms(mine)
-    return _report(mine, theirs, histograms, config), histograms
+    set_scans, against_scans = scans[: len(jobs)], scans[len(jobs) :]
+    histograms = _histograms(set_scans)
+    return _report(set_scans, against_scans, histograms, config), histograms
 
 
 def _report(

@@ -142,11 +142,11 @@ def _note_texts(sample: StoredSample, notes: _Notes) -> None:
 
 def _result(job: ScanJob, notes: _Notes, hashes: NDArray[np.uint64], num_bytes: int) -> ShardScan:
     kinds = Counter(finding.kind for finding in notes.findings)
-    kept: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     listed = []
     for finding in notes.findings:
-        kept[finding.kind] += 1
-        if kept[finding.kind] <= job.listed:
+        seen[finding.kind] += 1
+        if seen[finding.kind] <= job.listed:
             listed.append(finding)
     # What the tar lost or refused is no sample of it, but counts as one that cannot be used.
     refused = {finding.key for finding in notes.findings if finding.kind == UNSAFE_MEMBER}

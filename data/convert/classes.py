@@ -51,19 +51,19 @@ def find_classes(
             raise UserError("--classes: there are no labels; name their column with --label-column")
         return columns, None
     option = f"--label-column {columns.label}"
-    found = _distinct(table.labels(), option)
+    labels_in_table = _distinct(table.labels(), option)
     known = None if file is None else read_class_file(local_path(file, "--classes"), f"--classes {file}").names
-    others = [label for label in found if not _is_number(label)]
+    others = [label for label in labels_in_table if not _is_number(label)]
     if not others:
         names = known or table.class_names
-        if names is not None and (most := max(map(class_number, found), default=0)) >= len(names):
+        if names is not None and (most := max(map(class_number, labels_in_table), default=0)) >= len(names):
             raise UserError(f"{option}: holds class {most}, but there are {len(names)} class names")
         return columns, None if names is None else Classes(names, labels_are_names=False)
     if not is_asked and known is None and columns.captions:
         return replace(columns, label=None), None  # a column that is called so, and is something else
-    if len(others) < len(found):
+    if len(others) < len(labels_in_table):
         raise UserError(f"{option}: holds numbers and names, such as {others[0]!r:.60}; give one or the other")
-    labels = sorted({_name(label) for label in found})
+    labels = sorted({_name(label) for label in labels_in_table})
     missing = next((label for label in labels if known is not None and label not in known), None)
     if known is not None and missing is not None:
         raise UserError(f"{option}: holds {missing!r:.60}, which --classes {file} has not ({nearest(missing, known)})")
@@ -71,16 +71,16 @@ def find_classes(
 
 
 def _distinct(labels: Iterable[Any], option: str) -> list[Any]:
-    found: dict[Any, None] = {}
+    distinct: dict[Any, None] = {}
     for label in labels:
         if _is_none(label):
             continue
         if not isinstance(label, str | int | float):
             raise UserError(f"{option}: a label is a class number or a name, found {label!r:.60}")
-        found[label] = None
-        if len(found) > _MOST:
+        distinct[label] = None
+        if len(distinct) > _MOST:
             raise UserError(f"{option}: holds more than {_MOST:,} different labels; is it a label?")
-    return list(found)
+    return list(distinct)
 
 
 def _is_number(label: Any) -> bool:

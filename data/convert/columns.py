@@ -34,8 +34,8 @@ def find_columns(names: Sequence[str], column_options: ColumnOptions, where: str
     label = _named(names, column_options.label, "--label-column", where)
     captions = tuple(_named(names, name, "--caption-column", where) or name for name in column_options.captions)
     if not captions:
-        found = _usual([name for name in names if name not in (image, label)], CAPTION_NAMES)
-        captions = () if found is None else (found,)
+        usual = _usual([name for name in names if name not in (image, label)], CAPTION_NAMES)
+        captions = () if usual is None else (usual,)
     if label is None:
         label = _usual([name for name in names if name not in (image, *captions)], LABEL_NAMES)
     if not captions and label is None:
@@ -56,8 +56,8 @@ def _named(names: Sequence[str], name: str | None, option: str, where: str) -> s
 
 
 def _usual(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    found = {_normal(name): name for name in reversed(names)}
-    return next((found[name] for name in usual if name in found), None)
+    by_normal_name = {_normal(name): name for name in reversed(names)}
+    return next((by_normal_name[name] for name in usual if name in by_normal_name), None)
 
 
 def _normal(name: str) -> str:

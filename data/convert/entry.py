@@ -64,10 +64,10 @@ def entry_of(row: int, key: str, rows: Sequence[Row], columns: ColumnRoles) -> E
     if not usable:
         return Entry(row, key, None, (), None, {}, str(rows[0]))
     captions = tuple(caption for values in usable for name in columns.captions for caption in _listed(values.get(name)))
-    taken = {columns.image, columns.label}
+    role_columns = {columns.image, columns.label}
     if len(columns.captions) == 1:  # of several, each is also kept by its name: a policy may prefer one of them
-        taken.add(columns.captions[0])
-    names = dict.fromkeys(name for values in usable for name in values if name not in taken)
+        role_columns.add(columns.captions[0])
+    names = dict.fromkeys(name for values in usable for name in values if name not in role_columns)
     fields = {name: _shared([values.get(name) for values in usable]) for name in names}
     label = usable[0].get(columns.label) if columns.label else None
     return Entry(row, key, usable[0].get(columns.image), captions, label, fields)

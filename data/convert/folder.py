@@ -68,8 +68,8 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
     while waiting:
         below, around = waiting.pop()
         state = os.stat(folder / below)
-        here = (state.st_dev, state.st_ino)
-        if here in around:
+        inode = (state.st_dev, state.st_ino)
+        if inode in around:
             continue
         with os.scandir(folder / below) as entries:
             for entry in entries:
@@ -77,6 +77,6 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
                     continue
                 name = os.path.join(below, entry.name)
                 if entry.is_dir():
-                    waiting.append((name, around | {here}))
+                    waiting.append((name, around | {inode}))
                 elif entry.is_file():
                     yield name, entry.stat().st_size

@@ -62,12 +62,12 @@ class JsonLinesTable(SourceTable):
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers."""
-        found = []
+        parsed = []
         with self._path.open("rb") as file:
             for offset in self._offsets[rows].tolist():
                 file.seek(offset)
-                found.append(_parse(file.readline()))
-        return found
+                parsed.append(_parse(file.readline()))
+        return parsed
 
 
 def _parse(line: bytes) -> Row:

@@ -106,8 +106,8 @@ class ParquetTable(FrameTable):
         if self._blobs is None:
             return super().fetch(rows)
         files, places = self._blobs
-        found = self._frame[rows].to_dicts()
-        return [self._with_image(values, files, at) for values, at in zip(found, places[rows].tolist(), strict=True)]
+        dicts = self._frame[rows].to_dicts()
+        return [self._with_image(values, files, at) for values, at in zip(dicts, places[rows].tolist(), strict=True)]
 
     def _with_image(self, values: dict[str, Any], files: list[Path], place: list[int]) -> Row:
         name = (values.pop(self.columns.image, None) or {}).get("path") if self._nested else None

@@ -20,7 +20,7 @@ class _OpenError(Exception):
 
 
 def quoted_rows(lines: Iterable[str], separator: str, is_row: Callable[[list[str]], bool]) -> Iterator[Cells]:
-    """The rows of `lines`, which end as they do in the file; quotes mean what they mean to Python's csv and to pandas.
+    """The rows of `row_lines`, which end as they do in the file; quotes mean what they mean to Python's csv and to pandas.
 
     A quoted text may go over several lines, unless one of these `is_row` by itself, or the quote that would close it
     stands in the middle of a cell: then it was left open, and the next row begins on the next line. Empty lines are
@@ -34,14 +34,14 @@ def quoted_rows(lines: Iterable[str], separator: str, is_row: Callable[[list[str
         if '"' not in line:
             yield Cells(line.rstrip("\r\n").split(separator))
             continue
-        taken = [line]
+        row_lines = [line]
         try:
-            yield Cells(_whole_row(taken, lambda: _next(pending, rest), separator, is_row))
+            yield Cells(_whole_row(row_lines, lambda: _next(pending, rest), separator, is_row))
         except _OpenError:
-            pending.extendleft(reversed(taken[1:]))
+            pending.extendleft(reversed(row_lines[1:]))
             yield Cells(_lenient(line, separator), "a quote of the row is left open: double it, or close it")
         except csv.Error as error:
-            pending.extendleft(reversed(taken[1:]))
+            pending.extendleft(reversed(row_lines[1:]))
             yield Cells([], f"the row cannot be read ({error})")
 
 
@@ -50,27 +50,27 @@ def _next(pending: deque[str], rest: Iterator[str]) -> str | None:
 
 
 def _whole_row(
-    taken: list[str], more: Callable[[], str | None], separator: str, is_row: Callable[[list[str]], bool]
+    row_lines: list[str], more: Callable[[], str | None], separator: str, is_row: Callable[[list[str]], bool]
 ) -> list[str]:
-    """The cells of the row that begins with the line in `taken`, to which each further line is added that was read.
+    """The cells of the row that begins with the line in `row_lines`, to which each further line is added that was read.
 
     Raises:
         _OpenError: its quote is left open.
     """
     while True:
-        if taken[1:] == [] or '"' in taken[-1]:
+        if row_lines[1:] == [] or '"' in row_lines[-1]:
             try:
-                return next(csv.reader(taken, delimiter=separator, strict=True))
+                return next(csv.reader(row_lines, delimiter=separator, strict=True))
             except csv.Error as error:
                 if "unexpected end of data" not in str(error):
-                    if len(taken) > 1:
+                    if len(row_lines) > 1:
                         raise _OpenError from error
-                    return _lenient(taken[0], separator)
+                    return _lenient(row_lines[0], separator)
         following = more()
-        if following is None or len(taken) == _MOST_LINES:
-            taken += [] if following is None else [following]
+        if following is None or len(row_lines) == _MOST_LINES:
+            row_lines += [] if following is None else [following]
             raise _OpenError
-        taken.append(following)
+        row_lines.append(following)
         if is_row(_lenient(following, separator)):
             raise _OpenError
 

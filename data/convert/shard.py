@@ -107,28 +107,28 @@ def sample_of(entry: Entry, job: ShardJob) -> dict[str, bytes]:
 
 def _described(entry: Entry, captions: list[str], image: StoredImage) -> dict[str, Any]:
     """The json member: captions, file name and size, then the other columns, which never overwrite these."""
-    own: dict[str, Any] = {"captions": captions} if captions else {}
-    own["file_name"] = entry.path
-    own |= {"width": image.size[0], "height": image.size[1]}
+    written: dict[str, Any] = {"captions": captions} if captions else {}
+    written["file_name"] = entry.path
+    written |= {"width": image.size[0], "height": image.size[1]}
     if image.size != image.original_size:
-        own |= {"original_width": image.original_size[0], "original_height": image.original_size[1]}
-    described = dict(own)
+        written |= {"original_width": image.original_size[0], "original_height": image.original_size[1]}
+    described = dict(written)
     for name, value in entry.fields.items():
-        if name not in own:
+        if name not in written:
             described[name] = _finite(value)
-        elif value != own.get(f"original_{name}", own[name]):
+        elif value != written.get(f"original_{name}", written[name]):
             described[f"table_{name}"] = _finite(value)
     return described
 
 
 def _captions(entry: Entry) -> list[str]:
-    found: list[str] = []
+    texts: list[str] = []
     for caption in entry.captions:
         if isinstance(caption, TextFile):
-            found.extend(map(readable, _lines(caption)))
+            texts.extend(map(readable, _lines(caption)))
         else:
-            found.extend(listed(caption))
-    captions = [caption for caption in map(str.strip, found) if caption]
+            texts.extend(listed(caption))
+    captions = [caption for caption in map(str.strip, texts) if caption]
     if not captions and entry.label is None:
         raise BadSampleError("it has no caption, or only empty ones")
     return captions

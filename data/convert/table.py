@@ -59,7 +59,7 @@ class FrameTable(SourceTable):
         return len(self._frame)
 
     def image_paths(self) -> pl.Series | None:
-        """The image column; a row that cannot be used is of no image, so that it is told as a row of its own."""
+        """The image column; a row that cannot be used is of no image, so that it is reported as a row of its own."""
         paths = self._frame[self.columns.image]
         return paths.scatter(list(self._problems), None) if self._problems else paths
 
@@ -70,10 +70,10 @@ class FrameTable(SourceTable):
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers."""
-        found = self._frame[rows].to_dicts()
+        dicts = self._frame[rows].to_dicts()
         return [
             BadSampleError(self._problems[row]) if row in self._problems else values
-            for row, values in zip(rows.tolist(), found, strict=True)
+            for row, values in zip(rows.tolist(), dicts, strict=True)
         ]
 
 

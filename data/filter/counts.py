@@ -107,11 +107,11 @@ def _count(extracted: Sequence[Extracted], aside: Path, identity: ImageIdentity,
     num_pairs = sum(pq.read_metadata(one.rows).num_rows for one in extracted)
     num_grams = sum(pq.read_metadata(one.grams).num_rows for one in extracted)
     for part, inside in _parts("text", num_pairs, part_rows):
-        found = pairs.filter(inside).unique().group_by("text").agg(pl.len().alias("images"))
-        found.sort("text").sink_parquet(aside / f"texts-{part:04d}.parquet", engine="streaming")
+        counts = pairs.filter(inside).unique().group_by("text").agg(pl.len().alias("images"))
+        counts.sort("text").sink_parquet(aside / f"texts-{part:04d}.parquet", engine="streaming")
     for part, inside in _parts("image", num_pairs, part_rows):
-        found = pairs.filter(inside).unique().group_by("image").agg(pl.len().alias("texts"))
-        found.sort("image").sink_parquet(aside / f"images-{part:04d}.parquet", engine="streaming")
+        counts = pairs.filter(inside).unique().group_by("image").agg(pl.len().alias("texts"))
+        counts.sort("image").sink_parquet(aside / f"images-{part:04d}.parquet", engine="streaming")
     for part, inside in _parts("gram", num_grams, part_rows):
         summed = grams.filter(inside).group_by("gram").agg(pl.col("count").sum())
         summed.sort("gram").sink_parquet(aside / f"grams-{part:04d}.parquet", engine="streaming")
@@ -150,8 +150,8 @@ def _parts(column: str, num_rows: int, part_rows: int) -> list[tuple[int, pl.Exp
     return [(part, pl.col(column) % parts == part) for part in range(parts)]
 
 
-def _sorted_ids(found: pl.LazyFrame, column: str) -> NDArray[np.uint64]:
-    return np.sort(found.select(column).collect(engine="streaming")[column].to_numpy()).astype(np.uint64, copy=False)
+def _sorted_ids(table: pl.LazyFrame, column: str) -> NDArray[np.uint64]:
+    return np.sort(table.select(column).collect(engine="streaming")[column].to_numpy()).astype(np.uint64, copy=False)
 
 
 def _signature(extracted: Sequence[Extracted], identity: ImageIdentity) -> dict[str, object]:

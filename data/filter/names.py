@@ -29,11 +29,13 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
             raise UserError(f"SHARDS: {shard} would be written outside the output's folder; write it without ..")
         names[shard] = f"{number:06d}.tar" if is_command(name) else _as_tar("/".join(parts))
         path_of_user(names[shard], "SHARDS")  # refused now, and not after hours, when its copy is to be written
-    taken: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for shard, name in names.items():
-        if name in taken:
-            raise UserError(f"SHARDS: {taken[name]} and {shard} would both be written as {name}; filter one at a time")
-        taken[name] = shard
+        if name in shard_of:
+            raise UserError(
+                f"SHARDS: {shard_of[name]} and {shard} would both be written as {name}; filter one at a time"
+            )
+        shard_of[name] = shard
     return names
 
 

@@ -105,9 +105,9 @@ def _rare(texts: Sequence[str | None], frequent: NDArray[np.uint64] | None) -> p
     """Whether each text has a unigram or bigram that is not frequent; none has where nothing is known of that."""
     rare = np.zeros(len(texts), dtype=bool)
     if frequent is not None:
-        found = [gram_ids(grams(text or "")) for text in texts]
-        owners = np.repeat(np.arange(len(found)), [len(ids) for ids in found])
-        ids = np.fromiter((name for one in found for name in one), dtype=np.uint64, count=len(owners))
+        ids_by_text = [gram_ids(grams(text or "")) for text in texts]
+        owners = np.repeat(np.arange(len(ids_by_text)), [len(ids) for ids in ids_by_text])
+        ids = np.fromiter((name for text_ids in ids_by_text for name in text_ids), dtype=np.uint64, count=len(owners))
         rare[owners[~_contains(frequent, ids)]] = True
     return pl.Series(rare)
 

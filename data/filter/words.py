@@ -25,6 +25,6 @@ def grams(normal: str) -> list[str]:
     return [*words, *(f"{first} {second}" for first, second in pairwise(words))]
 
 
-def gram_ids(found: Sequence[str]) -> list[int]:
+def gram_ids(gram_texts: Sequence[str]) -> list[int]:
     """The 64-bit names under which unigrams and bigrams are counted."""
-    return [hash64(gram.encode("utf-8")) for gram in found]
+    return [hash64(gram.encode("utf-8")) for gram in gram_texts]

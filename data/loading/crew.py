@@ -41,14 +41,16 @@ class Crew:
         self.close = Finalize(self, members.end, exitpriority=10)
         context = get_context("fork")
         for worker in range(size):
-            own, theirs = socket.socketpair()
+            parent_end, worker_end = socket.socketpair()
             # Held back until the worker has said what it does with them.
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
-            process = context.Process(target=_serve, args=(work, worker, theirs, [*members.sockets, own]), daemon=True)
-            members.sockets.append(own)
+            mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+            process = context.Process(
+                target=_serve, args=(work, worker, worker_end, [*members.sockets, parent_end]), daemon=True
+            )
+            members.sockets.append(parent_end)
             process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            theirs.close()  # so that its end is seen here
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask_before)
+            worker_end.close()  # so that its end is seen here
             members.processes.append(process)
 
     def send(self, worker: int, number: int) -> None:
@@ -83,8 +85,8 @@ class _Members:
 
     def end(self) -> None:
         """Close and kill: a worker holds nothing that a kill would spoil, and a stopped one heeds no other signal."""
-        for own in self.sockets:
-            own.close()
+        for parent_end in self.sockets:
+            parent_end.close()
         for process in self.processes:
             process.kill()
         for process in self.processes:

@@ -101,8 +101,10 @@ class HeldOutSet:
     @cached_property
     def captions(self) -> tuple[tuple[str, ...], ...]:
         """All captions of each sample; none for a sample whose captions are missing or broken."""
-        found = self._captions_as("lines" if self.txt_layout == "lines" else "whole")
-        return tuple(tuple(caption for part in captions.values() for caption in part) for captions in found)
+        captions_by_sample = self._captions_as("lines" if self.txt_layout == "lines" else "whole")
+        return tuple(
+            tuple(caption for part in captions.values() for caption in part) for captions in captions_by_sample
+        )
 
     @cached_property
     def txt_layout(self) -> TxtLayout | Literal["mixed"]:
@@ -140,8 +142,8 @@ class HeldOutSet:
         shards = self._source.shards
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
         first = next(iter(self.skipped), None)
-        found = "" if first is None else f"; {shown_name(first.key) or first.shard}: {first.reason}"
-        return f"{self._where}: no sample of {shards[0]}{more} has a {what} ({places}){found}"
+        instead = "" if first is None else f"; {shown_name(first.key) or first.shard}: {first.reason}"
+        return f"{self._where}: no sample of {shards[0]}{more} has a {what} ({places}){instead}"
 
     def keys(self) -> tuple[str, ...]:
         """The key of each sample."""
@@ -164,12 +166,12 @@ class HeldOutSet:
 
         So forwards that are collectives stay in step: rows beyond a rank's share are padding.
         """
-        share = range(world.rank * len(self) // world.size, (world.rank + 1) * len(self) // world.size)
+        rank_positions = range(world.rank * len(self) // world.size, (world.rank + 1) * len(self) // world.size)
         most = -(-len(self) // world.size)
         rows = min(batch_size, most)
         ring = PixelRing.ahead(workers, _PREFETCH, rows, self._image.size)
         loaded = load_ahead(
-            _ViewLoader(self._source, self._reader, self._image, share, ring),
+            _ViewLoader(self._source, self._reader, self._image, rank_positions, ring),
             range(-(-most // rows)),
             workers=workers,
             prefetch=_PREFETCH,
@@ -234,18 +236,18 @@ class _ViewLoader:
     source: Source
     reader: ShardReader
     image: ImageSpec
-    share: range
+    rank_positions: range
     ring: PixelRing
 
     def __call__(self, number: int, worker: WorkerInfo) -> _Views:
         images, pixels = self.ring.room(worker.number)
         pixels[:] = 0  # what a batch before left there
         rows = len(pixels)
-        mine = self.share[number * rows : (number + 1) * rows]
+        positions = self.rank_positions[number * rows : (number + 1) * rows]
         valid = torch.zeros(rows, dtype=torch.bool)
         indices = torch.zeros(rows, dtype=torch.int64)
         skipped = []
-        for row, position in enumerate(mine):
+        for row, position in enumerate(positions):
             shard, place = self.source.place(position)
             worker.set_status(self.source.shards[shard])
             indices[row] = position

@@ -139,16 +139,16 @@ class BatchLoader:
         self, step: int, slot: int, number: int, epoch: int, place: ShardRow, pixels: NDArray[np.uint8]
     ) -> tuple[TrainingExample, Skip | None]:
         source = self._sources[number]
-        decided = self._log.find(step, slot)
+        substitution = self._log.find(step, slot)
         names = (source.shards[place[0]], source.stable_names[place[0]])
-        if decided is not None and not decided.is_about(names, place[1]):
-            decided = None
+        if substitution is not None and not substitution.is_about(names, place[1]):
+            substitution = None
         try:
-            if decided is None:
+            if substitution is None:
                 return self._reader.read(source, place, epoch, pixels), None
-            return self._reader.read(source, self._place(number, decided), epoch, pixels), decided.skip
+            return self._reader.read(source, self._place(number, substitution), epoch, pixels), substitution.skip
         except BadSampleError as error:
-            reason = str(error) if decided is None else decided.skip.reason
+            reason = str(error) if substitution is None else substitution.skip.reason
         return self._substitute(step, slot, number, epoch, place, reason, pixels)
 
     def _substitute(
@@ -161,14 +161,14 @@ class BatchLoader:
             except BadSampleError as error:
                 last, tried = f"{source.shards[candidate[0]]}: {error}", tried + 1
                 continue
-            taken = f"{example.sample.shard}:{example.sample.key}"
-            skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, taken)
+            substitute = f"{example.sample.shard}:{example.sample.key}"
+            skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, substitute)
             names = source.stable_names[candidate[0]], source.stable_names[place[0]]
             self._log.record(Substitution(step, slot, place[1], names[0], candidate[1], skip, names[1]))
             return example, skip
         raise no_substitute(source.name, tried, last)
 
-    def _place(self, number: int, decided: Substitution) -> ShardRow:
+    def _place(self, number: int, substitution: Substitution) -> ShardRow:
         """Where the substitute is now."""
         if not self._shard_numbers:
             self._shard_numbers = {
@@ -177,10 +177,10 @@ class BatchLoader:
                 for names in (one.shards, one.stable_names)
                 for shard, name in enumerate(names)
             }
-        shard = self._shard_numbers.get((number, decided.shard))
+        shard = self._shard_numbers.get((number, substitution.shard))
         if shard is None:
-            raise BadSampleError(f"its substitute's shard {decided.shard} is no longer there")
-        return shard, decided.row
+            raise BadSampleError(f"its substitute's shard {substitution.shard} is no longer there")
+        return shard, substitution.row
 
     def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
         """One process a rank asks for the shards that its lanes come to next."""

@@ -54,9 +54,9 @@ class PixelRing:
 
         Channels lie innermost in memory, as decoders write them: no pixel is moved twice.
         """
-        taken = self.take(worker)
-        if taken is not None:
-            slot, pixels = taken
+        free_slot = self.take(worker)
+        if free_slot is not None:
+            slot, pixels = free_slot
             return slot, pixels.transpose(0, 3, 1, 2)
         images = torch.empty(self._shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         return images, images.numpy()

@@ -152,13 +152,13 @@ class SequentialLoader:
         """
         skips: list[Skip] = []
         assert self._streams is not None
-        for found in self._streams[name]:
-            if isinstance(found, Sample):
+        for item in self._streams[name]:
+            if isinstance(item, Sample):
                 try:
-                    return self._reader.view(found, step, pixels), skips
+                    return self._reader.view(item, step, pixels), skips
                 except BadSampleError as error:
-                    found = Skip(found.source, found.shard, found.key, str(error), "the next one")
-            skips.append(found)
+                    item = Skip(item.source, item.shard, item.key, str(error), "the next one")
+            skips.append(item)
             if len(skips) % _LEAST_JUDGED == 0:
                 self._sources[name].require_hope(skips)
         raise AssertionError("an endless stream ended")
@@ -203,10 +203,10 @@ class _EndlessSource:
             worker.set_status(shard)
             usable, reason = False, ""
             for stored in self._stored(shard):
-                found = self._sample(shard, names[shard], stored)
-                usable |= isinstance(found, Sample)
-                reason = found.reason if isinstance(found, Skip) else reason
-                yield found
+                item = self._sample(shard, names[shard], stored)
+                usable |= isinstance(item, Sample)
+                reason = item.reason if isinstance(item, Skip) else reason
+                yield item
             useless = [] if usable else [*useless, shard]
             all_of_them = len(useless) >= _LEAST_FAILURES and set(useless) == set(self.shards)
             if all_of_them or len(useless) > _MOST_FAILURES:

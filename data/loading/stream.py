@@ -93,8 +93,8 @@ class TrainStream:
     def state(self, step: int) -> dict[str, Any]:
         """State of the stream after `step` steps, for a checkpoint: the substitutions made ahead. Collective."""
         everyone = self._world.gather_objects(self._log.state(step))
-        decided = {(record["step"], record["slot"]): record for rank in everyone for record in rank}
-        return {"substitutions": [decided[place] for place in sorted(decided)]}
+        records = {(record["step"], record["slot"]): record for rank in everyone for record in rank}
+        return {"substitutions": [records[slot] for slot in sorted(records)]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, at whatever world size."""

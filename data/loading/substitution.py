@@ -176,18 +176,18 @@ def substitutes(order: Order, seed: int, step: int, slot: int) -> Iterator[Shard
     draws = Draws("substitute", seed, step, slot)
     near = [start + draws.integer(count) for _ in range(_NEAR_DRAWS)]
     far = [draws.integer(line.num_samples) for _ in range(_FAR_DRAWS)]
-    found = line.at(int(pick.epochs[0]), np.asarray(near + far, dtype=np.int64))
-    places = dict.fromkeys(zip(found.shards.tolist(), found.rows.tolist(), strict=True))
-    own = (int(pick.shards[0]), int(pick.rows[0]))
+    stored = line.at(int(pick.epochs[0]), np.asarray(near + far, dtype=np.int64))
+    places = dict.fromkeys(zip(stored.shards.tolist(), stored.rows.tolist(), strict=True))
+    original = (int(pick.shards[0]), int(pick.rows[0]))
     planned = _planned(order, step, int(pick.sources[0]))
     yield from (place for place in places if place not in planned)
-    yield from (place for place in planned if place != own)
+    yield from (place for place in planned if place != original)
 
 
 def _planned(order: Order, step: int, source: int) -> dict[ShardRow, None]:
     picks: Picks = order.picks(step, range(order.global_batch))
-    mine = picks.sources == source
-    return dict.fromkeys(zip(picks.shards[mine].tolist(), picks.rows[mine].tolist(), strict=True))
+    same_source = picks.sources == source
+    return dict.fromkeys(zip(picks.shards[same_source].tolist(), picks.rows[same_source].tolist(), strict=True))
 
 
 def no_substitute(source: str, tried: int, last: str) -> UserError:

@@ -91,8 +91,8 @@ class Line:
     def _stored(self, epochs: Positions, positions: Positions) -> StoredRows:
         shards, rows = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(epochs):
-            now = np.flatnonzero(epochs == number)
-            shards[now], rows[now] = _shuffled(self._epoch(int(number)), positions[now])
+            in_epoch = np.flatnonzero(epochs == number)
+            shards[in_epoch], rows[in_epoch] = _shuffled(self._epoch(int(number)), positions[in_epoch])
         return StoredRows(epochs, shards, rows)
 
     def _epoch(self, number: int) -> _Epoch:

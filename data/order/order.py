@@ -63,9 +63,9 @@ class Order:
         numbers = self.mix.numbers(sources, lanes, places)
         picks = Picks(sources, *(np.empty_like(sources) for _ in range(3)))
         for source in np.unique(sources):
-            mine = np.flatnonzero(sources == source)
-            found = self.lines[source].find(lanes[mine], numbers[mine])
-            picks.epochs[mine], picks.shards[mine], picks.rows[mine] = found
+            from_source = np.flatnonzero(sources == source)
+            stored = self.lines[source].find(lanes[from_source], numbers[from_source])
+            picks.epochs[from_source], picks.shards[from_source], picks.rows[from_source] = stored
         return picks
 
     def neighbourhood(self, pick: Picks) -> tuple[Line, tuple[int, int]]:

@@ -108,15 +108,15 @@ def captions_by_field(text: bytes | None, fields: Mapping[str, Any], config: Cap
     Raises:
         BadSampleError: the txt is not UTF-8, or a caption is no text; only where `config` looks for captions.
     """
-    found: CaptionsByField = {}
+    by_field: CaptionsByField = {}
     for name in config.places:
         stored = _decoded(text, config.txt) if name == TXT else listed(fields.get(name))
         captions = tuple(caption for caption in (cleaned(caption, config.clean) for caption in stored) if caption)
         if captions:
-            found[name] = captions
+            by_field[name] = captions
             if config.fields is None:
                 break
-    return found
+    return by_field
 
 
 def read_captions(text: bytes | None, fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ def detect_layout(shards: Iterable[str], captions: Sequence[CaptionsByField]) ->
     """
     if any(_is_public_retrieval(shard) for shard in shards):
         return "lines"
-    captioned = [found for found in captions if found]
-    several = sum("\n" in found.get(TXT, ("",))[0] for found in captioned)
+    captioned = [by_field for by_field in captions if by_field]
+    several = sum("\n" in by_field.get(TXT, ("",))[0] for by_field in captioned)
     if captioned and several == len(captioned):
         return "lines"
     return "mixed" if several > len(captioned) / 2 else "whole"

@@ -42,8 +42,8 @@ def parse_size(text: Any) -> int:
     written = isinstance(text, str) or (isinstance(text, int) and not isinstance(text, bool) and abs(text) < 2**63)
     match = _SIZE.fullmatch(str(text).strip().replace("_", "").replace(",", "")) if written else None
     if match is None or len(match[1]) > _MOST_DIGITS:
-        found = repr(text)[:60] if written else f"a {type(text).__name__}"
-        raise ValueError(f'a size is a number and a unit, such as "200GB" or "64 GiB"; found {found}')
+        shown = repr(text)[:60] if written else f"a {type(text).__name__}"
+        raise ValueError(f'a size is a number and a unit, such as "200GB" or "64 GiB"; found {shown}')
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgtp".index(unit.lower() or " "))
 

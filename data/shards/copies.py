@@ -51,9 +51,9 @@ class Copies:
         """Hold the right to write `copy`; waits for a process that does."""
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
-            held = ExitStack()
-            held.enter_context(locked(self._lock_of(copy)))
-        with held:
+            lock = ExitStack()
+            lock.enter_context(locked(self._lock_of(copy)))
+        with lock:
             yield
 
     def part(self, copy: Path) -> Path:
@@ -83,10 +83,10 @@ class Copies:
             flush_to_disk(self.folder)
         self.make_room(0, copy)
 
-    def make_room(self, incoming: int, kept: Path) -> None:
+    def make_room(self, incoming: int, protected: Path) -> None:
         """Remove the least recently used copies until `incoming` bytes fit under the limit and on the disk.
 
-        `kept` stays, and so do parts that are being written.
+        `protected` stays, and so do parts that are being written.
         """
         with self._usable(), locked(self.folder / "lock"):
             files = sorted((e for e in self.folder.iterdir() if e.suffix in (".tar", ".part")), key=_age)
@@ -94,7 +94,7 @@ class Copies:
             for file in files:
                 if total + incoming <= self.limit and incoming <= shutil.disk_usage(self.folder).free:
                     return
-                if file != kept:
+                if file != protected:
                     total -= self._remove(file)
 
     def _remove(self, file: Path) -> int:

@@ -89,19 +89,19 @@ class FolderIndex:
                 raise UserError(f"{self.where}: {_named(error, name)}") from error
 
     def _covered(self, names: Sequence[str], *, warn: bool = False) -> dict[str, ShardEntry]:
-        found: dict[str, ShardEntry] = {}
+        entries: dict[str, ShardEntry] = {}
         for folder in dict.fromkeys(map(folder_of, names)):
-            found.update({_join(folder, name): entry for name, entry in self._read(folder, warn=warn).shards.items()})
-        found = {name: found[name] for name in names if name in found}
-        local = [name for name in found if not is_remote(name)]
+            entries.update({_join(folder, name): entry for name, entry in self._read(folder, warn=warn).shards.items()})
+        entries = {name: entries[name] for name in names if name in entries}
+        local = [name for name in entries if not is_remote(name)]
         for name in local:
-            if not found[name].content:  # of an index without checksums: it is cheap to find out again
-                del found[name]
-        local = [name for name in local if name in found]
-        for name, now in zip(local, self._stamps(local), strict=True):
-            if now != Stamp(found[name].bytes, found[name].version):
-                del found[name]
-        return found
+            if not entries[name].content:  # of an index without checksums: it is cheap to find out again
+                del entries[name]
+        local = [name for name in local if name in entries]
+        for name, stamp in zip(local, self._stamps(local), strict=True):
+            if stamp != Stamp(entries[name].bytes, entries[name].version):
+                del entries[name]
+        return entries
 
     def _stamps(self, names: Sequence[str]) -> Iterator[Stamp | None]:
         """The stamps of local shards; a file system that answers slowly is asked by several threads."""
@@ -143,20 +143,24 @@ class FolderIndex:
             if progress is not None:
                 progress(len(entries), len(names))
         for folder in dict.fromkeys(map(folder_of, names)):
-            mine = [name for name in names if folder_of(name) == folder]
-            self._write(folder, {name: entries[name] for name in mine}, {name: texts[name] for name in mine})
+            in_folder = [name for name in names if folder_of(name) == folder]
+            self._write(folder, {name: entries[name] for name in in_folder}, {name: texts[name] for name in in_folder})
         return entries
 
     def statistics(self, names: Sequence[str]) -> ShardStatistics:
         """Statistics of the texts of these shards, all together; their entries must have been loaded or built."""
         texts: dict[str, ShardStatistics] = {}
         for folder in dict.fromkeys(map(folder_of, names)):
-            texts.update({_join(folder, name): found for name, found in self._read_texts(folder).items()})
+            texts.update(
+                {_join(folder, name): text_statistics for name, text_statistics in self._read_texts(folder).items()}
+            )
         indexer = Indexer(self.cache, self.where)
         missing = {name: indexer(name).header.statistics for name in names if name not in texts}
         for folder in dict.fromkeys(map(folder_of, missing)):
-            mine = {_base(name): found for name, found in missing.items() if folder_of(name) == folder}
-            self._store(folder, TEXTS, texts_bytes({**self._read_texts(folder, warn=False), **mine}))
+            in_folder = {
+                _base(name): text_statistics for name, text_statistics in missing.items() if folder_of(name) == folder
+            }
+            self._store(folder, TEXTS, texts_bytes({**self._read_texts(folder, warn=False), **in_folder}))
         return sum_statistics({**texts, **missing}[name] for name in names)
 
     def _read(self, folder: str, *, warn: bool) -> FolderManifest:
@@ -176,15 +180,15 @@ class FolderIndex:
 
     def _stored(self, name: str) -> Iterator[tuple[str, bytes]]:
         """The content stored beside the shards under a name, then that in the cache folder in its stead."""
-        kept = self.cache.place(name, "")
+        in_cache = self.cache.place(name, "")
         try:
             if not is_remote(name):
                 if os.path.exists(name):
                     yield name, Path(name).read_bytes()
             elif exists(name, self.cache.retry):
                 yield name, read_bytes(name, self.cache.retry)
-            if kept.exists():
-                yield str(kept), kept.read_bytes()
+            if in_cache.exists():
+                yield str(in_cache), in_cache.read_bytes()
         except OSError as error:
             raise UserError(f"{self.where}: {_named(error, name)}") from error
 
@@ -199,7 +203,7 @@ class FolderIndex:
         merged = {**self._read(folder, warn=False).shards, **{_base(name): entry for name, entry in entries.items()}}
         described = {
             **self._read_texts(folder, warn=False),
-            **{_base(name): found for name, found in texts.items()},
+            **{_base(name): text_statistics for name, text_statistics in texts.items()},
         }
         remote = is_remote(folder)
         shards = {name: merged[name] for name in sorted(merged) if remote or os.path.exists(_join(folder, name))}
@@ -208,16 +212,16 @@ class FolderIndex:
 
     def _store(self, folder: str, base: str, content: bytes) -> None:
         remote, name = is_remote(folder), _join(folder, base)
-        kept = self.cache.place(name, "")
+        in_cache = self.cache.place(name, "")
         if remote and self.publish:
             self._write_remote(name, content)
         elif not remote and os.access(folder, os.W_OK):
             write_bytes(Path(name), content)
         else:
-            self._keep(kept, content)
+            self._keep(in_cache, content)
             return
         with suppress(NotADirectoryError):  # there is no cache folder
-            kept.unlink(missing_ok=True)
+            in_cache.unlink(missing_ok=True)
 
     def _keep(self, path: Path, content: bytes) -> None:
         """Keep what cannot lie beside the shards in the cache folder; where that cannot be written either, say so."""
@@ -233,11 +237,11 @@ class FolderIndex:
     @contextmanager
     def _alone(self, folder: str) -> Iterator[None]:
         lock = self.cache.place(folder, ".lock")
-        with ExitStack() as held:
+        with ExitStack() as locks:
             # Without a cache folder nothing can be locked: then several processes do the same work, which harms nobody.
             with suppress(OSError):
                 lock.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(lock))
+                locks.enter_context(locked(lock))
             yield
 
 

@@ -61,11 +61,11 @@ def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
             texts = {part: read_extent(descriptor, extents[part]) for part in TEXT_SUFFIXES if part in extents}
             for text in texts.values():
                 content.update(text)
-            found = text_fields(texts.get("txt"), texts.get("json"))
-            for name in found:
+            texts_by_field = text_fields(texts.get("txt"), texts.get("json"))
+            for name in texts_by_field:
                 if name in fields or len(fields) < _COUNTED_FIELDS:
                     fields[name] = fields.get(name, 0) + 1
-            captions.extend(caption[:_COUNTED_LETTERS] for caption in usual_captions(found))
+            captions.extend(caption[:_COUNTED_LETTERS] for caption in usual_captions(texts_by_field))
     except OSError:
         pass  # a cut shard: its last texts are counted by whoever can read them
     finally:
@@ -99,9 +99,9 @@ class Indexer:
         """
         try:
             stamp = self.cache.stamp(name)
-            kept = None if self.fresh else self.find(name, stamp)
-            if kept is not None:
-                return kept
+            stored = None if self.fresh else self.find(name, stamp)
+            if stored is not None:
+                return stored
             index = index_file(self.cache.local(name, stamp), name, stamp, self.where)
         except OSError as error:
             raise UserError(f"{self.where}: {name} cannot be read ({error.strerror or error})") from error
@@ -110,9 +110,9 @@ class Indexer:
 
     def find(self, name: str, stamp: Stamp) -> ShardIndex | None:
         """The kept index that describes the shard in this state: in the cache folder, or beside it."""
-        kept = load_index(self.cache.place(name, SUFFIX))
-        if kept is not None and kept.stamp == stamp:
-            return kept
+        stored = load_index(self.cache.place(name, SUFFIX))
+        if stored is not None and stored.stamp == stamp:
+            return stored
         beside = self._beside(name)
         if beside is None or beside.stamp != stamp:
             return None
@@ -146,6 +146,6 @@ def index_shards(
 ) -> Iterator[tuple[str, ShardIndex]]:
     """Each shard with its index, from several processes (default: one a core) where that pays."""
     small = sum(os.path.getsize(name) for name in names if os.path.exists(name)) < _WORTH_A_POOL
-    here = small and sum(map(is_remote, names)) < _REMOTE_WORTH_A_POOL
-    with WorkerPool(1 if here else workers) as pool:
+    in_process = small and sum(map(is_remote, names)) < _REMOTE_WORTH_A_POOL
+    with WorkerPool(1 if in_process else workers) as pool:
         yield from zip(names, pool.in_order(indexer, names), strict=True)

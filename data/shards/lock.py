@@ -48,11 +48,11 @@ def _take(path: Path, how: int) -> int | None:
 
 def _is_at(path: Path, lock: int) -> bool:
     try:
-        there = os.stat(path)
+        at_path = os.stat(path)
     except FileNotFoundError:
         return False
-    mine = os.fstat(lock)
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+    locked_file = os.fstat(lock)
+    return (at_path.st_dev, at_path.st_ino) == (locked_file.st_dev, locked_file.st_ino)
 
 
 def _give_back(path: Path, lock: int) -> None:

@@ -35,13 +35,13 @@ def expand_shards(patterns: Sequence[str], root: str | None, where: str) -> tupl
         raise UserError(f"{where}: the root {shown(root)} names no folder")
     if root is not None and is_command(root):
         raise UserError(f"{where}: the root {root} is a command, not a folder")
-    found: dict[str, str] = {}
+    distinct: dict[str, str] = {}
     for pattern in patterns:
         if not pattern or _NO_TEXT.search(pattern):
             raise UserError(f"{where}: {shown(pattern)} names no shard")
         for name in _expand(pattern, root, where):
-            found.setdefault(_identity(name), name)
-    return tuple(found.values())
+            distinct.setdefault(_identity(name), name)
+    return tuple(distinct.values())
 
 
 def require_no_command(names: Sequence[str], where: str) -> None:
@@ -128,7 +128,7 @@ def _local(folder: str, pattern: str, written: str, where: str) -> list[str]:
     if os.path.isfile(whole):
         return [whole]
     names = _braces(pattern, written, where)
-    return [found for name in names for found in _files(folder, name, written, where)]
+    return [path for name in names for path in _files(folder, name, written, where)]
 
 
 def _files(folder: str, name: str, written: str, where: str) -> list[str]:
@@ -141,8 +141,8 @@ def _files(folder: str, name: str, written: str, where: str) -> list[str]:
     if path.exists():
         raise UserError(f"{where}: {full} is {kind_of(path)}, not a file")
     if glob.has_magic(name):
-        found = (os.path.join(folder, match) for match in glob.glob(name, root_dir=folder, recursive=True))
-        matches = sorted(match for match in found if _is_shard(match) and os.path.isfile(match))
+        paths = (os.path.join(folder, match) for match in glob.glob(name, root_dir=folder, recursive=True))
+        matches = sorted(match for match in paths if _is_shard(match) and os.path.isfile(match))
         if matches:
             return matches
         raise UserError(f"{where}: {written} matches no file ({_around(path)})")

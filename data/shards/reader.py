@@ -117,10 +117,10 @@ class ShardReader:
         descriptor, stamp = opened = self.cache.open(shard, expected)
         try:
             indexer = Indexer(self.cache, shard)
-            kept = indexer.find(shard, stamp)
-            fits = kept is not None and _fits(descriptor, kept)
-            index = kept if kept is not None and fits else _listed(opened.path, shard, stamp)
-            before = kept if stamp == expected else indexer.find(shard, expected)
+            stored_index = indexer.find(shard, stamp)
+            fits = stored_index is not None and _fits(descriptor, stored_index)
+            index = stored_index if stored_index is not None and fits else _listed(opened.path, shard, stamp)
+            before = stored_index if stamp == expected else indexer.find(shard, expected)
             unknown = stamp == expected and before is None  # its index was lost: nothing says that it changed
             same = unknown or (before is not None and index.same_keys(before))
         except BaseException:
@@ -140,8 +140,8 @@ class ShardReader:
 def _allow_open(shards: int) -> int:
     """Raise this process's limit on open files for so many shards, as far as it may; how many that allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES_A_SHARD * shards + _OTHER_FILES
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = _FILES_A_SHARD * shards + _OTHER_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return max(1, (max(soft, allowed) - _OTHER_FILES) // _FILES_A_SHARD)

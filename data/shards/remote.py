@@ -135,8 +135,8 @@ def _version(info: Mapping[str, Any]) -> str:
 def _contradicts(headers: Mapping[str, str], expected: Stamp) -> bool:
     """Whether an answer's headers tell of other bytes; an answer that tells nothing contradicts nothing."""
     kind, _, value = expected.version.partition(":")
-    found = headers.get(kind) if kind in ("etag", "last-modified") else None
-    return found is not None and found != value
+    header = headers.get(kind) if kind in ("etag", "last-modified") else None
+    return header is not None and header != value
 
 
 def _sent_checksum(headers: Mapping[str, str]) -> str | None:

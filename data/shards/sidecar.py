@@ -133,7 +133,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
 
 
 def load_index(path: Path) -> ShardIndex | None:
-    """The sidecar in `path`, its arrays mapped; None where there is none, or none to be believed, which is told."""
+    """The sidecar in `path`, its arrays mapped; None where there is none, or one that is damaged, with a warning."""
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -146,7 +146,7 @@ def load_index(path: Path) -> ShardIndex | None:
 
 
 def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
-    """The index in a sidecar's content; None where it is damaged, which is told, or of an earlier format."""
+    """The index in a sidecar's content; None where it is damaged, with a warning, or of an earlier format."""
     with memoryview(content) as view:
         whole = bytes(view[-_SEAL_BYTES:]) == _seal(view[:-_SEAL_BYTES])
     try:

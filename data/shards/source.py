@@ -139,7 +139,7 @@ class Source:
     def problems(self, cache: ShardCache) -> tuple[Skip, ...]:
         """Everything unusable that indexing came upon: cut shards, samples without an image."""
         indexer = Indexer(cache, self.name)
-        found = []
+        skips = []
         for name, entry in self._entries.items():
             if not entry.problems:
                 continue
@@ -148,8 +148,8 @@ class Source:
                 problems = (indexer(name) if index is None else index).header.problems
             except UserError as error:
                 problems = (Problem("", f"of {entry.problems:,} things that cannot be used nothing is known: {error}"),)
-            found += [Skip(self.name, name, problem.key, problem.reason, "") for problem in problems]
-        return tuple(found)
+            skips += [Skip(self.name, name, problem.key, problem.reason, "") for problem in problems]
+        return tuple(skips)
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -193,12 +193,12 @@ def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root:
     source = Source(name, index.load_or_build(shards), index)
     if not source.num_samples:
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-        found = next((_told(problem) for problem in source.problems(index.cache)), "")
-        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}{found}")
+        hint = next((_hint(problem) for problem in source.problems(index.cache)), "")
+        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}{hint}")
     return source
 
 
-def _told(problem: Skip) -> str:
+def _hint(problem: Skip) -> str:
     return f": {shown_name(problem.key)}: {problem.reason}" if problem.key else f": {problem.reason}"
 
 
@@ -208,13 +208,13 @@ def require_captions(source: Source, policy: CaptionConfig, where: str) -> None:
     Raises:
         UserError: naming the source, its first shard and the fields found instead.
     """
-    wanted = policy.places
+    policy_fields = policy.places
     if source.has_captions(policy):
         return
-    found = source.statistics.fields
+    stored_fields = source.statistics.fields
     more = f" and {len(source.shards) - 1} more" if len(source.shards) > 1 else ""
-    expected = ", ".join(name if name == TXT else f"json:{name}" for name in wanted)
-    shown = ", ".join(sorted(name if name == TXT else f"json:{name}" for name in found))
+    expected = ", ".join(name if name == TXT else f"json:{name}" for name in policy_fields)
+    shown = ", ".join(sorted(name if name == TXT else f"json:{name}" for name in stored_fields))
     raise UserError(
         f"{where}: no caption field in {source.shards[0]}{more}: expected {expected}; found {shown or 'no texts'}"
     )

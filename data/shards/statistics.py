@@ -46,17 +46,17 @@ def sum_statistics(parts: Iterable[ShardStatistics]) -> ShardStatistics:
 
 def text_fields(text: bytes | None, stored_json: bytes | None) -> dict[str, tuple[str, ...]]:
     """The non-empty texts of a sample by field: "txt", and every json field that is a text or a list of texts."""
-    found: dict[str, tuple[str, ...]] = {}
+    texts_by_field: dict[str, tuple[str, ...]] = {}
     if text is not None:
-        found["txt"] = (readable(text[: 4 * MOST_CHARACTERS].decode("utf-8-sig", "replace")),)
+        texts_by_field["txt"] = (readable(text[: 4 * MOST_CHARACTERS].decode("utf-8-sig", "replace")),)
     try:
         fields = read_fields(stored_json)
     except BadSampleError:
         fields = {}
     for name, value in fields.items():
         with suppress(BadSampleError):  # it holds no captions
-            found[name] = tuple(listed(value))
-    stripped = {name: tuple(text.strip() for text in texts if text.strip()) for name, texts in found.items()}
+            texts_by_field[name] = tuple(listed(value))
+    stripped = {name: tuple(text.strip() for text in texts if text.strip()) for name, texts in texts_by_field.items()}
     return {name: texts for name, texts in stripped.items() if texts}
 
 

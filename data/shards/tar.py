@@ -145,9 +145,9 @@ def shown_name(name: str) -> str:
 
 def only(suffixes: Iterable[str]) -> str:
     """The members that a sample has instead of an image, and why that may be: many have dots in their file names."""
-    found = list(suffixes)
-    shown = ", ".join(found[:_MOST_SUFFIXES]) + (", ..." if len(found) > _MOST_SUFFIXES else "")
-    dotted = next((one for one in found if "." in one and one.rpartition(".")[2] in IMAGE_SUFFIXES), None)
+    names = list(suffixes)
+    shown = ", ".join(names[:_MOST_SUFFIXES]) + (", ..." if len(names) > _MOST_SUFFIXES else "")
+    dotted = next((name for name in names if "." in name and name.rpartition(".")[2] in IMAGE_SUFFIXES), None)
     hint = "" if dotted is None else "; a key ends at the first dot of a file name, so there is none in it"
     return f"only {shown}{hint}"
 

@@ -24,16 +24,16 @@ def unzipped(source: ByteSource, name: str) -> Iterator[bytes]:
     (The gzip module would make us lose a buffer before it.) What unpacks without end is left there, with a warning.
     """
     unzip = zlib.decompressobj(wbits=31)
-    taken = given = 0
+    packed_bytes = unpacked_bytes = 0
     while packed := source.read(_PIECE):
-        taken += len(packed)
+        packed_bytes += len(packed)
         while packed:
             try:
                 piece = unzip.decompress(packed, _PIECE)
             except zlib.error:
                 return
-            given += len(piece)
-            if given > max(_MOST_BYTES, _MOST_TIMES * taken):
+            unpacked_bytes += len(piece)
+            if unpacked_bytes > max(_MOST_BYTES, _MOST_TIMES * packed_bytes):
                 _log.warning("%s: unpacks to more than %d times its size, and is read no further", name, _MOST_TIMES)
                 return
             yield piece
@@ -69,8 +69,8 @@ class _Pieces:
             if piece is None:
                 return b""
             self._piece = memoryview(piece)
-        taken, self._piece = self._piece[:size], self._piece[size:]
-        return bytes(taken)
+        data, self._piece = self._piece[:size], self._piece[size:]
+        return bytes(data)
 
     def seek(self, position: int, /) -> int:  # noqa: ARG002 - a ByteSource's signature
         """Not in a stream."""
