@@ -237,7 +237,7 @@ class _Build:
 
 
 def _usable_columns(table: SourceTable, source: BuildSource) -> tuple[ColumnRoles, Classes | None]:
-    """The table's columns and classes, after a look at some rows: a wrong column or root is refused now, not at the end.
+    """The table's columns and classes, after a look at some rows: a wrong column or root is refused before the build.
 
     Raises:
         UserError: the images are addresses, none of them is there, or the label asked for is none.

@@ -20,7 +20,7 @@ class _OpenError(Exception):
 
 
 def quoted_rows(lines: Iterable[str], separator: str, is_row: Callable[[list[str]], bool]) -> Iterator[Cells]:
-    """The rows of `row_lines`, which end as they do in the file; quotes mean what they mean to Python's csv and to pandas.
+    """The rows of `lines`, which end as they do in the file; quotes mean what they mean to Python's csv and to pandas.
 
     A quoted text may go over several lines, unless one of these `is_row` by itself, or the quote that would close it
     stands in the middle of a cell: then it was left open, and the next row begins on the next line. Empty lines are

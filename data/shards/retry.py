@@ -54,7 +54,7 @@ class RetryConfig(Config):
     silence: Annotated[float, Field(gt=0, le=86400, description="Seconds without a byte that end a connection.")] = 60.0
 
     def for_first_contact(self) -> "RetryConfig":
-        """How a store is asked that has not answered yet: a wrong address or a store that is off is named in seconds."""
+        """Retries of a store that has not answered yet: a wrong address or a store that is off is named in seconds."""
         return self.model_copy(
             update={
                 "attempts": min(self.attempts, 2),
