@@ -1,4 +1,4 @@
-"""What a launcher, or its configuration file, says of precision, accumulation or engine: the recipe decides."""
+"""The settings of a launcher on precision, accumulation or engine, overruled: the recipe decides."""
 
 import os
 from collections.abc import MutableMapping

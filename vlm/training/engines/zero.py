@@ -119,18 +119,18 @@ class ZeroEngine(Engine):
         return safe_get_full_grad(self.parameters()[name]).clone()  # type: ignore[no-any-return]
 
     def weight(self, name: str) -> Tensor:  # noqa: D102
-        held = tensor_of(self.module, name)
-        if not hasattr(held, "ds_id"):
+        tensor = tensor_of(self.module, name)
+        if not hasattr(tensor, "ds_id"):
             return data_of(self.module, name)
-        with GatheredParameters([held]):
-            whole: Tensor = held.data.clone()
-            return whole
+        with GatheredParameters([tensor]):
+            full: Tensor = tensor.data.clone()
+            return full
 
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held = tensor_of(self.module, name)
+        tensor = tensor_of(self.module, name)
         self.put_shard(name, self.to_shard(name, value))
-        if isinstance(held, nn.Parameter) and held.requires_grad:
-            self._set_master(name, held, value, None)
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            self._set_master(name, tensor, value, None)
 
     def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
         if not self._base.state:
@@ -153,18 +153,18 @@ class ZeroEngine(Engine):
         return num_updates_of(self._base)
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
-        held = tensor_of(self.module, name)
-        part: Tensor = held.ds_tensor.data if hasattr(held, "ds_id") else held.data
+        tensor = tensor_of(self.module, name)
+        part: Tensor = tensor.ds_tensor.data if hasattr(tensor, "ds_id") else tensor.data
         return part
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
-        held = tensor_of(self.module, name)
-        if not hasattr(held, "ds_id"):
-            held.data.copy_(value)
+        tensor = tensor_of(self.module, name)
+        if not hasattr(tensor, "ds_id"):
+            tensor.data.copy_(value)
             return
-        held.ds_tensor.data.copy_(value)
-        if held.ds_status == ZeroParamStatus.AVAILABLE:  # small weights stay gathered between steps
-            held.data.copy_(self.to_full(name, value))
+        tensor.ds_tensor.data.copy_(value)
+        if tensor.ds_status == ZeroParamStatus.AVAILABLE:  # small weights stay gathered between steps
+            tensor.data.copy_(self.to_full(name, value))
 
     def lend(self, name: str, value: Tensor) -> Tensor:  # noqa: D102
         return super().lend(name, value) if self._stage == 3 else exchange_data(self.module, name, value)
@@ -176,18 +176,18 @@ class ZeroEngine(Engine):
             exchange_data(self.module, name, before)
 
     def to_full(self, name: str, shard: Tensor) -> Tensor:  # noqa: D102
-        held = tensor_of(self.module, name)
-        if not hasattr(held, "ds_id"):
+        tensor = tensor_of(self.module, name)
+        if not hasattr(tensor, "ds_id"):
             return shard
         flat = shard.new_empty(shard.numel() * self.world.size)
         dist.all_gather_into_tensor(flat, shard.contiguous())
-        return flat[: held.ds_numel].view(held.ds_shape)
+        return flat[: tensor.ds_numel].view(tensor.ds_shape)
 
     def to_shard(self, name: str, full: Tensor) -> Tensor:  # noqa: D102
-        held = tensor_of(self.module, name)
-        if not hasattr(held, "ds_id"):
+        tensor = tensor_of(self.module, name)
+        if not hasattr(tensor, "ds_id"):
             return full.to(self.world.device)
-        size = held.ds_tensor.numel()
+        size = tensor.ds_tensor.numel()
         padded = torch.zeros(size * self.world.size, dtype=full.dtype)
         padded[: full.numel()] = full.flatten()
         return padded[self.world.rank * size :][:size].to(self.world.device)
