@@ -94,7 +94,7 @@ def _room_words(folder: Path, groups: dict[str, Group], pieces: dict[str, dict[s
 def _shares(
     groups: dict[str, Group], pieces: dict[str, dict[str, Tensor]], world: World
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What this rank has to write, group by group, copied to the CPU. Collective."""
+    """The tensors that this rank has to write, group by group, copied to the CPU. Collective."""
     for group, (sizes, whole) in groups.items():
         owners = _owners(sizes, world.size)
         share = {}
@@ -218,7 +218,7 @@ class Checkpoint:
         return {name: self.tensor(group, name) for name in self.names(group)}
 
     def pieces(self, group: str) -> list[dict[str, Tensor]]:
-        """What each rank had of its own in a group when this was written, in rank order, on the CPU."""
+        """The tensors that each rank had of its own in a group when this was written, in rank order, on the CPU."""
         names = sorted(name for name in self.manifest.files if name.rsplit("-", 1)[0] == group)
         return [load_file(self._checked(name)) for name in names]
 

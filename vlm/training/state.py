@@ -1,4 +1,4 @@
-"""What a run must remember, gathered from the engine into a checkpoint and put back from one."""
+"""The state that a run must remember, gathered from the engine into a checkpoint and put back from one."""
 
 from collections.abc import Callable
 
