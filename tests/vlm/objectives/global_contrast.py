@@ -72,7 +72,7 @@ def expected(setting: Setting, by_hand: ByHand) -> dict[str, Tensor]:
     for step in range(setting.num_steps):
         raw = leaves(setting, step)
         value = memory(whole(setting, raw), step)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     by_hand.memory = memory.memory
     gradients = {name: leaf.grad for name, leaf in raw.items() if leaf.grad is not None}
     return {"value": value.detach(), **gradients}

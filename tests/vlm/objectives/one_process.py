@@ -55,7 +55,8 @@ def fixed_rows(modality: str, dim: int) -> Tensor:
     """The negatives that `FixedNegatives` provides."""
     generator = torch.Generator().manual_seed(17 if modality == "image" else 18)
     rows = torch.randn(NUM_EXTRA[modality], dim, dtype=torch.float64, generator=generator)
-    return rows / rows.norm(dim=1, keepdim=True)
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / lengths
 
 
 class FixedNegatives(Provider):
@@ -65,7 +66,7 @@ class FixedNegatives(Provider):
         return _Fixed()
 
 
-FIXED_NEGATIVES = {"tests.vlm.objectives.one_process:FixedNegatives": {}}
+FIXED_NEGATIVES: dict[str, dict[str, Any]] = {"tests.vlm.objectives.one_process:FixedNegatives": {}}
 
 
 class _Fixed(ExtraNegatives):

@@ -105,7 +105,8 @@ def whole(setting: Setting, raw: dict[str, Tensor], parameters: dict[str, Tensor
 
 def unit(rows: Tensor) -> Tensor:
     """Rows of length 1."""
-    return rows / rows.norm(dim=1, keepdim=True)
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / lengths
 
 
 def on_this_rank(setting: Setting) -> dict[str, Tensor]:
@@ -136,7 +137,7 @@ def _on_this_rank(setting: Setting, world: World) -> dict[str, Tensor]:
         for value in parameters.values():
             value.grad = None
         share = _evaluate(objective, setting, raw, parameters, rows, step)
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward()
         objective.commit()
     result = {"value": share.detach()}
     for name, leaf in {**raw, **parameters}.items():
@@ -194,7 +195,7 @@ def defined(setting: Setting, definition: Callable[[Whole], Tensor], step: int =
     """Value and gradients of a definition on the whole batch, by autograd."""
     raw = leaves(setting, step)
     value = definition(whole(setting, raw))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     gradients = {
         name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         for name, leaf in raw.items()
@@ -207,7 +208,11 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
     """Value and all gradients of `expected` are found."""
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            found[name],
+            tensor,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",  # type: ignore[misc]
         )
 
 

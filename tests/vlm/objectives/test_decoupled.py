@@ -54,7 +54,7 @@ def test_value_on_the_fixture() -> None:
 def test_weighted_value_on_the_fixture() -> None:
     """Weights 0.900332 and 1.099668; both directions have the same positives and the same negatives."""
     image, text = pairs_like(torch.tensor(FIXTURE, dtype=torch.float64))
-    value = value_of("decoupled", image, text, 2.0, **DCLW).item()
+    value = value_of("decoupled", image, text, 2.0, **DCLW).item()  # type: ignore[arg-type]
     assert value == pytest.approx(-1.390033, abs=5e-7)
     assert value == pytest.approx((-0.900332 * 1.8 + 0.2 - 1.099668 * 1.6 + 0.4) / 2, abs=1e-6)
 
@@ -74,7 +74,7 @@ def test_the_pull_on_a_positive_pair_does_not_fade() -> None:
     """d value / d s_ii = -1 / (temperature N) whatever the negatives are."""
     similarities = torch.tensor(FIXTURE, dtype=torch.float64, requires_grad=True)
     image, text = pairs_like(similarities)
-    value_of("decoupled", image, text, 1 / 0.5).backward()  # type: ignore[no-untyped-call]
+    value_of("decoupled", image, text, 1 / 0.5).backward()
     assert similarities.grad is not None
     torch.testing.assert_close(similarities.grad.diagonal() * 2, torch.full((2,), -2.0, dtype=torch.float64))
 
@@ -93,7 +93,7 @@ def test_weights_are_relative_to_the_mean_of_the_global_batch(detach: bool) -> N
 def test_a_narrow_weighting_does_not_overflow() -> None:
     """exp(s / 0.001) is beyond float64; the nearest pair has all the mass, N of it: weight 2 - N, the others 2."""
     image, text = pairs_like(torch.tensor(FIXTURE, dtype=torch.float64))
-    value = value_of("decoupled", image, text, 2.0, sigma=0.001, **DCLW).item()
+    value = value_of("decoupled", image, text, 2.0, sigma=0.001, **DCLW).item()  # type: ignore[arg-type]
     assert value == pytest.approx((0 * 1.8 + 0.2 - 2 * 1.6 + 0.4) / 2, abs=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_a_pair_without_negatives_attracts_only() -> None:
     image, text = pairs_like(torch.tensor([[0.3]], dtype=torch.float64))
     text.requires_grad_()
     value = value_of("decoupled", image, text, 10.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == pytest.approx(-3.0)
     assert text.grad is not None
     assert text.grad.item() == pytest.approx(-10.0)
@@ -116,7 +116,7 @@ def test_near_duplicates_at_the_largest_scale_are_finite() -> None:
     """Positives and negatives are alike: the logarithm of 39 is left of 100 against 100."""
     image, text = (rows.requires_grad_() for rows in near_duplicates(40, 16, torch.float32))
     value = value_of("decoupled", image, text, 100.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == pytest.approx(math.log(39), abs=1e-3)
     assert image.grad is not None
     assert image.grad.isfinite().all()

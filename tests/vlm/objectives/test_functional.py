@@ -16,6 +16,7 @@ from vlm.objectives import functional
 from vlm.objectives.objective import Objective
 from vlm.objectives.registry import TERMS
 from vlm.objectives.state import RunFacts
+from vlm.objectives.term import PairTerm
 from vlm.objectives.terms.attract_repel import Sharpness
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
@@ -112,6 +113,7 @@ def by_objective(name: str, options: dict[str, Any], rows: Rows, exchange: Excha
 
 def by_term(name: str, options: dict[str, Any], rows: Rows, exchange: Exchange) -> Tensor:
     term = TERMS.find(name).model_validate(options)
+    assert isinstance(term, PairTerm)
     parameters = {key: value.double() for key, value in term.parameters(facts(exchange)).items()}
     return functional.from_term(
         term,
@@ -142,7 +144,7 @@ def largest_differences(similarity: dict[str, Any]) -> dict[str, float]:
         expected, rows = local_rows(world), local_rows(world)
         values = by_objective(name, options, expected, exchange), function(rows, exchange)
         for value in values:
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         assert rows["image"].grad is not None
         assert rows["image"].grad.abs().sum() > 0
         gradients = [(expected[leaf].grad, rows[leaf].grad) for leaf in ("image", "text", "scale", "bias")]

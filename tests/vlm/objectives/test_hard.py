@@ -75,7 +75,7 @@ def test_near_duplicates_at_the_largest_scale_are_finite() -> None:
     """Rounding is larger than all differences: the hardest 8 of 39 negatives tie with the others and the positive."""
     image, text = (rows.requires_grad_() for rows in near_duplicates(40, 16, torch.float32))
     value = value_of("hard", image, text, 100.0, hardest=0.2)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == pytest.approx(math.log(40), abs=1e-3)
     assert image.grad is not None
     assert image.grad.isfinite().all()

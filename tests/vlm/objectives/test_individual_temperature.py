@@ -71,7 +71,7 @@ def test_groups_of_ranks_share_one_memory() -> None:
             for rows in (slice(0, 4), slice(4, 11))
         ]
     value = parts[0] + parts[1]
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     result = on_ranks(replace(chosen, similarity={"group_ranks": 2}), 4)
     gradients = {name: raw[name].grad for name in ("image", "text")}
     assert_same(result, {"value": value.detach(), **{k: v for k, v in gradients.items() if v is not None}})
@@ -133,7 +133,7 @@ def test_a_sample_without_negatives_counts_nothing_and_changes_nothing() -> None
     encoded = outputs_of(row, row, torch.ones(1, dtype=torch.float64))
     same = torch.tensor([4, 4])
     total, _ = objective.evaluate(encoded, batch_of(same))
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     objective.commit()
     assert total.item() == 0
     assert row.grad is not None
@@ -152,9 +152,8 @@ def test_the_coldest_temperature_stays_finite_in_single_precision() -> None:
     image = unit(torch.randn(5, D, generator=torch.Generator().manual_seed(0))).requires_grad_()
     text = torch.cat([-image.detach()[:2], image.detach()[2:]])
     for step in range(3):
-        image.grad = None
         total, _ = objective.evaluate(outputs_of(image, text, torch.ones(1)), batch_of(5, step=step))
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         objective.commit()
         assert total.isfinite()
         assert image.grad is not None
@@ -163,7 +162,7 @@ def test_the_coldest_temperature_stays_finite_in_single_precision() -> None:
 
 def test_what_no_temperature_can_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"temperature_init: 0\.01 is not within"):
-        TERMS.find(NAME)(temperature_min=0.02)
+        IndividualTemperature(temperature_min=0.02)
     with pytest.raises(UserError, match=NAME):
         TERMS.find("individual_temperatures")
 

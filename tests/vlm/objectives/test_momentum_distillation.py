@@ -66,7 +66,7 @@ def test_alpha_grows_linearly_over_the_first_epochs_and_then_stays() -> None:
     """Five steps an epoch; the third step is number 2."""
     for ramp_epochs, share in ((0.0, 1.0), (0.4, 1.0), (1.0, 0.4), (2.0, 0.2)):
         setting = replace(DISTILLED, terms={"momentum_distillation": {**OPTIONS, "ramp_epochs": ramp_epochs}})
-        expected = defined(setting, lambda whole, share=share: definition(whole, alpha=0.8 * share), step=2)
+        expected = defined(setting, lambda whole, share=share: definition(whole, alpha=0.8 * share), step=2)  # type: ignore[misc]
         assert_same(on_ranks(setting, 1), expected)
     first = replace(DISTILLED, num_steps=1, terms={"momentum_distillation": {**OPTIONS, "queue_size": 0}})
     assert_same(on_ranks(first, 1), defined(first, lambda whole: definition(whole, queue_size=0, alpha=0.0)))

@@ -33,7 +33,8 @@ def of_one_row(
 
     def temperature(row: Tensor, column: Tensor) -> Tensor:
         low, high = options.get("temperature_min", 1e-5), options.get("temperature_max", 2.0)
-        return low + (high - low) / (1 + (network(row) @ network(column)).exp())
+        value: Tensor = low + (high - low) / (1 + (network(row) @ network(column)).exp())
+        return value
 
     negatives = [j for j in range(len(columns)) if ids[j] != ids[i]]
     negatives.sort(key=lambda j: (rows[i] @ columns[j]).item(), reverse=True)
@@ -43,7 +44,8 @@ def of_one_row(
     released = sum(t.log() + 1 / t for t in temperatures)
     t = temperature(rows[i], columns[i])
     held = len(rows[i]) / 2 * t.log() + 1 / t
-    return pushed - rows[i] @ columns[i] / t + options.get("beta", 0.01) * (held - released)
+    loss: Tensor = pushed - rows[i] @ columns[i] / t + options.get("beta", 0.01) * (held - released)
+    return loss
 
 
 def value(batch: Whole, own: dict[str, Tensor], heads: int, options: dict[str, Any]) -> Tensor:
@@ -139,7 +141,7 @@ def test_a_positive_alone_is_best_at_the_temperature_of_the_closed_form(similari
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_rows_have_few_negatives_and_finite_gradients(count: int) -> None:
     image, text = (rows[:count].clone().requires_grad_() for rows in rows_of_fixture())
-    evaluated(image, text, heads=2).backward()  # type: ignore[no-untyped-call]
+    evaluated(image, text, heads=2).backward()
     assert image.grad is not None
     assert image.grad.isfinite().all()
 

@@ -78,7 +78,7 @@ def test_a_sample_that_is_twice_in_the_batch_is_never_its_own_negative(form: str
         setting = replace(FEW, terms=term(form=form, by=by), ids=ids)
         assert_defined_by(
             setting,
-            lambda whole, by=by: written_out(whole, form, whole.ids if by == "sample" else whole.captions),
+            lambda whole, by=by: written_out(whole, form, whole.ids if by == "sample" else whole.captions),  # type: ignore[misc]
             (3,),
         )
 
@@ -156,7 +156,7 @@ def test_all_captions_are_asked_for_and_missed() -> None:
 
 
 def test_what_providers_add_is_of_pairs_alone() -> None:
-    terms = objective_of(captions="all").terms, objective_of().terms
+    terms = objective_of(captions="all").pair_terms, objective_of().pair_terms
     assert [found["multi_positive"].takes_providers for found in terms] == [False, True]
 
 

@@ -79,7 +79,7 @@ def contrasted(kinds: tuple[str, str], similarity: dict[str, Any]) -> dict[str, 
     rows, owners = fixture()
     step = local_step(rows, owners, Exchange(world, SimilarityConfig(**similarity)))
     value = contrast(step.rows(kinds[0]), step.rows(kinds[1]), step.logit_scale)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     found = {"value": value.detach(), **{kind: rows[kind].grad for kind in kinds}}
     return {name: world.sum(tensor) / world.size for name, tensor in found.items() if tensor is not None}
 
@@ -92,7 +92,7 @@ def test_contrast_is_the_dense_loss(kinds: tuple[str, str], world_size: int, sim
     rows, owners = fixture()
     x, y = (rows[kind] for kind in kinds)
     expected = dense(x, y, *(IDS[owners[kind]] for kind in kinds))
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     ranks = [contrasted(kinds, similarity)] if world_size == 1 else run_ranks(contrasted, 3, kinds, similarity)
     for found in ranks:
         torch.testing.assert_close(found["value"], expected.detach(), rtol=1e-12, atol=1e-12)
@@ -107,7 +107,7 @@ def clip_of_audio(similarity: dict[str, Any]) -> dict[str, Tensor]:
     step = local_step(rows, owners, Exchange(world, SimilarityConfig(**similarity)))
     terms = TypeAdapter(Terms).validate_python({"sound": {"kind": "clip", "between": ["image", "audio"]}})
     value, by_term = Objective(terms, exchange=step.exchange).evaluate(step.outputs, step.batch)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert list(by_term) == ["sound"]
     found = {"value": value.detach(), "image": rows["image"].grad, "audio": rows["audio"].grad}
     return {name: world.sum(tensor) / world.size for name, tensor in found.items() if tensor is not None}
@@ -125,7 +125,7 @@ def test_a_term_between_other_kinds_compares_the_samples_that_have_both(
     others = ids[:, None] != ids[None, :]
     kept = torch.where(others | torch.eye(len(ids), dtype=torch.bool), logits, -torch.inf)
     expected = (kept.logsumexp(1) + kept.logsumexp(0) - 2 * logits.diagonal()).mean() / 2
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     for found in [clip_of_audio(similarity)] if world_size == 1 else run_ranks(clip_of_audio, 3, similarity):
         torch.testing.assert_close(found["value"], expected.detach(), rtol=1e-12, atol=1e-12)
         for kind in ("image", "audio"):

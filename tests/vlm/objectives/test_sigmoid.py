@@ -69,7 +69,7 @@ def test_near_duplicates_at_the_largest_scale_are_finite() -> None:
     """All logits are near 90: the value is 90 for each of 39 negatives."""
     image, text = (rows.requires_grad_() for rows in near_duplicates(40, 16, torch.float32))
     value = value_of("sigmoid", image, text, 100.0, bias=-10.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == pytest.approx(39 * 90, rel=1e-4)
     assert image.grad is not None
     assert text.grad is not None

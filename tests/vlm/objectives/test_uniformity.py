@@ -39,7 +39,7 @@ def alignment(whole: Whole, alpha: float = 2.0) -> Tensor:
 
 @pytest.mark.parametrize(("part", "value"), [("image", -4.0), ("text", -0.16), ("cross", -1.6)])
 def test_values_on_the_fixture(part: str, value: float) -> None:
-    assert value_of("uniformity", *fixture(), 5.0, **ONE[part]).item() == pytest.approx(value, abs=1e-12)
+    assert value_of("uniformity", *fixture(), 5.0, **ONE[part]).item() == pytest.approx(value, abs=1e-12)  # type: ignore[arg-type]
 
 
 def test_alignment_on_the_fixture() -> None:
@@ -64,7 +64,7 @@ def test_turning_one_modality_changes_only_what_is_across() -> None:
 
     def values(image: Tensor, text: Tensor) -> list[float]:
         return [
-            *(value_of("uniformity", image, text, 5.0, **ONE[part]).item() for part in ("image", "text", "cross")),
+            *(value_of("uniformity", image, text, 5.0, **ONE[part]).item() for part in ("image", "text", "cross")),  # type: ignore[arg-type]
             value_of("alignment", image, text, 5.0).item(),
         ]
 
@@ -80,7 +80,7 @@ def test_turning_one_modality_changes_only_what_is_across() -> None:
 @pytest.mark.parametrize("options", [{}, ALL])
 def test_it_is_the_logarithm_of_the_global_mean(similarity: dict[str, Any], options: dict[str, float]) -> None:
     setting = Setting({"uniformity": options}, similarity=similarity)
-    assert_defined_by(setting, partial(uniformity, **options), world_sizes=(1, 2, 3))
+    assert_defined_by(setting, partial(uniformity, **options), world_sizes=(1, 2, 3))  # type: ignore[arg-type]
 
 
 def test_the_mean_of_ranks_own_values_is_another_number() -> None:
@@ -97,7 +97,7 @@ def test_the_mean_of_ranks_own_values_is_another_number() -> None:
     found = on_ranks(setting, 2)
     assert abs(found["value"].item() - expected.item()) < 1e-10
     assert abs(averaged.item() - expected.item()) > 0.01
-    averaged.backward()  # type: ignore[no-untyped-call]
+    averaged.backward()
     assert raw["image"].grad is not None
     assert (raw["image"].grad - found["image"]).norm() > 0.01 * found["image"].norm()
 
@@ -121,7 +121,7 @@ def test_alignment_is_the_mean_over_all_pairs(alpha: float) -> None:
 
 def test_an_aligned_pair_has_no_gradient_rather_than_none() -> None:
     image = fixture()[0].requires_grad_()
-    value_of("alignment", image, fixture()[0], 5.0, alpha=1.0).backward()  # type: ignore[no-untyped-call]
+    value_of("alignment", image, fixture()[0], 5.0, alpha=1.0).backward()
     assert image.grad is not None
     assert not image.grad.any()
 
@@ -129,7 +129,7 @@ def test_an_aligned_pair_has_no_gradient_rather_than_none() -> None:
 def test_a_single_pair_has_no_other_to_be_apart_from() -> None:
     image, text = (rows[:1].requires_grad_() for rows in fixture())
     value = value_of("uniformity", image, text, 5.0, cross=1.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == 0
     assert image.grad is not None
     assert not image.grad.any()
@@ -138,7 +138,7 @@ def test_a_single_pair_has_no_other_to_be_apart_from() -> None:
 def test_near_duplicates_are_finite_in_fp32() -> None:
     image, text = (rows.requires_grad_() for rows in near_duplicates(40, 16, torch.float32))
     value = value_of("uniformity", image, text, 100.0, cross=1.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == pytest.approx(0, abs=1e-5)
     assert image.grad is not None
     assert image.grad.isfinite().all()

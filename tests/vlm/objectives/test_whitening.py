@@ -128,7 +128,7 @@ def test_too_few_rows_for_a_full_rank_stay_finite(rows: Tensor) -> None:
     for dtype in (torch.float64, torch.float32):
         leaf = unit(rows).to(dtype).requires_grad_()
         found = value_of("whitening", leaf, unit(rows.roll(1, 1)).to(dtype), 10.0, group_size=6, head=False)
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         assert found.isfinite()
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()

@@ -70,7 +70,7 @@ def one_graph(setup: Setup, world_size: int, rows: int | None) -> dict[str, Tens
         for k in range(int(texts.lengths[i]))
     ]
     value = clip + WEIGHT * torch.stack(losses).mean()
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": value.detach(), "seen": torch.tensor([len(losses)]), **gradients}
 
@@ -102,7 +102,7 @@ def accumulated(setup: Setup, world_size: int, rows: int | None) -> dict[str, Te
 def test_two_passes_equal_one_graph_with_the_same_dropout_in_float64(rows: int | None) -> None:
     expected, found = one_graph(DROPPED, 1, rows), accumulated(DROPPED, 1, rows)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")  # type: ignore[misc]
     torch.testing.assert_close(found["weighted terms"], found["loss"])
 
 
@@ -148,7 +148,7 @@ def test_three_uneven_ranks_are_one_process_in_float64(engine: EngineName, rows:
     expected = one_graph(setup, 1, None)
     for result in run_ranks(accumulated, 3, setup, 3, rows, group=False):
         for name, tensor in expected.items():
-            torch.testing.assert_close(result[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda t, n=name: f"{n}: {t}")
+            torch.testing.assert_close(result[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda t, n=name: f"{n}: {t}")  # type: ignore[misc]
 
 
 COLLECTIVES = (

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,8 @@ def test_an_engine_from_outside_takes_the_steps(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "own_engine.py").write_text(OWN)
     write_tiny(tmp_path)
     runs = {}
-    for name, changes in {"own": {"engine": "own_engine:Halved"}, "half": {"optimizer": {"lr": 0.001}}}.items():
+    ways: dict[str, dict[str, Any]] = {"own": {"engine": "own_engine:Halved"}, "half": {"optimizer": {"lr": 0.001}}}
+    for name, changes in ways.items():
         recipe = write_tiny_recipe(tmp_path, tmp_path / name, duration="3 steps", **changes)
         if name == "own":
             with pytest.raises(UserError, match=r"engine: 'own_engine:Halved' would run as a program; --trust"):

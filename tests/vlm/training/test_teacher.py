@@ -13,7 +13,7 @@ from vlm.training.teacher import Teacher, TeacherConfig
 DECAY = 0.75
 
 
-def story() -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[Outputs], Outputs, bool]:
+def story() -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[dict[str, Tensor]], Outputs, bool]:
     """The weights before each step and at the end, the teacher's, and embeddings of one batch with dropout on."""
     engine = start(Setup(dropout=0.5), 1)
     teacher = Teacher(TeacherConfig(decay=DECAY), engine)

@@ -76,7 +76,7 @@ def assert_same_steps(terms: dict[str, Any], providers: dict[str, Any]) -> None:
     in_parts = steps(terms, providers, 5)
     for expected, found in zip(at_once, in_parts, strict=True):
         for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", sorted(TERMS.all()))
