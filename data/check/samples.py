@@ -1,4 +1,8 @@
-"""The one place where the tools read shards: every complete sample as stored, and what the tar itself lacks."""
+"""The one place where the tools read shards: every complete sample as stored, and what the tar itself lacks.
+
+Training reads by the index (`data.shards.reader`), which holds the four parts that it trains on, and no sample without
+an image. The tools believe no index: they list the tar itself, and report or copy every member of every sample.
+"""
 
 import hashlib
 import os
@@ -12,7 +16,7 @@ from data.samples.bad_sample import BadSampleError
 from data.samples.captions import read_captions, read_fields
 from data.samples.labels import class_number
 from data.shards.cache import ShardCache
-from data.shards.tar import IMAGE_SUFFIXES, TWICE, Extent, Problem, list_shard, only, read_extent
+from data.shards.tar import TWICE, Extent, Problem, image_suffix, list_shard, only, read_extent
 from vlm.errors import UserError
 
 UNREADABLE_SHARD: Final = "unreadable shard"
@@ -69,7 +73,7 @@ class StoredSample:
         Raises:
             FindingError: it has none, or an empty one.
         """
-        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
+        suffix = image_suffix(self.members)
         if suffix is None:
             raise self._error(NO_IMAGE, f"it has {only(self.members)}")
         if not self.members[suffix].size:

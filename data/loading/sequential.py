@@ -23,7 +23,7 @@ from data.shards.sidecar import key_id
 from data.shards.source import Sample, sample_id, stable_names
 from data.shards.store import is_command, open_stream, store_of
 from data.shards.streaming import Streamed, stream_samples
-from data.shards.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES, Problem, shown_name
+from data.shards.tar import TEXT_SUFFIXES, Problem, image_suffix, shown_name
 from vlm.batch import Batch, Skip
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
@@ -226,12 +226,12 @@ class _EndlessSource:
         if isinstance(stored, Problem):
             return Skip(self.name, shard, stored.key, stored.reason, "the next one" if stored.key else "")
         key, members = stored
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        if image is None:
+        suffix = image_suffix(members)
+        if suffix is None:
             return Skip(self.name, shard, key, "it has no image", "the next one")
         parts = {part: members[part] for part in TEXT_SUFFIXES if part in members}
         number = sample_id(self.name, stable_name, key_id(key.encode("utf-8", "surrogatepass")))
-        return Sample(self.name, shard, key, number, {"image": image, **parts})
+        return Sample(self.name, shard, key, number, {"image": members[suffix], **parts})
 
 
 def _declared(name: str, num_samples: int | None) -> int:

@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
-from data.shards.tar import IMAGE_SUFFIXES, Extent, Listing, Problem, only
+from data.shards.tar import Extent, Listing, Problem, image_suffix, only
 from vlm.atomic import write_bytes
 from vlm.config import Config
 from vlm.errors import reason
@@ -92,12 +92,12 @@ def make_index(listing: Listing, stamp: Stamp) -> ShardIndex:
     keys, rows, problems = [], [], list(listing.problems)
     nothing = Extent(0, 0)
     for key, members in listing.samples.items():
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        if image is None:
+        suffix = image_suffix(members)
+        if suffix is None:
             problems.append(Problem(key, f"it has no image, {only(members)}"))
             continue
         keys.append(key.encode("utf-8", "surrogatepass"))
-        rows.append([image, *(members.get(part, nothing) for part in PARTS[1:])])
+        rows.append([members[suffix], *(members.get(part, nothing) for part in PARTS[1:])])
     extents = np.asarray(rows, dtype=np.int64).reshape(len(rows), len(PARTS), 2)
     statistics = ShardStatistics(samples=len(keys), labelled=int((extents[:, PARTS.index("cls"), 0] > 0).sum()))
     return ShardIndex(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -136,6 +136,11 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
     """The sample's key and the member's suffix in a member's name; None where it has none."""
     match = _MEMBER.match(name)
     return None if match is None else (match[1], match[2].lower())
+
+
+def image_suffix(suffixes: Container[str]) -> str | None:
+    """The suffix of a sample's image, the first of `IMAGE_SUFFIXES` among its members'; None for one without image."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if suffix in suffixes), None)
 
 
 def shown_name(name: str) -> str:
