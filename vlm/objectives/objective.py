@@ -89,6 +89,7 @@ class Objective:
         total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
         if not self.pair_terms:
             return total, by_term
+        self._require_outputs(outputs)
         rows = StepRows(outputs, batch, self.exchange, self.pair_needs.gathered)
 
         def seen_by(name: str, pairs: Pairs) -> PairStep:
@@ -137,6 +138,17 @@ class Objective:
                 raise EveryRankError(
                     f"objective.{name}: the batch brings no {missing}{f'; {remedy}' if remedy else ''}"
                 )
+
+    def _require_outputs(self, outputs: Outputs) -> None:
+        places = {
+            **{f"objective.{name}": term.between for name, term in self.pair_terms.items()},
+            **{f"providers.{name}": provider.between for name, provider in self.providers.items()},
+        }
+        made = [name for name, output in outputs.items() if not is_shared(name) and output.ndim == 2]
+        for where, between in places.items():
+            for kind in between:
+                if kind not in made:
+                    raise EveryRankError(f"{where}.between: model and data make no {kind!r}; {nearest(kind, made)}")
 
     def _checked(self, total: Loss, names: list[str]) -> Loss:
         """The sum itself, or NaN where one of these terms or providers proposes to remember what is no number."""

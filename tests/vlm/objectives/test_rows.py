@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import UNEVEN, D, N, unit
 from vlm.batch import Batch, BatchPart, Texts
 from vlm.errors import UserError
@@ -136,6 +137,16 @@ def test_pairs_take_one_row_a_sample() -> None:
     step = local_step(*fixture(), Exchange(World()))
     with pytest.raises(UserError, match="objective: captions has several rows a sample"):
         step.all_rows.pairs(("image", "captions"))
+
+
+def test_a_kind_that_nobody_makes_is_one_line() -> None:
+    outputs, batch = outputs_of(torch.eye(3), torch.eye(3), torch.ones(1)), batch_of(3)
+    terms = TypeAdapter(Terms).validate_python({"far": {"kind": "clip", "between": ["image", "txet"]}})
+    with pytest.raises(UserError, match=r"objective\.far\.between: model and data make no 'txet'; nearest: text"):
+        Objective(terms).evaluate(outputs, batch)
+    providers = TypeAdapter(Providers).validate_python({"feature_transform": {"between": ["imagee", "text"]}})
+    with pytest.raises(UserError, match=r"providers\.feature_transform\.between: .*'imagee'; nearest: image"):
+        Objective(TypeAdapter(Terms).validate_python({"clip": 1.0}), providers).evaluate(outputs, batch)
 
 
 def test_providers_serve_terms_between_their_own_kinds() -> None:
