@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data.check.samples import OpenShard
 from data.samples.bad_sample import BadSampleError
 from data.shards.cache import CacheConfig, ShardCache
 from data.shards.indexing import Indexer
@@ -33,6 +34,14 @@ def test_a_sample_is_read_whole_or_in_part(tmp_path: Path, cache: ShardCache) ->
     assert reader.read(name, stamp, 1) == {"image": picture(1), "txt": b"one", "cls": b"7"}
     assert reader.read(name, stamp, 1, ("txt", "json")) == {"txt": b"one"}
     assert reader.read(name, stamp, 0, ("cls",)) == {}
+
+
+def test_training_and_the_tools_take_the_same_image_of_a_sample_that_has_two(tmp_path: Path, cache: ShardCache) -> None:
+    shard = write_shard(tmp_path / "a.tar", [{"__key__": "both", "webp": b"w", "png": b"p", "jpg": b"j", "txt": "one"}])
+    ((name, stamp),) = indexed(cache, shard)
+    assert ShardReader(cache).read(name, stamp, 0, ("image",)) == {"image": b"j"}
+    with OpenShard(name) as opened:
+        assert [stored.image() for stored in opened] == [b"j"]
 
 
 def test_a_reader_keeps_few_files_open_and_none_in_a_copy(tmp_path: Path, cache: ShardCache) -> None:
