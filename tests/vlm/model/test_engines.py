@@ -82,7 +82,6 @@ def _whole_batch_gradients(fields: dict[str, Any]) -> dict[str, Tensor]:
         ("class token", "zero3"),
         ("transformers", "zero3"),
         ("transformers", "ddp"),
-        ("class token", "fsdp"),
         ("transformers", "fsdp"),
     ],
 )
