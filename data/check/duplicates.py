@@ -40,7 +40,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many samples show a picture of the other set, and the first of them by name."""
+    """The number of samples that show a picture of the other set, and the first of them by name."""
 
     samples: int
     listed: tuple[Match, ...]
@@ -63,7 +63,7 @@ class Duplicates:
 
 
 class Locator:
-    """Turns positions in the whole set into names of samples; only shards that hold a named sample are listed again."""
+    """Lookup of samples' names by position in the whole set; only shards that hold a named sample are listed again."""
 
     def __init__(self, scans: Sequence[ShardScan]) -> None:
         self._shards = [scan.shard for scan in scans]

@@ -22,7 +22,7 @@ class Distribution:
 
 
 class Histogram:
-    """How often each whole number occurred."""
+    """The count of each whole number."""
 
     def __init__(self, values: Iterable[int] = ()) -> None:
         distinct, counts = np.unique(np.fromiter(values, dtype=np.int64), return_counts=True)

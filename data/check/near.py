@@ -28,7 +28,7 @@ class Matches(NamedTuple):
 
 
 class HashIndex:
-    """Finds the nearest of `reference` within `distance` bits (of equally near ones the first)."""
+    """Index for the nearest of `reference` within `distance` bits (of equally near ones the first)."""
 
     def __init__(self, reference: Hashes, distance: int) -> None:
         self._hashes, self._first = np.unique(reference, return_index=True)

@@ -20,7 +20,7 @@ _THOUSANDTHS = "_thousandths"
 
 
 class CheckConfig(Config):
-    """How shards are checked: which hashes count as the same picture, and how much is named rather than counted."""
+    """The options of a check: which hashes count as the same picture, and how much is named rather than counted."""
 
     distance_bits: int = Field(default=4, ge=0, le=16, description="picture hashes that differ in at most so many bits")
     listed: int = Field(
@@ -40,7 +40,7 @@ class ListedProblem:
 
 @dataclass(frozen=True)
 class Problems:
-    """How often one kind of problem was found, and the first of them."""
+    """The count of one kind of problem, and the first of them."""
 
     count: int
     listed: tuple[ListedProblem, ...]

@@ -1,4 +1,4 @@
-"""Reads one shard wholly, and keeps what the report needs: three 64-bit hashes a sample, and tallies."""
+"""The scan of one whole shard, with all that the report needs: three 64-bit hashes a sample, and tallies."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Builds webdataset shards from a table: the same bytes from any number of processes, and through any kill."""
+"""The build of webdataset shards from a table: the same bytes from any number of processes, and through any kill."""
 
 import json
 import os
@@ -65,7 +65,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far the build is: samples (or, while images are set aside, rows) done, of how many, and how many were bad."""
+    """Progress of a build: samples (or, while images are set aside, rows) done, of how many, and how many were bad."""
 
     stage: str
     done: int

@@ -24,7 +24,7 @@ _UNNAMED = "unnamed_"
 
 
 class _Layout(NamedTuple):
-    """How a file is to be read: names of its columns, separator, and whether the first line is the header."""
+    """The layout of a file: names of its columns, separator, and whether the first line is the header."""
 
     names: tuple[str, ...]
     separator: str

@@ -9,7 +9,7 @@ from data.samples.bad_sample import BadSampleError
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """Which columns of a table mean what."""
+    """The columns of a table that hold image, captions and label."""
 
     image: str
     captions: tuple[str, ...]

@@ -47,7 +47,7 @@ GRAMS: Final = pa.schema([("gram", pa.uint64()), ("count", pa.uint64())])
 
 @dataclass(frozen=True)
 class Extracted:
-    """Where the rows and the counts of a shard are."""
+    """The files with the rows and the counts of a shard."""
 
     shard: str
     rows: Path
@@ -67,7 +67,7 @@ class ExtractJob:
     work: Path
 
     def target(self) -> Extracted:
-        """Where the files of the shard in its present state are, once they are written."""
+        """The files of the shard in its present state, once they are written."""
         name = f"{hash64(f'{FORMAT}|{self.shard}|{shard_state(self.shard)}'.encode('utf-8', 'surrogatepass')):016x}"
         return Extracted(self.shard, self.work / "rows" / f"{name}.parquet", self.work / "grams" / f"{name}.parquet")
 

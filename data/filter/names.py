@@ -40,7 +40,7 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
 
 
 def _shared(folders: list[list[str]]) -> int:
-    """How many leading folders all of them have."""
+    """The number of leading folders that all of them share."""
     first, last = min(folders), max(folders)
     differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return next(differ, min(len(first), len(last)))

@@ -1,4 +1,4 @@
-"""Which rule drops a caption, given the counts: a function of its row alone, so that no order of rows matters."""
+"""The rule that drops a caption, given the counts: a function of its row alone, so that no order of rows matters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

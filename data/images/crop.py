@@ -67,7 +67,7 @@ def reduction_for(box: Box, size: int) -> Reduction:
 
 
 def stored_box(box: Box, orientation: int, width: int, height: int) -> Box:
-    """Where a box of the upright image lies in the stored one, `width` x `height` pixels, of this EXIF orientation."""
+    """The box in the stored image of a box in the upright one, `width` x `height` pixels, of this EXIF orientation."""
     left, top, right, bottom = box
     if orientation >= 5:  # rows of the stored image are columns of the upright one
         left, top, right, bottom = top, left, bottom, right

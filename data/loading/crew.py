@@ -104,7 +104,7 @@ class _ByValue(pickle.Pickler):
     """Sends tensors as their bytes: torch's own way hands over file descriptors, whose receipt waits for ever."""
 
     def reducer_override(self, value: Any) -> Any:
-        """How to make a tensor again."""
+        """The function and arguments that make a tensor again."""
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
 
 

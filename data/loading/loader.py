@@ -1,4 +1,4 @@
-"""Loads one rank's rows of a global batch: reads, decodes, chooses captions, replaces what cannot be used."""
+"""Loading of one rank's rows of a global batch: read, decoded, with captions chosen, bad samples replaced."""
 
 import os
 from collections import Counter
@@ -56,7 +56,7 @@ class TrainingExample(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleReader:
-    """Reads one sample for one visit; all that is random in it is keyed by (seed, epoch, sample id)."""
+    """Reader of one sample for one visit; all that is random in it is keyed by (seed, epoch, sample id)."""
 
     config: DataConfig
     image: ImageSpec
@@ -87,7 +87,7 @@ class SampleReader:
 
 
 class BatchLoader:
-    """Loads the rows in `slots` of global batch number `step`, in this process or in one forked from it."""
+    """Loader of the rows in `slots` of global batch number `step`, in this process or in one forked from it."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class BatchLoader:
         raise no_substitute(source.name, tried, last)
 
     def _place(self, number: int, substitution: Substitution) -> ShardRow:
-        """Where the substitute is now."""
+        """The present shard and row of a substitute."""
         if not self._shard_numbers:
             self._shard_numbers = {
                 (source, name): shard
@@ -225,7 +225,7 @@ def _texts(examples: Sequence[TrainingExample], tokenizer: Tokenize) -> dict[str
 
 
 def _counts(examples: Sequence[TrainingExample]) -> dict[str, int]:
-    """How many rows are of each source, and how many captions of each field: logged as shares."""
+    """Numbers of rows of each source, and of captions of each field: logged as shares."""
     named = Counter(f"source/{example.sample.source}" for example in examples)
     named.update(f"caption/{example.caption.field}" for example in examples)
     return dict(named)

@@ -108,7 +108,7 @@ class SequentialStream:
 
 
 class SequentialLoader:
-    """Takes the next rows from this process's own streams, whichever step they are for."""
+    """Loader of the next rows of this process's own streams, whichever step they are for."""
 
     def __init__(
         self,

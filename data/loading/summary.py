@@ -21,7 +21,7 @@ class SourceSummary:
 
     @property
     def num_shards(self) -> int:
-        """How many shards the source has."""
+        """The number of shards."""
         return len(self.shards)
 
     @property

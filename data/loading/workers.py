@@ -112,7 +112,7 @@ def _in_turn(
 
 
 class _Watchdog:
-    """How long one result is waited for: says who is waited for after a minute, raises after `patience` seconds."""
+    """Watch over the wait for one result: says who is waited for after a minute, raises after `patience` seconds."""
 
     def __init__(self, worker: int, statuses: StatusTable, patience: float) -> None:
         self._worker = worker

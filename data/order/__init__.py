@@ -1,1 +1,1 @@
-"""Which sample comes when: pure functions of integers, without I/O and without state."""
+"""The order of samples: pure functions of integers, without I/O and without state."""

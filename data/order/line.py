@@ -15,7 +15,7 @@ Positions = NDArray[np.int64]
 
 
 class StoredRows(NamedTuple):
-    """Where samples are stored: the epoch of their visit, the shard's number in its source, the row in the shard."""
+    """Samples as they are stored: epoch of the visit, number of the shard in its source, row in the shard."""
 
     epochs: Positions
     shards: Positions

@@ -1,4 +1,4 @@
-"""Which source each place of a lane is filled from: shares that are exact in every window, and closed form."""
+"""The source of each place of a lane: shares that are exact in every window, and closed form."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class Mix:
         return np.searchsorted(self._ends, values, side="right")
 
     def numbers(self, sources: Positions, lanes: Positions, places: Positions) -> Positions:
-        """How often the source came in the lane before this place."""
+        """The number of times that the source came in the lane before this place."""
         if len(self.counts) == 1:
             return places
         start = self._start(lanes)
@@ -55,14 +55,14 @@ class Mix:
         return lanes * (self.period // self.lanes)
 
     def _before(self, sources: Positions, ends: Positions) -> Positions:
-        """How many of the first `ends` places of the endlessly repeated pattern are of the source."""
+        """The number of places of the source among the first `ends` of the endlessly repeated pattern."""
         cycles, rest = np.divmod(ends, self.period)
         highs = self._ends[sources]
         counts = np.asarray(self.counts, dtype=np.int64)[sources]
         return cycles * counts + self._below(highs, rest) - self._below(highs - counts, rest)
 
     def _below(self, limits: Positions, ends: Positions) -> Positions:
-        """How many of the first `ends` places have a value below the limit.
+        """The number of the first `ends` places whose value is below the limit.
 
         The sum over x of floor(a x / P) - floor((a x - limit) / P) counts them.
         """

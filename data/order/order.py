@@ -32,7 +32,7 @@ class Picks(NamedTuple):
 
 
 class Order:
-    """Which sample is in slot p of global batch s: a function of seed, sources, global batch, lanes and window alone.
+    """The sample in slot p of global batch s: a function of seed, sources, global batch, lanes and window alone.
 
     Lanes are a fixed number of virtual readers that know no ranks and no workers. Slot p belongs to lane
     floor(p * lanes / global_batch), so a rank's contiguous slots belong to few lanes, and a lane takes the next

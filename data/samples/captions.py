@@ -55,7 +55,7 @@ class CaptionConfig(Config):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where captions are looked for: json fields, or `txt` for the txt member."""
+        """The fields in which captions are looked for: json fields, or `txt` for the txt member."""
         return USUAL_FIELDS if self.fields is None else tuple(self.fields)
 
     @model_validator(mode="before")

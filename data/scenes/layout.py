@@ -118,7 +118,7 @@ def mixed_scene(rng: Random) -> Scene:
 
 
 def _sides(relation: str, share: float) -> tuple[Box, Box]:
-    """Where the first and the second group of a relation stand; the first has `share` of the image."""
+    """The regions of the first and the second group of a relation; the first has `share` of the image."""
     if relation == "above":
         return (0.0, 0.0, 1.0, share), (0.0, share, 1.0, 1.0)
     if relation == "below":

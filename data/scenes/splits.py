@@ -1,4 +1,4 @@
-"""Which scenes each split holds and what is said of them, planned without rendering, each from its own stream."""
+"""The scenes and captions of each split, planned without rendering, each from its own stream."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -114,7 +114,7 @@ class _Register:
 
 @dataclass(frozen=True)
 class Split:
-    """How one split is planned; a fixed size or, with None, what the user asks for."""
+    """The plan of one split; a fixed size or, with None, what the user asks for."""
 
     plan: Callable[[int, str, int, int], Iterator[Plan]]
     size: int | None = None

@@ -51,7 +51,7 @@ def plural(shape: str) -> str:
 
 
 def contrast(first: RGB, second: RGB) -> float:
-    """How far apart two sRGB colours look: the CIE 1976 difference in L*a*b* under D65."""
+    """The visible difference of two sRGB colours: the CIE 1976 difference in L*a*b* under D65."""
     return math.dist(_lab(first), _lab(second))
 
 

@@ -1,4 +1,4 @@
-"""Writes the scenes as webdataset shards: all of them or nothing, and the same bytes from any number of processes."""
+"""Writing of scenes as webdataset shards: all of them or nothing, and the same bytes from any number of processes."""
 
 import json
 from collections.abc import Callable

@@ -22,7 +22,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def count_braces(pattern: str) -> int:
-    """How many names a pattern means: the product of its groups, each a range or the sum of its alternatives."""
+    """The number of names in a pattern: the product of its groups, each a range or the sum of its alternatives."""
     total = 1
     for group in _groups(pattern):
         if (span := _RANGE.fullmatch(group)) is not None:

@@ -65,7 +65,7 @@ Size = Annotated[
 
 
 class CacheConfig(Config):
-    """Where copies of remote and gzipped shards are kept on each node, and how much they may take."""
+    """The cache of remote and gzipped shards on each node: its folder, and how much it may take."""
 
     folder: Annotated[
         LocalPath | None, Field(description="On a local disk; by default in the user's cache folder.")
@@ -114,7 +114,7 @@ class ShardCache:
         return ShardCache, (self.config, self.retry)
 
     def place(self, name: str, suffix: str) -> Path:
-        """Where to keep something small about `name`, such as its index, in the cache folder, outside the limit."""
+        """The path for something small about `name`, such as its index, in the cache folder, outside the limit."""
         return self._copies.beside(name, suffix)
 
     def stamp(self, name: str, stop: threading.Event | None = None) -> Stamp:

@@ -28,7 +28,7 @@ class Copies:
         self.limit = limit
 
     def place(self, name: str, stamp: Stamp) -> Path:
-        """Where the copy of the shard with this name and stamp is, or would be."""
+        """The path of the copy of the shard with this name and stamp, whether it is there or not."""
         return self.folder / f"{_hash(name)}-{_hash(f'{stamp.size}|{stamp.version}')}.tar"
 
     def beside(self, name: str, suffix: str) -> Path:
@@ -57,7 +57,7 @@ class Copies:
             yield
 
     def part(self, copy: Path) -> Path:
-        """Where bytes on their way to `copy` are kept; what a computer crash left there is not found again."""
+        """The path of bytes on their way to `copy`; what a computer crash left there is not found again."""
         return copy.with_name(f"{copy.stem}.{_BOOT}.part")
 
     @contextmanager

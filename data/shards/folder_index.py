@@ -47,7 +47,7 @@ _SLOW_STAT_SECONDS = 100e-6  # on a local disk it is a tenth of this, and thread
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """Reads and writes the manifests of folders of shards; `publish` also writes them into remote folders."""
+    """Reader and writer of the manifests of folders of shards; `publish` also writes them into remote folders."""
 
     cache: ShardCache
     where: str

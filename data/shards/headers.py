@@ -91,7 +91,7 @@ class TarReader:
         self._size = size
         self._position = 0
         self.end = 0
-        """Where the next header lies."""
+        """The offset of the next header."""
         self.is_padded = True
         """Whether zeros fill up the member that `read` brought last: else its size is none, if no header follows."""
 
@@ -181,7 +181,7 @@ class TarReader:
         return stored[:size]
 
     def _data_start(self, block: bytes) -> int:
-        """Where a member's bytes begin: behind its header, and what GNU's sparse files have more of it."""
+        """The offset of a member's bytes: behind its header, and what GNU's sparse files have more of it."""
         offset = self.end + BLOCK
         more = block[156:157] == _SPARSE and block[482] != 0
         while more:
@@ -242,7 +242,7 @@ def _number(field: bytes, at: int, what: str) -> int:
 
 
 def _high_bytes(block: bytes) -> int:
-    """How many bytes some old programs took for negative when they summed up a header."""
+    """The number of bytes that some old programs took for negative when they summed up a header."""
     return sum(byte >> 7 for byte in block[:148] + block[156:])
 
 

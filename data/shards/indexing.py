@@ -82,7 +82,7 @@ def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
 
 @dataclass(frozen=True)
 class Indexer:
-    """Finds or makes the index of shards; picklable, so that processes can share the work.
+    """Finder and maker of the index of shards; picklable, so that processes can share the work.
 
     A `fresh` one believes no sidecar.
     """

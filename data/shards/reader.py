@@ -1,4 +1,4 @@
-"""Reads samples by shard and row; keeps the most recently used shards open, per process."""
+"""Reading of samples by shard and row, with the most recently used shards open, per process."""
 
 import os
 import resource
@@ -34,7 +34,7 @@ class _OpenShard:
 
 
 class ShardReader:
-    """Reads members by offset from local shards, and from the local copies of all others.
+    """Reader of members by offset, from local shards and from the local copies of all others.
 
     Pickling (into a loading worker) leaves the open files behind.
     """

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class RetryConfig(Config):
-    """How long a store that fails is asked again: waits double from `first_wait` to `longest_wait`, less up to half."""
+    """Retries of a store that fails: waits double from `first_wait` to `longest_wait`, less up to half."""
 
     attempts: Annotated[
         int, Field(ge=1, le=1000, description="How often a read is tried before it counts as failed.")
@@ -115,7 +115,7 @@ def retried(
 
 
 def _end_of_transfer(error: BaseException) -> str | None:
-    """Where an answer broke off, or how it differed from what was announced; None for other failures."""
+    """The place where an answer broke off, or its difference from what was announced; None for other failures."""
     broken = isinstance(error, TransferError | aiohttp.ClientPayloadError) and not isinstance(error, ChangedError)
     return str(error) if broken else None
 

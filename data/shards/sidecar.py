@@ -78,7 +78,7 @@ class ShardIndex:
         return self.keys[start : self.key_ends[row]].tobytes().decode("utf-8", "surrogatepass")
 
     def extents(self, row: int) -> dict[str, Extent]:
-        """Where the parts of one sample lie, by "image", "txt", "json" and "cls"."""
+        """The extents of the parts of one sample, by "image", "txt", "json" and "cls"."""
         offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
         return {part: Extent(offset, size) for part, offset, size in zip(PARTS, offsets, sizes, strict=True) if offset}
 

@@ -153,7 +153,7 @@ class Source:
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """Where each shard ends when samples are numbered through."""
+        """The end of each shard when samples are numbered through."""
         return np.cumsum(self.counts)
 
     def place(self, number: int) -> tuple[int, int]:

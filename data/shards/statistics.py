@@ -66,7 +66,7 @@ def usual_captions(fields: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def histogram(lengths: Sequence[int] | NDArray[np.int64]) -> tuple[int, ...]:
-    """How often each length from 0 on comes; the last place counts all from `LONGEST` on."""
+    """The count of each length from 0 on; the last place counts all from `LONGEST` on."""
     return _trimmed(np.bincount(np.minimum(np.asarray(lengths, dtype=np.int64), LONGEST), minlength=1))
 
 

@@ -14,7 +14,7 @@ from vlm.terminal import one_line
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 TEXT_SUFFIXES = ("txt", "json", "cls")
 MOST_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, 256 << 20), **dict.fromkeys(TEXT_SUFFIXES, 16 << 20)}
-"""How large a member that is read may be: what a header claims is memory that a reader takes."""
+"""The most bytes of a member that is read: what a header claims is memory that a reader takes."""
 
 TWICE = "comes twice"
 _BEFORE = "the samples before it are used"
