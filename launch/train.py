@@ -255,7 +255,7 @@ def rows_per_rank(global_batch: int) -> int:
 
 
 def engine_settings(recipe: Recipe, max_grad_norm: float | None) -> EngineSettings:
-    """What a recipe says to its engine on the launched ranks, but for the limit on the gradient's norm."""
+    """The engine's settings by a recipe and the launched ranks, but for the limit on the gradient's norm."""
     return EngineSettings(recipe.engine, rows_per_rank(recipe.global_batch), recipe.precision, max_grad_norm)
 
 

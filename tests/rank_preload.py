@@ -1,4 +1,4 @@
-"""What every spawned rank has imported before it starts: all of it, once, checked at run time like the tests' own."""
+"""The modules that spawned ranks start with: imported once, and checked at run time like the tests' own."""
 
 from tests.runtime_types import activate
 

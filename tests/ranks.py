@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 240.0
 def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, timeout: float = TIMEOUT_SECONDS, group: bool = True
 ) -> list[Any]:
-    """What `function(*args)` returned on each of `world_size` ranks, in rank order.
+    """The results of `function(*args)` on each of `world_size` ranks, in rank order.
 
     With `group`, the default process group is up; without, only the launcher's variables are set. An exception in any
     rank, or a rank that is not done in time, fails the caller.

@@ -1,4 +1,4 @@
-"""What is imported is asked for, and nothing else; every name taken from another package is there."""
+"""Every import is asked for, and nothing else; every name taken from another package is there."""
 
 import ast
 import importlib

@@ -32,10 +32,12 @@ class Duration:
             raise ValueError('a duration is a number and a unit: "40 epochs", "2000 steps" or "1.2M samples"')
         number, multiple, unit = match.groups()
         amount = float(number) * _MULTIPLES[multiple.lower()]
-        of_unit = _UNITS[unit.lower()]
-        if amount > _LONGEST[of_unit]:
-            raise ValueError(f"{text.strip():.60} is longer than any run; at most {_LONGEST[of_unit]:.0e} {of_unit}")
-        return Duration(amount, of_unit)
+        canonical = _UNITS[unit.lower()]
+        if amount > _LONGEST[canonical]:
+            raise ValueError(
+                f"{text.strip():.60} is longer than any run; at most {_LONGEST[canonical]:.0e} {canonical}"
+            )
+        return Duration(amount, canonical)
 
     def steps(self, global_batch: int, samples_per_epoch: int) -> int:
         """The same length in optimizer steps, rounded up; zero stays zero."""

@@ -131,7 +131,7 @@ def below(folder: Path, name: str, where: str) -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """What lies under a path, in words."""
+    """The kind of thing under a path, in words."""
     mode = path.stat().st_mode
     kinds = {
         stat.S_IFDIR: "a folder",

@@ -1,4 +1,4 @@
-"""What in a recipe, or in a checkpoint's manifest, is a program: it runs where the file is used."""
+"""Programs in a recipe or in a checkpoint's manifest: what runs where the file is used."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

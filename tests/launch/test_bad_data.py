@@ -1,4 +1,4 @@
-"""Whatever is wrong with the data, a run goes on and says what it skipped and why; it stops only when that is much."""
+"""With anything wrong with the data a run goes on and says what it skipped and why; it stops only when that is much."""
 
 import io
 import json

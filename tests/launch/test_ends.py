@@ -1,4 +1,4 @@
-"""Whatever ends a rank is one line on each rank's standard error and in the run's record, within seconds."""
+"""Any end of a rank is one line on each rank's standard error and in the run's record, within seconds."""
 
 import json
 import os

@@ -128,7 +128,7 @@ class TestBelow:
 
 
 class TestOutputs:
-    """What is asked for before the work, and written after it."""
+    """Outputs are asked for before the work, and written after it."""
 
     def test_a_file_is_written_whole_and_a_link_followed(self, tmp_path: Path) -> None:
         (tmp_path / "far").mkdir()

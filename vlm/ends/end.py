@@ -1,4 +1,4 @@
-"""What ended a process, as one line and an exit code. Imports nothing heavy: most mistakes are told before torch is."""
+"""The end of a process, as one line and an exit code. Imports nothing heavy: most mistakes are told before torch is."""
 
 import errno
 import os

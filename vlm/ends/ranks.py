@@ -31,7 +31,7 @@ class Patience(NamedTuple):
 
 @runtime_checkable
 class Meeting(Protocol):
-    """What is asked of a `World`, without torch."""
+    """The part of a `World` that is used here, without torch."""
 
     @property
     def rank(self) -> int:

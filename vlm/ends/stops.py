@@ -58,7 +58,7 @@ class Stops:
             raise EvaluationStoppedError
 
     def stopped(self, step: int) -> StoppedError:
-        """What ends the run when the checkpoint after `step` is whole."""
+        """The error that ends the run when the checkpoint after `step` is whole."""
         number = self._watch.request
         assert number is not None
         return StoppedError(number, f"step {step} is saved{self._how}", agreed=True)

@@ -1,1 +1,1 @@
-"""What embeddings look like: two clouds on a sphere, how far apart and how wide, and which negatives count."""
+"""The geometry of embeddings: two clouds on a sphere, how far apart and how wide, and which negatives count."""

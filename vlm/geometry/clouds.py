@@ -13,7 +13,7 @@ _RIDGE = 1e-3  # of the mean variance of a dimension
 def figures_of_clouds(
     image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs dim"]
 ) -> tuple[dict[str, float], dict[str, Float[Tensor, " components"]]]:
-    """What is said of pairs of unit rows, by name, and each modality's `spectrum`."""
+    """Figures of pairs of unit rows, by name, and each modality's `spectrum`."""
     distance, cosine = centroid_gap(image, text)
     figures = {
         "alignment": alignment(image, text),
@@ -66,9 +66,9 @@ def distribution_gap(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pai
     """
     a, b = image - image.mean(0), text - text.mean(0)
     (_, root_a), (_, root_b) = (torch.linalg.qr(rows, mode="r") for rows in (a, b))
-    of_centres = (image.mean(0) - text.mean(0)).square().sum()
+    between_centres = (image.mean(0) - text.mean(0)).square().sum()
     spreads = (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()) / len(a)
-    return float((of_centres + spreads.clamp(min=0)).sqrt())
+    return float((between_centres + spreads.clamp(min=0)).sqrt())
 
 
 def separability(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs dim"]) -> float:

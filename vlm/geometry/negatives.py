@@ -1,4 +1,4 @@
-"""What the contrastive loss sees of the negatives: how concentrated their weights are, and how scores are spread."""
+"""The negatives as the contrastive loss weighs them: how concentrated their weights are, and how scores are spread."""
 
 import math
 from dataclasses import dataclass

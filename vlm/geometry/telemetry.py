@@ -45,7 +45,7 @@ POSITIVE_SCORES, HARDEST_SCORES = "positive_scores", "hardest_negative_scores"
 
 
 class TelemetryConfig(Config):
-    """What is written about the two clouds of embeddings on the way."""
+    """Figures of the two clouds of embeddings that are written on the way."""
 
     every: PositiveDuration | None = Field(default=Duration(100, "steps"), description="null: never")
     sample: int = Field(default=256, ge=2, le=16384, description="pairs of the global batch that are looked at")

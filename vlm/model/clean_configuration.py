@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def refusing(where: str, name: str) -> Iterator[None]:
-    """Whatever the library raises about the files of the model called `name`, as one line that begins with `where`."""
+    """Any error of the library about the files of the model called `name`, as one line that begins with `where`."""
     try:
         yield
     except UserError as error:

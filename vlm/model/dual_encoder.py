@@ -53,7 +53,7 @@ class DualEncoder(nn.Module):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """What images must look like when they come here."""
+        """The form of the images that come here."""
         return self.image.spec
 
     @property
@@ -123,13 +123,13 @@ class BeforeHead:
         self._model = model
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tower_dim"]:
-        """What the image tower makes, of unit norm."""
+        """Outputs of the image tower, of unit norm."""
         return _unit_norm(self._model.image(images))
 
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch tower_dim"]:
-        """What the text tower makes, of unit norm."""
+        """Outputs of the text tower, of unit norm."""
         return _unit_norm(self._model.text(tokens, lengths))
 
     def modules(self) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""What is read of a transformers model beside its weights: a few small files, from which nothing can run or lead away.
+"""The files of a transformers model beside its weights: a few small files, from which nothing can run or lead away.
 
 A folder or hub repository is somebody else's. Its configuration may name code, kernels, other repositories and other
 files; all that is taken out here (`auto_map`, paths) or refused by name, and the library sees a temporary folder with
@@ -92,7 +92,7 @@ class ForeignFiles:
         return saved
 
     def image_processor(self, name: str) -> dict[str, Any] | None:
-        """What the image processor of the model does, by transformers' keys; None where none was saved with it."""
+        """The steps of the model's image processor, by transformers' keys; None where none was saved with it."""
         self._require_trusted("image processor", name)
         nested = _read(name, _PROCESSOR)
         if nested is not None:

@@ -1,4 +1,4 @@
-"""What a picture must look like when it reaches the image tower."""
+"""The form in which a picture reaches the image tower."""
 
 from typing import Annotated, Literal
 

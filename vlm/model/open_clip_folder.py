@@ -20,14 +20,14 @@ WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 @dataclass(frozen=True)
 class OpenClipFolder:
-    """What a folder says of its model, and how its images look (fields of `ImageSpec`, but the size)."""
+    """The description of a model in a folder, and how its images look (fields of `ImageSpec`, but the size)."""
 
     architecture: Architecture
     preprocessing: dict[str, Any]
 
     @property
     def record(self) -> dict[str, Any]:
-        """What else the weights were trained with, by the keys of open_clip's records of its tags."""
+        """The other settings that the weights were trained with, by the keys of open_clip's records of its tags."""
         return {**self.preprocessing, "quick_gelu": self.architecture.quick_gelu}
 
 

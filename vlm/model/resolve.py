@@ -83,7 +83,7 @@ def pretrained_tag(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def pretrained_record(config: ModelConfig) -> Mapping[str, Any]:
-    """What is known of the images and the activation that the pretrained weights of `config` were trained with."""
+    """The known facts on the images and the activation that the pretrained weights of `config` were trained with."""
     if tag := pretrained_tag(config):
         return tag
     if config.pretrained is None:

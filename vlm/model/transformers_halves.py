@@ -43,7 +43,7 @@ def are_halves_of_one(towers: Towers) -> bool:
 
 
 def scale_and_bias(towers: Towers, files: ForeignFiles) -> dict[str, float | None]:
-    """What a training of this dual encoder begins with, before its weights say what it has learned."""
+    """The scale and bias that a training of this dual encoder begins with, before its weights are read."""
     assert isinstance(towers.image, TransformersImageConfig)
     with refusing(IMAGE_KEY, towers.image.transformers):
         configuration = files.configuration("image", towers.image.transformers)

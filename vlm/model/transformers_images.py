@@ -25,7 +25,7 @@ class Preprocessing(NamedTuple):
 
 
 def image_preprocessing(processor: Mapping[str, Any] | None, model_type: str, image_size: int | None) -> Preprocessing:
-    """What the processor saved with a model does to pictures; `image_size` is what its configuration says.
+    """The steps of the processor saved with a model; `image_size` is what its configuration says.
 
     Raises UserError for a processor whose numbers make no specification.
     """

@@ -56,7 +56,7 @@ class AlarmConfig(Movement):
 
 
 def kind_of(name: str) -> str:
-    """What lines have in common that bring the same figures: eval/NAME, geometry, or nothing for a step's own."""
+    """The kind of a line, by the figures it brings: eval/NAME, geometry, or nothing for those of a step."""
     return name.rpartition("/")[0]
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of its data: enough to notice that it is not what it was, wherever it lies now."""
+"""The record of a run's data in its checkpoints: enough to notice that it is not what it was, wherever it lies now."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

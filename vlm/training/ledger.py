@@ -1,4 +1,4 @@
-"""What a run skipped and what it saw: told in its files, summed over the ranks, and stopped when too much is bad."""
+"""The samples that a run skipped and saw: told in its files, summed over ranks, and stopped when too much is bad."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def judge_bad(reasons: Mapping[str, int], num_samples: int, max_bad_share: float
 
 
 def skips_of_all_ranks(skips: Sequence[Skip], source: str, world: World) -> list[Skip]:
-    """What the ranks together could not use, each sample once and under the name `source`, in one order. Collective."""
+    """The samples that no rank could use, each once and under the name `source`, in one order. Collective."""
     found = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
     return [replace(found[place], source=source) for place in sorted(found)]
 

@@ -20,7 +20,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]*-\d{5,9}\.saf
 
 
 class FileRecord(Config):
-    """What must be true of one file of a checkpoint."""
+    """Size and checksum of one file of a checkpoint."""
 
     bytes: NonNegativeInt
     sha256: str
@@ -34,7 +34,7 @@ class LeftOut(Config):
 
 
 class Manifest(Config):
-    """What a checkpoint holds and where it comes from; all but the tensors."""
+    """The contents of a checkpoint and where it comes from; all but the tensors."""
 
     format: str = FORMAT
     step: NonNegativeInt
@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _misread(path: Path, form: str, error: ValidationError) -> UserError:
-    """What to say of a manifest that is JSON and fits its checksum, if it has one, but not this version."""
+    """The words on a manifest that is JSON and fits its checksum, if it has one, but not this version."""
     problem = first_problem(error, Manifest)
     if form != _UNSEALED and all(found["type"] == "extra_forbidden" for found in error.errors(include_url=False)):
         return NewerCheckpointError(f"{path}: a newer version of vlm wrote it ({problem})")

@@ -155,7 +155,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _boot() -> str:
-    """What this start of the machine is called."""
+    """The name of this start of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError as error:

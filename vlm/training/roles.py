@@ -19,7 +19,7 @@ class BatchSource(Protocol):
         """This rank's rows of global batches `start_step` to `start_step + num_steps`."""
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps must hold of the data, besides that number. Collective."""
+        """The state of the data that a checkpoint after `step` steps must hold, besides that number. Collective."""
 
     def forget(self, step: int) -> None:
         """Drop what only a return to before `step` could need."""

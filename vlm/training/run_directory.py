@@ -212,7 +212,7 @@ class RunDirectory:
         return said
 
     def _agreed(self, do: Callable[[], Found]) -> Found:
-        """What rank 0 finds; what it cannot do is raised on every rank."""
+        """The finding of rank 0 on every rank; what it cannot do is raised on every rank."""
         found: Found | None = None
         problem = None
         if self.world.is_main:

@@ -33,7 +33,7 @@ def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None
 
 
 def memory_groups(objective: Objective) -> dict[str, Group]:
-    """What terms remember and every rank has alike, as a group for `write_checkpoint`."""
+    """The memory of terms that every rank has alike, as a group for `write_checkpoint`."""
     tensors = {
         f"{name}/{key}": tensor
         for name, state in objective.states.items()
@@ -43,7 +43,7 @@ def memory_groups(objective: Objective) -> dict[str, Group]:
 
 
 def own_pieces(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
-    """What terms remember on this rank alone, as a piece for `write_checkpoint`."""
+    """The memory of terms on this rank alone, as a piece for `write_checkpoint`."""
     tensors = {
         f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.own().items()
     }

@@ -1,4 +1,4 @@
-"""Whatever the bytes, an image is used or its sample is bad, with the reason; nothing else is raised."""
+"""Any bytes: an image is used or its sample is bad, with the reason; nothing else is raised."""
 
 import re
 import zlib

@@ -1,4 +1,4 @@
-"""Whatever the bytes of a shard say: what it still holds is used, and all that is lost is told."""
+"""Any bytes in a shard: what it still holds is used, and all that is lost is told."""
 
 import io
 import tarfile

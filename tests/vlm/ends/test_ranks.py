@@ -1,4 +1,4 @@
-"""What strangers send to the ranks' own port ends nothing but their connection."""
+"""Bytes that strangers send to the ranks' own port end nothing but their connection."""
 
 import json
 import selectors

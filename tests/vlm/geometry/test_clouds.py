@@ -54,10 +54,10 @@ def test_the_distribution_gap_is_the_frechet_distance(count: int) -> None:
     """By scipy's root of a matrix; with fewer points than dimensions, after a little of the identity."""
     image, text = two_clouds(count, 12, 2.0)
     x, y = image.numpy(), text.numpy()
-    of_x, of_y = (np.cov(rows.T, ddof=0) + 1e-12 * np.eye(12) for rows in (x, y))
-    root = scipy.linalg.sqrtm(of_x)
-    middle = scipy.linalg.sqrtm(root @ of_y @ root).real
-    squared = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(of_x + of_y - 2 * middle)
+    x_covariance, y_covariance = (np.cov(rows.T, ddof=0) + 1e-12 * np.eye(12) for rows in (x, y))
+    root = scipy.linalg.sqrtm(x_covariance)
+    middle = scipy.linalg.sqrtm(root @ y_covariance @ root).real
+    squared = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(x_covariance + y_covariance - 2 * middle)
     assert distribution_gap(image, text) == pytest.approx(math.sqrt(squared), rel=1e-4)
 
 

@@ -25,7 +25,7 @@ def whole(with_labels: bool = True) -> PairSample:
 
 
 def sampled(size: int, step: int) -> PairSample:
-    """What a rank with its uneven share of the rows gets."""
+    """The sample that a rank gets from its uneven number of rows."""
     world, everything = World.current(), whole()
     start = sum(UNEVEN[world.size][: world.rank])
     rows = slice(start, start + UNEVEN[world.size][world.rank])

@@ -27,7 +27,7 @@ def built(**fields: Any) -> DualEncoder:
 
 
 def library_rows(kind: str, folder: Path, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the library computes from pixels that we normalise here, and from texts that its tokenizer makes."""
+    """The library's embeddings of pixels that are normalised here, and of texts that its own tokenizer splits."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     mean, std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])

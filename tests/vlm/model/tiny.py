@@ -45,7 +45,7 @@ def some_images(count: int = 3, size: int = 32) -> Tensor:
 
 
 def outputs_of(model: DualEncoder, images: Tensor, texts: Sequence[str] = TEXTS) -> dict[str, Tensor]:
-    """What a forward makes of images and texts, by name."""
+    """The outputs of a forward of images and texts, by name."""
     outputs: dict[str, Tensor] = model({"image": Images(images), "text": Texts(*model.tokenizer(texts))}, PAIR)
     return outputs
 

@@ -159,8 +159,8 @@ def _evaluate(
     step: int,
 ) -> Tensor:
     batch_of_all = whole(setting, raw)
-    of_rank = (batch_of_all.caption_rows >= rows.start) & (batch_of_all.caption_rows < rows.stop)
-    owners = batch_of_all.caption_rows[of_rank] - rows.start if setting.several_captions else None
+    in_rank = (batch_of_all.caption_rows >= rows.start) & (batch_of_all.caption_rows < rows.stop)
+    owners = batch_of_all.caption_rows[in_rank] - rows.start if setting.several_captions else None
     batch = batch_of(
         batch_of_all.ids[rows],
         step=step,
@@ -173,7 +173,7 @@ def _evaluate(
         batch_of_all.text[rows],
         batch_of_all.scale,
         batch_of_all.bias,
-        captions=batch_of_all.all_captions[of_rank] if setting.several_captions else None,
+        captions=batch_of_all.all_captions[in_rank] if setting.several_captions else None,
         parameters=parameters,
     )
     teacher = {"image": batch_of_all.teacher_image[rows].detach(), "text": batch_of_all.teacher_text[rows].detach()}

@@ -34,9 +34,11 @@ def written_out(whole: Whole, direction: str, source: str, sharpness: float = 1.
     count = len(q)
     w = [[((float(q[i] @ q[j]) + 1) / 2) ** sharpness for j in range(count)] for i in range(count)]
     w = [[1.0 if i == j else w[i][j] * (w[i][j] >= threshold) for j in range(count)] for i in range(count)]
-    of_images = one_way(whole.image, whole.text, whole.scale[0], whole.ids, w if direction != "text_to_image" else None)
-    of_texts = one_way(whole.text, whole.image, whole.scale[0], whole.ids, w if direction != "image_to_text" else None)
-    return (of_images + of_texts) / 2
+    image_loss = one_way(
+        whole.image, whole.text, whole.scale[0], whole.ids, w if direction != "text_to_image" else None
+    )
+    text_loss = one_way(whole.text, whole.image, whole.scale[0], whole.ids, w if direction != "image_to_text" else None)
+    return (image_loss + text_loss) / 2
 
 
 def setting_of(**options: Any) -> Setting:

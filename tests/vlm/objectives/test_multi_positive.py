@@ -45,9 +45,9 @@ def written_out_over_captions(whole: Whole, form: str, keys: Tensor) -> Tensor:
     """Images against all captions and captions against all images; the means of both sides, halved."""
     caption_keys = keys[whole.caption_rows]
     logits = whole.scale[0] * torch.stack([whole.all_captions @ image for image in whole.image])
-    of_images = [row_loss(form, logits[i], caption_keys == keys[i]) for i in range(len(keys))]
-    of_captions = [row_loss(form, logits[:, m], keys == caption_keys[m]) for m in range(len(caption_keys))]
-    return (torch.stack(of_images).mean() + torch.stack(of_captions).mean()) / 2
+    image_losses = [row_loss(form, logits[i], caption_keys == keys[i]) for i in range(len(keys))]
+    caption_losses = [row_loss(form, logits[:, m], keys == caption_keys[m]) for m in range(len(caption_keys))]
+    return (torch.stack(image_losses).mean() + torch.stack(caption_losses).mean()) / 2
 
 
 def term(**options: Any) -> dict[str, Any]:
@@ -174,8 +174,10 @@ def test_extra_negatives_join_the_denominators_and_a_spread_moves_the_own_pair_a
     own = similarities.diagonal().clone()
     similarities.fill_diagonal_(0.0)
     similarities += torch.diag((2 * spread**2 - 2 * spread + 1) * own + 2 * spread * (1 - spread))
-    of_images = 5 * torch.cat([similarities, x @ more_texts.T], 1)
-    of_texts = 5 * torch.cat([similarities.T, y @ more_images.T], 1)
+    image_logits = 5 * torch.cat([similarities, x @ more_texts.T], 1)
+    text_logits = 5 * torch.cat([similarities.T, y @ more_images.T], 1)
     padded = torch.cat([labels, torch.full((4,), -1)])
-    losses = [row_loss(form, logits[i], padded == labels[i]) for logits in (of_images, of_texts) for i in range(4)]
+    losses = [
+        row_loss(form, logits[i], padded == labels[i]) for logits in (image_logits, text_logits) for i in range(4)
+    ]
     torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What a recipe's objective is made of: weights, attachments, and the one line on what is wrong with them."""
+"""The parts of a recipe's objective: weights, attachments, and the one line on what is wrong with them."""
 
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_groups_that_the_ranks_do_not_make_are_refused() -> None:
 
 
 def test_the_fixture_has_pairs_that_are_nearer_than_chance() -> None:
-    """What all definitions are compared on: rows of length 1, positives above the rest."""
+    """The rows that all definitions are compared on: of length 1, positives above the rest."""
     found = defined(Setting({"clip": 1.0}), lambda whole: (whole.image * whole.text).sum(1).mean())
     assert found["value"] > 0.3
     torch.testing.assert_close(unit(torch.tensor([[3.0, 4.0]])).norm(), torch.tensor(1.0))

@@ -165,7 +165,7 @@ def test_a_checkpoint_without_a_queue_leaves_it_empty() -> None:
 
 
 def saved_state() -> dict[str, Tensor]:
-    """What a checkpoint would hold after three steps on these ranks."""
+    """The state that a checkpoint would hold after three steps on these ranks."""
     world = World.current()
     counts = UNEVEN[world.size]
     rows = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))

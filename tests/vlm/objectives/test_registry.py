@@ -40,8 +40,8 @@ def test_a_users_own_class_needs_no_change_here(monkeypatch: pytest.MonkeyPatch)
 def test_a_preset_is_a_sum_by_one_name(name: str, cross: float) -> None:
     terms = TypeAdapter(Terms).validate_python(name)
     assert {term: options.weight for term, options in terms.items()} == {"clip": 1, "uniformity": 1, "alignment": 1}
-    of_potentials = terms["uniformity"].model_dump()
-    assert (of_potentials["image"], of_potentials["text"], of_potentials["cross"]) == (0.5, 0.5, cross)
+    uniformity = terms["uniformity"].model_dump()
+    assert (uniformity["image"], uniformity["text"], uniformity["cross"]) == (0.5, 0.5, cross)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -44,7 +44,7 @@ def living() -> int:
 
 @pytest.fixture(scope="module")
 def nothing_older() -> Iterator[None]:
-    """What was there before is neither collected nor counted, which would take seconds."""
+    """Objects of before are neither collected nor counted, which would take seconds."""
     gc.collect()
     gc.freeze()
     yield

@@ -25,7 +25,7 @@ def told(batch: int) -> Tensor:
 
 
 def by_hand(batches: int) -> dict[int, float]:
-    """What a plain dictionary holds after the first batches: of a sample that came twice, the first."""
+    """The values that a plain dictionary holds after the first batches: of a sample that came twice, the first."""
     found: dict[int, float] = {}
     for number in range(batches):
         new: dict[int, float] = {}

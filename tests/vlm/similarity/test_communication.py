@@ -1,4 +1,4 @@
-"""What a step of `clip` sends, counted where tensors meet torch.distributed, against the formulas of the docstrings."""
+"""Bytes sent by a step of `clip`, counted where tensors meet torch.distributed, against the formulas of docstrings."""
 
 from collections.abc import Callable
 from functools import cache
@@ -98,13 +98,13 @@ def formula(counts: tuple[int, ...], num_ranks: int, exchange: str, wire_bytes: 
 def test_bytes_sent_are_those_of_the_formula(size: int, setting: str) -> None:
     exchange = SETTINGS[setting]["exchange"]
     expected = formula(COUNTS[size], size, exchange, 2 if "bf16" in setting else 4)
-    for of_rank in counted(size):
-        assert of_rank[setting] == pytest.approx(expected, rel=1e-12)
+    for sent in counted(size):
+        assert sent[setting] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("setting", ["groups", "ring in groups"])
 def test_a_group_sends_what_its_own_size_says(setting: str) -> None:
-    for rank, of_rank in enumerate(counted(4)):
+    for rank, sent in enumerate(counted(4)):
         counts = COUNTS[4][:2] if rank < 2 else COUNTS[4][2:]
         expected = formula(counts, 4, SETTINGS[setting]["exchange"], 4)
-        assert of_rank[setting] == pytest.approx(expected, rel=1e-12)
+        assert sent[setting] == pytest.approx(expected, rel=1e-12)

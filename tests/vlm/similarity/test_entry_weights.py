@@ -48,10 +48,10 @@ def test_entries_of_equal_keys(
 def test_entries_that_reach_a_threshold(rows: slice, columns: slice) -> None:
     """The threshold itself is reached; those of rows and of columns are their own."""
     similarities = torch.randn(ROWS, COLUMNS)
-    of_rows, of_columns = similarities[:, 5].clone(), similarities[3].clone()
+    row_thresholds, column_thresholds = similarities[:, 5].clone(), similarities[3].clone()
     for weights, least in (
-        (AtLeast(of_rows), of_rows[:, None]),
-        (AtLeast(of_columns, by_column=True), of_columns[None, :]),
+        (AtLeast(row_thresholds), row_thresholds[:, None]),
+        (AtLeast(column_thresholds, by_column=True), column_thresholds[None, :]),
     ):
         expected = similarities.ge(least)
         assert torch.equal(counted(weights, similarities, rows, columns), expected[rows, columns])

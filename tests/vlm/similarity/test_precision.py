@@ -79,8 +79,8 @@ SEEDS = range(4)
 
 def worst(loss: str, kind: str, scale: float, product: str) -> dict[str, float]:
     """The largest errors over some draws: one draw's may be small by luck."""
-    of_seeds = [errors(loss, kind, scale, product, seed) for seed in SEEDS]
-    return {part: max(some[part] for some in of_seeds) for part in PARTS}
+    by_seed = [errors(loss, kind, scale, product, seed) for seed in SEEDS]
+    return {part: max(some[part] for some in by_seed) for part in PARTS}
 
 
 def test_random_features_at_the_usual_scale() -> None:

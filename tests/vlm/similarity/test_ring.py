@@ -64,15 +64,17 @@ def found(size: int) -> list[dict[str, Results]]:
 
 def together(size: int, setting: str) -> Results:
     """All ranks' rows in their order; the scale's gradient summed."""
-    of_ranks = [result[setting] for result in found(size)]
-    joined = {name: torch.cat([result[name] for result in of_ranks]) for name in PARTS[:4]}
-    return {**joined, "d_scale": torch.stack([result["d_scale"] for result in of_ranks]).sum(0)}
+    by_rank = [result[setting] for result in found(size)]
+    joined = {name: torch.cat([result[name] for result in by_rank]) for name in PARTS[:4]}
+    return {**joined, "d_scale": torch.stack([result["d_scale"] for result in by_rank]).sum(0)}
 
 
-def expected(size: int, *, bf16: bool = False, of_group: int | None = None) -> Results:
+def expected(size: int, *, bf16: bool = False, group_size: int | None = None) -> Results:
     """By a double loop over all pairs of other samples (of the same group of ranks)."""
     of = problem(N, N, SCALE)
-    groups = torch.tensor([rank // (of_group or size) for rank, count in enumerate(UNEVEN[size]) for _ in range(count)])
+    groups = torch.tensor(
+        [rank // (group_size or size) for rank, count in enumerate(UNEVEN[size]) for _ in range(count)]
+    )
     counts = ~torch.eye(N, dtype=torch.bool) & (groups[:, None] == groups[None, :])
     scales = torch.full((N,), SCALE, dtype=torch.float64)
     columns = of.columns.bfloat16().double() if bf16 else of.columns
@@ -109,7 +111,7 @@ def test_a_bf16_wire_is_the_loss_of_rounded_columns(size: int, exchange: str) ->
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 def test_a_group_of_ranks_compares_its_own_pairs_only(exchange: str) -> None:
-    wanted = expected(4, of_group=2)
+    wanted = expected(4, group_size=2)
     for name, tensor in together(4, f"{exchange} in groups").items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-10, atol=1e-10)
 
@@ -143,7 +145,7 @@ def test_all_ranks_of_a_ring_go_round_again_where_one_of_them_lost_digits() -> N
     assert logits[3].max() < -25
     wanted = logits.logsumexp(1), logits.logsumexp(0)
     gradients = torch.autograd.grad(wanted[0].sum() + wanted[1].sum(), (rows, columns))
-    of_ranks = run_ranks(far_on_this_rank, 3, UNEVEN[3])
+    by_rank = run_ranks(far_on_this_rank, 3, UNEVEN[3])
     for name, tensor in zip(PARTS, (*wanted, *gradients), strict=False):
-        found_by_all = torch.cat([result[name] for result in of_ranks]).double()
+        found_by_all = torch.cat([result[name] for result in by_rank]).double()
         torch.testing.assert_close(found_by_all, tensor, rtol=1e-4, atol=1e-3)

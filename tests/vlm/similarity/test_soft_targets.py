@@ -31,10 +31,10 @@ def targets_of(kind: str, p: Tensor, q: Tensor) -> tuple[SoftTargets, Tensor, Te
         return FunctionTargets(p, q, cubed), products**3, products**3
     row_logs, column_logs = torch.logsumexp(SCALE * products, 1) + 0.5, torch.logsumexp(SCALE * products, 0) + 0.25
     row_logs[2] = float("inf")
-    of_rows = torch.softmax(SCALE * products, 1) * torch.exp(torch.tensor(-0.5, dtype=torch.float64))
-    of_columns = torch.softmax(SCALE * products, 0) * torch.exp(torch.tensor(-0.25, dtype=torch.float64))
-    of_rows[2] = 0.0
-    return SoftmaxTargets(SCALE * p, q, row_logs, column_logs), of_rows, of_columns
+    row_targets = torch.softmax(SCALE * products, 1) * torch.exp(torch.tensor(-0.5, dtype=torch.float64))
+    column_targets = torch.softmax(SCALE * products, 0) * torch.exp(torch.tensor(-0.25, dtype=torch.float64))
+    row_targets[2] = 0.0
+    return SoftmaxTargets(SCALE * p, q, row_logs, column_logs), row_targets, column_targets
 
 
 @pytest.mark.parametrize("kind", ["function", "softmax"])
@@ -46,21 +46,21 @@ def test_sums_totals_and_gradients_equal_a_double_loop(
     monkeypatch.setattr(tiles, "_TILE_ROWS", tile[0])
     monkeypatch.setattr(tiles, "_TILE_COLUMNS", tile[1])
     x, y = rows_of(N, 5, 0).requires_grad_(), rows_of(M, 5, 1).requires_grad_()
-    targets, of_rows, of_columns = targets_of(kind, rows_of(N, 3, 2), rows_of(M, 3, 3))
+    targets, row_targets, column_targets = targets_of(kind, rows_of(N, 3, 2), rows_of(M, 3, 3))
     row_keys, column_keys = torch.tensor([0, 1, 2, 3, 1, 1, 5, 6, 9]), torch.tensor([0, 1, 2, 3, 1, 7, 8])
     others = (EqualKeys(row_keys, column_keys),)
     left = row_keys[:, None] != column_keys[None]
-    of_rows, of_columns = of_rows * left, of_columns * left
+    row_targets, column_targets = row_targets * left, column_targets * left
     if not with_columns:
-        of_columns = of_columns[:, :0]
+        column_targets = column_targets[:, :0]
     found = target_sums(x, Columns(y), targets, others, with_columns=with_columns)
     z = torch.stack([torch.stack([a @ b for b in y]) for a in x])
-    sums = (of_rows * z).sum(1), (of_columns * z[:, : of_columns.shape[1]]).sum(0)
+    sums = (row_targets * z).sum(1), (column_targets * z[:, : column_targets.shape[1]]).sum(0)
     for one, expected in ((found.rows, sums[0]), (found.columns, sums[1])):
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.row_totals, of_rows.sum(1), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.column_totals, of_columns.sum(0), rtol=1e-12, atol=1e-12)
-    factors = torch.linspace(-1, 2, N + of_columns.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(found.row_totals, row_targets.sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.column_totals, column_targets.sum(0), rtol=1e-12, atol=1e-12)
+    factors = torch.linspace(-1, 2, N + column_targets.shape[1], dtype=torch.float64)
     gradients = [
         torch.autograd.grad((torch.cat([a, b]) * factors).sum(), (x, y)) for a, b in (sums, (found.rows, found.columns))
     ]

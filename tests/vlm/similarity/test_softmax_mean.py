@@ -26,9 +26,9 @@ def written_out(x: Tensor, y: Tensor, keys: Tensor, sharpness: float, *, constan
         return p @ z
 
     n = len(x)
-    of_rows = [mean(x[i], [y[j] for j in range(n) if keys[j] != keys[i]]) for i in range(n)]
-    of_columns = [mean(y[j], [x[i] for i in range(n) if keys[j] != keys[i]]) for j in range(n)]
-    return torch.stack(of_rows), torch.stack(of_columns)
+    row_means = [mean(x[i], [y[j] for j in range(n) if keys[j] != keys[i]]) for i in range(n)]
+    column_means = [mean(y[j], [x[i] for i in range(n) if keys[j] != keys[i]]) for j in range(n)]
+    return torch.stack(row_means), torch.stack(column_means)
 
 
 @pytest.mark.parametrize("sharpness", [2.0, -3.0, 0.0, 400.0])

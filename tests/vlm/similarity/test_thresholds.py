@@ -1,4 +1,4 @@
-"""What reaches a row's threshold is the row's largest share of entries, by whatever product it is computed."""
+"""Entries that reach a row's threshold are the row's largest share of entries, by whatever product it is computed."""
 
 import math
 

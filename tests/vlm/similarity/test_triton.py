@@ -60,9 +60,9 @@ def written_out(x: Tensor, y: Tensor, row_keys: list[int], column_keys: list[int
         return not row_keys or row_keys[i] != column_keys[j]
 
     n, m = len(x), len(y)
-    of_rows = [log_sum([x[i] @ y[j] for j in range(m) if counts(i, j)]) for i in range(n)]
-    of_columns = [log_sum([x[i] @ y[j] for i in range(n) if counts(i, j)]) for j in range(m)]
-    return torch.stack(of_rows), torch.stack(of_columns)
+    row_lse = [log_sum([x[i] @ y[j] for j in range(m) if counts(i, j)]) for i in range(n)]
+    column_lse = [log_sum([x[i] @ y[j] for i in range(n) if counts(i, j)]) for j in range(m)]
+    return torch.stack(row_lse), torch.stack(column_lse)
 
 
 def with_gradients(results: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
@@ -77,7 +77,7 @@ def with_gradients(results: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> list
 def found(
     x: Tensor, y: Tensor, row_keys: list[int], column_keys: list[int], product: torch.dtype | None, small: bool = True
 ) -> list[Tensor]:
-    """What the kernels find for fp32 rows, in blocks of 16, of few rows and columns a launch."""
+    """Results of the kernels for fp32 rows, in blocks of 16, of few rows and columns a launch."""
     from vlm.similarity.triton import launch
 
     blocks = launch.Blocks(16, 16, 16, warps=4, stages=1)

@@ -99,7 +99,7 @@ def test_every_file_is_checked_by_verify_and_by_whoever_reads_it(tmp_path: Path)
 
 
 def problem_of(folder: Path) -> str:
-    """What is wrong with a checkpoint, as far as its manifest tells; nothing when it is right."""
+    """The problem of a checkpoint, as far as its manifest tells; nothing when it is right."""
     try:
         Checkpoint(folder)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of its data tells which source, and which shards, are not what they were."""
+"""The record of its data in a checkpoint tells which source, and which shards, are not what they were."""
 
 import pytest
 

@@ -102,7 +102,7 @@ def test_a_bad_step_leaves_every_bit_as_it_was(
 
 
 def as_checkpoint(setup: Setup, folder: str, spoil: str) -> str:
-    """What is said when a state with a NaN is to be saved."""
+    """The error when a state with a NaN is to be saved."""
     engine = start(setup, 2)
     state = state_with_memory(engine, None)
     manifest = Manifest(

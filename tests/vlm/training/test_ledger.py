@@ -1,4 +1,4 @@
-"""What was skipped and seen, over all ranks: told in full, and a stop in one line when too much is bad."""
+"""Skipped and seen samples, over all ranks: told in full, and a stop in one line when too much is bad."""
 
 from pathlib import Path
 
