@@ -14,9 +14,9 @@ from eval.evaluator import EvaluationContext
 from eval.ranks import NO_GROUP
 from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.tokenizer import TokenBatch
-from vlm.world import World
 
 
 class Embedded(NamedTuple):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from data.loading.heldout import HeldOutBatch, HeldOutSet
 from eval.progress import report_progress
+from vlm.distributed.world import World
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
 from vlm.training.engines.base import Precision
-from vlm.world import World
 
 
 @runtime_checkable

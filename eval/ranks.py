@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from vlm.world import World
+from vlm.distributed.world import World
 
 TILE = 1024
 NO_GROUP = -1

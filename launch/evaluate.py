@@ -19,6 +19,7 @@ from launch.agreement import require_same_view
 from launch.model_source import load_model
 from launch.recipe_file import apply_override
 from vlm.config import first_problem
+from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import UserError
 from vlm.evaluation import Evaluator
@@ -28,7 +29,6 @@ from vlm.terminal import Terminal, one_line
 from vlm.training.engines.base import EngineSettings
 from vlm.training.ledger import skips_of_all_ranks
 from vlm.training.together import ranks_together
-from vlm.world import World
 
 PATIENCE = 60.0  # seconds
 _OPTIONS = {"shards": "--data"}

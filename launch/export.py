@@ -10,11 +10,11 @@ from torch.nn.functional import interpolate
 
 from data.loading.heldout import HeldOutSet
 from launch.model_source import load_model
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.exchange import Parity
 from vlm.model.export_format import EXPORT_FORMATS
 from vlm.paths import new_folder
-from vlm.world import World
 
 NUM_CHECKED = 16  # samples on which both systems are compared
 

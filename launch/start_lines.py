@@ -9,10 +9,10 @@ import torch
 from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
 from launch.recipe import Recipe
+from vlm.distributed.world import World
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.lock import AllBut
-from vlm.world import World
 
 
 def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:

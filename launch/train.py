@@ -25,6 +25,7 @@ from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
 from launch.trackers import require_trackers, start_trackers
 from vlm.batch import Skip
+from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
@@ -49,7 +50,6 @@ from vlm.training.run_directory import RunDirectory
 from vlm.training.state import restore_memory, restore_state
 from vlm.training.together import ranks_together
 from vlm.training.trainer import Trainer
-from vlm.world import World
 
 REPORT = "report.html"
 _SHOWN_PROBLEMS = 10

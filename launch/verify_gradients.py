@@ -8,6 +8,7 @@ from rich.table import Table
 from launch.recipe import Recipe, resolve_order
 from launch.train import build_objective, engine_settings, open_stream
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
@@ -24,7 +25,6 @@ from vlm.training.state import restore_memory
 from vlm.training.teacher import Teacher
 from vlm.training.together import ranks_together
 from vlm.training.verification import GroupComparison, compare_gradients, reference_gradients
-from vlm.world import World
 
 _REMEMBERED = 2  # batches that fill a new memory: a sample may come twice, a small queue runs over
 

@@ -14,9 +14,9 @@ from benchmarks.data.stages import quality, stages
 from benchmarks.processes import Clock, serve
 from data.config import DataConfig
 from data.loading.stream import TrainStream
+from vlm.distributed.world import World
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import Tokenizer
-from vlm.world import World
 
 FAR = 10**6  # steps: a measurement ends before
 SETTLING_SECONDS = 2.0

@@ -16,13 +16,13 @@ from benchmarks.geometry.pictures import Pictures
 from benchmarks.objectives.photos import training_batches
 from benchmarks.objectives.run import WARMUP, WEIGHT_DECAY, Run, new_model
 from eval.geometry import separability
+from vlm.distributed.world import World
 from vlm.geometry.clouds import centroid_gap
 from vlm.model.towers import ImageTower
 from vlm.objectives.step import pair_step
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
 from vlm.training.schedule import ScheduleConfig, rate_factor
-from vlm.world import World
 
 OBSERVATIONS = 40
 NOISE = 0.01  # of each weight's own spread

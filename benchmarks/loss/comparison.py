@@ -26,7 +26,7 @@ from benchmarks.loss.tables import memory_table, precision_table, time_table, va
 from benchmarks.loss.ways import Leaves, Way, leaves, ways
 from benchmarks.processes import peak_above
 from benchmarks.result_cache import ResultCache, machine
-from vlm.world import World
+from vlm.distributed.world import World
 
 ROWS = 16_384
 SCALES = (14.3, 100.0)

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from benchmarks.loss.ways import term
-from vlm.world import World
+from vlm.distributed.world import World
 
 BATCH, WIDTH, DIM = 48, 24, 16
 

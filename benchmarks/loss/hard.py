@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.loss.ways import Leaves, Way, leaves, term
 from benchmarks.result_cache import machine
-from vlm.world import World
+from vlm.distributed.world import World
 
 ROWS = 4096
 SHARES = (0.1, 0.5, 0.9)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.pairs import ExtraNegatives
 from vlm.objectives.providers.extra_negatives import SharedNegatives
@@ -19,7 +20,6 @@ from vlm.objectives.step import PairStep
 from vlm.objectives.term import Provider
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 DIM = 512
 NUM_EXTRA = 1024

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.objectives.photos import SIZE, Photos, training_batches
 from eval.encoder import embed_texts, evaluation_mode
 from eval.ranks import find_matches
+from vlm.distributed.world import World
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
@@ -28,7 +29,6 @@ from vlm.training.randomness import seed_step
 from vlm.training.schedule import ScheduleConfig, rate_factor
 from vlm.training.step import TrainState, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
-from vlm.world import World
 
 WARMUP = 0.1  # share of the steps
 TEACHER = TeacherConfig(decay=0.995)

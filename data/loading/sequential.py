@@ -25,9 +25,9 @@ from data.shards.store import is_command, open_stream, store_of
 from data.shards.streaming import Streamed, stream_samples
 from data.shards.tar import TEXT_SUFFIXES, Problem, image_suffix, shown_name
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 NOTICE = (
     "data.mode sequential: shards are drawn with replacement and streamed. Not kept: each sample once an epoch, the "

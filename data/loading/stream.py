@@ -16,9 +16,9 @@ from data.shards.reader import ShardReader
 from data.shards.source import Source, open_source, require_captions
 from data.shards.store import is_remote
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 
 class TrainStream:

@@ -13,8 +13,8 @@ from eval.recipe import AnyEvaluatorConfig, build_evaluators
 from tests.data.small_shards import WordTokenizer, write_source
 from tests.eval.encoders import CONTEXT, DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.training.engines.base import Precision
-from vlm.world import World
 
 TEXTS = [f"text number {n}{'!' * (n % 5)}" for n in range(10)]
 

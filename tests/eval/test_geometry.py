@@ -22,9 +22,9 @@ from tests.data.small_shards import picture, sample, write_shard
 from tests.eval.encoders import CONTEXT, DIM, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import log_mean_potential
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.geometry.clouds import centroid_gap
-from vlm.world import World
 
 # Uneven numbers of captions; sample 4 has none; the picture of sample 6 is broken.
 CAPTIONS = [[f"{n} {'abcdefgh'[(n * k) % 8] * 3} {k}" for k in range(0 if n == 4 else 1 + n % 4)] for n in range(19)]

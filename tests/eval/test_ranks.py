@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eval.ranks import NO_GROUP, Matches, find_matches, find_matches_shared
 from tests.ranks import run_ranks
-from vlm.world import World
+from vlm.distributed.world import World
 
 
 def problem(

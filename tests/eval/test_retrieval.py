@@ -14,9 +14,9 @@ from tests.data.small_shards import SAMPLE, sample, write_shard
 from tests.data.small_shards import picture as picture_of
 from tests.eval.encoders import CONTEXT, IMAGE, PointEncoder, SmallEncoder, captioned_shard, embed
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.sealed import read_json_object
-from vlm.world import World
 
 # Uneven numbers of captions; sample 4 has none; the picture of sample 6 is broken.
 # The captions of samples 3, 5 and 11 end with one and the same, 13's are that twice.

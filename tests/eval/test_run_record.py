@@ -8,9 +8,9 @@ import pytest
 from eval.examples import Example, Examples, Retrieved
 from eval.run_record import read_run
 from tests.eval.runs import evaluated, logged, write_ledger, write_run
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.training.run_directory import RunDirectory
-from vlm.world import World
 
 
 def test_metrics_evaluations_and_skips_are_told_apart(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from eval.zeroshot import ZeroShot, ZeroShotConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from tests.eval.encoders import CONTEXT, IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
-from vlm.world import World
 
 CLASSES = ("red", "blue", "pale green", "grey", "brown", "black", "white")
 TEMPLATES = ("a {} thing", "{}", "something {c}!")

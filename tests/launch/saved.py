@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from vlm.distributed.world import World
 from vlm.model.dual_encoder import DualEncoder
 from vlm.training.checkpoint import Group, write_checkpoint
 from vlm.training.manifest import Manifest
 from vlm.training.model_files import MODEL_FILES, file_group
-from vlm.world import World
 
 
 def save_checkpoint(folder: Path, model: DualEncoder, config: dict[str, Any] | None = None) -> Path:

@@ -11,8 +11,8 @@ from launch.recipe import load_recipe
 from tests.data.small_shards import picture, sample, write_shard, write_source
 from tests.launch.tiny import train_here, write_tiny_recipe
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError
-from vlm.world import World
 
 ALIKE = ("data.workers=1", "data.root=/elsewhere", "data.cache.limit=3GB")
 

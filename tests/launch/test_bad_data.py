@@ -22,8 +22,8 @@ from tests.launch.test_bad_input import CommandLine
 from tests.launch.tiny import ledger_of, tiny_values, train_here, write_tiny_recipe
 from tests.ranks import run_ranks
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 MAX_PIXELS = 50_000
 GOOD = {f"{number:06d}" for number in range(30)}

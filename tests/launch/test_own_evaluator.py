@@ -17,7 +17,7 @@ from launch.main import app
 from launch.model_source import load_model
 from tests.launch.small import metrics_of
 from tests.launch.tiny import train_here, write_tiny, write_tiny_recipe
-from vlm.world import World
+from vlm.distributed.world import World
 
 MODULE = '''
 from pathlib import Path

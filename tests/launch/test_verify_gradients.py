@@ -13,10 +13,10 @@ from launch.recipe import load_recipe
 from launch.verify_gradients import verify
 from tests.launch.tiny import MODEL, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
+from vlm.distributed import row_group
 from vlm.objectives.providers import queue
 from vlm.objectives.rows import RowSamples
 from vlm.objectives.step import PairStep
-from vlm.similarity import collectives
 from vlm.training.engines.registry import EngineName
 
 TINY: dict[str, Any] = MODEL["architecture"]
@@ -38,10 +38,10 @@ def nothing() -> None:
 def gather_without_gradient() -> None:
     """Each rank keeps what itself says of its rows, and loses what the others say."""
 
-    def own_only(parts: Tensor, ranks: collectives.RowGroup, wire: object = None) -> Tensor:
+    def own_only(parts: Tensor, ranks: row_group.RowGroup, wire: object = None) -> Tensor:
         return parts[ranks.local]
 
-    replace(collectives, "reduce_scatter_rows", own_only)
+    replace(row_group, "reduce_scatter_rows", own_only)
 
 
 def missing_world_size_factor() -> None:
@@ -77,7 +77,7 @@ def queue_forgets_other_ranks() -> None:
     """Each rank remembers its own rows alone."""
     whole = queue.teacher_keys
 
-    def own_only(step: PairStep, ranks: collectives.RowGroup) -> queue.Keys:
+    def own_only(step: PairStep, ranks: row_group.RowGroup) -> queue.Keys:
         found = whole(step, ranks)
         return queue.Keys(*(tensor[ranks.local] for tensor in found))
 

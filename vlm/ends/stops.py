@@ -2,9 +2,9 @@
 
 import torch
 
+from vlm.distributed.world import World
 from vlm.ends.end import StoppedError
 from vlm.ends.watch import Watch
-from vlm.world import World
 
 _AHEAD = 2  # steps from a request to the stop: the host may run ahead of a GPU
 _CHECK_EVERY = 8  # forwards

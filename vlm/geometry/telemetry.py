@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from vlm.config import Config
+from vlm.distributed.row_group import RowGroup
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
-from vlm.similarity.collectives import RowGroup
 
 _STRIDE = 7919  # a prime: places of one observation are not those of the next, whatever the batch
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError, nearest
 from vlm.objectives.local_part import LocalPart
 from vlm.objectives.pairs import ExtraNegatives, Pairs
@@ -17,7 +18,6 @@ from vlm.objectives.step import PairStep, StepRows
 from vlm.objectives.term import LocalTerm, Needs, PairTerm, Provider, Term, needs_of
 from vlm.outputs import Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 Loss = Float[Tensor, ""]
 _REMEDIES = {"captions": "set data.caption to `all`"}

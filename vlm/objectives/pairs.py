@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from vlm.distributed.row_group import RowGroup
 from vlm.objectives.rows import JointGather, Rows, RowSamples
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.log_sum_exp import log_sum_exp, paired_log_sum_exp

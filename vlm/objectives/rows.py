@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 from vlm.similarity.entry_weights import EntryWeights, EqualKeys
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.tiles import Columns

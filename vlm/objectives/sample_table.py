@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from vlm.distributed.row_group import RowGroup
+from vlm.distributed.world import World
 from vlm.objectives.state import RunFacts, TermState
-from vlm.similarity.collectives import RowGroup
-from vlm.world import World
 
 _IDS = "ids"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.world import World
+from vlm.distributed.world import World
 
 
 @dataclass(frozen=True)

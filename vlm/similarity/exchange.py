@@ -5,12 +5,12 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm.distributed.ring import Ring
+from vlm.distributed.row_group import RowGroup
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.config import SimilarityConfig
-from vlm.similarity.ring import Ring
 from vlm.similarity.tiles import Columns
-from vlm.world import World
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 
 
 def group_sums(

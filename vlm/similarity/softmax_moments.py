@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.tiles import Columns, TileKernel, reduce_tiles
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlm.similarity.ring import Ring
+from vlm.distributed.ring import Ring
 
 _TILE_ROWS, _TILE_COLUMNS = 1024, 1024
 _CUDA_TILE_ROWS, _CUDA_TILE_COLUMNS = 4096, 8192

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.training.run_directory import RunDirectory
-from vlm.world import World
 
 # A share of fewer samples than this says little: with the default of 1 %, ten bad samples are always let pass.
 _LEAST_JUDGED = 1_000

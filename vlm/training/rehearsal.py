@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm.batch import Batch, BatchPart, Images, Texts
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
@@ -14,7 +15,6 @@ from vlm.objectives.state import RunFacts
 from vlm.objectives.term import Provider, Term
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 _MOST_PAIRS = 64
 _WORDS = ("a rehearsal", "of the first step")

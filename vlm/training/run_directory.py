@@ -10,6 +10,7 @@ import yaml
 
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.json_lines import read_lines, sealed_line
 from vlm.sealed import read_yaml_mapping, sealed_json, sealed_yaml
@@ -18,7 +19,6 @@ from vlm.training.failures import FAILURES, Failures
 from vlm.training.history import HISTORY, History
 from vlm.training.owner import OWNER, Owner
 from vlm.training.run_files import CHECKPOINTS, LEDGER, METRICS, RECIPE, RUN, SAMPLES, SET_ASIDE, SUBSTITUTIONS
-from vlm.world import World
 
 # What a start leaves that came to no first step, in a folder that may be begun in again.
 _OF_A_START = {

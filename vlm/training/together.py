@@ -8,11 +8,11 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.ends.watch import Watch, watching
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import start_accelerator
-from vlm.world import World
 
 # A healthy rank may keep the others waiting in a collective, while it writes a report or reads its data: that one is
 # lost is seen by its heartbeat. The group's own limit is for what no heartbeat shows.

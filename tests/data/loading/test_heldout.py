@@ -12,9 +12,9 @@ from data.images.views import evaluation_view
 from data.loading.heldout import HeldOutBatch, HeldOutSet
 from data.shards.cache import CacheConfig, ShardCache
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 IMAGE = ImageSpec(size=16)
 REAL = Path(os.environ.get("VLM_TEST_DATA", "missing"))

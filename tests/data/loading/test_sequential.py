@@ -20,9 +20,9 @@ from data.shards.folder_index import FolderIndex
 from tests.data.shards.test_tar import tar_with
 from tests.data.small_shards import WordTokenizer, picture, sample, texts, write_shard, write_source
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 
 def stream(sources: dict[str, dict[str, object]], world: World | None = None, **fields: object) -> SequentialStream:

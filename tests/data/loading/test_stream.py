@@ -15,9 +15,9 @@ from data.config import DataConfig
 from data.loading.stream import TrainStream
 from tests.data.small_shards import WordTokenizer, picture, sample, texts, with_json, write_shard, write_source
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 IMAGE = ImageSpec(size=16)
 FLIP = {"flip": True}

@@ -17,10 +17,10 @@ from data.loading.substitution import ShardRow, Substitution, SubstitutionLog, s
 from data.order.order import Order, SourceCounts
 from tests.data.small_shards import WordTokenizer, sample, write_shard
 from vlm.batch import Batch, Images, Skip
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
-from vlm.world import World
 
 COUNTS = [20, 31, 17, 24, 28, 19, 22]
 GLOBAL_BATCH = 6

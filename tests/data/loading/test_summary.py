@@ -9,8 +9,8 @@ from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
 from data.loading.summary import SourceSummary, batch_notices
 from tests.data.small_shards import write_source
+from vlm.distributed.world import World
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 SOURCES = [SourceSummary("small", ("a.tar",), 3, 0.25), SourceSummary("large", ("b.tar", "c.tar"), 100, 0.75)]
 

@@ -15,9 +15,9 @@ from data.shards.folder_index import FolderIndex
 from data.shards.retry import RetryConfig
 from data.shards.source import open_source
 from tests.data.small_shards import WordTokenizer, sample, write_shard
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 KEY = "data.sources.web.shards"
 PATIENT = RetryConfig(attempts=50, first_wait=0.001, longest_wait=0.002, silence=0.2)

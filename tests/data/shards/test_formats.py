@@ -10,8 +10,8 @@ from data.config import DataConfig
 from data.loading.stream import TrainStream
 from tests.data.small_shards import SAMPLE, WordTokenizer, picture, texts, write_shard
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.model.image_spec import ImageSpec
-from vlm.world import World
 
 
 def epoch(shards: str, num_samples: int, **fields: object) -> list[Batch]:

@@ -13,12 +13,12 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.small_blocks import small_blocks
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 N, D = 11, 6
 UNEVEN: dict[int, tuple[int, ...]] = {1: (11,), 2: (7, 4), 3: (2, 5, 4), 4: (3, 1, 5, 2)}

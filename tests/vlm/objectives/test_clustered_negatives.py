@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.vlm.objectives.parity import D, Setting, Whole, assert_defined_by, on_ranks
 from tests.vlm.objectives.test_clip import cross_entropy
+from vlm.distributed.world import World
 from vlm.objectives.counter_rng import uniforms
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.clustered_negatives import ClusteredNegatives
-from vlm.world import World
 
 REPEATED = (7, 3, 11, 5, 20, 2, 31, 8, 7, 40, 3)
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from vlm.distributed.row_group import RowGroup
+from vlm.distributed.world import World
 from vlm.objectives.terms import clusters, meta_nodes
 from vlm.objectives.terms.clusters import ClustersApart, spherical_k_means
 from vlm.objectives.terms.meta_nodes import meta_node_log_sum_exp
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EqualKeys
-from vlm.world import World
 
 COUNTS = {1: (30,), 3: (12, 5, 13)}
 KEYS = torch.rand(30, generator=torch.Generator().manual_seed(9))

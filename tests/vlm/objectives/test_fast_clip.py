@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.vlm.objectives.global_contrast import ByHand, expected
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_same, defined, on_ranks
+from vlm.distributed.world import World
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.fast_clip import FastClip
-from vlm.world import World
 
 # 7 steps of 5 an epoch, two epochs of decay: gamma is 1, then half way from 1 to 0.2.
 SCHEDULE: dict[str, Any] = {"gamma_decay_epochs": 2}

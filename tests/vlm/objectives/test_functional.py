@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, leaves, whole
+from vlm.distributed.world import World
 from vlm.objectives import functional
 from vlm.objectives.objective import Objective
 from vlm.objectives.registry import TERMS
@@ -20,7 +21,6 @@ from vlm.objectives.term import PairTerm
 from vlm.objectives.terms.attract_repel import Sharpness
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 SETTING = Setting({}, ids=(7, 3, 11, 5, 20, 2, 31, 8, 7, 40, 3))
 Rows = dict[str, Tensor]

@@ -12,6 +12,7 @@ from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.global_contrast import ByHand, expected
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, assert_same, defined, leaves, on_ranks, unit, whole
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.objectives.objective import Objective
 from vlm.objectives.registry import TERMS
@@ -19,7 +20,6 @@ from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.individual_temperature import IndividualTemperature
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 NAME = "individual_temperature"
 WARM: dict[str, Any] = {"temperature_init": 0.2, "rho": 1.0}  # temperatures move both ways, no bound is met

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import N, Setting, Whole, assert_defined_by, assert_same, on_ranks, unit
+from vlm.distributed.world import World
 from vlm.objectives.counter_rng import uniforms
 from vlm.objectives.providers import extra_negatives
 from vlm.objectives.providers.mixed_negatives import MixedNegatives, Mixtures
 from vlm.objectives.step import pair_step
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 HARDEST, MIXED, WITH_QUERY = 5, 4, 3
 MIXING = Setting(

@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_same, defined, leaves, on_ranks, unit
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.momentum_distillation import MomentumDistillation
-from vlm.world import World
 
 SIZE = 17  # of the 22 keys of two steps
 # The third of four steps over which alpha grows: half of it.

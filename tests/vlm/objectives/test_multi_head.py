@@ -11,12 +11,12 @@ from torch import Tensor
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_same, defined, on_ranks, unit, whole
 from tests.vlm.objectives.parity import leaves as leaves_of
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.multi_head import MultiHead
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 FACTS = RunFacts(dim=D, num_samples=40, num_steps=10, steps_per_epoch=5, seed=0, world=World())
 IDS = (7, 3, 11, 5, 20, 2, 7, 8, 9, 40, 3)  # two samples come twice

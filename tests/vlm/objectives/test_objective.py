@@ -9,13 +9,13 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.objectives.parity import Setting, defined, on_ranks, unit
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.heads import HeadConfig
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 TERMS: Any = TypeAdapter(Terms)
 PROVIDERS: Any = TypeAdapter(Providers)

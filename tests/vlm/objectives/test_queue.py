@@ -10,12 +10,12 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.objectives import parity
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, Whole, assert_same, defined, leaves, on_ranks, unit
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.providers.queue import EmbeddingQueue, Keys
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.state import RunFacts
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 SIZE = 17  # of the 22 keys of two steps
 QUEUED = Setting({"clip": 1.0}, {"queue": {"size": SIZE}}, num_steps=3)

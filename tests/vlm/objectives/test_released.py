@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 from torch.nn.functional import normalize
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.state import RunFacts
-from vlm.world import World
 
 ROWS, DIM = 6, 24
 

@@ -11,6 +11,7 @@ from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import UNEVEN, D, N, unit
 from vlm.batch import Batch, BatchPart, Texts
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.objectives.contrast import contrast
 from vlm.objectives.objective import Objective
@@ -19,7 +20,6 @@ from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.objectives.step import PairStep, pair_step
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 # Sample i has so many captions, and audio or none.
 NUM_CAPTIONS = torch.tensor([1, 2, 3, 1, 1, 4, 2, 1, 1, 2, 3])

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.objectives.sample_table import SampleTable
 from vlm.objectives.state import RunFacts
-from vlm.world import World
 
 DEFAULTS = {"score": -1.0, "level": float("-inf")}
 HUGE = 2**62 + 1

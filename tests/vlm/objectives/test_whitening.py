@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from tests.ranks import run_ranks
 from tests.vlm.objectives.one_process import value_of
 from tests.vlm.objectives.parity import D, N, Setting, Whole, assert_defined_by, assert_same, defined, on_ranks, unit
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.objectives.counter_rng import uniforms
 from vlm.objectives.objective import Objective
@@ -18,7 +19,6 @@ from vlm.objectives.recipe import Terms
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.whitening import Whitening, whitened
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 EPSILON = 1e-4
 

@@ -12,11 +12,11 @@ from torch.nn.functional import normalize
 
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
+from vlm.distributed.world import World
 from vlm.objectives.step import pair_step
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 COUNTS: dict[int, tuple[int, ...]] = {2: (9, 5), 3: (6, 8, 3), 4: (4, 7, 2, 5)}
 DIM = 16

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from tests.vlm.objectives.batches import batch_of, outputs_of
+from vlm.distributed.world import World
 from vlm.objectives.step import pair_step
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
-from vlm.world import World
 
 N, D = 768, 256
 PARTS = ("value", "image", "text", "scale")

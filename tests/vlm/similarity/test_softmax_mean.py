@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlm.distributed.row_group import RowGroup
 from vlm.similarity import tiles
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.softmax_moments import Softmax, softmax_means
 from vlm.similarity.tiles import Columns

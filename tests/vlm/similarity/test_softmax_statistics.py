@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.softmax_moments import softmax_statistics
 from vlm.similarity.tiles import Columns

@@ -16,6 +16,7 @@ from tests.ranks import run_ranks
 from tests.vlm.training.token_term import SeenTokens, TokenTerm
 from tests.vlm.training.toy import Setup, start, toy_batch, toy_model
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.objectives.term import Term
@@ -27,7 +28,6 @@ from vlm.training.engines.registry import EngineName
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step
 from vlm.training.teacher import Teacher, TeacherConfig
-from vlm.world import World
 
 ROWS = 13
 STEP = 3

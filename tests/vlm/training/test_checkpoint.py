@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
 from vlm.sealed import sealed_json
 from vlm.training.checkpoint import Checkpoint, Group, first_differences, write_checkpoint
 from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints, prune
 from vlm.training.manifest import Manifest, NewerCheckpointError
-from vlm.world import World
 
 
 def manifest(step: int) -> Manifest:
@@ -236,7 +236,7 @@ import sys, torch
 from pathlib import Path
 from tests.vlm.training.test_checkpoint import groups, manifest
 from vlm.training.checkpoint import write_checkpoint
-from vlm.world import World
+from vlm.distributed.world import World
 tensors = {str(n): torch.full((200_000,), float(n)) for n in range(20)}
 step = 0
 while True:

@@ -7,11 +7,11 @@ import torch
 
 from tests.ranks import run_ranks
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.json_lines import read_lines
 from vlm.training.ledger import Ledger, judge_bad
 from vlm.training.run_directory import RunDirectory
-from vlm.world import World
 
 DEFAULT_SHARE = 0.01
 GLOBAL_BATCH = 100

@@ -9,11 +9,11 @@ import torch
 
 from tests.vlm.training.test_checkpoint import TENSORS, groups, manifest
 from vlm.batch import Batch, Skip
+from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.training.checkpoint import Checkpoint, write_checkpoint
 from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.run_directory import RunDirectory
-from vlm.world import World
 
 
 def batch(keys: tuple[str, ...]) -> Batch:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.vlm.training.toy import GLOBAL_BATCH, Setup, start, toy_batch, toy_model
 from vlm.batch import Batch, Texts
+from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
@@ -17,7 +18,6 @@ from vlm.objectives.state import RunFacts
 from vlm.training.accumulation import accumulate
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.teacher import Teacher, TeacherConfig
-from vlm.world import World
 
 NUM_STEPS = 3
 # Options with which a term has something to do at twelve rows.

@@ -7,13 +7,13 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from vlm.distributed.row_group import RowGroup
 from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.objectives.providers.extra_negatives import SharedNegatives
 from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts, TermState
 from vlm.objectives.step import PairStep
 from vlm.objectives.term import Needs, Provider
-from vlm.similarity.collectives import RowGroup
 
 
 class Keys(NamedTuple):

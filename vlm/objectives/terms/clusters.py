@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 from vlm.similarity.entry_weights import EntryWeights
 from vlm.similarity.tiles import slices
 

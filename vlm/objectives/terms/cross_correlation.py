@@ -5,11 +5,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from vlm.distributed.row_group import RowGroup
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.gram import gram
 
 _EPSILON = 1e-5  # that of batch normalisation

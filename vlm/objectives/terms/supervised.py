@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from vlm.distributed.row_group import RowGroup
 from vlm.objectives.pairs import Pairs
 from vlm.objectives.registry import TERMS
 from vlm.objectives.step import GroupKey, PairStep
 from vlm.objectives.term import Needs, PairTerm
-from vlm.similarity.collectives import RowGroup
 from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.group_sums import group_sums
 from vlm.similarity.log_sum_exp import row_log_sum_exp

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vlm.distributed.row_group import RowGroup
 from vlm.errors import EveryRankError
 from vlm.objectives.counter_rng import uniforms
 from vlm.objectives.registry import TERMS
@@ -14,7 +15,6 @@ from vlm.objectives.step import PairStep
 from vlm.objectives.term import PairTerm
 from vlm.objectives.terms.clip import clip
 from vlm.objectives.terms.inverse_root import inverse_root
-from vlm.similarity.collectives import RowGroup
 
 _SMALLEST = 1e-12  # variance that is added to a group which has none
 _TOWERS = ("image", "text")

@@ -12,8 +12,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from vlm.batch import Batch
+from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
-from vlm.world import World
 
 Precision = Literal["fp32", "bf16"]
 Moment = Literal["exp_avg", "exp_avg_sq"]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.similarity.double_loop import defined, problem
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
+from vlm.distributed.world import World
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.entry_weights import EqualKeys
 from vlm.similarity.exchange import Exchange
 from vlm.similarity.log_sum_exp import log_sum_exp
-from vlm.world import World
 
 UNEVEN: dict[int, tuple[int, ...]] = {2: (7, 4), 3: (2, 5, 4), 4: (3, 1, 5, 2)}
 N = 11

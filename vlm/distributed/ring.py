@@ -7,7 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.similarity.collectives import RowGroup, as_bits
+from vlm.distributed.row_group import RowGroup, as_bits
 
 Visit = Callable[[int, Tensor], Tensor]
 

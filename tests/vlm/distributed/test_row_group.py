@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.ranks import run_ranks
-from vlm.similarity.collectives import RowGroup
+from vlm.distributed.row_group import RowGroup
 
 COUNTS: dict[int, tuple[int, ...]] = {2: (4, 1), 3: (2, 0, 3), 4: (3, 1, 5, 2)}
 DIM = 3

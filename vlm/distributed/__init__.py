@@ -1,0 +1,1 @@
+"""The ranks that work together, and how rows travel between them."""
