@@ -21,13 +21,13 @@ from eval.metrics import GEOMETRY, RECALLS_AT_1, metric_at_shift
 from eval.ranks import find_matches_shared, score
 from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluation, Evaluator, Metric
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
 from vlm.model.logit_scale import current_scale
-from vlm.training.data_record import DataRecord
 
 PLOTS = ("clouds.png", "scores.png", "spectra.png")
 _HELD_OUT = 5  # of so many pairs one is held out from the classifier

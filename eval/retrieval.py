@@ -16,9 +16,9 @@ from eval.metrics import RECALLS, RETRIEVAL
 from eval.ranks import TILE, Matches, find_matches_shared, in_common_group, score
 from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.evaluation import Evaluation, Evaluator
-from vlm.training.data_record import DataRecord
 
 NUM_EXAMPLES = 6  # best and worst retrievals each
 _NUM_RETRIEVED = 5

@@ -27,11 +27,11 @@ from eval.metrics import ZERO_SHOT, metric_at_shift
 from eval.ranks import find_matches, find_matches_shared
 from eval.shards import ShardEvaluationConfig
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.evaluation import Evaluation, Evaluator, Metric
 from vlm.model.tokenizer import TokenBatch
-from vlm.training.data_record import DataRecord
 
 _STRINGS = tuple[str, ...]
 

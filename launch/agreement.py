@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from launch.recipe import Recipe, keys_that_part_ranks
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
-from vlm.training.data_record import DataRecord
 
 _SHOWN = 3
 

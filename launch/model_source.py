@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from vlm.checkpoint.folder import MANIFEST, complete_checkpoints
+from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.build import build_model
@@ -18,8 +20,6 @@ from vlm.model.foreign import ForeignFiles, files_beside
 from vlm.model.open_clip_folder import read_open_clip_folder
 from vlm.paths import shown
 from vlm.programs import Program, imported_towers
-from vlm.training.checkpoint import Checkpoint, first_differences
-from vlm.training.checkpoint_folder import MANIFEST, complete_checkpoints
 from vlm.training.model_files import files_of
 
 # A model that is not trained here may have batch norm: in evaluation its statistics stand still anyway.

@@ -8,14 +8,14 @@ from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
 from launch.model_source import empty_model_of
 from launch.recipe import Recipe, changed_keys, check_recipe, moved_keys
+from vlm.checkpoint.data_record import differences, is_known
+from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.manifest import NewerCheckpointError
 from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.programs import imported_towers, programs
-from vlm.training.checkpoint import Checkpoint
-from vlm.training.data_record import differences, is_known
-from vlm.training.manifest import NewerCheckpointError
 from vlm.training.run_directory import RunDirectory
 
 AUTO = "auto"

@@ -25,6 +25,8 @@ from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, model_line, place_lines
 from launch.trackers import require_trackers, start_trackers
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
+from vlm.checkpoint.manifest import Manifest
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
@@ -36,12 +38,10 @@ from vlm.objectives.state import RunFacts
 from vlm.outputs import module_key
 from vlm.paths import output_folder
 from vlm.similarity.exchange import Exchange
-from vlm.training.data_record import DataRecord
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.ledger import judge_bad, reasons_of
-from vlm.training.manifest import Manifest
 from vlm.training.optimizer import optimizer_maker
 from vlm.training.progress import make_progress, show_lines
 from vlm.training.rehearsal import rehearse

@@ -8,6 +8,7 @@ from rich.table import Table
 from launch.recipe import Recipe, resolve_order
 from launch.train import build_objective, engine_settings, open_stream
 from vlm.batch import Batch
+from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError, UserError
@@ -16,7 +17,6 @@ from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
-from vlm.training.checkpoint import Checkpoint, first_differences
 from vlm.training.engines.base import Engine, Precision
 from vlm.training.engines.start import build_engine
 from vlm.training.micro_batches import MicroBatchPlan

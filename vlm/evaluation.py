@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
-from vlm.training.data_record import DataRecord
 
 Better = Literal["higher", "lower"]
 Unit = Literal["fraction", "count", "number"]

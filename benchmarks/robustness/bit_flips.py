@@ -33,10 +33,10 @@ from launch.model_source import load_model
 from launch.recipe import load_recipe, resolve_order
 from launch.resume import find_start
 from tests.launch.tiny import train_here, write_tiny, write_tiny_recipe
+from vlm.checkpoint.format import Checkpoint
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.sealed import sealed_json
-from vlm.training.checkpoint import Checkpoint
 from vlm.training.owner import OwnerRecord
 from vlm.training.run_directory import RunDirectory
 

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.result_cache import machine
 from vlm.atomic import sha256
+from vlm.checkpoint.format import _require_numbers
 from vlm.tensor_file import save_tensors
 from vlm.training.accumulation import _nan_unless_finite
-from vlm.training.checkpoint import _require_numbers
 
 STEPS = 2_000
 NUMBERS = 100_000_000  # 400 MB: weights and moments of a ViT-B/32's third

@@ -29,8 +29,8 @@ EXPECTED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MOMENTS = {
     "directory made": ("vlm.training.run_directory", "write_text"),
     "index": ("data.shards.folder_index", "write_bytes"),
-    "save": ("vlm.training.checkpoint", "save_tensors"),
-    "rename": ("vlm.training.checkpoint", "_complete"),
+    "save": ("vlm.checkpoint.format", "save_tensors"),
+    "rename": ("vlm.checkpoint.format", "_complete"),
     "prune": ("vlm.training.trainer", "prune"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("launch.train", "write_report"),

@@ -21,9 +21,9 @@ from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from data.shards.tar import shown_name
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.model.image_spec import ImageSpec
-from vlm.training.data_record import DataRecord
 
 Value = TypeVar("Value")
 _PREFETCH = 2  # batches that each worker holds ready

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vlm.training.data_record import DataRecord
+from vlm.checkpoint.data_record import DataRecord
 
 
 @dataclass(frozen=True)

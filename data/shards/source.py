@@ -26,8 +26,8 @@ from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
 from data.shards.tar import IMAGE_SUFFIXES, Problem, shown_name
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import runs_of_shards
 from vlm.errors import UserError
-from vlm.training.data_record import runs_of_shards
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from launch.recipe import load_recipe
 from tests.launch.small import keys_of, metrics_of
 from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
+from vlm.checkpoint.format import Checkpoint
 from vlm.errors import UserError
-from vlm.training.checkpoint import Checkpoint
 
 POISON = "tests.vlm.training.poison:Poison"
 STOPPED = "max_bad_steps: 3 steps in a row up to step 7 had a loss or a gradient that is no finite number"

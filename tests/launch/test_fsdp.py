@@ -7,7 +7,7 @@ import pytest
 
 from tests.launch.small import losses_of, metrics_of
 from tests.launch.tiny import stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
-from vlm.training.checkpoint import Checkpoint
+from vlm.checkpoint.format import Checkpoint
 
 ALL_AT_ONCE: dict[str, Any] = {
     "duration": "4 steps",

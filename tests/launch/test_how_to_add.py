@@ -20,10 +20,10 @@ from tests.launch.small import metrics_of
 from tests.launch.tiny import train_here, train_ranks, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
+from vlm.checkpoint.format import Checkpoint
 from vlm.objectives.objective import Objective
 from vlm.objectives.term import Term
 from vlm.registry import Registry
-from vlm.training.checkpoint import Checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to-add.md"
 README = PAGE.parents[1] / "README.md"

@@ -21,8 +21,8 @@ from tests.launch.tiny import (
     write_tiny_recipe,
 )
 from tests.ranks import run_ranks
+from vlm.checkpoint.format import Checkpoint
 from vlm.model.build import build_model
-from vlm.training.checkpoint import Checkpoint
 
 TINY: dict[str, Any] = MODEL["architecture"]
 DEEPER = {

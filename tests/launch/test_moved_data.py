@@ -11,7 +11,7 @@ from tests.data.small_shards import picture, sample, write_shard
 from tests.launch.small import keys_of, metrics_of
 from tests.launch.test_bad_input import CommandLine
 from tests.launch.tiny import stopped_at, train_here, write_tiny, write_tiny_recipe
-from vlm.training.checkpoint import Checkpoint
+from vlm.checkpoint.format import Checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from tests.data.small_shards import with_json, write_shard
 from tests.launch.small import losses_of, metrics_of
 from tests.launch.tiny import MODEL, assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
+from vlm.checkpoint.format import Checkpoint
 from vlm.model.config import ModelConfig
-from vlm.training.checkpoint import Checkpoint
 
 REMEMBERING: dict[str, Any] = {
     "objective": {

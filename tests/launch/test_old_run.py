@@ -16,8 +16,8 @@ from launch.recipe import load_recipe
 from launch.train import train
 from tests.launch.small import losses_of
 from tests.launch.tiny import write_tiny
+from vlm.checkpoint.format import Checkpoint
 from vlm.distributed.world import World
-from vlm.training.checkpoint import Checkpoint
 
 OLD = Path(__file__).parent / "old_run.tar.xz"
 STEP_3 = Path("run/checkpoints/step-00000003")

@@ -20,11 +20,11 @@ from launch.train import train
 from launch.verify_gradients import verify
 from tests.launch.small import metrics_of
 from tests.launch.tiny import stopped_at, tiny_values, write_tiny
+from vlm.checkpoint.folder import complete_checkpoints
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.sealed import sealed_json
-from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.owner import OwnerRecord
 from vlm.training.run_directory import RunDirectory
 

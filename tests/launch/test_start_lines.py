@@ -8,7 +8,7 @@ from eval.retrieval import RetrievalConfig
 from launch.evaluate import evaluate_model
 from tests.launch.small import metrics_of
 from tests.launch.tiny import train_here, write_tiny, write_tiny_recipe
-from vlm.training.checkpoint import Checkpoint
+from vlm.checkpoint.format import Checkpoint
 
 
 def test_a_run_says_what_it_is_and_evaluates_in_fp32_whatever_it_trains_with(

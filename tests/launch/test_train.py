@@ -12,7 +12,7 @@ from launch.recipe import load_recipe
 from launch.train import train
 from tests.launch.small import keys_of, losses_of, metrics_of, write_data, write_recipe
 from tests.ranks import run_ranks
-from vlm.training.checkpoint import Checkpoint
+from vlm.checkpoint.format import Checkpoint
 from vlm.training.engines.registry import EngineName
 
 WAYS: list[tuple[EngineName, int]] = [("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)]

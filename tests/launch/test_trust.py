@@ -17,12 +17,12 @@ from launch.recipe_file import read_recipe
 from tests.launch.saved import save_checkpoint
 from tests.vlm.model.hugging_face import save_text_model, save_tokenizer, save_vision_model
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, architecture, some_images, tiny_model
+from vlm.checkpoint.format import Checkpoint
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.programs import imported_towers
-from vlm.training.checkpoint import Checkpoint
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\nclass Evil: pass\n"
 PROGRAMS: list[dict[str, Any]] = [

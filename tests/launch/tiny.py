@@ -14,8 +14,8 @@ from launch.train import train
 from tests.data.small_shards import picture, sample, write_shard, write_source
 from tests.launch.small import keys_of, metrics_of
 from tests.ranks import run_ranks
+from vlm.checkpoint.format import Checkpoint
 from vlm.json_lines import read_lines
-from vlm.training.checkpoint import Checkpoint
 
 NUM_GOOD, NUM_BAD = 48, 3
 MODEL = {

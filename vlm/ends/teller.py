@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vlm.ends.end import End
-from vlm.training.failures import Failures
+from vlm.ends.failures import Failures
 
 SHOW_TRACEBACK = "VLM_TRACEBACK"
 

@@ -10,6 +10,8 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, list_pretrained_tags_by_model
 from torch import Tensor, nn
 
+from vlm.checkpoint.folder import MANIFEST
+from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.errors import UserError, nearest, reason
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
@@ -19,8 +21,6 @@ from vlm.model.open_clip_names import from_open_clip
 from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.resolve import pretrained_tag
 from vlm.model.weights_file import read_weights
-from vlm.training.checkpoint import Checkpoint, first_differences
-from vlm.training.checkpoint_folder import MANIFEST
 
 # Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.
 _WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")

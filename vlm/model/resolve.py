@@ -9,6 +9,8 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
+from vlm.checkpoint.folder import MANIFEST
+from vlm.checkpoint.format import Checkpoint
 from vlm.errors import UserError, nearest
 from vlm.model.config import Architecture, ModelConfig, Towers
 from vlm.model.foreign import ForeignFiles
@@ -19,8 +21,6 @@ from vlm.model.open_clip_folder import WEIGHTS_FILES, read_open_clip_folder
 from vlm.model.open_clip_kinds import OpenClipImageConfig, OpenClipTextConfig
 from vlm.model.tower_config import ImageTowerConfig
 from vlm.model.transformers_halves import are_halves_of_one, scale_and_bias, whole_towers
-from vlm.training.checkpoint import Checkpoint
-from vlm.training.checkpoint_folder import MANIFEST
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 

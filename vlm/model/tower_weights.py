@@ -10,14 +10,14 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
+from vlm.checkpoint.folder import MANIFEST
+from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.errors import UserError
 from vlm.model.open_clip_folder import WEIGHTS_FILES
 from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.towers import ImageTower, TextTower
 from vlm.model.transformers_towers import TransformersImageTrunk, TransformersTextTower
 from vlm.model.weights_file import left_out_words, read_weights
-from vlm.training.checkpoint import Checkpoint, first_differences
-from vlm.training.checkpoint_folder import MANIFEST
 
 _FILES = ("model.safetensors", *WEIGHTS_FILES, "pytorch_model.bin")
 # Buffers that some releases save; they hold nothing that was learned.

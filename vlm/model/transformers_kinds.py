@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedConfig
 
+from vlm.checkpoint.folder import MANIFEST
 from vlm.errors import UserError
 from vlm.model.clean_configuration import CONFIG, refusing
 from vlm.model.foreign import ForeignFiles, Part
@@ -26,7 +27,6 @@ from vlm.model.transformers_images import image_preprocessing
 from vlm.model.transformers_models import file_as_folder, require_weights
 from vlm.model.transformers_towers import TransformersImageTrunk, TransformersTextTower
 from vlm.model.weights_file import left_out_words
-from vlm.training.checkpoint_folder import MANIFEST
 
 DEFAULT_CONTEXT_LENGTH = 77
 WHOLE = ("clip", "siglip")

@@ -1,9 +1,9 @@
 """The guard against steps whose loss or gradient is no finite number: they are counted, recorded, and few in a row."""
 
 from vlm.batch import Batch
+from vlm.checkpoint.manifest import LeftOut
+from vlm.ends.failures import FAILURES, Failures
 from vlm.errors import EveryRankError
-from vlm.training.failures import FAILURES, Failures
-from vlm.training.manifest import LeftOut
 from vlm.training.run_directory import RunDirectory
 from vlm.training.step import StepResult
 

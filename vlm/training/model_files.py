@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vlm.training.checkpoint import Checkpoint, Group
+from vlm.checkpoint.format import Checkpoint, Group
 
 MODEL_FILES = "files"
 

@@ -10,12 +10,12 @@ import yaml
 
 from vlm.atomic import write_text
 from vlm.batch import Batch, Skip
+from vlm.checkpoint.folder import adopt, clear_unfinished, complete_checkpoints, move
 from vlm.distributed.world import World
+from vlm.ends.failures import FAILURES, Failures
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.json_lines import read_lines, sealed_line
 from vlm.sealed import read_yaml_mapping, sealed_json, sealed_yaml
-from vlm.training.checkpoint_folder import adopt, clear_unfinished, complete_checkpoints, move
-from vlm.training.failures import FAILURES, Failures
 from vlm.training.history import HISTORY, History
 from vlm.training.owner import OWNER, Owner
 from vlm.training.run_files import CHECKPOINTS, LEDGER, METRICS, RECIPE, RUN, SAMPLES, SET_ASIDE, SUBSTITUTIONS

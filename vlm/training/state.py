@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from vlm.checkpoint.format import Checkpoint, Group, first_differences
 from vlm.errors import UserError
 from vlm.objectives.objective import Objective
-from vlm.training.checkpoint import Checkpoint, Group, first_differences
 from vlm.training.ema import Ema
 from vlm.training.engines.base import MOMENTS, Engine, Moment
 from vlm.training.model_files import MODEL_FILES, file_group

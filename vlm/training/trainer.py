@@ -7,7 +7,11 @@ from typing import Any, NoReturn
 import torch
 
 from vlm.batch import Batch
+from vlm.checkpoint.folder import prune
+from vlm.checkpoint.format import write_checkpoint
+from vlm.checkpoint.manifest import Manifest
 from vlm.duration import Duration
+from vlm.ends.failures import FAILURES
 from vlm.ends.stops import EvaluationStoppedError, Stops
 from vlm.errors import EveryRankError, reason
 from vlm.evaluation import Artifact
@@ -16,16 +20,12 @@ from vlm.objectives.objective import Objective
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import LossOutput
 from vlm.training.alarm import Alarm, Alarms, require_known
-from vlm.training.checkpoint import write_checkpoint
-from vlm.training.checkpoint_folder import prune
 from vlm.training.clock import Clock
 from vlm.training.config import TrainingConfig
 from vlm.training.ema import Ema
 from vlm.training.engines.base import Engine
-from vlm.training.failures import FAILURES
 from vlm.training.guard import Guard
 from vlm.training.ledger import Ledger, skips_of_all_ranks
-from vlm.training.manifest import Manifest
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.progress import ProgressDisplay
 from vlm.training.roles import BatchSource, ScheduledEvaluation

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vlm.batch import Batch
+from vlm.checkpoint.format import TERM_PARAMETERS
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.outputs import Outputs, joined
-from vlm.training.checkpoint import TERM_PARAMETERS
 from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.randomness import seed_step

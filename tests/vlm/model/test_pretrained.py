@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.vlm.model.tiny import TEXTS, architecture, perturb, some_images, tiny_model
+from vlm.checkpoint.format import write_checkpoint
+from vlm.checkpoint.manifest import Manifest
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.open_clip_names import to_open_clip
 from vlm.model.weights_file import read_weights
-from vlm.training.checkpoint import write_checkpoint
-from vlm.training.manifest import Manifest
 
 SIGLIP = {"no_causal_mask": True, "pool_type": "last"}
 

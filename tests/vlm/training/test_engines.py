@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
+from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.manifest import Manifest
 from vlm.errors import UserError
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.objectives.objective import Objective
@@ -21,11 +23,9 @@ from vlm.objectives.term import PairTerm
 from vlm.outputs import PAIR
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
-from vlm.training.checkpoint import Checkpoint, write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engines.base import MOMENTS, Engine
 from vlm.training.engines.registry import EngineName
-from vlm.training.manifest import Manifest
 from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step
 

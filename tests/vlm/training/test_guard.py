@@ -10,17 +10,17 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.training.poison import Poison
 from tests.vlm.training.toy import GLOBAL_BATCH, TERMS, Setup, start, toy_batch
+from vlm.checkpoint.format import write_checkpoint
+from vlm.checkpoint.manifest import Manifest
 from vlm.errors import EveryRankError
 from vlm.objectives.objective import Objective
 from vlm.objectives.providers.queue import Queue
 from vlm.objectives.state import RunFacts
 from vlm.objectives.terms.fast_clip import FastClip
 from vlm.similarity.exchange import Exchange
-from vlm.training.checkpoint import write_checkpoint
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engines.base import Engine
 from vlm.training.engines.registry import EngineName
-from vlm.training.manifest import Manifest
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import memory_groups, own_pieces, state_groups
 from vlm.training.step import TrainState, train_step

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.vlm.training.test_checkpoint import TENSORS, groups, manifest
+from tests.vlm.checkpoint.test_format import TENSORS, groups, manifest
 from vlm.batch import Batch, Skip
+from vlm.checkpoint.folder import complete_checkpoints
+from vlm.checkpoint.format import Checkpoint, write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import UserError
-from vlm.training.checkpoint import Checkpoint, write_checkpoint
-from vlm.training.checkpoint_folder import complete_checkpoints
 from vlm.training.run_directory import RunDirectory
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
 
+from vlm.checkpoint.data_record import DataRecord
+from vlm.checkpoint.folder import MANIFEST, step_of
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.sealed import is_sealed, read_json_object
-from vlm.training.checkpoint_folder import MANIFEST, step_of
-from vlm.training.data_record import DataRecord
 
 FORMAT = "vlm-checkpoint-2"
 _FORMAT = re.compile(r"vlm-checkpoint-(\d{1,9})")

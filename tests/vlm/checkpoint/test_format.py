@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, prune
+from vlm.checkpoint.format import Checkpoint, Group, first_differences, write_checkpoint
+from vlm.checkpoint.manifest import Manifest, NewerCheckpointError
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
 from vlm.sealed import sealed_json
-from vlm.training.checkpoint import Checkpoint, Group, first_differences, write_checkpoint
-from vlm.training.checkpoint_folder import clear_unfinished, complete_checkpoints, prune
-from vlm.training.manifest import Manifest, NewerCheckpointError
 
 
 def manifest(step: int) -> Manifest:
@@ -234,8 +234,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
 _WRITER = """
 import sys, torch
 from pathlib import Path
-from tests.vlm.training.test_checkpoint import groups, manifest
-from vlm.training.checkpoint import write_checkpoint
+from tests.vlm.checkpoint.test_format import groups, manifest
+from vlm.checkpoint.format import write_checkpoint
 from vlm.distributed.world import World
 tensors = {str(n): torch.full((200_000,), float(n)) for n in range(20)}
 step = 0

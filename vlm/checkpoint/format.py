@@ -20,13 +20,13 @@ from torch import Tensor
 
 from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, sha256, write_text
+from vlm.checkpoint.folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
+from vlm.checkpoint.manifest import FileRecord, Manifest, read_manifest
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.paths import below
 from vlm.sealed import sealed_json
 from vlm.tensor_file import save_tensors
-from vlm.training.checkpoint_folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
-from vlm.training.manifest import FileRecord, Manifest, read_manifest
 
 TERM_PARAMETERS = "term_parameters."
 

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from vlm.training.failures import FAILURES, Failures
+from vlm.ends.failures import FAILURES, Failures
 
 
 def test_each_failure_is_one_line_of_its_rank(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm.training.data_record import DataRecord, differences, is_known, runs_of_shards
+from vlm.checkpoint.data_record import DataRecord, differences, is_known, runs_of_shards
 
 NAMES = tuple(f"{n}.tar" for n in range(130))
 

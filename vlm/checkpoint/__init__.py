@@ -1,0 +1,1 @@
+"""Checkpoints: named tensors under a manifest, below model and training."""
