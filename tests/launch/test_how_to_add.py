@@ -44,10 +44,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     write_shard(folder / "several.tar", several)
     for name, text in blocks().items():
         (folder / name).write_text(text)
+    forget_users_modules()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.path", list(sys.path))
         yield folder
+    forget_users_modules()
+
+
+def forget_users_modules() -> None:
+    """Other tests have modules of these names in other folders."""
+    for name in blocks():
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
 def recipe(folder: Path, name: str, **changes: Any) -> str:

@@ -83,7 +83,7 @@ def judge_bad(reasons: Mapping[str, int], num_samples: int, max_bad_share: float
 
 
 def skips_of_all_ranks(skips: Sequence[Skip], source: str, world: World) -> list[Skip]:
-    """The samples that no rank could use, each once and under the name `source`, in one order. Collective."""
+    """The samples that any rank could not use, each once, under the name `source`, in one order. Collective."""
     found = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
     return [replace(found[place], source=source) for place in sorted(found)]
 
