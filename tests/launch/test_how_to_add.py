@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     forget_users_modules()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.path", list(sys.path))
+        patch.setattr("sys.path", [str(folder), *sys.path])  # before the folders of other tests
         yield folder
     forget_users_modules()
 
