@@ -37,13 +37,16 @@ class RowSamples:
         return (EqualKeys(self.ids, self.all_ids),)
 
     def mean(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """This rank's part of the mean over all ranks' rows: world_size / num_global times the sum over its own."""
-        return losses.sum() * (self.exchange.world.size / self.num_global)
+        """This rank's part of the mean over all ranks' rows: world_size / num_global times the sum over its own.
+
+        0 where no rank has any row: a batch may have none of a kind.
+        """
+        return losses.sum() * (self.exchange.world.size / max(self.num_global, 1))
 
     def mean_over_groups(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """This rank's part of a value that `ranks` have found together: its mean over groups, weighted by rows."""
         num_local = self.ranks.counts[self.ranks.rank]
-        return value * (num_local * self.exchange.world.size / self.num_global)
+        return value * (num_local * self.exchange.world.size / max(self.num_global, 1))
 
 
 class Rows:

@@ -1,5 +1,7 @@
 """Rows of any kind: two kinds that are compared by contrast or by a term of pairs, on any number of uneven ranks."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +12,16 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.parity import UNEVEN, D, N, unit
+from tests.vlm.objectives.small_blocks import small_blocks
 from vlm.batch import Batch, BatchPart, Texts
 from vlm.distributed.world import World
 from vlm.errors import UserError
+from vlm.objectives import functional
 from vlm.objectives.contrast import contrast
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
+from vlm.objectives.state import RunFacts
 from vlm.objectives.step import PairStep, pair_step
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
@@ -79,8 +84,9 @@ def contrasted(kinds: tuple[str, str], similarity: dict[str, Any]) -> dict[str, 
     world = World.current()
     rows, owners = fixture()
     step = local_step(rows, owners, Exchange(world, SimilarityConfig(**similarity)))
-    value = contrast(step.rows(kinds[0]), step.rows(kinds[1]), step.logit_scale)
-    value.backward()
+    with small_blocks() if world.size > 1 else nullcontext():
+        value = contrast(step.rows(kinds[0]), step.rows(kinds[1]), step.logit_scale)
+        value.backward()
     found = {"value": value.detach(), **{kind: rows[kind].grad for kind in kinds}}
     return {name: world.sum(tensor) / world.size for name, tensor in found.items() if tensor is not None}
 
@@ -107,8 +113,9 @@ def clip_of_audio(similarity: dict[str, Any]) -> dict[str, Tensor]:
     rows, owners = fixture()
     step = local_step(rows, owners, Exchange(world, SimilarityConfig(**similarity)))
     terms = TypeAdapter(Terms).validate_python({"sound": {"kind": "clip", "between": ["image", "audio"]}})
-    value, by_term = Objective(terms, exchange=step.exchange).evaluate(step.outputs, step.batch)
-    value.backward()
+    with small_blocks() if world.size > 1 else nullcontext():
+        value, by_term = Objective(terms, exchange=step.exchange).evaluate(step.outputs, step.batch)
+        value.backward()
     assert list(by_term) == ["sound"]
     found = {"value": value.detach(), "image": rows["image"].grad, "audio": rows["audio"].grad}
     return {name: world.sum(tensor) / world.size for name, tensor in found.items() if tensor is not None}
@@ -131,6 +138,106 @@ def test_a_term_between_other_kinds_compares_the_samples_that_have_both(
         torch.testing.assert_close(found["value"], expected.detach(), rtol=1e-12, atol=1e-12)
         for kind in ("image", "audio"):
             torch.testing.assert_close(found[kind], rows[kind].grad, rtol=1e-10, atol=1e-12)
+
+
+# Options with which a term has something to do on a handful of pairs.
+SMALL: dict[str, dict[str, Any]] = {
+    "continuous": {"weights_from": "teacher_text"},
+    "multi_head": {"heads": 2, "hardest": 3, "hidden": 4},
+    "whitening": {"group_size": 2},
+    "momentum_distillation": {"queue_size": 5, "ramp_epochs": 0},
+    "multi_positive": {"by": "caption"},
+    "group_excluded": {"by": "caption"},
+    "individual_temperature": {"temperature_init": 0.2},
+}
+
+
+def value_and_gradients(
+    name: str, between: tuple[str, str], outputs: dict[str, Tensor], teacher: dict[str, Tensor], batch: Batch
+) -> dict[str, Tensor | None]:
+    """A term between two kinds, with a queue of two steps where there is one."""
+    recipe = {name: {**SMALL.get(name, {}), "between": list(between)}}
+    facts = RunFacts(dim=D, num_samples=40, num_steps=10, steps_per_epoch=5, seed=0, world=World())
+    objective = Objective(TypeAdapter(Terms).validate_python(recipe), facts=facts)
+    leaves = {kind: rows.detach().clone().requires_grad_() for kind, rows in outputs.items()}
+    parameters = {key: value.double() for key, value in objective.parameters().items()}
+    for step in range(2):
+        for leaf in leaves.values():
+            leaf.grad = None
+        value, _ = objective.evaluate({**leaves, **parameters}, replace(batch, step=step), teacher=teacher)
+        if value.requires_grad:
+            value.backward()
+        objective.commit()
+    return {"value": value.detach(), **{kind: leaf.grad for kind, leaf in leaves.items()}}
+
+
+def drawn(count: int, seed: int) -> Tensor:
+    return unit(torch.randn(count, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+
+
+def with_texts(ids: Tensor, tokens: Tensor, owners: Tensor | None = None) -> Batch:
+    """Samples with labels and texts; `owners` are those that have audio."""
+    batch = batch_of(ids, tokens=tokens, labels=ids % 3)
+    if owners is None:
+        return batch
+    nothing = Texts(
+        torch.zeros(len(owners), 1, dtype=torch.int64), torch.ones(len(owners), dtype=torch.int64), owners=owners
+    )
+    return replace(batch, parts={**batch.parts, "audio": nothing})
+
+
+@pytest.mark.parametrize("name", sorted(TERMS.all()))
+def test_every_term_between_kinds_is_that_of_the_samples_with_both(name: str) -> None:
+    """With its teacher, labels, captions and memory: as if the samples without audio were not there."""
+    owners = torch.arange(N)[HAS_AUDIO]
+    tokens = (torch.arange(N) % 4)[:, None].expand(-1, 3).contiguous()
+    image, audio = drawn(N, 1), drawn(len(owners), 2)
+    taught = drawn(N, 3), drawn(len(owners), 4)
+    shared = {"logit_scale": torch.tensor([SCALE]).double(), "logit_bias": torch.tensor([-5.0]).double()}
+    found = value_and_gradients(
+        name,
+        ("image", "audio"),
+        {"image": image, "audio": audio, **shared},
+        {"image": taught[0], "audio": taught[1]},
+        with_texts(IDS, tokens, owners),
+    )
+    expected = value_and_gradients(
+        name,
+        ("image", "text"),
+        {"image": image[owners], "text": audio, **shared},
+        {"image": taught[0][owners], "text": taught[1]},
+        with_texts(IDS[owners], tokens[owners]),
+    )
+    assert expected["value"] != 0
+    for mine, theirs in (("value", "value"), ("audio", "text"), ("logit_scale", "logit_scale")):
+        torch.testing.assert_close(found[mine], expected[theirs], rtol=1e-12, atol=1e-12)
+    whole = torch.zeros_like(image)
+    if expected["image"] is not None:
+        whole[owners] = expected["image"]
+    torch.testing.assert_close(found["image"], whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(TERMS.all()))
+def test_a_batch_without_any_row_of_a_kind_costs_nothing(name: str) -> None:
+    none = torch.arange(0)
+    outputs = {"image": drawn(3, 1), "audio": torch.zeros(0, D).double(), "logit_scale": torch.tensor([SCALE]).double()}
+    outputs["logit_bias"] = torch.tensor([-5.0]).double()
+    teacher = {"image": drawn(3, 2), "audio": torch.zeros(0, D).double()}
+    batch = with_texts(torch.arange(3), torch.ones(3, 1, dtype=torch.int64), none)
+    found = value_and_gradients(name, ("image", "audio"), outputs, teacher, batch)
+    assert found.pop("value") == 0
+    assert all(gradient is None or not gradient.any() for gradient in found.values())
+
+
+def test_contrast_with_no_row_of_a_kind_costs_nothing() -> None:
+    x = drawn(3, 1).requires_grad_()
+    nothing = torch.zeros(0, D, dtype=torch.float64)
+    scale = torch.tensor([SCALE]).double()
+    value = functional.contrast(x, nothing, scale, x_ids=torch.arange(3), y_ids=torch.arange(0))
+    value.backward()
+    assert value == 0
+    assert x.grad is not None
+    assert not x.grad.any()
 
 
 def test_pairs_take_one_row_a_sample() -> None:

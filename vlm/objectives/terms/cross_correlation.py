@@ -40,7 +40,7 @@ def cross_correlation(
 ) -> Float[Tensor, ""]:
     """The loss of `CrossCorrelation`."""
     x, y = (_standardized(rows, pairs.ranks) if standardize else rows for rows in (pairs.x, pairs.y))
-    correlation = pairs.ranks.sum(gram(x, y)) / pairs.ranks.num_rows
+    correlation = pairs.ranks.sum(gram(x, y)) / max(pairs.ranks.num_rows, 1)
     diagonal = correlation.diagonal()
     rest = correlation.square().sum() - diagonal.square().sum()
     value = factor * ((diagonal - 1).square().sum() + off_diagonal * rest)

@@ -37,4 +37,4 @@ def cyclic(pairs: Pairs, *, cross_modal: float = 0.25, in_modal: float = 0.25) -
     across = 2 * ((xx * yy).sum() - (xy * xy.T).sum())
     within = xx.square().sum() + yy.square().sum() - 2 * xy.square().sum()
     total = cross_modal * across + in_modal * within
-    return pairs.samples.mean_over_groups((total / pairs.ranks.num_rows).to(x.dtype))
+    return pairs.samples.mean_over_groups((total / max(pairs.ranks.num_rows, 1)).to(x.dtype))
