@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,10 @@ def test_the_scale_stops_at_the_limit_and_comes_back(engine: EngineName, world_s
         assert max(scales) <= MAX_LOGIT_SCALE * (1 + 1e-6)
         assert max(parameters) < math.log(MAX_LOGIT_SCALE) + 0.011  # one step of 0.01 beyond, no further
         assert max(scales) == pytest.approx(MAX_LOGIT_SCALE)
+        pushed_up = list(pairwise(parameters[:8]))
+        beyond = [after for before, after in pushed_up if before > math.log(MAX_LOGIT_SCALE)]
+        assert beyond  # where it stands still as long as the whole gradient pushes it up
+        assert beyond == [max(parameters)] * len(beyond)
         assert parameters[-1] < start_at  # and it came back
 
 
