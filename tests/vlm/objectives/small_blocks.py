@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ROOMS = ("vlm.similarity.", "vlm.objectives.")
+PACKAGES = ("vlm.similarity.", "vlm.objectives.")
 _NOT_A_BLOCK = ("_TRIAL_", "_SAMPLED_")
 _SIZES = re.compile(r"_?(\w*_)?(ROWS|COLUMNS|BLOCK|BLOCK_NUMBERS|BLOCK_ENTRIES|BLOCK_ACTIVATIONS)")
 
@@ -15,7 +15,7 @@ def block_sizes() -> dict[tuple[str, str], int]:
     return {
         (module, name): value
         for module in sorted(sys.modules)
-        if module.startswith(ROOMS)
+        if module.startswith(PACKAGES)
         for name, value in vars(sys.modules[module]).items()
         if isinstance(value, int) and _SIZES.fullmatch(name) and not name.startswith(_NOT_A_BLOCK)
     }
