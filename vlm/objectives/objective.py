@@ -65,13 +65,18 @@ class Objective:
             for parameter, value in term.parameters(self.facts).items()
         }
 
-    def count(self, batch: Batch) -> dict[str, int]:
-        """The units of each local term in the global batch; `batch` is this rank's part of it. Collective."""
+    def count(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """The units of each local term in the global batch; `batch` is this rank's part of it. Collective.
+
+        They stay on the device, in float64: nobody waits for them.
+        """
         self._require_parts(batch)
+        if not self.local_terms:
+            return {}
+        world = self.exchange.world
         local = [term.count(batch) for term in self.local_terms.values()]
-        if local:
-            local = self.exchange.world.sum(torch.tensor(local, device=self.exchange.world.device)).tolist()
-        return dict(zip(self.local_terms, local, strict=True))
+        counts = world.sum(torch.tensor(local, dtype=torch.float64, device=world.device))
+        return dict(zip(self.local_terms, counts, strict=True))
 
     def evaluate(
         self, outputs: Outputs, batch: Batch, *, teacher: Outputs | None = None
@@ -105,7 +110,7 @@ class Objective:
         return self._checked(total, [*self.pair_terms, *self.providers]), by_term
 
     def evaluate_part(
-        self, outputs: Outputs, batch: Batch, counts: Mapping[str, int], *, teacher: Outputs | None = None
+        self, outputs: Outputs, batch: Batch, counts: Mapping[str, Float[Tensor, ""]], *, teacher: Outputs | None = None
     ) -> tuple[Loss, dict[str, Loss]]:
         """The same of the local terms, on one micro-batch of a step with so many units in all (`count`)."""
         total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
@@ -116,7 +121,7 @@ class Objective:
         for name, term in self.local_terms.items():
             parameters = term_parameters(outputs, name)
             value = term(replace(part, state=self.states.get(name), parameters=parameters))
-            value = value * (self.exchange.world.size / max(counts[name], 1))
+            value = value * (self.exchange.world.size / counts[name].clamp(min=1)).to(value.dtype)
             total = total + term.weight * value
             by_term[name] = value.detach()
         return self._checked(total, list(self.local_terms)), by_term
