@@ -27,7 +27,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, shown, write_output
 from vlm.terminal import Terminal, one_line
 from vlm.training.engines.base import EngineSettings
-from vlm.training.ledger import skips_of_all_ranks
+from vlm.training.skips import skips_of_all_ranks
 from vlm.training.together import ranks_together
 
 PATIENCE = 60.0  # seconds

@@ -80,6 +80,8 @@ class _Check:
         discriminator = schema.get("discriminator", {})
         kind = value.get(discriminator.get("propertyName")) if isinstance(value, dict) else None
         branch = discriminator.get("mapping", {}).get(kind) if isinstance(kind, str) else None
+        if isinstance(value, dict) and "kind" not in value:
+            branch = discriminator.get("defaultMapping")
         if branch is not None:
             yield from self.problems({"$ref": branch}, value, path)
 

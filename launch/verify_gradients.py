@@ -5,24 +5,23 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from launch.parts import engine_settings, open_stream
 from launch.recipe import Recipe, resolve_order
-from launch.train import build_objective, engine_settings, open_stream
 from vlm.batch import Batch
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
-from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
-from vlm.training.engines.base import Engine, Precision
-from vlm.training.engines.start import build_engine
+from vlm.training.assembly import assemble, build_objective
+from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import optimizer_maker
 from vlm.training.state import restore_memory
-from vlm.training.teacher import Teacher
+from vlm.training.step import TrainState
 from vlm.training.together import ranks_together
 from vlm.training.verification import GroupComparison, compare_gradients, reference_gradients
 
@@ -47,9 +46,8 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
         steps = [world.gather_objects(batch) for batch in batches]
         expected = _reference(recipe, objective.facts.num_samples, steps, saved) if world.is_main else None
         world.barrier()
-        make_optimizer = optimizer_maker(recipe.optimizer, no_weight_decay_names(model))
-        engine = build_engine(settings, accelerator, model, make_optimizer)
-        compared = _compare(recipe, engine, objective, batches, expected)
+        state = assemble(recipe, settings, accelerator, model, objective)
+        compared = _compare(recipe, state, batches, expected)
     if world.is_main:
         _show(compared, recipe, world, len(batches) - 1)
     return all(group.is_right(_precision(recipe)) for group in compared)
@@ -90,12 +88,12 @@ def _restore(model: DualEncoder, objective: Objective, saved: Checkpoint | None)
 
 
 def _compare(
-    recipe: Recipe, engine: Engine, objective: Objective, batches: list[Batch], expected: dict[str, torch.Tensor] | None
+    recipe: Recipe, state: TrainState, batches: list[Batch], expected: dict[str, torch.Tensor] | None
 ) -> list[GroupComparison]:
+    engine, objective, teacher = state.engine, state.objective, state.teacher
     engine.module.train()
     *earlier, last = (batch.to(engine.world.device) for batch in batches)
     engine.warm_up(last)
-    teacher = Teacher(recipe.teacher, engine) if objective.needs.teacher_outputs else None
     plan = MicroBatchPlan(recipe.global_batch, engine.world.size, recipe.micro_batch)
     for batch in earlier:
         remember(engine, objective, batch, plan, recipe.seed, teacher)

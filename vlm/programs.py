@@ -11,6 +11,8 @@ _IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {
     ("evaluate",): "kind",
     ("objective",): "kind",
     ("providers",): "kind",
+    ("optimizer",): "kind",
+    ("schedule",): "kind",
 }
 # The key whose value itself is a class with a colon.
 _IMPORTED = ("engine",)
@@ -28,9 +30,9 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, or as a `kind` of the first two
-    or of an evaluation or as the engine, and a `trust_remote_code` that is not false. A model's configuration stands
-    under `model`.
+    with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, as a `kind` of the first two, of
+    evaluations, the optimizer and the schedule, or as the engine, and a `trust_remote_code` that is not false. A
+    model's configuration stands under `model`.
     """
     return list(_walk(values, ()))
 

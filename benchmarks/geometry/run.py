@@ -26,7 +26,7 @@ from vlm.geometry.clouds import centroid_gap
 from vlm.model.dual_encoder import DualEncoder
 from vlm.tensor_file import save_tensors
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.schedule import CosineSchedule, LearningRate
 from vlm.training.step import train_step
 
 OBSERVATIONS = 40  # of the gap on the way
@@ -55,14 +55,14 @@ def measure(run: GeometryRun, pictures: Pictures, work: Path, key: str) -> dict[
         if "init_logit_scale" in run.model:
             model.logit_scale.data.copy_(own_scale)
     state = new_state(run, model, len(pictures.train))
-    schedule, plan = ScheduleConfig(), MicroBatchPlan(run.batch, 1)
-    warmup, every = round(WARMUP * run.num_steps), max(1, run.num_steps // OBSERVATIONS)
+    plan = MicroBatchPlan(run.batch, 1)
+    rate = LearningRate(CosineSchedule(), run.lr, round(WARMUP * run.num_steps), run.num_steps)
+    every = max(1, run.num_steps // OBSERVATIONS)
     losses, gaps = [], [(0, watched_gap(model, pictures.watched))]
     began = time.perf_counter()
     model.train()
     for batch in training_batches(pictures.train, run.batch, run.num_steps, run.seed):
-        lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
-        losses.append(float(train_step(state, batch, plan, run.seed, lr).loss_output.loss))
+        losses.append(float(train_step(state, batch, plan, run.seed, rate(batch.step)).loss_output.loss))
         if (batch.step + 1) % every == 0:
             gaps.append(((batch.step + 1) * run.batch, watched_gap(model, pictures.watched)))
     took = time.perf_counter() - began

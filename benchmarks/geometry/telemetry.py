@@ -23,7 +23,7 @@ from launch.recipe import load_recipe
 from launch.scenes import render_scenes
 from launch.train import train
 from vlm.geometry.telemetry import PairSample, TelemetryConfig, observe
-from vlm.training.trainer import Trainer
+from vlm.training.hooks.geometry import GeometryTelemetry
 
 EVERY = 10
 BETWEEN = 100  # steps, by default
@@ -33,7 +33,7 @@ WIDTHS = (128, 512, 1024)
 def in_a_run(num_steps: int) -> tuple[list[float], float]:
     """Seconds of each observation, and seconds a step of all the rest (both without the first tenth)."""
     observations: list[tuple[float, float]] = []
-    whole = Trainer._observe
+    whole = GeometryTelemetry.observe
 
     def timed(*arguments: object, **options: object) -> None:
         began = time.perf_counter()
@@ -51,11 +51,11 @@ def in_a_run(num_steps: int) -> tuple[list[float], float]:
             "evaluate={}",
             "trackers=[tensorboard]",
         ]
-        Trainer._observe = timed  # type: ignore[method-assign]
+        GeometryTelemetry.observe = timed  # type: ignore[method-assign]
         try:
             train(load_recipe("scenes", options))
         finally:
-            Trainer._observe = whole  # type: ignore[method-assign]
+            GeometryTelemetry.observe = whole  # type: ignore[method-assign]
     kept = observations[len(observations) // 10 :]
     watched = [seconds for _, seconds in kept]
     steps = (len(kept) - 1) * EVERY

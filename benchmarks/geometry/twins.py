@@ -22,7 +22,7 @@ from vlm.model.towers import ImageTower
 from vlm.objectives.step import pair_step
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.exchange import Exchange
-from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.schedule import CosineSchedule, LearningRate
 
 OBSERVATIONS = 40
 NOISE = 0.01  # of each weight's own spread
@@ -67,12 +67,13 @@ def measure_twins(twins: Twins, pictures: Pictures) -> dict[str, Any]:
         twin.centre_on(watched)
     optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=twins.lr, weight_decay=WEIGHT_DECAY)
     num_steps = twins.num_samples // twins.batch
-    every, schedule = max(1, num_steps // OBSERVATIONS), ScheduleConfig()
+    every = max(1, num_steps // OBSERVATIONS)
+    rate = LearningRate(CosineSchedule(), twins.lr, round(WARMUP * num_steps), num_steps)
     scale, exchange, term = torch.tensor([twins.logit_scale]), Exchange(World()), Clip()
     seen = [(0, *_observed(first, second, watched))]
     for batch in training_batches(pictures.train, twins.batch, num_steps, twins.seed):
         for group in optimizer.param_groups:
-            group["lr"] = twins.lr * rate_factor(schedule, batch.step, round(WARMUP * num_steps), num_steps)
+            group["lr"] = rate(batch.step)
         outputs = {"image": first(batch.pixels), "text": second(batch.pixels), "logit_scale": scale}
         optimizer.zero_grad()
         term(pair_step(outputs, batch, exchange)).backward()

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.objectives.photos import SIZE, Photos, training_batches
@@ -14,21 +13,17 @@ from eval.ranks import find_matches
 from vlm.distributed.world import World
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
-from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.model.dual_encoder import DualEncoder
 from vlm.model.tokenizer import TokenBatch
-from vlm.objectives.objective import Objective
-from vlm.objectives.recipe import Providers, Terms
-from vlm.objectives.state import RunFacts
-from vlm.outputs import module_key
-from vlm.similarity.exchange import Exchange
+from vlm.training.assembly import assemble, build_objective
+from vlm.training.config import TrainingConfig
 from vlm.training.engines.base import EngineSettings
-from vlm.training.engines.start import build_engine, start_accelerator
+from vlm.training.engines.start import start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 from vlm.training.randomness import seed_step
-from vlm.training.schedule import ScheduleConfig, rate_factor
+from vlm.training.schedule import CosineSchedule, LearningRate
 from vlm.training.step import TrainState, train_step
-from vlm.training.teacher import Teacher, TeacherConfig
+from vlm.training.teacher import TeacherConfig
 
 WARMUP = 0.1  # share of the steps
 TEACHER = TeacherConfig(decay=0.995)
@@ -88,14 +83,13 @@ def measure(run: Run, photos: dict[str, Photos]) -> dict[str, Any]:
     train = photos["train"]
     model = new_model(run, int(train.tokens.max()) + 1)
     state = new_state(run, model, len(train))
-    schedule, plan = ScheduleConfig(), MicroBatchPlan(run.batch, 1)
-    warmup = round(WARMUP * run.num_steps)
+    plan = MicroBatchPlan(run.batch, 1)
+    rate = LearningRate(CosineSchedule(), run.lr, round(WARMUP * run.num_steps), run.num_steps)
     losses = []
     began, used = time.perf_counter(), time.process_time()
     model.train()
     for batch in training_batches(train, run.batch, run.num_steps, run.seed):
-        lr = run.lr * rate_factor(schedule, batch.step, warmup, run.num_steps)
-        losses.append(float(train_step(state, batch, plan, run.seed, lr).loss_output.loss))
+        losses.append(float(train_step(state, batch, plan, run.seed, rate(batch.step)).loss_output.loss))
     took, used = time.perf_counter() - began, time.process_time() - used
     return {
         **ranks(model, photos[run.split]),
@@ -131,19 +125,18 @@ def ranks_of(images: Tensor, texts: Tensor) -> dict[str, list[int]]:
 
 def new_state(run: Run, model: DualEncoder, num_samples: int) -> TrainState:
     """The engine and objective that take the steps of a run."""
-    world = World()
     seed_step(run.seed, 0, 0)
-    terms = TypeAdapter(Terms).validate_python(run.objective)
-    providers = TypeAdapter(Providers).validate_python(run.providers)
-    steps_per_epoch = max(1, round(num_samples / run.batch))
-    facts = RunFacts(model.embed_dim, num_samples, run.num_steps, steps_per_epoch, run.seed, world)
-    objective = Objective(terms, providers, Exchange(world), facts)
-    for name, value in objective.parameters().items():
-        model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
+    config = TrainingConfig.model_validate(
+        {
+            "seed": run.seed,
+            "duration": f"{run.num_steps} steps",
+            "global_batch": run.batch,
+            "objective": run.objective,
+            "providers": run.providers,
+            "teacher": TEACHER,
+            "optimizer": {"lr": run.lr, "weight_decay": WEIGHT_DECAY},
+        }
+    )
     settings = EngineSettings("ddp", run.batch, max_grad_norm=1.0)
-    accelerator = start_accelerator(settings)
-    config = OptimizerConfig(lr=run.lr, weight_decay=WEIGHT_DECAY)
-    make_optimizer = optimizer_maker(config, no_weight_decay_names(model))
-    engine = build_engine(settings, accelerator, model, make_optimizer)
-    teacher = Teacher(TEACHER, engine) if objective.needs.teacher_outputs else None
-    return TrainState(engine, objective, teacher=teacher)
+    objective = build_objective(config, model, num_samples, World())
+    return assemble(config, settings, start_accelerator(settings), model, objective)

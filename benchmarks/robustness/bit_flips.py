@@ -155,7 +155,7 @@ def resumed(run: Path) -> tuple[Any, str]:
         start = find_start(directory, recipe, "auto", allow_changes=False)
         assert start.checkpoint is not None
         log = SubstitutionLog(run / "substitutions", "nobody")
-        said = [*start.notices, *directory.cut_back(start.step)]
+        said = [*start.notices, *directory.truncate_after(start.step)]
         found = (recipe, state_of(start.checkpoint), log.state(0), directory.metrics(), directory.num_skips())
     finally:
         directory.release()

@@ -31,7 +31,7 @@ MOMENTS = {
     "index": ("data.shards.folder_index", "write_bytes"),
     "save": ("vlm.checkpoint.format", "save_tensors"),
     "rename": ("vlm.checkpoint.format", "_complete"),
-    "prune": ("vlm.training.trainer", "prune"),
+    "prune": ("vlm.training.hooks.checkpoints", "prune"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("launch.train", "write_report"),
 }

@@ -23,16 +23,16 @@ import torch
 from benchmarks.processes import peak_above
 from benchmarks.result_cache import ResultCache, machine
 from vlm.batch import Batch, Images, Texts
+from vlm.distributed.world import World
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
-from vlm.model.dual_encoder import no_weight_decay_names
 from vlm.objectives.objective import Objective
-from vlm.objectives.terms.clip import Clip
 from vlm.training.accumulation import accumulate
+from vlm.training.assembly import assemble, build_objective
+from vlm.training.config import TrainingConfig
 from vlm.training.engines.base import Engine, EngineSettings
-from vlm.training.engines.start import build_engine, start_accelerator
+from vlm.training.engines.start import start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 
 PAIRS, LENGTH = 512, 24
 WAYS = {"one batch of 512": None, "4 micro-batches of 128": 128, "8 micro-batches of 64": 64}
@@ -48,8 +48,9 @@ def start() -> tuple[Engine, Objective, Batch]:
     settings = EngineSettings("ddp", PAIRS)
     accelerator = start_accelerator(settings)
     model = build_model(ModelConfig.model_validate({"architecture": ARCHITECTURE}), seed=0)
-    make_optimizer = optimizer_maker(OptimizerConfig(), no_weight_decay_names(model))
-    engine = build_engine(settings, accelerator, model, make_optimizer)
+    config = TrainingConfig(global_batch=PAIRS)
+    objective = build_objective(config, model, PAIRS, World())
+    engine = assemble(config, settings, accelerator, model, objective).engine
     batch = Batch(
         step=0,
         sample_ids=torch.arange(PAIRS),
@@ -59,7 +60,7 @@ def start() -> tuple[Engine, Objective, Batch]:
             "text": Texts(torch.randint(1, 49000, (PAIRS, LENGTH)), torch.full((PAIRS,), LENGTH)),
         },
     )
-    return engine, Objective({"clip": Clip()}), batch
+    return engine, objective, batch
 
 
 def seconds(rows: int | None, engine: Engine, objective: Objective, batch: Batch) -> float:

@@ -103,7 +103,7 @@ class SequentialStream:
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Nothing to drop."""
 
 

@@ -100,7 +100,7 @@ class TrainStream:
         """Go on from what `state` returned, at whatever world size."""
         self._restored = list(state.get("substitutions", ()))
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Drop records that no checkpoint can lead back to, the oldest being of `step`."""
         self._log.discard_folders_before(step)
 

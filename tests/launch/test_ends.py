@@ -134,19 +134,19 @@ def test_a_stop_in_the_midst_of_a_run_changes_nothing(
 ) -> None:
     """Stopped after a step that is neither logged nor saved by itself, or between two forwards of its evaluation."""
     recipe = evaluated(data, tmp_path / "run")
-    is_due, check = Stops.is_due, Stops.check
+    ask, check = Stops.ask, Stops.check
 
-    def asked_after_step_seven(self: Stops, step: int, last: int) -> bool:
+    def asked_after_step_seven(self: Stops, step: int, last: int) -> None:
         if step == 7 and moment == "step":
             signal.raise_signal(signal.SIGINT)
-        return is_due(self, step, last)
+        ask(self, step, last)
 
     def asked_in_the_second_evaluation(self: Stops) -> None:
         if self._calls == 8 and moment == "evaluation":
             signal.raise_signal(signal.SIGINT)
         check(self)
 
-    monkeypatch.setattr(Stops, "is_due", asked_after_step_seven)
+    monkeypatch.setattr(Stops, "ask", asked_after_step_seven)
     monkeypatch.setattr(Stops, "check", asked_in_the_second_evaluation)
     with pytest.raises(StoppedError, match="step 7 is saved" if moment == "step" else "step 5 is saved"):
         train_here(recipe)

@@ -70,8 +70,8 @@ def recipe(folder: Path, name: str, **changes: Any) -> str:
 
 def test_the_page_has_all_that_it_promises() -> None:
     assert set(blocks()) == {
-        *(f"my_{kind}.py" for kind in ("terms", "evaluators", "towers", "engines", "formats")),
-        *(f"{kind}.yaml" for kind in ("terms", "evaluators", "towers", "engines")),
+        *(f"my_{kind}.py" for kind in ("terms", "evaluators", "towers", "engines", "optimizers", "formats")),
+        *(f"{kind}.yaml" for kind in ("terms", "evaluators", "towers", "engines", "optimizers")),
     }
 
 
@@ -148,6 +148,19 @@ def test_the_tower_trains_and_its_checkpoint_holds_it(folder: Path) -> None:
 def test_the_engine_takes_the_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_here(recipe(folder, "engines"))
     assert len(re.findall(r"^update at \d\.\d\de-\d\d, gradient norm \d", capsys.readouterr().out, re.MULTILINE)) == 3
+
+
+def test_the_optimizer_and_the_schedule_train_and_go_on_from_a_checkpoint(folder: Path) -> None:
+    name = recipe(folder, "optimizers", duration="6 steps", checkpoint_every="2 steps", keep_checkpoints=None)
+    train_here(name)
+    lines = [line for line in metrics_of(folder / "optimizers") if "loss" in line]
+    assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025])
+    saved = Checkpoint(folder / "optimizers/checkpoints/step-00000004")
+    assert saved.names("momentum_buffer")
+    assert not saved.names("exp_avg")
+    train_here(name, resume=str(saved.folder))
+    again = [line for line in metrics_of(folder / "optimizers") if "loss" in line]
+    assert [(line["step"], line["loss"]) for line in again] == [(line["step"], line["loss"]) for line in lines]
 
 
 def test_the_format_is_written(folder: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 from launch.recipe import changed_keys, load_recipe
 from vlm.duration import Duration
 from vlm.errors import UserError
+from vlm.training.optimizers import AdamW
 
 MINIMAL = """
 model: {open_clip: ViT-B-32}
@@ -48,7 +49,7 @@ def test_a_base_is_inherited_and_overridden_key_by_key(recipe: Path, tmp_path: P
     grandchild = tmp_path / "grandchild.yaml"
     grandchild.write_text("base: child.yaml\noptimizer: {beta2: 0.95}\n")
     loaded = load_recipe(str(grandchild))
-    assert (loaded.optimizer.lr, loaded.optimizer.beta2) == (0.5, 0.95)
+    assert loaded.optimizer == AdamW(lr=0.5, beta2=0.95)
     assert loaded.model.open_clip == "RN50"
     assert "photos" in loaded.data.sources
 

@@ -212,6 +212,8 @@ def test_programs_of_a_recipe_are_found_wherever_they_stand() -> None:
         "model": {"text": {"tokenizer_kwargs": {"trust_remote_code": True, "x": {"trust_remote_code": False}}}},
         "run": "runs/a:b",
         "engine": "mine.engines:Own",
+        "optimizer": {"kind": "mine.optimizers:Own"},
+        "schedule": {"kind": "mine.schedules:Own", "warmup": "1 step"},
     }
     assert programs(recipe) == [
         ("objective", "mine.terms:Pull"),
@@ -219,5 +221,7 @@ def test_programs_of_a_recipe_are_found_wherever_they_stand() -> None:
         ("data.sources.a.shards.1", " pipe:curl x"),
         ("model.text.tokenizer_kwargs.trust_remote_code", "True"),
         ("engine", "mine.engines:Own"),
+        ("optimizer.kind", "mine.optimizers:Own"),
+        ("schedule.kind", "mine.schedules:Own"),
     ]
     assert programs({"objective": {"clip": 1}, "evaluate": {"a": {"shards": "http://x:80/y"}}}) == []

@@ -1,5 +1,7 @@
 """Stops that a signal asks for: after a step, or between two forwards of an evaluation; on all ranks at the same."""
 
+from typing import NoReturn
+
 import torch
 
 from vlm.distributed.world import World
@@ -15,10 +17,10 @@ class EvaluationStoppedError(Exception):
 
 
 class Stops:
-    """Asked once a step, on every rank, whether the run stops here. Costs nothing until a signal has come.
+    """Whether the run stops, as all ranks agree: asked once a step, and between the forwards of evaluations.
 
-    Rank 0 says after which step all stop, and goes on when all the others know it: none can finish a step without it.
-    `how_to_go_on` ends the line that tells of the stop.
+    Costs nothing until a signal has come. Rank 0 says after which step all stop, and goes on when all the others know
+    it: none can finish a step without it. `how_to_go_on` ends the line that tells of the stop.
     """
 
     def __init__(self, watch: Watch, world: World, how_to_go_on: str = "") -> None:
@@ -26,9 +28,13 @@ class Stops:
         self._world = world
         self._how = how_to_go_on
         self._calls = 0
+        self.is_stopping = False
 
-    def is_due(self, step: int, last: int) -> bool:
-        """Whether all ranks stop after `step` of `last` steps."""
+    def ask(self, step: int, last: int) -> None:
+        """Find out whether all ranks stop after `step` of `last` steps."""
+        self.is_stopping = self._is_due(step, last)
+
+    def _is_due(self, step: int, last: int) -> bool:
         watch = self._watch
         if watch.request is None:
             return False
@@ -47,7 +53,7 @@ class Stops:
         self._calls += 1
         if self._world.size == 1:
             if self._watch.request is not None:
-                raise EvaluationStoppedError
+                self._stop_evaluation()
             return
         if self._calls % _CHECK_EVERY:
             return
@@ -55,7 +61,11 @@ class Stops:
         if self._world.sum(asked).item():
             numbers = self._world.gather_objects(self._watch.request)
             self._watch.request = next(number for number in numbers if number is not None)
-            raise EvaluationStoppedError
+            self._stop_evaluation()
+
+    def _stop_evaluation(self) -> NoReturn:
+        self.is_stopping = True
+        raise EvaluationStoppedError
 
     def stopped(self, step: int) -> StoppedError:
         """The error that ends the run when the checkpoint after `step` is whole."""

@@ -120,6 +120,9 @@ class Alarms:
     def __init__(self, configs: Sequence[AlarmConfig], steps: Callable[[Duration], int]) -> None:
         self._watches = [_Watch(config, steps(config.over)) for config in configs]
 
+    def __len__(self) -> int:
+        return len(self._watches)
+
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Go on after lines that an earlier life of the run has written."""
         for line in lines:

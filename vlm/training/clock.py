@@ -17,7 +17,8 @@ class Clock:
         self._waited = 0.0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, the waiting for them noted."""
+        """The same batches, the waiting for them noted; the clock runs from here."""
+        self._began = time.perf_counter()
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)

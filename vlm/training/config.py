@@ -12,8 +12,8 @@ from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
 from vlm.training.engines.base import Precision
 from vlm.training.engines.registry import EngineName
-from vlm.training.optimizer import OptimizerConfig
-from vlm.training.schedule import ScheduleConfig
+from vlm.training.optimizers import AdamW, AnyOptimizer
+from vlm.training.schedule import AnySchedule, CosineSchedule
 from vlm.training.teacher import TeacherConfig
 
 
@@ -40,8 +40,8 @@ class TrainingConfig(Config):
     providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")
     similarity: SimilarityConfig = Field(default=SimilarityConfig(), description="how pairs are compared across ranks")
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the average that some terms learn from")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW's numbers")
-    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="the learning rate over the run")
+    optimizer: AnyOptimizer = Field(default=AdamW(), description="the optimizer and its numbers")
+    schedule: AnySchedule = Field(default=CosineSchedule(), description="the learning rate over the run")
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
     )

@@ -193,14 +193,14 @@ class RunDirectory:
     def _logs(self) -> list[Path]:
         return [self.path / METRICS, self.path / LEDGER, *sorted((self.path / SAMPLES).glob("rank-*.jsonl"))]
 
-    def cut_back(self, step: int) -> list[str]:
+    def truncate_after(self, step: int) -> list[str]:
         """Drop all lines written after `step`, and torn last lines, of which it tells. Collective.
 
         Tensorboard has its own purge.
         """
-        return self._agreed(lambda: self._cut_back(step))
+        return self._agreed(lambda: self._truncate_after(step))
 
-    def _cut_back(self, step: int) -> list[str]:
+    def _truncate_after(self, step: int) -> list[str]:
         said = []
         for path in self._logs():
             if path.exists():
@@ -227,11 +227,11 @@ class RunDirectory:
             raise EveryRankError(problem)
         return found
 
-    def forget_evaluations(self, step: int, names: Sequence[str]) -> None:
+    def drop_evaluations(self, step: int, names: Sequence[str]) -> None:
         """Drop what the evaluations of that step, which are to be run again, have written. Collective."""
-        self._agreed(lambda: self._forget_evaluations(step, names))
+        self._agreed(lambda: self._drop_evaluations(step, names))
 
-    def _forget_evaluations(self, step: int, names: Sequence[str]) -> None:
+    def _drop_evaluations(self, step: int, names: Sequence[str]) -> None:
         again = tuple(f"eval/{name}/" for name in names)
         lines = self.metrics() if names else []
         # They are the last of their step, with the alarms that they raised.

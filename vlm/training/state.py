@@ -8,7 +8,7 @@ from vlm.checkpoint.format import Checkpoint, Group, first_differences
 from vlm.errors import UserError
 from vlm.objectives.objective import Objective
 from vlm.training.ema import Ema
-from vlm.training.engines.base import MOMENTS, Engine, Moment
+from vlm.training.engines.base import Engine
 from vlm.training.model_files import MODEL_FILES, file_group
 from vlm.training.teacher import Teacher
 
@@ -16,13 +16,13 @@ MEMORY, OWN_MEMORY = "memory", "own"
 
 
 def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None) -> dict[str, Group]:
-    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, AdamW's moments, averages, files."""
+    """The tensors of a run as groups for `write_checkpoint`: weights and buffers, moments, averages, files."""
     trainable = {name: _numel(shape) for name, shape in engine.shapes.items() if name in engine.parameters()}
     groups: dict[str, Group] = {
         "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.weight)
     }
-    for kind in MOMENTS:
-        groups[kind] = (trainable, _moment_reader(engine, kind))
+    for moment in engine.moments:
+        groups[moment] = (trainable, _moment_reader(engine, moment))
     if ema is not None:
         groups["ema"] = (trainable, ema.full)
     if teacher is not None:
@@ -69,15 +69,17 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
     trained = {name: engine.shapes[name] for name in engine.parameters()}
-    for kind in MOMENTS:
-        differences = first_differences(trained, checkpoint.shapes(kind))
+    for moment in engine.moments:
+        differences = first_differences(trained, checkpoint.shapes(moment))
         if differences:
-            raise UserError(f"checkpoint {checkpoint.folder}: other weights were trained there ({kind}): {differences}")
+            raise UserError(
+                f"checkpoint {checkpoint.folder}: other weights were trained there ({moment}): {differences}"
+            )
     for name in engine.shapes:
         engine.load_weight(name, checkpoint.tensor("weights", name))
-    moments = {kind: checkpoint.tensors(kind) for kind in MOMENTS}
-    by_name: dict[str, dict[Moment, torch.Tensor]] = {
-        name: {kind: moments[kind][name] for kind in MOMENTS} for name in trained
+    moments = {moment: checkpoint.tensors(moment) for moment in engine.moments}
+    by_name: dict[str, dict[str, torch.Tensor]] = {
+        name: {moment: moments[moment][name] for moment in engine.moments} for name in trained
     }
     engine.load_moments(by_name, checkpoint.manifest.num_updates)
     for own, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
@@ -87,10 +89,10 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
                 average.load(name, checkpoint.tensor(group, name))
 
 
-def _moment_reader(engine: Engine, kind: Moment) -> Callable[[str], torch.Tensor]:
+def _moment_reader(engine: Engine, moment: str) -> Callable[[str], torch.Tensor]:
     def read(name: str) -> torch.Tensor:
-        moment = engine.moment(name, kind)
-        return torch.zeros(engine.shapes[name]) if moment is None else moment
+        values = engine.moment(name, moment)
+        return torch.zeros(engine.shapes[name]) if values is None else values
 
     return read
 

@@ -12,18 +12,16 @@ from tests.ranks import run_ranks
 from tests.vlm.model.hugging_face import save_text_model, save_vision_model
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, outputs_of, some_images
 from vlm.batch import Batch, Images, Texts
+from vlm.distributed.world import World
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
-from vlm.model.dual_encoder import no_weight_decay_names
-from vlm.objectives.objective import Objective
-from vlm.objectives.terms.clip import Clip
-from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
+from vlm.training.assembly import assemble, build_objective
+from vlm.training.config import TrainingConfig
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.registry import EngineName
-from vlm.training.engines.start import build_engine, start_accelerator
+from vlm.training.engines.start import start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import OptimizerConfig, optimizer_maker
 
 ROWS = 4
 
@@ -46,8 +44,9 @@ def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int)
     accelerator = start_accelerator(settings)
     model = build_model(ModelConfig.model_validate(fields), seed=1)
     tokenizer = model.tokenizer
-    make_optimizer = optimizer_maker(OptimizerConfig(), no_weight_decay_names(model))
-    engine = build_engine(settings, accelerator, model, make_optimizer)
+    config = TrainingConfig(global_batch=ROWS)
+    objective = build_objective(config, model, ROWS, World.current(accelerator.device))
+    engine = assemble(config, settings, accelerator, model, objective).engine
     count, rank = ROWS // world_size, engine.world.rank
     rows = slice(rank * count, (rank + 1) * count)
     # Each rank's texts are as long as its own longest.
@@ -59,7 +58,6 @@ def _gradients(engine_name: EngineName, fields: dict[str, Any], world_size: int)
         parts={"image": Images(some_images(ROWS)[rows]), "text": Texts(tokens, lengths)},
     )
     engine.warm_up(batch)
-    objective = Objective({"clip": Clip()}, exchange=Exchange(engine.world))
     accumulate(engine, objective, batch, MicroBatchPlan(ROWS, world_size), seed=0)
     return {name: engine.gradient(name).clone() for name in engine.parameters()}
 

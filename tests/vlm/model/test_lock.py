@@ -15,7 +15,7 @@ from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.image_spec import ImageSpec
 from vlm.model.towers import ImageTower
-from vlm.training.optimizer import OptimizerConfig, build_optimizer
+from vlm.training.optimizers import AdamW, OptimizerMaker
 
 LITE0 = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
 SCALE = {"logit_scale"}
@@ -144,4 +144,4 @@ def test_a_model_of_which_nothing_trains_is_refused() -> None:
     module = nn.Linear(2, 2)
     module.requires_grad_(False)
     with pytest.raises(UserError, match=r"^model\.lock: nothing is left to train"):
-        build_optimizer(module, OptimizerConfig(), set())
+        OptimizerMaker(AdamW(), set())(module)

@@ -25,7 +25,7 @@ from vlm.outputs import PAIR
 from vlm.similarity.exchange import Exchange
 from vlm.training.accumulation import accumulate
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engines.base import MOMENTS, Engine
+from vlm.training.engines.base import Engine
 from vlm.training.engines.registry import EngineName
 from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step
@@ -80,7 +80,7 @@ def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:
     engine.step(0.0)
     dirty = engine.num_updates()
     engine.load_moments(
-        {name: {kind: torch.zeros(engine.shapes[name]) for kind in MOMENTS} for name in engine.parameters()}, 0
+        {name: {kind: torch.zeros(engine.shapes[name]) for kind in engine.moments} for name in engine.parameters()}, 0
     )
     losses = run_steps(engine, 0, NUM_STEPS // 2, ema)
     manifest = MANIFEST.model_copy(update={"step": NUM_STEPS // 2, "num_updates": engine.num_updates()})

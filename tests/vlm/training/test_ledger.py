@@ -10,8 +10,9 @@ from vlm.batch import Batch, Skip
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.json_lines import read_lines
-from vlm.training.ledger import Ledger, judge_bad
+from vlm.training.hooks.ledger import Ledger
 from vlm.training.run_directory import RunDirectory
+from vlm.training.skips import check_bad_fraction
 
 DEFAULT_SHARE = 0.01
 GLOBAL_BATCH = 100
@@ -72,9 +73,9 @@ def test_the_share_is_of_the_samples_so_far_but_of_a_thousand_at_least(
 ) -> None:
     if stops:
         with pytest.raises(UserError):
-            judge_bad({"web: it is empty": bad}, samples, share)
+            check_bad_fraction({"web: it is empty": bad}, samples, share)
     else:
-        judge_bad({"web: it is empty": bad}, samples, share)
+        check_bad_fraction({"web: it is empty": bad}, samples, share)
 
 
 def test_the_line_names_the_commonest_reasons(tmp_path: Path) -> None:

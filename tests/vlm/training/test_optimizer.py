@@ -8,7 +8,7 @@ from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
 from vlm.training.accumulation import accumulate
 from vlm.training.engines.registry import EngineName
-from vlm.training.optimizer import LrScale
+from vlm.training.optimizers import LrScale
 
 LR, DECAY, EPS = 0.01, 0.1, 1e-6
 

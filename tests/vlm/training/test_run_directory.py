@@ -29,7 +29,7 @@ def test_files_are_cut_back_to_a_step(tmp_path: Path) -> None:
         run.log_skips([(step, Skip("s", "x.tar", f"k{step}", "broken", "other"))])
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')  # torn by a crash
-    assert run.cut_back(2) == [f"{run.path}/metrics.jsonl: the last line was torn, and is left out"]
+    assert run.truncate_after(2) == [f"{run.path}/metrics.jsonl: the last line was torn, and is left out"]
     for name in ("metrics.jsonl", "ledger.jsonl", "samples/rank-0.jsonl"):
         lines = (run.path / name).read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
@@ -59,7 +59,7 @@ def test_evaluations_to_be_run_again_leave_nothing_of_their_step(tmp_path: Path)
     before = [(run.path / name).read_text() for name in ("metrics.jsonl", "ledger.jsonl")]
     run.log_metrics({"step": 6, "eval/a/R@1": 0.3})
     run.log_skips([(6, bad["evaluate:a"])])
-    run.forget_evaluations(6, ["a", "b"])
+    run.drop_evaluations(6, ["a", "b"])
     assert [(run.path / name).read_text() for name in ("metrics.jsonl", "ledger.jsonl")] == before
 
 
@@ -173,7 +173,7 @@ def test_going_back_sets_aside_what_was_saved_and_logged_later(tmp_path: Path) -
     (said,) = run.start({}, {}, 10, paths[10])
     assert said.startswith("going on from step 10: the checkpoints of steps 25, 30 and the log until then lie in ")
     assert said.endswith(f"{tmp_path}/set-aside/1 now")
-    assert run.cut_back(10) == []
+    assert run.truncate_after(10) == []
     assert run.checkpoint_steps() == [10]
     assert list(complete_checkpoints(tmp_path / "set-aside/1")) == [25, 30]
     assert [line["step"] for line in run.metrics()] == list(range(1, 11))

@@ -19,7 +19,7 @@ from vlm.training.engines.base import Engine, EngineSettings, Precision
 from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizer import LrScale, OptimizerConfig, optimizer_maker
+from vlm.training.optimizers import AdamW, LrScale, OptimizerConfig, OptimizerMaker
 from vlm.training.step import TrainState
 
 GLOBAL_BATCH = 12
@@ -88,6 +88,7 @@ class Setup:
     beta1: float = 0.9
     dropout: float = 0.0
     double: bool = False
+    optimizer: OptimizerConfig | None = None  # in place of AdamW with these numbers
 
 
 def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> ToyEncoder:
@@ -99,8 +100,8 @@ def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> T
 def start(setup: Setup, world_size: int, model: ToyEncoder | None = None) -> Engine:
     """The toy, or another model, under an engine, on this rank."""
     settings = EngineSettings(setup.engine, GLOBAL_BATCH // world_size, setup.precision, setup.max_grad_norm)
-    config = OptimizerConfig(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
-    make_optimizer = optimizer_maker(config, {"logit_scale", "image.0.bias"})
+    config = AdamW(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
+    make_optimizer = OptimizerMaker(setup.optimizer or config, {"logit_scale", "image.0.bias"})
     return build_engine(settings, start_accelerator(settings), model or toy_model(setup), make_optimizer)
 
 

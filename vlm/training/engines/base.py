@@ -1,7 +1,7 @@
 """The contract of engines: what runs forward, backward and step on one or many ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from vlm.batch import Batch
 from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
+from vlm.training.optimizers import OptimizerMaker
 
 Precision = Literal["fp32", "bf16"]
-Moment = Literal["exp_avg", "exp_avg_sq"]
-MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
-
-# The optimizer of a module's trainable parameters. An engine calls it when they are as it keeps them; names that depend
-# on the shape of a parameter are taken before.
-MakeOptimizer = Callable[[nn.Module], torch.optim.AdamW]
 
 
 @dataclass(frozen=True)
@@ -42,20 +37,26 @@ class Engine(ABC):
     called by all ranks together.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, settings: EngineSettings) -> None:
+    def __init__(
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
+    ) -> None:
         self.accelerator = accelerator
         self.module = module
+        self.moments = make_optimizer.moments
         self.world = World.current(accelerator.device)
         self.settings = settings
         # Taken before an engine shards the weights: all parameters and persistent buffers, whole.
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in module.state_dict().items()}
 
     @classmethod
-    @abstractmethod
     def build(
-        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> "Engine":
-        """The engine of a whole module, which is used through it from here on. Collective."""
+        """The engine of a whole module, which is used through it from here on. Collective.
+
+        `make_optimizer` is called when the parameters are as the engine keeps them.
+        """
+        return cls(accelerator, module, make_optimizer, settings)
 
     @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: ARG003
@@ -116,16 +117,16 @@ class Engine(ABC):
         """Replace one parameter or persistent buffer by a whole tensor. Collective."""
 
     @abstractmethod
-    def moment(self, name: str, kind: Moment) -> Tensor | None:
-        """One of AdamW's moments of a parameter, whole; None before the first step. Collective."""
+    def moment(self, name: str, moment: str) -> Tensor | None:
+        """One of the optimizer's `moments` of a parameter, whole; None before the first step. Collective."""
 
     @abstractmethod
-    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:
-        """Replace AdamW's moments (by parameter name) and its count of updates. Collective."""
+    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:
+        """Replace the optimizer's moments (by parameter name) and its count of updates. Collective."""
 
     @abstractmethod
     def num_updates(self) -> int:
-        """How many updates AdamW has made."""
+        """How many updates the optimizer has made."""
 
     @abstractmethod
     def shard(self, name: str) -> Tensor:
@@ -200,6 +201,6 @@ def exchange_data(module: nn.Module, name: str, value: Tensor) -> Tensor:
 
 
 def num_updates_of(optimizer: torch.optim.Optimizer) -> int:
-    """How many updates AdamW has made: its own count, the same for all parameters."""
-    counts = {int(state["step"]) for state in optimizer.state.values()}
+    """How many updates an optimizer has made by its own count, the same for all parameters; 0 where it counts none."""
+    counts = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
     return counts.pop() if counts else 0

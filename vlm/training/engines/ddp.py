@@ -12,33 +12,24 @@ from torch.nn.parallel import DistributedDataParallel
 from vlm.batch import Batch
 from vlm.outputs import PAIR, loss_with
 from vlm.training.engines.base import (
-    MOMENTS,
     Engine,
     EngineSettings,
-    MakeOptimizer,
-    Moment,
     data_of,
     exchange_data,
     num_updates_of,
 )
-from vlm.training.optimizer import set_lr
+from vlm.training.optimizers import OptimizerMaker, set_lr
 
 
 class DdpEngine(Engine):
     """Data parallelism with whole weights on every rank, wrapped by accelerate."""
 
     def __init__(
-        self, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> None:
-        super().__init__(accelerator, module, settings)
+        super().__init__(accelerator, module, make_optimizer, settings)
         self._wrapped = accelerator.prepare(module)
         self._optimizer = make_optimizer(module)
-
-    @classmethod
-    def build(  # noqa: D102
-        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
-    ) -> Engine:
-        return cls(accelerator, module, make_optimizer, settings)
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102
@@ -81,16 +72,16 @@ class DdpEngine(Engine):
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
         data_of(self.module, name).copy_(value)
 
-    def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
-        moment: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(kind)
-        return moment
+    def moment(self, name: str, moment: str) -> Tensor | None:  # noqa: D102
+        values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
+        return values
 
-    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
             state = self._optimizer.state[parameter]
             state["step"] = torch.tensor(float(num_updates), device=parameter.device)
-            for kind in MOMENTS:
-                state[kind] = moments[name][kind].to(parameter.device)
+            for moment in self.moments:
+                state[moment] = moments[name][moment].to(parameter.device)
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._optimizer)

@@ -18,16 +18,13 @@ from vlm.batch import Batch
 from vlm.errors import EveryRankError, reason
 from vlm.model.towers import Tower
 from vlm.training.engines.base import (
-    MOMENTS,
     Engine,
     EngineSettings,
-    MakeOptimizer,
-    Moment,
     num_updates_of,
     tensor_of,
 )
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
-from vlm.training.optimizer import set_lr
+from vlm.training.optimizers import OptimizerMaker, set_lr
 
 
 class FsdpEngine(Engine):
@@ -38,9 +35,9 @@ class FsdpEngine(Engine):
     """
 
     def __init__(
-        self, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> None:
-        super().__init__(accelerator, module, settings)
+        super().__init__(accelerator, module, make_optimizer, settings)
         self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
         self._root = _sharded(module.to(self.world.device), self._mesh)
         self._optimizer = make_optimizer(module)
@@ -48,12 +45,6 @@ class FsdpEngine(Engine):
         for name in self.shapes:
             tensor = tensor_of(module, name)
             self._shards[name] = _local(tensor.detach())
-
-    @classmethod
-    def build(  # noqa: D102
-        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
-    ) -> Engine:
-        return cls(accelerator, module, make_optimizer, settings)
 
     @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
@@ -101,16 +92,16 @@ class FsdpEngine(Engine):
     def load_weight(self, name: str, value: Tensor) -> None:  # noqa: D102
         self.put_shard(name, self.to_shard(name, value))
 
-    def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
-        moment: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(kind)
-        return None if moment is None else _full(moment)
+    def moment(self, name: str, moment: str) -> Tensor | None:  # noqa: D102
+        values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
+        return None if values is None else _full(values)
 
-    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
             state = self._optimizer.state[parameter]
             state["step"] = torch.tensor(float(num_updates), device=self.world.device)
-            for kind in MOMENTS:
-                state[kind] = self._distributed(name, self.to_shard(name, moments[name][kind]).clone())
+            for moment in self.moments:
+                state[moment] = self._distributed(name, self.to_shard(name, moments[name][moment]).clone())
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._optimizer)

@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
-from vlm.training.engines.base import Engine, EngineSettings, MakeOptimizer
+from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.registry import ENGINES
 from vlm.training.launcher_settings import overrule_launcher
+from vlm.training.optimizers import OptimizerMaker
 
 _LEAST_MEETING, _MOST_MEETING = 60.0, 600.0  # seconds
 
@@ -41,7 +42,7 @@ def start_accelerator(
 
 
 def build_engine(
-    settings: EngineSettings, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer
+    settings: EngineSettings, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker
 ) -> Engine:
     """Hand a model to the engine; from here on it is used through it. Collective."""
     return ENGINES.find(settings.name).build(accelerator, module, make_optimizer, settings)

@@ -24,18 +24,15 @@ from torch import Tensor, nn
 
 from vlm.batch import Batch
 from vlm.training.engines.base import (
-    MOMENTS,
     Engine,
     EngineSettings,
-    MakeOptimizer,
-    Moment,
     data_of,
     exchange_data,
     num_updates_of,
     tensor_of,
 )
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
-from vlm.training.optimizer import set_lr
+from vlm.training.optimizers import OptimizerMaker, set_lr
 
 Stage = Literal[1, 2, 3]
 
@@ -67,20 +64,14 @@ class ZeroEngine(Engine):
     _stage: Stage
 
     def __init__(
-        self, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
+        self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> None:
-        super().__init__(accelerator, module, settings)
+        super().__init__(accelerator, module, make_optimizer, settings)
         # DeepSpeed shards an optimizer's parameters itself.
         self._engine, self._prepared = accelerator.prepare(module, make_optimizer(module))
         self._zero: Any = self._engine.optimizer
         self._base: torch.optim.Optimizer = self._zero.optimizer
         self._linked = False
-
-    @classmethod
-    def build(  # noqa: D102
-        cls, accelerator: Accelerator, module: nn.Module, make_optimizer: MakeOptimizer, settings: EngineSettings
-    ) -> Engine:
-        return cls(accelerator, module, make_optimizer, settings)
 
     @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
@@ -132,22 +123,22 @@ class ZeroEngine(Engine):
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
             self._set_master(name, tensor, value, None)
 
-    def moment(self, name: str, kind: Moment) -> Tensor | None:  # noqa: D102
+    def moment(self, name: str, moment: str) -> Tensor | None:  # noqa: D102
         if not self._base.state:
             return None
         self._link_moments()
-        return safe_get_full_optimizer_state(self.parameters()[name], kind)  # type: ignore[no-any-return]
+        return safe_get_full_optimizer_state(self.parameters()[name], moment)  # type: ignore[no-any-return]
 
-    def load_moments(self, moments: dict[str, dict[Moment, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for part in self._master_parts():
             self._base.state[part] = {
                 "step": torch.tensor(float(num_updates), device=part.device),
-                **{kind: torch.zeros_like(part) for kind in MOMENTS},
+                **{moment: torch.zeros_like(part) for moment in self.moments},
             }
         self._link_moments(again=True)
         for name, parameter in self.parameters().items():
-            for kind in MOMENTS:
-                self._set_master(name, parameter, moments[name][kind], kind)
+            for moment in self.moments:
+                self._set_master(name, parameter, moments[name][moment], moment)
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._base)
@@ -192,18 +183,18 @@ class ZeroEngine(Engine):
         padded[: full.numel()] = full.flatten()
         return padded[self.world.rank * size :][:size].to(self.world.device)
 
-    def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, kind: Moment | None) -> None:
-        """Write a master weight (no `kind`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
+    def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        """Write a master weight (no `moment`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
         if self._stage == 3:
             part = self.to_shard(name, value)
-            if kind is None:
+            if moment is None:
                 safe_set_local_fp32_param(parameter, part)
             else:
-                safe_set_local_optimizer_state(parameter, part, kind)
-        elif kind is None:
+                safe_set_local_optimizer_state(parameter, part, moment)
+        elif moment is None:
             safe_set_full_fp32_param(parameter, value.to(self.world.device))
         else:
-            safe_set_full_optimizer_state(parameter, value.to(self.world.device), kind)
+            safe_set_full_optimizer_state(parameter, value.to(self.world.device), moment)
 
     def _link_moments(self, *, again: bool = False) -> None:
         """Tell parameters where their moments are: DeepSpeed does it when only the first group has any."""

@@ -1,20 +1,16 @@
 """The samples that a run skipped and saw: told in its files, summed over ranks, and stopped when too much is bad."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
 from vlm.batch import Batch, Skip
-from vlm.distributed.world import World
-from vlm.errors import EveryRankError
+from vlm.training.hooks.base import Hook, StepEvent
 from vlm.training.run_directory import RunDirectory
-
-# A share of fewer samples than this says little: with the default of 1 %, ten bad samples are always let pass.
-_LEAST_JUDGED = 1_000
-_SHOWN = 3
+from vlm.training.skips import check_bad_fraction, reasons_of
 
 
-class Ledger:
+class Ledger(Hook):
     """Collects every rank's skips and counts between two flushes. Collective where it says so."""
 
     def __init__(
@@ -34,10 +30,18 @@ class Ledger:
         self._reasons: Counter[str] = Counter()
         self.num_skipped = run.num_skips()
 
+    def after_step(self, event: StepEvent) -> None:  # noqa: D102
+        self.add(event.batch)
+
     def add(self, batch: Batch) -> None:
         """Take note of this rank's rows of a step."""
         self._skips.extend((batch.step + 1, skip) for skip in batch.skipped)
         self._counts.update(batch.counts)
+
+    def manifest_fields(self, step: int) -> dict[str, Any]:
+        """The counts that the next line of the log needs. All skips so far are written before. Collective."""
+        self.flush(step)
+        return {"counts": self.counts()}
 
     def flush(self, step: int) -> None:
         """Write what all ranks skipped since the last flush to the ledger. Collective.
@@ -49,7 +53,7 @@ class Ledger:
         self._skips = []
         self.num_skipped += len(skips)
         self._reasons.update(reasons_of(skips))
-        judge_bad(self._reasons, (step - self._start_step) * self._global_batch, self._max_bad_share)
+        check_bad_fraction(self._reasons, (step - self._start_step) * self._global_batch, self._max_bad_share)
 
     def counts(self) -> dict[str, int]:
         """The rows of each source and field over all ranks since `shares` was called: for a checkpoint. Collective."""
@@ -66,28 +70,3 @@ class Ledger:
         for name, count in everyone.items():
             totals[name.partition("/")[0]] += count
         return {f"data/{name}": count / totals[name.partition("/")[0]] for name, count in sorted(everyone.items())}
-
-
-def judge_bad(reasons: Mapping[str, int], num_samples: int, max_bad_share: float) -> None:
-    """Raise EveryRankError, naming the commonest reasons, when too large a share of `num_samples` could not be used."""
-    bad = sum(reasons.values())
-    if bad <= max_bad_share * max(num_samples, _LEAST_JUDGED):
-        return
-    commonest = Counter(reasons).most_common(_SHOWN)
-    told = "; ".join(f"{count:,} x {reason}" for reason, count in commonest)
-    more = f"; and {len(reasons) - _SHOWN} other reasons" if len(reasons) > _SHOWN else ""
-    raise EveryRankError(
-        f"data.max_bad_share: {bad:,} of {num_samples:,} samples could not be used, more than {max_bad_share:.2%} "
-        f"({told}{more}); the run's ledger.jsonl names each"
-    )
-
-
-def skips_of_all_ranks(skips: Sequence[Skip], source: str, world: World) -> list[Skip]:
-    """The samples that any rank could not use, each once, under the name `source`, in one order. Collective."""
-    found = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
-    return [replace(found[place], source=source) for place in sorted(found)]
-
-
-def reasons_of(skips: Sequence[Skip]) -> Counter[str]:
-    """How often each source gives each reason."""
-    return Counter(f"{skip.source}: {skip.reason}" for skip in skips)

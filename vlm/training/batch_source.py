@@ -1,11 +1,9 @@
-"""The parts that a trainer is handed: the source of its batches, and evaluators of its model with their schedule."""
+"""The contract of the training data, as a trainer reads it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.batch import Batch
-from vlm.evaluation import Evaluator
 
 
 @runtime_checkable
@@ -21,14 +19,5 @@ class BatchSource(Protocol):
     def state(self, step: int) -> dict[str, Any]:
         """The state of the data that a checkpoint after `step` steps must hold, besides that number. Collective."""
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Drop what only a return to before `step` could need."""
-
-
-@dataclass(frozen=True)
-class ScheduledEvaluation:
-    """An evaluator, and after how many steps it runs again. It always runs at the end."""
-
-    name: str
-    evaluator: Evaluator
-    every_steps: int | None

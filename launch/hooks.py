@@ -1,0 +1,80 @@
+"""The hooks of a recipe's run, in the order in which they see a step."""
+
+import torch
+
+from launch.facts import package_versions
+from launch.parts import RunParts
+from launch.recipe import Recipe
+from launch.resume import Start
+from vlm.checkpoint.manifest import Manifest
+from vlm.duration import Duration
+from vlm.geometry import telemetry
+from vlm.objectives.objective import Objective
+from vlm.training.alarm import Alarms, require_known
+from vlm.training.control import RunControl
+from vlm.training.hooks import step_log
+from vlm.training.hooks.base import Hook
+from vlm.training.hooks.checkpoints import CheckpointPlan, Checkpoints
+from vlm.training.hooks.evaluations import Evaluations
+from vlm.training.hooks.geometry import GeometryTelemetry
+from vlm.training.hooks.guard import Guard
+from vlm.training.hooks.ledger import Ledger
+from vlm.training.hooks.sample_record import SampleRecord
+from vlm.training.hooks.step_log import StepLog
+from vlm.training.recorder import Recorder
+from vlm.training.step import TrainState
+
+
+def require_known_alarms(recipe: Recipe, parts: RunParts, objective: Objective) -> None:
+    """Raise EveryRankError for an alarm on a figure that none of the run's hooks writes."""
+    figures = {"": [*step_log.FIGURES, *objective.terms]}
+    for evaluation in parts.evaluations:
+        kind = f"eval/{evaluation.name}"
+        figures[kind] = [f"{kind}/{metric.name}" for metric in evaluation.evaluator.metrics]
+    if recipe.geometry.every is not None:
+        figures["geometry"] = [f"geometry/{name}" for name in telemetry.FIGURES]
+    require_known(recipe.alarm, figures)
+
+
+def build_alarms(recipe: Recipe, parts: RunParts) -> Alarms:
+    """The alarms of a recipe, their stretches in steps."""
+    return Alarms(recipe.alarm, lambda stretch: stretch.steps(recipe.global_batch, parts.source.num_samples))
+
+
+def build_hooks(
+    recipe: Recipe, state: TrainState, parts: RunParts, start: Start, recorder: Recorder, control: RunControl
+) -> list[Hook]:
+    """All hooks of a run that begins or goes on at `start`."""
+    world, source, first = state.engine.world, parts.source, _manifest(recipe, state, parts)
+    manifest = first if start.checkpoint is None else start.checkpoint.manifest
+
+    def steps(duration: Duration) -> int:
+        return max(1, duration.steps(recipe.global_batch, source.num_samples))
+
+    counts = manifest.counts if world.is_main else None
+    ledger = Ledger(recorder.run, source.max_bad_share, recipe.global_batch, start.step, counts)
+    guard = Guard(recorder, recipe.max_bad_steps, manifest.left_out)
+    hooks: list[Hook] = [ledger]
+    if recipe.record_samples:
+        hooks.append(SampleRecord(recorder.run))
+    hooks += [guard, StepLog(recorder, world, control.clock, ledger, guard, steps(recipe.log_every))]
+    if recipe.geometry.every is not None:
+        hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
+    hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
+    plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first)
+    return [*hooks, Checkpoints(state, source, tuple(hooks), recorder, control, plan)]
+
+
+def _manifest(recipe: Recipe, state: TrainState, parts: RunParts) -> Manifest:
+    """The manifest of the first step, much of which stays the same from checkpoint to checkpoint."""
+    return Manifest(
+        step=0,
+        samples=0,
+        num_updates=0,
+        world_size=state.engine.world.size,
+        engine=recipe.engine,
+        threads=torch.get_num_threads(),
+        model=parts.model.config.model_dump(mode="json"),
+        data={source.name: source.record for source in parts.source.sources},
+        versions=package_versions(),
+    )

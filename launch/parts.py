@@ -1,0 +1,89 @@
+"""The parts that a recipe names: model, data and evaluations, built and checked before anything is written."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.loading.sequential import SequentialStream
+from data.loading.stream import TrainStream
+from data.shards.cache import ShardCache
+from eval.evaluator import EvaluationContext
+from eval.recipe import build_evaluators
+from launch.limits import require_batches_fit, require_enough_samples
+from launch.recipe import Recipe
+from launch.start_lines import model_line
+from vlm.checkpoint.data_record import DataRecord
+from vlm.distributed.world import World
+from vlm.errors import UserError
+from vlm.model.dual_encoder import DualEncoder
+from vlm.training.engines.base import EngineSettings
+from vlm.training.hooks.evaluations import ScheduledEvaluation
+from vlm.training.progress import show_lines
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Model, data and evaluations of a run, with the records by which the sets of data are told from others."""
+
+    model: DualEncoder
+    source: TrainStream | SequentialStream
+    evaluations: list[ScheduledEvaluation]
+    records: dict[str, DataRecord]
+
+
+def build_parts(recipe: Recipe, world: World, model: DualEncoder) -> RunParts:
+    """The parts of a run of `model`. Raises UserError for what is wrong with the data. Collective."""
+    show_lines(world.is_main, [model_line(recipe, model)])
+    require_batches_fit(recipe, rows_per_rank(recipe.global_batch), model.image_spec.size, model.embed_dim)
+    source = open_stream(recipe, model, world)
+    require_enough_samples(recipe.global_batch, source.num_samples)
+    cache = ShardCache(recipe.data.cache, recipe.data.retry)
+    context = EvaluationContext(model.image_spec, model.tokenizer, recipe.data.root, cache)
+    evaluators = build_evaluators(recipe.evaluate, context)
+    evaluations = []
+    for name, evaluator in evaluators.items():
+        every = recipe.evaluate[name].every
+        steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
+        evaluations.append(ScheduledEvaluation(name, evaluator, steps))
+    records = {f"data.sources.{summary.name}": summary.record for summary in source.sources}
+    for name, evaluator in evaluators.items():
+        records |= {f"evaluate.{name}.{key}": record for key, record in evaluator.records.items()}
+    return RunParts(model, source, evaluations, records)
+
+
+def open_stream(
+    recipe: Recipe, model: DualEncoder, world: World, *, record: bool = True
+) -> TrainStream | SequentialStream:
+    """The training data of a recipe as a model reads it; without `record`, nothing is written below the run."""
+    if recipe.data.mode == "sequential":
+        return SequentialStream(
+            recipe.data,
+            model.image_spec,
+            model.tokenizer,
+            global_batch=recipe.global_batch,
+            seed=recipe.seed,
+            world=world,
+        )
+    return TrainStream(
+        recipe.data,
+        model.image_spec,
+        model.tokenizer,
+        global_batch=recipe.global_batch,
+        seed=recipe.seed,
+        world=world,
+        record=Path(recipe.run) if record else None,
+    )
+
+
+def rows_per_rank(global_batch: int) -> int:
+    """The rows of the fullest of the launched ranks. Raises UserError when some rank would have none."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if global_batch < ranks:
+        raise UserError(f"global_batch: {global_batch} pairs leave some of {ranks} ranks without any")
+    return math.ceil(global_batch / ranks)
+
+
+def engine_settings(recipe: Recipe, max_grad_norm: float | None) -> EngineSettings:
+    """The engine's settings by a recipe and the launched ranks, but for the limit on the gradient's norm."""
+    return EngineSettings(recipe.engine, rows_per_rank(recipe.global_batch), recipe.precision, max_grad_norm)

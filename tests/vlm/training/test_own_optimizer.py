@@ -1,0 +1,113 @@
+"""An optimizer of one's own under every engine: torch's own steps in one process, and its state goes on elsewhere."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from tests.vlm.training.toy import GLOBAL_BATCH, WHOLE, Setup, start, toy_batch, toy_model, train_state
+from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.manifest import Manifest
+from vlm.objectives import functional
+from vlm.training.engines.registry import EngineName
+from vlm.training.optimizers import OptimizerConfig
+from vlm.training.state import restore_state, state_groups
+from vlm.training.step import train_step
+
+NUM_STEPS, LR, DECAY = 6, 0.05, 0.01
+
+
+class Momentum(OptimizerConfig):
+    """Gradient descent with momentum."""
+
+    moments: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+
+    momentum: float = 0.8
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+
+
+def setup(engine: EngineName) -> Setup:
+    optimizer = Momentum(kind=f"{__name__}:Momentum", lr=LR, weight_decay=DECAY)
+    return Setup(engine, max_grad_norm=None, optimizer=optimizer)
+
+
+def life(engine_name: EngineName, world_size: int, folder: str, first: int, last: int) -> dict[str, Tensor]:
+    """Steps `first` to `last`, from the folder's checkpoint where there is one; all weights and moments after them."""
+    engine = start(setup(engine_name), world_size)
+    saved = Path(folder) / f"step-{first:08d}"
+    if first:
+        restore_state(Checkpoint(saved), engine, None)
+    state = train_state(engine)
+    for step in range(first, last):
+        batch = toy_batch(step, engine.world.rank, world_size)
+        if step == first:
+            engine.warm_up(batch)
+        train_step(state, batch, WHOLE, seed=0, lr=LR)
+    manifest = Manifest(
+        step=last,
+        samples=0,
+        num_updates=engine.num_updates(),
+        world_size=world_size,
+        engine=engine_name,
+        threads=1,
+        model={},
+        data={},
+        versions={},
+    )
+    with torch.no_grad():
+        groups = state_groups(engine, None)
+        write_checkpoint(Path(folder), manifest, groups, engine.world)
+        whole = {f"{group}/{name}": read(name).clone() for group, (sizes, read) in groups.items() for name in sizes}
+    engine.accelerator.end_training()
+    return whole
+
+
+def one_process() -> dict[str, Tensor]:
+    """The toy's weights and buffers after all steps of torch's own loop."""
+    model = toy_model(Setup())
+    decayed = {True: list[torch.nn.Parameter](), False: list[torch.nn.Parameter]()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed[name not in ("logit_scale", "image.0.bias")].append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed[True], "weight_decay": DECAY},
+        {"params": decayed[False]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=0.8)
+    for step in range(NUM_STEPS):
+        batch = toy_batch(step, 0, 1, GLOBAL_BATCH)
+        outputs = model(batch.parts, frozenset({"image", "text"}))
+        optimizer.zero_grad()
+        functional.clip(outputs["image"], outputs["text"], outputs["logit_scale"]).backward()
+        optimizer.step()
+    expected = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            expected[f"momentum_buffer/{name}"] = optimizer.state[parameter]["momentum_buffer"]
+    return expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("ddp", 1), ("ddp", 1)),
+        (("ddp", 2), ("zero2", 2)),
+        (("zero1", 2), ("fsdp", 2)),
+        (("fsdp", 2), ("zero3", 2)),
+        (("zero3", 2), ("ddp", 1)),
+    ],
+)
+def test_a_run_over_two_engines_is_torchs_own_loop(tmp_path: Path, first: Any, second: Any) -> None:
+    half = NUM_STEPS // 2
+    run_ranks(life, first[1], *first, str(tmp_path), 0, half, group=False)
+    found = run_ranks(life, second[1], *second, str(tmp_path), half, NUM_STEPS, group=False)[0]
+    expected = one_process()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)

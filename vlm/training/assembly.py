@@ -1,0 +1,52 @@
+"""The state of a run, assembled from its recipe's training keys: objective, engine with optimizer, and averages."""
+
+import torch
+from accelerate import Accelerator
+
+from vlm.distributed.world import World
+from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.objectives.objective import Objective
+from vlm.objectives.state import RunFacts
+from vlm.outputs import module_key
+from vlm.similarity.exchange import Exchange
+from vlm.training.config import TrainingConfig
+from vlm.training.ema import Ema
+from vlm.training.engines.base import EngineSettings
+from vlm.training.engines.start import build_engine
+from vlm.training.optimizers import OptimizerMaker
+from vlm.training.step import TrainState
+from vlm.training.teacher import Teacher
+
+
+def assemble(
+    config: TrainingConfig,
+    settings: EngineSettings,
+    accelerator: Accelerator,
+    model: DualEncoder,
+    objective: Objective,
+) -> TrainState:
+    """The state with which a run begins, from the model and the objective built for it. Collective.
+
+    The model is used through the engine from here on.
+    """
+    make_optimizer = OptimizerMaker(config.optimizer, no_weight_decay_names(model))
+    engine = build_engine(settings, accelerator, model, make_optimizer)
+    ema = Ema(config.ema, engine) if config.ema else None
+    teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
+    return TrainState(engine, objective, ema, teacher)
+
+
+def build_objective(config: TrainingConfig, model: DualEncoder, num_samples: int, world: World) -> Objective:
+    """The objective of a run; an epoch has `num_samples`. What terms learn is put into the model. Collective."""
+    facts = RunFacts(
+        dim=model.embed_dim,
+        num_samples=num_samples,
+        num_steps=config.duration.steps(config.global_batch, num_samples),
+        steps_per_epoch=max(1, round(num_samples / config.global_batch)),
+        seed=config.seed,
+        world=world,
+    )
+    objective = Objective(config.objective, config.providers, Exchange(world, config.similarity), facts)
+    for name, value in objective.parameters().items():
+        model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
+    return objective

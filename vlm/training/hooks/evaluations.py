@@ -1,0 +1,90 @@
+"""The evaluations of a run: every so many steps, and after the last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlm.ends.stops import EvaluationStoppedError
+from vlm.errors import reason
+from vlm.evaluation import Artifact, Evaluator
+from vlm.training.control import RunControl
+from vlm.training.hooks.base import Hook, StepEvent
+from vlm.training.recorder import Recorder
+from vlm.training.run_files import EXAMPLES
+from vlm.training.skips import skips_of_all_ranks
+from vlm.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class ScheduledEvaluation:
+    """An evaluator, and after how many steps it runs again. It always runs at the end."""
+
+    name: str
+    evaluator: Evaluator
+    every_steps: int | None
+
+    def is_due(self, event: StepEvent) -> bool:
+        """Whether it runs after this step."""
+        return event.is_last or (self.every_steps is not None and event.step % self.every_steps == 0)
+
+
+class Evaluations(Hook):
+    """Runs what is due, on the averaged weights where there are any. A stop leaves the rest to the next life.
+
+    `pending` are the names of those that the run's last life has left.
+    """
+
+    def __init__(
+        self,
+        scheduled: Sequence[ScheduledEvaluation],
+        state: TrainState,
+        recorder: Recorder,
+        control: RunControl,
+        pending: Sequence[str] = (),
+    ) -> None:
+        self._scheduled = scheduled
+        self._state = state
+        self._recorder = recorder
+        self._control = control
+        self._pending = [evaluation for evaluation in scheduled if evaluation.name in pending]
+
+    def before_first_step(self, step: int) -> None:  # noqa: D102
+        self._run_pending(step)
+
+    def after_step(self, event: StepEvent) -> None:  # noqa: D102
+        self._pending = [evaluation for evaluation in self._scheduled if evaluation.is_due(event)]
+        with self._control.clock.paused():
+            self._run_pending(event.step)
+
+    def manifest_fields(self, step: int) -> dict[str, Any]:  # noqa: ARG002, D102
+        return {"pending": tuple(evaluation.name for evaluation in self._pending)}
+
+    def _run_pending(self, step: int) -> None:
+        while self._pending and not self._control.stops.is_stopping:
+            try:
+                self._run(self._pending[0], step)
+            except EvaluationStoppedError:
+                return
+            self._pending = self._pending[1:]
+
+    def _run(self, evaluation: ScheduledEvaluation, step: int) -> None:
+        """Run one evaluation, and write its figures and what it skipped. Collective."""
+        engine, ema = self._state.engine, self._state.ema
+        world = replace(engine.world, pulse=self._control.stops.check)
+        with engine.swapped_weights(ema.shards if ema else {}):
+            result = evaluation.evaluator.run(engine.module, world)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
+        self._recorder.say(f"step {step}  {evaluation.name}: {shown}")
+        self._recorder.write(step, {f"eval/{evaluation.name}/{name}": value for name, value in result.figures.items()})
+        skips = skips_of_all_ranks(evaluation.evaluator.skipped, f"evaluate:{evaluation.name}", world)
+        self._recorder.run.log_skips([(step, skip) for skip in skips] if world.is_main else [])
+        if step == self._control.num_steps and result.examples is not None and world.is_main:
+            self._write_examples(result.examples, evaluation.name)
+
+    def _write_examples(self, examples: Artifact, evaluation: str) -> None:
+        """Write pictures for the report. The last step is not saved yet: what fails here must not lose it."""
+        try:
+            examples.write(self._recorder.run.path / EXAMPLES / evaluation)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {reason(error)}"
+            self._recorder.say(f"{evaluation}: its examples could not be written: {problem}")
