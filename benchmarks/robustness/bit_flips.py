@@ -168,7 +168,7 @@ def state_of(checkpoint: Checkpoint) -> tuple[Any, str]:
     for group in GROUPS:
         for name, tensor in sorted(checkpoint.tensors(group).items()):
             digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    for piece in checkpoint.pieces("own"):
+    for piece in checkpoint.by_rank("own"):
         for name, tensor in sorted(piece.items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
     return checkpoint.manifest, digest.hexdigest()

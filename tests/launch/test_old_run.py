@@ -41,7 +41,7 @@ def test_it_is_read(run: Path) -> None:
     assert [len(checkpoint.names(group)) > 0 for group in ("weights", "ema", "teacher", "exp_avg", "memory")] == [
         True
     ] * 5
-    assert len(checkpoint.pieces("own")) == 2
+    assert len(checkpoint.by_rank("own")) == 2
     record = read_run(run)
     assert len(record.training) == 6
     assert record.facts["world_size"] == 2

@@ -110,6 +110,6 @@ def assert_same_run(run: Path, whole: Path) -> None:
         assert ends[0].names(group) == ends[1].names(group)
         for name in ends[0].names(group):
             assert torch.equal(ends[0].tensor(group, name), ends[1].tensor(group, name)), (group, name)
-    for piece, other in zip(ends[0].pieces("own"), ends[1].pieces("own"), strict=True):
+    for piece, other in zip(ends[0].by_rank("own"), ends[1].by_rank("own"), strict=True):
         assert piece.keys() == other.keys()
         assert all(torch.equal(piece[name], other[name]) for name in piece)

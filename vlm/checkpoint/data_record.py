@@ -56,9 +56,9 @@ def _of_source(name: str, before: DataRecord, now: DataRecord, shards: Sequence[
     if not wrong:
         return []
     runs = runs_of_shards(now.shards or 0)
-    told = [shards[runs[run][0]] if len(runs[run]) == 1 else _ends(runs[run], shards) for run in wrong[:_SHOWN]]
+    places = [shards[runs[run][0]] if len(runs[run]) == 1 else _ends(runs[run], shards) for run in wrong[:_SHOWN]]
     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    return [f"{name} holds other samples or texts, or other names of shards, in {', '.join(told)}{more}"]
+    return [f"{name} holds other samples or texts, or other names of shards, in {', '.join(places)}{more}"]
 
 
 def _ends(run: range, shards: Sequence[str]) -> str:

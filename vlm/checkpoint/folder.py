@@ -13,7 +13,7 @@ from vlm.atomic import flush_to_disk
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 FILES = r"manifest\.json|[\w.-]+-\d{5,}\.safetensors|\.[\w.-]+\.partial|\.tmp[A-Za-z0-9]{6}"
-"""What a checkpoint is made of (the last is what safetensors writes first): nothing else in its folder is removed."""
+"""The files of a checkpoint (the last is what safetensors writes first): nothing else in its folder is removed."""
 _FOLDER = re.compile(r"step-(\d{8,18})")
 _UNFINISHED = re.compile(r"step-\d{8,18}(\.old(-\d+)?)?\.partial")
 
@@ -25,14 +25,14 @@ def folder_name(step: int) -> str:
 
 def step_of(folder: Path) -> int | None:
     """After how many steps the checkpoint in a folder of this name was written; None for any other name."""
-    found = _FOLDER.fullmatch(folder.name)
-    return int(found[1]) if found and folder_name(int(found[1])) == folder.name else None
+    match = _FOLDER.fullmatch(folder.name)
+    return int(match[1]) if match and folder_name(int(match[1])) == folder.name else None
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
     """All complete checkpoints below `folder` by step, oldest first."""
-    found = {step_of(path): path for path in folder.glob("step-*") if (path / MANIFEST).is_file()}
-    return {step: found[step] for step in sorted(step for step in found if step is not None)}
+    by_step = {step_of(path): path for path in folder.glob("step-*") if (path / MANIFEST).is_file()}
+    return {step: by_step[step] for step in sorted(step for step in by_step if step is not None)}
 
 
 def clear_unfinished(folder: Path) -> None:

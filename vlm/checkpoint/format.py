@@ -39,11 +39,11 @@ def write_checkpoint(
     manifest: Manifest,
     groups: dict[str, Group],
     world: World,
-    pieces: dict[str, dict[str, Tensor]] | None = None,
+    local_groups: dict[str, dict[str, Tensor]] | None = None,
 ) -> Path:
     """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint.
 
-    `pieces` are groups of which each rank has tensors of its own, under names that others may have too.
+    `local_groups` are groups of which each rank has tensors of its own, under names that others may have too.
 
     Raises:
         EveryRankError: a tensor holds NaN or +inf, or the disk is full; what was there before stays as it was.
@@ -56,7 +56,7 @@ def write_checkpoint(
     world.barrier()
     files: dict[str, FileRecord] = {}
     problem = None
-    for group, tensors in _shares(groups, pieces or {}, world):
+    for group, tensors in _local_tensors(groups, local_groups or {}, world):
         path = aside / f"{group}-{world.rank:05d}.safetensors"
         try:
             # After a failure the others' tensors still need this rank's parts of them.
@@ -67,11 +67,11 @@ def write_checkpoint(
         except UserError as error:
             problem = f"{path.name}: {reason(error)}"
         except (OSError, SafetensorError) as error:
-            problem = f"{path.name}: {reason(error)}; {_room_words(folder, groups, pieces or {})}"
-    shares = world.gather_objects((files, problem))
-    problem = next((told for _, told in shares if told is not None), None)
+            problem = f"{path.name}: {reason(error)}; {_room_words(folder, groups, local_groups or {})}"
+    outcomes = world.gather_objects((files, problem))
+    problem = next((message for _, message in outcomes if message is not None), None)
     if problem is None:
-        written = {name: record for names, _ in shares for name, record in names.items()}
+        written = {name: record for names, _ in outcomes for name, record in names.items()}
         complete = manifest.model_copy(update={"files": dict(sorted(written.items()))})
         (problem,) = world.gather_objects(_complete(aside, target, complete) if world.is_main else None)[:1]
     if problem is not None:
@@ -83,28 +83,28 @@ def write_checkpoint(
     return target
 
 
-def _room_words(folder: Path, groups: dict[str, Group], pieces: dict[str, dict[str, Tensor]]) -> str:
+def _room_words(folder: Path, groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]) -> str:
     """How much a checkpoint takes, which is fp32 but for a few buffers, and how much is free."""
     numbers = sum(size for sizes, _ in groups.values() for size in sizes.values())
-    own = sum(tensor.nbytes for tensors in pieces.values() for tensor in tensors.values())
+    local_bytes = sum(tensor.nbytes for tensors in local_groups.values() for tensor in tensors.values())
     free = shutil.disk_usage(folder).free
-    return f"it takes about {(4 * numbers + own) / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there"
+    return f"it takes about {(4 * numbers + local_bytes) / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there"
 
 
-def _shares(
-    groups: dict[str, Group], pieces: dict[str, dict[str, Tensor]], world: World
+def _local_tensors(
+    groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]], world: World
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The tensors that this rank has to write, group by group, copied to the CPU. Collective."""
-    for group, (sizes, whole) in groups.items():
+    for group, (sizes, full_tensor) in groups.items():
         owners = _owners(sizes, world.size)
-        share = {}
+        owned = {}
         for name in sizes:
-            tensor = whole(name)  # every rank takes part, the owner keeps it
+            tensor = full_tensor(name)  # every rank takes part, the owner keeps it
             if owners[name] == world.rank:
-                share[name] = _copy(tensor)
-        if share:
-            yield group, share
-    for group, tensors in pieces.items():
+                owned[name] = _copy(tensor)
+        if owned:
+            yield group, owned
+    for group, tensors in local_groups.items():
         yield group, {name: _copy(tensor) for name, tensor in tensors.items()}
 
 
@@ -184,9 +184,9 @@ class Checkpoint:
                 self._checked(name)
         except UserError as error:
             problem = str(error)
-        for told in world.gather_objects(problem):
-            if told is not None:
-                raise EveryRankError(told)
+        for message in world.gather_objects(problem):
+            if message is not None:
+                raise EveryRankError(message)
         self._verified.update(self.manifest.files)
 
     def _checked(self, name: str) -> Path:
@@ -217,7 +217,7 @@ class Checkpoint:
         """All tensors of a group by name, on the CPU."""
         return {name: self.tensor(group, name) for name in self.names(group)}
 
-    def pieces(self, group: str) -> list[dict[str, Tensor]]:
+    def by_rank(self, group: str) -> list[dict[str, Tensor]]:
         """The tensors that each rank had of its own in a group when this was written, in rank order, on the CPU."""
         names = sorted(name for name in self.manifest.files if name.rsplit("-", 1)[0] == group)
         return [load_file(self._checked(name)) for name in names]
@@ -243,17 +243,17 @@ class Checkpoint:
 
 
 def first_differences(
-    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], count: int = 3
+    expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[int, ...]], count: int = 3
 ) -> str | None:
     """Words on the first tensors in which two sets of weights differ; None when they agree."""
     words = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        if name not in found:
+    for name in [*expected, *(name for name in actual if name not in expected)]:
+        if name not in actual:
             words.append(f"{name} is missing")
         elif name not in expected:
             words.append(f"{name} is not in the model")
-        elif expected[name] != found[name]:
-            words.append(f"{name} is {list(found[name])} but the model has {list(expected[name])}")
+        elif expected[name] != actual[name]:
+            words.append(f"{name} is {list(actual[name])} but the model has {list(expected[name])}")
         if len(words) == count:
             break
     return "; ".join(words) or None

@@ -91,6 +91,6 @@ def read_manifest(folder: Path) -> Manifest:
 def _misread(path: Path, form: str, error: ValidationError) -> UserError:
     """The words on a manifest that is JSON and fits its checksum, if it has one, but not this version."""
     problem = first_problem(error, Manifest)
-    if form != _UNSEALED and all(found["type"] == "extra_forbidden" for found in error.errors(include_url=False)):
+    if form != _UNSEALED and all(detail["type"] == "extra_forbidden" for detail in error.errors(include_url=False)):
         return NewerCheckpointError(f"{path}: a newer version of vlm wrote it ({problem})")
     return UserError(f"{path} is not a readable manifest: {problem}")

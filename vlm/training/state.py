@@ -12,7 +12,7 @@ from vlm.training.engines.base import Engine
 from vlm.training.model_files import MODEL_FILES, file_group
 from vlm.training.teacher import Teacher
 
-MEMORY, OWN_MEMORY = "memory", "own"
+MEMORY, LOCAL_MEMORY = "memory", "own"
 
 
 def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None) -> dict[str, Group]:
@@ -47,14 +47,14 @@ def own_pieces(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
     tensors = {
         f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.own().items()
     }
-    return {OWN_MEMORY: tensors} if tensors else {}
+    return {LOCAL_MEMORY: tensors} if tensors else {}
 
 
 def restore_memory(checkpoint: Checkpoint, objective: Objective) -> None:
     """Put back what terms remember, whatever world size wrote it."""
-    replicated, pieces = checkpoint.tensors(MEMORY), checkpoint.pieces(OWN_MEMORY)
+    replicated, by_rank = checkpoint.tensors(MEMORY), checkpoint.by_rank(LOCAL_MEMORY)
     for name, state in objective.states.items():
-        state.restore(_of(name, replicated), [_of(name, piece) for piece in pieces])
+        state.restore(_of(name, replicated), [_of(name, tensors) for tensors in by_rank])
 
 
 def _of(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -82,8 +82,8 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
         name: {moment: moments[moment][name] for moment in engine.moments} for name in trained
     }
     engine.load_moments(by_name, checkpoint.manifest.num_updates)
-    for own, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
-        group = own if checkpoint.names(own) else "weights"
+    for average_name, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
+        group = average_name if checkpoint.names(average_name) else "weights"
         if average is not None:
             for name in average.shards:
                 average.load(name, checkpoint.tensor(group, name))

@@ -93,7 +93,7 @@ def test_every_file_is_checked_by_verify_and_by_whoever_reads_it(tmp_path: Path)
         with pytest.raises(EveryRankError, match=rf"{name} is damaged"):
             Checkpoint(path).verify(World())
         group = name.partition("-")[0]
-        read = Checkpoint(path).pieces if group == "own" else Checkpoint(path).tensors
+        read = Checkpoint(path).by_rank if group == "own" else Checkpoint(path).tensors
         with pytest.raises(UserError, match=rf"{name} is damaged"):
             read(group)
 
