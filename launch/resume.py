@@ -54,7 +54,7 @@ def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_c
         return Start(None, tuple(notices))
     moved: tuple[str, ...] = ()
     if run.was_started:
-        run.require_whole()
+        run.require_undamaged()
         stored = run.recipe()
         if not allow_changes:
             moved = _require_same_recipe(run, stored, recipe)

@@ -53,8 +53,8 @@ def accumulate(
             outputs = embedded[0] if keeps_graph else forward(micro_batch, objective.needs.outputs)
             total = loss_with(rows, outputs)
             if micro_batch.has_rows:
-                taught = teacher_outputs[micro_batch.number]
-                local, by_term = objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=taught)
+                teacher_rows = teacher_outputs[micro_batch.number]
+                local, by_term = objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=teacher_rows)
                 total = total + _nan_unless_finite(local)
                 loss = loss + local.detach()
                 terms |= {name: terms.get(name, 0.0) + value for name, value in by_term.items()}
@@ -73,9 +73,9 @@ def remember(
     embedded = [forward(micro_batch, objective.needs.outputs) for micro_batch in micro_batches]
     leaves = _leaves(embedded, micro_batches, objective.pair_needs.outputs)
     objective.evaluate_pairs(leaves, batch, teacher=_of_all_rows(teacher_outputs, micro_batches))
-    for micro_batch, outputs, taught in zip(micro_batches, embedded, teacher_outputs, strict=True):
+    for micro_batch, outputs, teacher_rows in zip(micro_batches, embedded, teacher_outputs, strict=True):
         if micro_batch.has_rows:
-            objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=taught)
+            objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=teacher_rows)
     objective.commit()
 
 
@@ -130,10 +130,10 @@ def _by_micro_batch(
     """The gradients of each micro-batch's rows; those of what all rows share belong to the last one."""
     shared = {name: gradient for name, gradient in gradients.items() if is_shared(name)}
     by_micro_batch: list[dict[str, Tensor]] = [{} for _ in micro_batches]
-    filled = [micro_batch.number for micro_batch in micro_batches if micro_batch.has_rows]
+    numbers = [micro_batch.number for micro_batch in micro_batches if micro_batch.has_rows]
     for name in gradients.keys() - shared.keys():
-        sizes = [len(embedded[number][name]) for number in filled]
-        for number, rows in zip(filled, gradients[name].split(sizes), strict=True):
+        sizes = [len(embedded[number][name]) for number in numbers]
+        for number, rows in zip(numbers, gradients[name].split(sizes), strict=True):
             by_micro_batch[number][name] = rows
     by_micro_batch[-1] |= shared
     return by_micro_batch

@@ -39,7 +39,7 @@ class Movement(Config):
         assert limit is not None
         return moved >= limit
 
-    def told(self, values: Sequence[float]) -> str:
+    def words(self, values: Sequence[float]) -> str:
         """The movement in words."""
         verb = "fell" if self.rises_by is None else "rose"
         return f"{self.metric} {verb} from {values[self.start(values)]:.4g} to {values[-1]:.4g}"
@@ -98,15 +98,15 @@ class _Watch:
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> bool:
         """Take what is watched of a line; whether there was any."""
-        found = False
+        is_watched = False
         for metric in {movement.metric for movement in self.movements}:
             if isinstance(metrics.get(metric), int | float):
                 self.points.setdefault(metric, deque()).append((step, metrics[metric]))
-                found = True
+                is_watched = True
         for points in self.points.values():
             while points and points[0][0] < step - self.num_steps:
                 points.popleft()
-        return found
+        return is_watched
 
     def since(self) -> int:
         """The step at which the figure was at its best."""
@@ -137,7 +137,7 @@ class Alarms:
             was_on = watch.is_on
             watch.is_on = all(one.happened(watch.values(one.metric)) for one in watch.movements)
             if watch.is_on and not was_on:
-                what = " while ".join(one.told(watch.values(one.metric)) for one in watch.movements)
+                what = " while ".join(one.words(watch.values(one.metric)) for one in watch.movements)
                 message = f"alarm: {what}, within {watch.config.over}"
                 raised.append(Alarm(message, watch.since(), watch.config.action == "stop"))
         return raised

@@ -20,13 +20,13 @@ class Clock:
         """The same batches, the waiting for them noted; the clock runs from here."""
         self._began = time.perf_counter()
         while True:
-            asked = time.perf_counter()
+            began_waiting = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
             if self._step is None:
                 self._step = batch.step
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - began_waiting
             yield batch
 
     @contextmanager
@@ -41,6 +41,6 @@ class Clock:
         now = time.perf_counter()
         passed = max(now - self._began, 1e-9)
         rate = (step - (self._step or 0)) * self._global_batch / passed
-        share = min(1.0, self._waited / passed)
+        waiting_fraction = min(1.0, self._waited / passed)
         self._began, self._step, self._waited = now, step, 0.0
-        return rate, share
+        return rate, waiting_fraction

@@ -25,9 +25,9 @@ class History:
     def mend(self) -> None:
         """Take away the end of a line that a kill tore, so that the next one begins anew."""
         if self.path.exists():
-            whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+            complete, newline, torn = self.path.read_bytes().rpartition(b"\n")
             if torn:
-                write_bytes(self.path, whole + newline)
+                write_bytes(self.path, complete + newline)
 
     def last_saved(self) -> int | None:
         """After how many steps the run last had a checkpoint; None when it never did, or is older than its history.

@@ -8,7 +8,7 @@ from vlm.training.engines.base import Precision
 # What accelerate reads where its caller says nothing, and what DeepSpeed's and other plugins of it read.
 _PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 # These say where and how loudly a run is computed, not what is computed.
-_KEPT = {
+_ALLOWED = {
     "ACCELERATE_USE_CPU",
     "ACCELERATE_DEBUG_MODE",
     "ACCELERATE_CPU_AFFINITY",
@@ -44,10 +44,12 @@ _FSDP = {
 def overrule_launcher(engine: str, precision: Precision, environ: MutableMapping[str, str] | None = None) -> list[str]:
     """Take a launcher's own settings out of the environment; a line on those that would have changed the run."""
     environ = os.environ if environ is None else environ
-    found = {name: value for name, value in environ.items() if name.startswith(_PREFIXES) and name not in _KEPT}
-    for name in found:
+    settings = {name: value for name, value in environ.items() if name.startswith(_PREFIXES) and name not in _ALLOWED}
+    for name in settings:
         del environ[name]
-    differing = [_told(name, value) for name, value in found.items() if _differs(name, value, engine, precision)]
+    differing = [
+        _setting_words(name, value) for name, value in settings.items() if _differs(name, value, engine, precision)
+    ]
     if not differing:
         return []
     return [
@@ -69,5 +71,5 @@ def _differs(name: str, value: str, engine: str, precision: Precision) -> bool:
     return name in _OTHERS and word not in _NOTHING
 
 
-def _told(name: str, value: str) -> str:
+def _setting_words(name: str, value: str) -> str:
     return f"{name.removeprefix('ACCELERATE_').lower()} {value!r:.60}"

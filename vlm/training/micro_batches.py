@@ -31,7 +31,9 @@ class MicroBatchPlan:
 
     def bounds(self, num_rows: int) -> list[tuple[int, int]]:
         """Where each micro-batch of `num_rows` samples starts and stops; where rows are few, some are empty."""
-        return [(num_rows * part // self.count, num_rows * (part + 1) // self.count) for part in range(self.count)]
+        return [
+            (num_rows * number // self.count, num_rows * (number + 1) // self.count) for number in range(self.count)
+        ]
 
     def of(self, batch: Batch) -> list[MicroBatch]:
         """The micro-batches of a rank's samples."""

@@ -51,8 +51,8 @@ class OwnerRecord(Config):
 
     def is_of(self, run: Path) -> bool:
         """Whether it is about this folder, and did not come into it by a copy of another one on this machine."""
-        here = self.host == socket.gethostname()
-        return not here or self.run == str(run.resolve()) or self.folder == run.stat().st_ino
+        is_this_host = self.host == socket.gethostname()
+        return not is_this_host or self.run == str(run.resolve()) or self.folder == run.stat().st_ino
 
     def is_gone(self) -> bool | None:
         """Whether the process has ended; None where it cannot be seen from here."""
@@ -70,7 +70,7 @@ class Owner:
 
     def __init__(self, run: Path) -> None:
         self._path = run / OWNER
-        self._own: OwnerRecord | None = None
+        self._record: OwnerRecord | None = None
 
     def take(self) -> str | None:
         """Own the folder, which is there; words on the owner before, where one has ended without releasing it.
@@ -79,7 +79,7 @@ class Owner:
             UserError: another process owns it that is there, or whose end cannot be seen from this machine.
             OSError: the folder cannot be written to.
         """
-        if self._own is not None:
+        if self._record is not None:
             return None
         with _one_at_a_time(self._path.parent):
             before = self._read()
@@ -93,9 +93,9 @@ class Owner:
 
     def release(self) -> None:
         """Leave the folder to whoever comes next; nothing where this process does not own it."""
-        own, self._own = self._own, None
+        record, self._record = self._record, None
         with suppress(OSError, UserError):
-            if own is not None and self._read() == own:
+            if record is not None and self._read() == record:
                 self._path.unlink()
 
     def _require_gone(self, owner: OwnerRecord) -> None:
@@ -139,7 +139,7 @@ class Owner:
             raise UserError(f"{self._path.parent}: another process has just begun to write there") from None
         finally:
             os.unlink(name)
-        self._own = record
+        self._record = record
 
 
 @contextmanager

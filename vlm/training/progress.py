@@ -63,8 +63,8 @@ class Bar:
         self._progress.start()
 
     def update(self, step: int, words: str) -> None:  # noqa: D102
-        told = f"epoch {step / self._per_epoch:.2f}  {words}"
-        self._progress.update(self._task, completed=step, words=one_line(told))
+        line = f"epoch {step / self._per_epoch:.2f}  {words}"
+        self._progress.update(self._task, completed=step, words=one_line(line))
 
     def note(self, words: str) -> None:  # noqa: D102
         self._progress.update(self._task, words=one_line(words))

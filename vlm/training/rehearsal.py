@@ -53,10 +53,10 @@ def rehearse(
 
 
 def _embed_a_pair(model: DualEncoder) -> None:
-    size, found = model.image_spec.size, model.tokenizer(_WORDS[:1])
+    size, texts = model.image_spec.size, model.tokenizer(_WORDS[:1])
     embed: dict[str, Callable[[], Tensor]] = {
         "image": lambda: model.encode_image(torch.zeros(1, 3, size, size, dtype=torch.uint8)),
-        "text": lambda: model.encode_text(found.tokens, found.lengths),
+        "text": lambda: model.encode_text(texts.tokens, texts.lengths),
     }
     for name, forward in embed.items():
         try:
@@ -74,7 +74,7 @@ def _batch(num_pairs: int, *, labels: bool, captions: bool) -> Batch:
     texts = Texts(torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2))
     parts: dict[str, BatchPart] = {"image": Images(torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8)), "text": texts}
     if captions:
-        tokens, lengths, owners = (part.repeat_interleave(2, 0) for part in (texts.tokens, texts.lengths, rows))
+        tokens, lengths, owners = (tensor.repeat_interleave(2, 0) for tensor in (texts.tokens, texts.lengths, rows))
         parts["captions"] = Texts(tokens, lengths, owners=owners)
     keys = tuple(map(str, rows.tolist()))
     return Batch(0, rows, keys, parts, labels=rows // 2 if labels else None)

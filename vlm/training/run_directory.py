@@ -34,7 +34,7 @@ _OF_A_START = {
     SUBSTITUTIONS,
     "tensorboard",
 }
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class RunDirectory:
@@ -78,8 +78,8 @@ class RunDirectory:
             EveryRankError: the folder cannot be written to, holds other things or another run that is not being
                 resumed, or belongs to another process.
         """
-        said, self.was_started = self._agreed(lambda: self._claim(resuming))
-        return said
+        notice, self.was_started = self._agreed(lambda: self._claim(resuming))
+        return notice
 
     def release(self) -> None:
         """Let other processes have the folder."""
@@ -88,20 +88,20 @@ class RunDirectory:
 
     def _claim(self, resuming: bool) -> tuple[str | None, bool]:
         self._require_usable()
-        said = self._take() if self.path.exists() else None
+        notice = self._take() if self.path.exists() else None
         if self.is_started and not resuming:
             self._owner.release()
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume auto, or choose another run=DIR"
             )
-        return said, self.is_started
+        return notice, self.is_started
 
     def _take(self) -> str | None:
-        said = self._owner.take()
-        if said is None:
+        notice = self._owner.take()
+        if notice is None:
             return None
-        Failures(self.path, self.world.rank).add("taken-over", said)
-        return f"{self.path}: {said}"
+        Failures(self.path, self.world.rank).add("taken-over", notice)
+        return f"{self.path}: {notice}"
 
     def _require_usable(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -137,7 +137,7 @@ class RunDirectory:
 
     def _start(self, recipe: dict[str, Any], facts: dict[str, Any], step: int, checkpoint: Path | None) -> list[str]:
         self.path.mkdir(parents=True, exist_ok=True)
-        said = self._take()
+        notice = self._take()
         if self.is_started and not self.was_started:
             raise UserError(f"{self.path}: another process has begun a run there meanwhile")
         self.checkpoints.mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ class RunDirectory:
         for left in self.path.glob(".*.partial"):
             left.unlink()
         self.history.mend()
-        lines = [said] if said else []
+        lines = [notice] if notice else []
         lines += self._leave(step, checkpoint)
         if checkpoint is not None:
             adopt(checkpoint, step, self.checkpoints)
@@ -182,11 +182,11 @@ class RunDirectory:
         """The resolved recipe that the run was started with. Raises EveryRankError when it is damaged. Collective."""
         return self._agreed(lambda: read_yaml_mapping(self.path / RECIPE))
 
-    def require_whole(self) -> None:
+    def require_undamaged(self) -> None:
         """Raise UserError when a file that a resumed run goes on writing to is damaged (rank 0 looks). Collective."""
-        self._agreed(self._require_whole)
+        self._agreed(self._require_undamaged)
 
-    def _require_whole(self) -> None:
+    def _require_undamaged(self) -> None:
         for path in (*self._logs(), self.history.path):
             read_lines(path)
 
@@ -201,31 +201,31 @@ class RunDirectory:
         return self._agreed(lambda: self._truncate_after(step))
 
     def _truncate_after(self, step: int) -> list[str]:
-        said = []
+        notices = []
         for path in self._logs():
             if path.exists():
                 records, torn = read_lines(path)
-                kept = [sealed_line(record) for record in records if record["step"] <= step]
-                write_text(path, "".join(kept))
+                remaining = [sealed_line(record) for record in records if record["step"] <= step]
+                write_text(path, "".join(remaining))
                 if torn:
-                    said.append(f"{path}: the last line was torn, and is left out")
-        return said
+                    notices.append(f"{path}: the last line was torn, and is left out")
+        return notices
 
-    def _agreed(self, do: Callable[[], Found]) -> Found:
+    def _agreed(self, do: Callable[[], Result]) -> Result:
         """The finding of rank 0 on every rank; what it cannot do is raised on every rank."""
-        found: Found | None = None
+        result: Result | None = None
         problem = None
         if self.world.is_main:
             try:
-                found = do()
+                result = do()
             except UserError as error:
                 problem = str(error)
             except OSError as error:
                 problem = f"run directory {self.path} cannot be written: {error.strerror or reason(error)}"
-        (found, problem), *_ = self.world.gather_objects((found, problem))
+        (result, problem), *_ = self.world.gather_objects((result, problem))
         if problem is not None:
             raise EveryRankError(problem)
-        return found
+        return result
 
     def drop_evaluations(self, step: int, names: Sequence[str]) -> None:
         """Drop what the evaluations of that step, which are to be run again, have written. Collective."""
@@ -235,15 +235,15 @@ class RunDirectory:
         again = tuple(f"eval/{name}/" for name in names)
         lines = self.metrics() if names else []
         # They are the last of their step, with the alarms that they raised.
-        found = [line["step"] == step and any(key.startswith(again) for key in line) for line in lines]
-        if any(found):
-            kept = lines[: found.index(True)]
-            write_text(self.path / METRICS, "".join(map(sealed_line, kept)))
+        is_dropped = [line["step"] == step and any(key.startswith(again) for key in line) for line in lines]
+        if any(is_dropped):
+            remaining = lines[: is_dropped.index(True)]
+            write_text(self.path / METRICS, "".join(map(sealed_line, remaining)))
         sources = [f"evaluate:{name}" for name in names]
-        told = read_lines(self.path / LEDGER).records if names else []
-        left = [line for line in told if line["step"] != step or line.get("source") not in sources]
-        if len(left) < len(told):
-            write_text(self.path / LEDGER, "".join(map(sealed_line, left)))
+        skips = read_lines(self.path / LEDGER).records if names else []
+        remaining_skips = [line for line in skips if line["step"] != step or line.get("source") not in sources]
+        if len(remaining_skips) < len(skips):
+            write_text(self.path / LEDGER, "".join(map(sealed_line, remaining_skips)))
 
     def log_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics (rank 0)."""
@@ -264,8 +264,8 @@ class RunDirectory:
 
         The lines are by step, then by rank: the same however often this is called.
         """
-        everyone = [found for rank in self.world.gather_objects(skips) for found in rank]
-        everyone.sort(key=lambda found: found[0])
+        everyone = [entry for rank in self.world.gather_objects(skips) for entry in rank]
+        everyone.sort(key=lambda entry: entry[0])
         if self.world.is_main and everyone:
             _append(self.path / LEDGER, [{"step": step, **vars(skip)} for step, skip in everyone])
         return [skip for _, skip in everyone]

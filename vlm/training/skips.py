@@ -29,8 +29,8 @@ def check_bad_fraction(reasons: Mapping[str, int], num_samples: int, max_bad_sha
 
 def skips_of_all_ranks(skips: Sequence[Skip], source: str, world: World) -> list[Skip]:
     """The samples that any rank could not use, each once, under the name `source`, in one order. Collective."""
-    found = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
-    return [replace(found[place], source=source) for place in sorted(found)]
+    by_place = {(skip.shard, skip.key): skip for rank in world.gather_objects(list(skips)) for skip in rank}
+    return [replace(by_place[place], source=source) for place in sorted(by_place)]
 
 
 def reasons_of(skips: Sequence[Skip]) -> Counter[str]:

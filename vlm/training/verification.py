@@ -48,16 +48,16 @@ def parameter_group(name: str) -> str:
 
 
 def compare_gradients(
-    names: Iterable[str], found: Callable[[str], Tensor], expected: Mapping[str, Tensor] | None
+    names: Iterable[str], gradient_of: Callable[[str], Tensor], expected: Mapping[str, Tensor] | None
 ) -> list[GroupComparison]:
-    """Cosine and norm ratio by group. Collective: `found` is; only where `expected` is given is anything compared.
+    """Cosine and norm ratio by group, compared only where `expected` is given. Collective, as `gradient_of` is.
 
     A group that neither side gives a gradient is right by definition.
     """
     sums: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
     for name in names:
-        gradient = found(name)
+        gradient = gradient_of(name)
         if expected is None:
             continue
         a, b = gradient.double().flatten().cpu(), expected[name].double().flatten().cpu()
@@ -69,11 +69,11 @@ def compare_gradients(
     return [_comparison(group, sizes[group], *totals) for group, totals in sums.items()]
 
 
-def _comparison(group: str, size: int, product: float, found: float, expected: float) -> GroupComparison:
-    if found == expected == 0:
+def _comparison(group: str, size: int, product: float, square: float, expected_square: float) -> GroupComparison:
+    if square == expected_square == 0:
         return GroupComparison(group, size, 1.0, 1.0)
-    cosine = product / (found * expected) ** 0.5 if found and expected else 0.0
-    return GroupComparison(group, size, cosine, (found / expected) ** 0.5 if expected else float("inf"))
+    cosine = product / (square * expected_square) ** 0.5 if square and expected_square else 0.0
+    return GroupComparison(group, size, cosine, (square / expected_square) ** 0.5 if expected_square else float("inf"))
 
 
 def reference_gradients(

@@ -117,7 +117,7 @@ def test_a_torn_line_of_the_history_is_mended_before_a_run_goes_back(tmp_path: P
         file.write('{"event": "sav')
     run.claim(resuming=True)
     run.start({}, {}, 3, paths[0])
-    run.require_whole()
+    run.require_undamaged()
     events = [json.loads(line) for line in run.history.path.read_text().splitlines()]
     assert [(event["event"], event["step"]) for event in events] == [("began", 0), ("set_aside", 3), ("resumed", 3)]
 

@@ -136,13 +136,15 @@ def _sharded(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
 
     Raises EveryRankError for a model whose parts share parameters.
     """
-    parts = [part for part in module.children() if not isinstance(part, nn.ParameterDict) and list(part.parameters())]
-    for part in parts:
-        for block in part.blocks() if isinstance(part, Tower) else ():
+    modules = [
+        child for child in module.children() if not isinstance(child, nn.ParameterDict) and list(child.parameters())
+    ]
+    for child in modules:
+        for block in child.blocks() if isinstance(child, Tower) else ():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(child, mesh=mesh, reshard_after_forward=True)
     root: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for outermost in (module, *parts):
+    for outermost in (module, *modules):
         # Outputs that are views are said to be in danger of changes in place: those of model and towers see none.
         message = rf"FSDP2-wrapped module \({type(outermost).__name__}\) returned a view"
         warnings.filterwarnings("ignore", message=message, category=UserWarning)

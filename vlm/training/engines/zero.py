@@ -130,10 +130,10 @@ class ZeroEngine(Engine):
         return safe_get_full_optimizer_state(self.parameters()[name], moment)  # type: ignore[no-any-return]
 
     def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
-        for part in self._master_parts():
-            self._base.state[part] = {
-                "step": torch.tensor(float(num_updates), device=part.device),
-                **{moment: torch.zeros_like(part) for moment in self.moments},
+        for master in self._master_parts():
+            self._base.state[master] = {
+                "step": torch.tensor(float(num_updates), device=master.device),
+                **{moment: torch.zeros_like(master) for moment in self.moments},
             }
         self._link_moments(again=True)
         for name, parameter in self.parameters().items():
@@ -145,8 +145,8 @@ class ZeroEngine(Engine):
 
     def shard(self, name: str) -> Tensor:  # noqa: D102
         tensor = tensor_of(self.module, name)
-        part: Tensor = tensor.ds_tensor.data if hasattr(tensor, "ds_id") else tensor.data
-        return part
+        shard: Tensor = tensor.ds_tensor.data if hasattr(tensor, "ds_id") else tensor.data
+        return shard
 
     def put_shard(self, name: str, value: Tensor) -> None:  # noqa: D102
         tensor = tensor_of(self.module, name)
@@ -186,11 +186,11 @@ class ZeroEngine(Engine):
     def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         """Write a master weight (no `moment`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
         if self._stage == 3:
-            part = self.to_shard(name, value)
+            shard = self.to_shard(name, value)
             if moment is None:
-                safe_set_local_fp32_param(parameter, part)
+                safe_set_local_fp32_param(parameter, shard)
             else:
-                safe_set_local_optimizer_state(parameter, part, moment)
+                safe_set_local_optimizer_state(parameter, shard, moment)
         elif moment is None:
             safe_set_full_fp32_param(parameter, value.to(self.world.device))
         else:
