@@ -38,7 +38,7 @@ def build_model(
     files = files or ForeignFiles()
     resolved = resolve(config, files)
     skeleton = without_weights(resolved)
-    with _seeded(seed), _whole_weights():
+    with _seeded(seed), _unsharded_weights():
         model = _assemble(resolved if load_pretrained else skeleton, skeleton, files, config)
         require_working(model)
     if load_pretrained and config.pretrained is not None:
@@ -56,7 +56,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_weights() -> Iterator[None]:
+def _unsharded_weights() -> Iterator[None]:
     """Keep transformers from sharding new weights under ZeRO-3: the engine shards the whole model later."""
     configured = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()

@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"[/\\:]|^~|^\.")
 
 def without_code(values: dict[str, Any], where: str = "", *, refuse: bool = True) -> dict[str, Any]:
     """The same without names of code and files; with `refuse`, an address in another value is an error."""
-    kept: dict[str, Any] = {}
+    cleaned: dict[str, Any] = {}
     for key, value in values.items():
         if key in _LEFT_OUT or _NAMES_FILES.search(key):
             continue
@@ -38,8 +38,8 @@ def without_code(values: dict[str, Any], where: str = "", *, refuse: bool = True
             value = without_code(value, f"{where}{key}.", refuse=refuse)
         elif refuse and isinstance(value, str) and _ADDRESS.search(value):
             raise UserError(f"{CONFIG}: {where}{key}: {ascii(value)[:80]} leads out of the model, and is not followed")
-        kept[key] = value
-    return kept
+        cleaned[key] = value
+    return cleaned
 
 
 def as_configuration(values: Mapping[str, Any], name: str) -> PreTrainedConfig:
@@ -61,7 +61,7 @@ def _require_possible(values: Mapping[str, Any], name: str) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping):
             _require_possible(value, name)
-        most = next((most for part, most in _MOST.items() if part in key), 2**31)
+        most = next((most for word, most in _MOST.items() if word in key), 2**31)
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, int | float) and not abs(number) <= most for number in numbers):
             raise UserError(f"{name}: {CONFIG}: {key}: found {str(value)[:40]}; at most {most:,} is possible")
@@ -87,8 +87,8 @@ def refusing(where: str, name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        told = str(error).removeprefix(f"{name}: ")
-        raise UserError(told if told.startswith("towers.") else f"{where} {name}: {told}") from error
+        message = str(error).removeprefix(f"{name}: ")
+        raise UserError(message if message.startswith("towers.") else f"{where} {name}: {message}") from error
     except UnpicklingError as error:
         raise UserError(
             f"{where} {name}: its weights are a pickle of more than tensors, which could run code"

@@ -148,5 +148,5 @@ class ModelConfig(Config):
 def _exactly_one(**choices: object) -> None:
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
-        found = "none of them" if not given else " and ".join(given)
-        raise ValueError(f"exactly one of {', '.join(choices)} is needed; found {found}")
+        given_words = "none of them" if not given else " and ".join(given)
+        raise ValueError(f"exactly one of {', '.join(choices)} is needed; found {given_words}")

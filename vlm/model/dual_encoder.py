@@ -142,9 +142,9 @@ class BeforeHead:
 
 
 def _tower_dim(config: ModelConfig) -> int:
-    parts = config.architecture or config.towers
-    assert parts is not None
-    return parts.embed_dim
+    towers = config.architecture or config.towers
+    assert towers is not None
+    return towers.embed_dim
 
 
 def _embed_dim(config: ModelConfig) -> int:

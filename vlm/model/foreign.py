@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 from vlm.errors import UserError, reason
 from vlm.model.clean_configuration import CONFIG, as_configuration, without_code
 
-Part = Literal["image", "text"]
+TowerName = Literal["image", "text"]
 IMAGE_PROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 TOKENIZER_JSON = "tokenizer.json"
@@ -56,12 +56,12 @@ class ForeignFiles:
         self.used: dict[str, bytes] = {}
         self.notices: list[str] = []  # what of these files cannot be followed
 
-    def configuration(self, part: Part, name: str) -> PreTrainedConfig:
+    def configuration(self, tower_name: TowerName, name: str) -> PreTrainedConfig:
         """The configuration of the model called `name`, without anything that is code.
 
         Raises UserError when there is none, or when it is of a model that is not transformers' own.
         """
-        key = f"{part}.{CONFIG}"
+        key = f"{tower_name}.{CONFIG}"
         content = self._saved_or_none(key)
         if content is None:
             self._require_trusted(key, name)
@@ -81,8 +81,8 @@ class ForeignFiles:
         }
         if not saved:
             self._require_trusted(_TOKENIZER.rstrip("."), name)
-            found = {file: _read(name, file) for file in (*_TOKENIZER_FILES, CONFIG)}
-            saved = {file: content for file, content in found.items() if content}
+            contents = {file: _read(name, file) for file in (*_TOKENIZER_FILES, CONFIG)}
+            saved = {file: content for file, content in contents.items() if content}
         if not any(file in saved for file in VOCABULARIES):
             raise UserError(f"{name} holds no tokenizer ({', '.join(VOCABULARIES[:3])}, ...): name one that does")
         for file in (CONFIG, TOKENIZER_CONFIG):
@@ -113,9 +113,9 @@ class ForeignFiles:
 
 def files_beside(folder: Path) -> dict[str, bytes]:
     """The files of a text model and its tokenizer that lie in an exported folder, named as in `ForeignFiles.used`."""
-    found = {file: _read(str(folder), file) for file in (*_TOKENIZER_FILES, CONFIG)}
-    named = {_TOKENIZER + file: content for file, content in found.items() if content}
-    if content := found[CONFIG]:
+    contents = {file: _read(str(folder), file) for file in (*_TOKENIZER_FILES, CONFIG)}
+    named = {_TOKENIZER + file: content for file, content in contents.items() if content}
+    if content := contents[CONFIG]:
         named[f"text.{CONFIG}"] = content
     return named
 
@@ -137,9 +137,9 @@ def require_readable_weights(name: str) -> None:
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name} holds an adapter, not a whole model: merge it into its model first")
     for index in folder.glob("*.index.json"):
-        parts = _parsed(_limited(index), str(index)).get("weight_map", {})
-        named = parts.values() if isinstance(parts, dict) else [parts]
-        if not all(isinstance(part, str) and part == Path(part).name for part in named):
+        weight_map = _parsed(_limited(index), str(index)).get("weight_map", {})
+        files = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+        if not all(isinstance(file, str) and file == Path(file).name for file in files):
             raise UserError(f"{index} names files outside its folder")
 
 
@@ -161,10 +161,10 @@ def _read(name: str, file: str) -> bytes | None:
     if not is_hub_name(name):
         raise UserError(f"{name}: no such folder")
     try:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        cached = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: no such folder, and not to be had from the hub: {reason(error)}") from error
-    return None if found is None else _limited(Path(found))
+    return None if cached is None else _limited(Path(cached))
 
 
 def _limited(path: Path) -> bytes:

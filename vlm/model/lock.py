@@ -38,5 +38,5 @@ def projection_of(network: nn.Module) -> list[nn.Module | nn.Parameter]:
         return [network.attnpool.c_proj]
     if isinstance(network, TimmModel) and not any(True for _ in network.head.parameters()):
         return [network.trunk.get_classifier()]
-    held = (getattr(network, name, None) for name in _PROJECTIONS)
-    return [part for part in held if isinstance(part, nn.Module | nn.Parameter)][:1]
+    layers = (getattr(network, name, None) for name in _PROJECTIONS)
+    return [layer for layer in layers if isinstance(layer, nn.Module | nn.Parameter)][:1]

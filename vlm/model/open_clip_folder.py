@@ -59,12 +59,12 @@ def _preprocessing(path: Path, fields: Any) -> dict[str, Any]:
             f"{path}: preprocess_cfg.fill_color: {fields['fill_color']!r}; only black borders are made here"
         )
     named = ("mean", "std", "interpolation", "resize_mode")
-    kept = {name: fields[name] for name in named if fields.get(name) is not None}
+    values = {name: fields[name] for name in named if fields.get(name) is not None}
     for name in ("mean", "std"):
-        if isinstance(kept.get(name), int | float):
-            kept[name] = [kept[name]] * 3
+        if isinstance(values.get(name), int | float):
+            values[name] = [values[name]] * 3
     try:
-        spec = ImageSpec.model_validate(kept)
+        spec = ImageSpec.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: preprocess_cfg: {first_problem(error, ImageSpec)}") from None
-    return {name: getattr(spec, name) for name in kept}
+    return {name: getattr(spec, name) for name in values}

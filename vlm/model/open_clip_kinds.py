@@ -1,11 +1,11 @@
 """Kinds of tower of open_clip: a tower of a named model, one by its fields, and timm's models behind its adapter."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import open_clip
 import timm
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from vlm.errors import UserError, nearest
@@ -29,6 +29,11 @@ _KEYS_OF_TRANSFORMERS = ("pretrained", "pool", "tokenizer", "context_length")
 _INTERPOLATIONS = ("bicubic", "bilinear")
 
 
+def _known_fields_of(known: type) -> AfterValidator:
+    """The check that a mapping has fields of this class of open_clip only."""
+    return AfterValidator(lambda fields: checked_fields(fields, known))
+
+
 class _FieldsConfig(TowerConfig):
     quick_gelu: bool | None = Field(
         default=None, description="OpenAI's approximation of GELU in this tower; null: as the model has it"
@@ -47,12 +52,9 @@ class _FieldsConfig(TowerConfig):
 class OpenClipImageConfig(_FieldsConfig, ImageTowerConfig):
     """An image tower by the fields of open_clip's `vision_cfg`."""
 
-    vision_cfg: dict[str, Any] = Field(description="open_clip's CLIPVisionCfg")
-
-    @field_validator("vision_cfg")
-    @classmethod
-    def _known_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return checked_fields(fields, CLIPVisionCfg)
+    vision_cfg: Annotated[dict[str, Any], _known_fields_of(CLIPVisionCfg)] = Field(
+        description="open_clip's CLIPVisionCfg"
+    )
 
     @property
     def title(self) -> str:
@@ -151,12 +153,7 @@ class TimmImageConfig(ImageTowerConfig):
 class OpenClipTextConfig(_FieldsConfig, TextTowerConfig):
     """A text tower by the fields of open_clip's `text_cfg`."""
 
-    text_cfg: dict[str, Any] = Field(description="open_clip's CLIPTextCfg")
-
-    @field_validator("text_cfg")
-    @classmethod
-    def _known_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return checked_fields(fields, CLIPTextCfg)
+    text_cfg: Annotated[dict[str, Any], _known_fields_of(CLIPTextCfg)] = Field(description="open_clip's CLIPTextCfg")
 
     @property
     def title(self) -> str:
@@ -207,9 +204,9 @@ class NamedTextConfig(TextTowerConfig):
         return self.resolved(context.embed_dim, context.files).build(context, tokenizer)
 
 
-def _fields_of(name: str, part: str) -> dict[str, Any]:
+def _fields_of(name: str, tower_name: str) -> dict[str, Any]:
     known = open_clip.list_models()
     plain = open_clip_name(name)
     if plain not in known:
-        raise UserError(f"towers.{part}.open_clip: unknown model {name!r:.80}; {nearest(plain, known)}")
+        raise UserError(f"towers.{tower_name}.open_clip: unknown model {name!r:.80}; {nearest(plain, known)}")
     return dict(open_clip.get_model_config(plain))

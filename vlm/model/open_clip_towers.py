@@ -136,10 +136,10 @@ def _hugging_face_encoder(embed_dim: int, text_cfg: Mapping[str, Any], files: Fo
             output_tokens=fields.output_tokens,
         )
     if fields.hf_model_pretrained:
-        whole = bool(getattr(configuration, "is_encoder_decoder", False))
-        options = {} if whole else {"add_pooling_layer": fields.hf_pooler_type == "cls_pooler"}
+        has_decoder = bool(getattr(configuration, "is_encoder_decoder", False))
+        options = {} if has_decoder else {"add_pooling_layer": fields.hf_pooler_type == "cls_pooler"}
         model, missing = load(name, configuration, pretrained=True, **options)
-        encoder.transformer = model.encoder if whole else model
+        encoder.transformer = model.encoder if has_decoder else model
         require_weights(encoder, missing)
     return encoder  # type: ignore[no-any-return]
 

@@ -35,9 +35,11 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     naming the first tensors that differ, for another architecture.
     """
     path = _find(config)
-    own = (path / MANIFEST).is_file()
+    is_checkpoint = (path / MANIFEST).is_file()
     weights = (
-        Checkpoint(path).inference_weights() if own else _translated(read_weights(path, f"pretrained {path}"), model)
+        Checkpoint(path).inference_weights()
+        if is_checkpoint
+        else _translated(read_weights(path, f"pretrained {path}"), model)
     )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
@@ -46,11 +48,11 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
         if not any(name.startswith(head) for name in weights):
             fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(head)}
             weights.update(fresh)
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if differences := first_differences(expected, found):
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if differences := first_differences(expected, shapes):
         raise UserError(f"pretrained {config.pretrained}: weights of another architecture: {differences}")
-    for name, own_tensor in model.state_dict().items():
-        if own_tensor.is_floating_point() and not weights[name].is_floating_point():
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not weights[name].is_floating_point():
             raise UserError(f"pretrained {config.pretrained}: {name} holds {weights[name].dtype}")
     model.load_state_dict(weights)
 
@@ -95,6 +97,6 @@ def _translated(weights: dict[str, Tensor], model: DualEncoder) -> dict[str, Ten
 
 def _same_width(weights: Mapping[str, Tensor], names: tuple[str, ...], tower: nn.Module) -> bool:
     """Whether weights and tower both have position embeddings, of one width."""
-    found = next((weights[name] for name in names if name in weights), None)
-    own = getattr(tower, "positional_embedding", None)
-    return found is not None and own is not None and found.shape[1:] == own.shape[1:]
+    loaded = next((weights[name] for name in names if name in weights), None)
+    expected = getattr(tower, "positional_embedding", None)
+    return loaded is not None and expected is not None and loaded.shape[1:] == expected.shape[1:]

@@ -20,7 +20,7 @@ from vlm.model.open_clip_fields import open_clip_name
 from vlm.model.open_clip_folder import WEIGHTS_FILES, read_open_clip_folder
 from vlm.model.open_clip_kinds import OpenClipImageConfig, OpenClipTextConfig
 from vlm.model.tower_config import ImageTowerConfig
-from vlm.model.transformers_halves import are_halves_of_one, scale_and_bias, whole_towers
+from vlm.model.transformers_halves import are_halves_of_one, both_towers, scale_and_bias
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -51,9 +51,9 @@ def resolve(config: ModelConfig, files: ForeignFiles | None = None) -> ModelConf
     }
     if are_halves_of_one(towers):
         decided |= scale_and_bias(towers, files)
-    own = {name: getattr(config, name) for name in decided if getattr(config, name) is not None}
+    given = {name: getattr(config, name) for name in decided if getattr(config, name) is not None}
     kind = {"open_clip": None, "architecture": None, "transformers": None, "towers": towers}
-    return config.model_copy(update={**kind, **decided, **own})
+    return config.model_copy(update={**kind, **decided, **given})
 
 
 def without_weights(resolved: ModelConfig) -> ModelConfig:
@@ -118,7 +118,7 @@ def _written_towers(config: ModelConfig, architecture: Architecture | None, file
     if architecture is not None:
         towers = _as_towers(architecture)
     elif config.transformers is not None:
-        towers = whole_towers(config.transformers, files)
+        towers = both_towers(config.transformers, files)
     else:
         assert config.towers is not None  # a configuration is of exactly one kind
         towers = config.towers

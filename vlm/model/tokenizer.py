@@ -57,7 +57,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """The ids and lengths of `texts`; more than the context length is cut as open_clip cuts it."""
         if self._byte_pairs is not None:
-            return self._filled(self._byte_pairs(texts))
+            return self._padded(self._byte_pairs(texts))
         ids = self._full(list(texts)).long()
         lengths = self._lengths(ids)
         self._require_known(ids, lengths)
@@ -65,14 +65,14 @@ class Tokenizer:
             ids = ids[:, : int(lengths.max())].clone()
         return TokenBatch(ids, lengths)
 
-    def _filled(self, rows: list[list[int]]) -> TokenBatch:
+    def _padded(self, rows: list[list[int]]) -> TokenBatch:
         """A batch of rows that each end in the end token."""
         context = self.context_length
-        kept = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
-        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
-        width = int(lengths.max()) if self.shorten and kept else context
-        ids = np.full((len(kept), width), self.pad_id, np.int64)
-        ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(kept), np.int64, lengths.sum())
+        shortened = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
+        lengths = np.fromiter(map(len, shortened), np.int64, len(shortened))
+        width = int(lengths.max()) if self.shorten and shortened else context
+        ids = np.full((len(shortened), width), self.pad_id, np.int64)
+        ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(shortened), np.int64, lengths.sum())
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
     def _require_known(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> None:
@@ -80,7 +80,7 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer made token {int(ids.max())} of a text, but the text tower knows only {self._vocabulary}"
             )
-        self._unknown.look_at(ids, lengths)
+        self._unknown.count(ids, lengths)
 
     def _lengths(self, ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, " batch"]:
         positions = torch.arange(1, ids.shape[1] + 1)
@@ -93,20 +93,20 @@ class Tokenizer:
 class UnknownTokens:
     """Raises UserError when nearly all tokens of the first texts are unknown to a tokenizer: it is not theirs."""
 
-    _TEXTS, _SHARE = 64, 0.9
+    _TEXTS, _LARGEST_FRACTION = 64, 0.9
 
     def __init__(self, unknown_id: int | None) -> None:
         self._id = unknown_id
         self._texts = self._tokens = self._unknown = 0
 
-    def look_at(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> None:
+    def count(self, ids: Int64[Tensor, "batch context"], lengths: Int64[Tensor, " batch"]) -> None:
         """Count the tokens of some texts, until enough were seen; each has two tokens that mark its ends."""
         if self._id is None or self._texts >= self._TEXTS:
             return
         self._texts += len(ids)
         self._tokens += int((lengths - 2).clamp(min=0).sum())
         self._unknown += int((ids == self._id).sum())
-        if self._texts >= self._TEXTS and self._unknown > self._SHARE * self._tokens:
+        if self._texts >= self._TEXTS and self._unknown > self._LARGEST_FRACTION * self._tokens:
             raise UserError(
                 f"{self._unknown} of the first {self._tokens} tokens are unknown to the tokenizer: it is not made for "
                 "these captions, or not the text model's own (towers.text.tokenizer)"
@@ -127,15 +127,15 @@ def full_tokenizer(text_cfg: Mapping[str, Any], files: ForeignFiles | None = Non
         except (AssertionError, TypeError, ValueError) as error:
             raise UserError(f"tokenizer_kwargs: {options!r:.200} makes no tokenizer: {reason(error)}") from error
     try:
-        found = (files or ForeignFiles()).tokenizer(name)
+        stored = (files or ForeignFiles()).tokenizer(name)
     except UserError as error:
         raise _cannot_be_loaded(name, error) from error
-    if _is_siglip(found):
+    if _is_siglip(stored):
         # The library's own needs sentencepiece; it is the stored tokenizer after lower case, without punctuation.
-        found = {TOKENIZER_JSON: found[TOKENIZER_JSON], TOKENIZER_CONFIG: _plain_class(found)}
+        stored = {TOKENIZER_JSON: stored[TOKENIZER_JSON], TOKENIZER_CONFIG: _plain_class(stored)}
         options = {"clean": "canonicalize", **options}
     try:
-        with folder_of(found) as folder:
+        with folder_of(stored) as folder:
             loaded = HFTokenizer(
                 str(folder),
                 context_length=context_length,

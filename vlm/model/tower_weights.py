@@ -86,8 +86,10 @@ def _network_of(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
     return network, ""
 
 
-def _identities(parts: list[nn.Module | nn.Parameter]) -> set[int]:
-    tensors = [part.state_dict(keep_vars=True).values() if isinstance(part, nn.Module) else [part] for part in parts]
+def _identities(layers: list[nn.Module | nn.Parameter]) -> set[int]:
+    tensors = [
+        layer.state_dict(keep_vars=True).values() if isinstance(layer, nn.Module) else [layer] for layer in layers
+    ]
     return {id(tensor) for group in tensors for tensor in group}
 
 
@@ -95,11 +97,11 @@ def _place_in(weights: Mapping[str, Tensor], core: Mapping[str, Tensor]) -> str:
     """The prefix of the network's names in a file: that of most of them, in their shapes above all."""
     places: Counter[str] = Counter()
     for name, tensor in weights.items():
-        parts = name.split(".")
-        for start in range(len(parts)):
-            inner = core.get(".".join(parts[start:]))
+        words = name.split(".")
+        for start in range(len(words)):
+            inner = core.get(".".join(words[start:]))
             if inner is not None:
-                places[name.removesuffix(".".join(parts[start:]))] += 1 + (inner.shape == tensor.shape)
+                places[name.removesuffix(".".join(words[start:]))] += 1 + (inner.shape == tensor.shape)
     return places.most_common(1)[0][0] if places else ""
 
 
@@ -113,7 +115,7 @@ def _require_same_network(
     core: Mapping[str, Tensor], stored_core: Mapping[str, Tensor], left_out: tuple[str, ...], where: str
 ) -> None:
     """Raise for what is missing or has another shape, or has no place within a part that the tower has."""
-    parts = {name.partition(".")[0] for name in core}
+    modules = {name.partition(".")[0] for name in core}
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in core.items()
@@ -123,7 +125,7 @@ def _require_same_network(
         name: tuple(tensor.shape)
         for name, tensor in stored_core.items()
         if name in expected
-        or (name.partition(".")[0] in parts and not name.endswith(_WITHOUT_USE) and not name.startswith(left_out))
+        or (name.partition(".")[0] in modules and not name.endswith(_WITHOUT_USE) and not name.startswith(left_out))
     }
     if differences := first_differences(expected, stored, _SHOWN):
         raise UserError(f"{where}: weights of another network: {differences}")
@@ -139,5 +141,5 @@ def _projection_in(
 ) -> dict[str, Tensor]:
     """The tensors of the projection by their names in the file; empty where it has not all of them in their shapes."""
     named = {outer + name: tensor for name, tensor in held.items() if id(tensor) in projection}
-    whole = all(name in weights and weights[name].shape == tensor.shape for name, tensor in named.items())
-    return named if whole else {}
+    is_complete = all(name in weights and weights[name].shape == tensor.shape for name, tensor in named.items())
+    return named if is_complete else {}

@@ -36,9 +36,11 @@ class Tower(nn.Module, ABC):
         blocks = self.blocks()
         if all_but > len(blocks):
             raise ValueError(f"found {all_but}; the tower has {len(blocks)} blocks")
-        parts = [*blocks[len(blocks) - all_but :], *self.projection_parts()]
-        self._unlocked = [part for part in parts if isinstance(part, nn.Module)]
-        unlocked = {id(part) for part in parts} | {id(p) for part in self._unlocked for p in part.parameters()}
+        unlocked_layers = [*blocks[len(blocks) - all_but :], *self.projection_parts()]
+        self._unlocked = [layer for layer in unlocked_layers if isinstance(layer, nn.Module)]
+        unlocked = {id(layer) for layer in unlocked_layers} | {
+            id(p) for layer in self._unlocked for p in layer.parameters()
+        }
         for parameter in self.parameters():
             if id(parameter) not in unlocked:
                 parameter.requires_grad_(False)

@@ -8,8 +8,8 @@ from vlm.model.config import Towers
 from vlm.model.foreign import ForeignFiles
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.model.transformers_kinds import (
+    DUAL_ENCODERS,
     IMAGE_KEY,
-    WHOLE,
     TransformersImageConfig,
     TransformersTextConfig,
     projection_dim,
@@ -18,13 +18,13 @@ from vlm.model.transformers_kinds import (
 _SIGLIP_SCALE, _SIGLIP_BIAS = 10.0, -10.0  # at the start of training (Zhai et al., 2023)
 
 
-def whole_towers(name: str, files: ForeignFiles) -> Towers:
+def both_towers(name: str, files: ForeignFiles) -> Towers:
     """Both halves of the CLIP or SigLIP called `name`. Raises UserError for other models."""
     with refusing("transformers", name):
         configuration = files.configuration("image", name)
-        if configuration.model_type not in WHOLE:
+        if configuration.model_type not in DUAL_ENCODERS:
             raise UserError(
-                f"model_type {configuration.model_type} is not read whole (choose from: {', '.join(WHOLE)}); "
+                f"model_type {configuration.model_type} is not read whole (choose from: {', '.join(DUAL_ENCODERS)}); "
                 "`towers:` takes an image and a text model"
             )
         return Towers(

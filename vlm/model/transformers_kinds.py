@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from vlm.checkpoint.folder import MANIFEST
 from vlm.errors import UserError
 from vlm.model.clean_configuration import CONFIG, refusing
-from vlm.model.foreign import ForeignFiles, Part
+from vlm.model.foreign import ForeignFiles, TowerName
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.tower_config import (
     IMAGE_TOWERS,
@@ -29,7 +29,7 @@ from vlm.model.transformers_towers import TransformersImageTrunk, TransformersTe
 from vlm.model.weights_file import left_out_words
 
 DEFAULT_CONTEXT_LENGTH = 77
-WHOLE = ("clip", "siglip")
+DUAL_ENCODERS = ("clip", "siglip")
 """Dual encoders of which a tower can be a half."""
 IMAGE_KEY, TEXT_KEY = "towers.image.transformers", "towers.text.transformers"
 
@@ -54,12 +54,14 @@ class _TransformersConfig(TowerConfig):
         """Whether the library reads the model's weights when the tower is built."""
         return self.weights_file is None and (self.pretrained or self.weights is not None)
 
-    def _place(self, part: Part) -> tuple[str, str]:
+    def _place(self, tower_name: TowerName) -> tuple[str, str]:
         """The key and the name of what the weights are read from."""
-        named = (f"towers.{part}.transformers", self.transformers)
-        return named if self.weights is None else (f"towers.{part}.weights", self.weights)
+        named = (f"towers.{tower_name}.transformers", self.transformers)
+        return named if self.weights is None else (f"towers.{tower_name}.weights", self.weights)
 
-    def _load(self, configuration: PreTrainedConfig, context: TowerContext, part: Part) -> tuple[Any, set[int]]:
+    def _load(
+        self, configuration: PreTrainedConfig, context: TowerContext, tower_name: TowerName
+    ) -> tuple[Any, set[int]]:
         """The model, and the identities of its parameters without weights; what is left out becomes a notice."""
         if self.weights is None or not self.reads_model:
             return context.models.load(self.transformers, configuration, pretrained=self.reads_model)
@@ -73,7 +75,7 @@ class _TransformersConfig(TowerConfig):
         else:
             with file_as_folder(Path(self.weights)) as folder:
                 loaded = context.models.load(str(folder), configuration, pretrained=True, left_out=left_out)
-        context.files.notices += left_out_words(" ".join(self._place(part)), left_out)
+        context.files.notices += left_out_words(" ".join(self._place(tower_name)), left_out)
         return loaded
 
     def without_weights(self: Kind) -> Kind:
@@ -127,9 +129,9 @@ class TransformersImageConfig(_TransformersConfig, ImageTowerConfig):
         """The vision model, pooled and projected. Raises UserError when it cannot be loaded or does not fit."""
         with refusing(*self._place("image")):
             configuration = context.files.configuration("image", self.transformers)
-            part = getattr(configuration, "vision_config", configuration)
-            if hasattr(part, "image_size"):
-                part.image_size = context.image_size
+            vision_config = getattr(configuration, "vision_config", configuration)
+            if hasattr(vision_config, "image_size"):
+                vision_config.image_size = context.image_size
             model, missing = self._load(configuration, context, "image")
             vision, place = getattr(model, "vision_model", model), (context.image_size, context.embed_dim)
             if self.pool == "own":
@@ -199,39 +201,39 @@ class TransformersTextConfig(_TransformersConfig, TextTowerConfig):
             return tower
 
 
-def _default_pool(part: Part, configuration: PreTrainedConfig) -> str:
+def _default_pool(tower_name: TowerName, configuration: PreTrainedConfig) -> str:
     kind = configuration.model_type
-    if kind in WHOLE:
+    if kind in DUAL_ENCODERS:
         return "own"
     left_out = next((one for one in configuration.architectures or () if str(one).endswith("WithProjection")), None)
     if left_out is None and not hasattr(configuration, "text_config"):
-        return "pooler" if part == "image" or kind == "siglip_text_model" else "mean"
+        return "pooler" if tower_name == "image" or kind == "siglip_text_model" else "mean"
     raise UserError(
-        f"{left_out or kind} has a projection that is not read (whole are read: {', '.join(WHOLE)}); say a pool to "
-        f"take its {part} model with a new projection"
+        f"{left_out or kind} has a projection that is not read (whole are read: {', '.join(DUAL_ENCODERS)}); say a "
+        f"pool to take its {tower_name} model with a new projection"
     )
 
 
 def _default_context_length(configuration: PreTrainedConfig) -> int:
     text = getattr(configuration, "text_config", configuration)
-    if configuration.model_type in WHOLE or text.model_type == "siglip_text_model":
+    if configuration.model_type in DUAL_ENCODERS or text.model_type == "siglip_text_model":
         return int(text.max_position_embeddings)
     return DEFAULT_CONTEXT_LENGTH
 
 
-def _require_dim(part: Part, embed_dim: int, configuration: PreTrainedConfig, name: str) -> None:
-    dim = projection_dim(configuration, part)
+def _require_dim(tower_name: TowerName, embed_dim: int, configuration: PreTrainedConfig, name: str) -> None:
+    dim = projection_dim(configuration, tower_name)
     if dim != embed_dim:
         raise UserError(
-            f"towers.embed_dim: found {embed_dim}, but the {part} half of {name} has a projection to {dim}; "
-            f"say towers.{part}.pool to take its {part} model with a new projection"
+            f"towers.embed_dim: found {embed_dim}, but the {tower_name} half of {name} has a projection to {dim}; "
+            f"say towers.{tower_name}.pool to take its {tower_name} model with a new projection"
         )
 
 
-def projection_dim(configuration: PreTrainedConfig, part: Part) -> int:
+def projection_dim(configuration: PreTrainedConfig, tower_name: TowerName) -> int:
     """The width to which one half of a CLIP or SigLIP projects."""
     if configuration.model_type == "clip":
         return int(configuration.projection_dim)
-    if part == "image":
+    if tower_name == "image":
         return int(configuration.vision_config.hidden_size)
     return int(configuration.text_config.projection_size)

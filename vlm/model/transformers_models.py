@@ -19,7 +19,7 @@ class TransformersModels:
     """The transformers models that the towers of one dual encoder are made of; one that serves both is loaded once."""
 
     def __init__(self) -> None:
-        self._whole: dict[tuple[str, bool], Any] = {}
+        self._models: dict[tuple[str, bool], Any] = {}
 
     def load(
         self, name: str, configuration: PreTrainedConfig, *, pretrained: bool, left_out: list[str] | None = None
@@ -28,15 +28,15 @@ class TransformersModels:
         if not hasattr(configuration, "text_config"):
             return load(name, configuration, pretrained=pretrained, left_out=left_out)
         key = (name, pretrained)
-        if key not in self._whole:
-            self._whole[key] = load(name, configuration, pretrained=pretrained, left_out=left_out)
-        return self._whole[key]  # type: ignore[no-any-return]
+        if key not in self._models:
+            self._models[key] = load(name, configuration, pretrained=pretrained, left_out=left_out)
+        return self._models[key]  # type: ignore[no-any-return]
 
     def scale_and_bias(self) -> dict[str, Tensor]:
         """The learned logit scale and bias of the one pretrained model that both towers are halves of."""
-        ((model, _),) = self._whole.values()
-        found = {name: getattr(model, name, None) for name in ("logit_scale", "logit_bias")}
-        return {name: value.detach().reshape(1) for name, value in found.items() if value is not None}
+        ((model, _),) = self._models.values()
+        values = {name: getattr(model, name, None) for name in ("logit_scale", "logit_bias")}
+        return {name: value.detach().reshape(1) for name, value in values.items() if value is not None}
 
 
 def load(
@@ -56,7 +56,7 @@ def load(
         if not pretrained:
             return cls.from_config(configuration, trust_remote_code=False, **options), set()
         require_readable_weights(name)
-        model, told = cls.from_pretrained(
+        model, loading = cls.from_pretrained(
             name,
             config=configuration,
             dtype=torch.float32,
@@ -66,11 +66,13 @@ def load(
             ignore_mismatched_sizes=True,  # told below, by name
             **options,
         )
-    for key, found, needed in sorted(told["mismatched_keys"]):
-        raise UserError(f"{key} is {list(found)} in its files but {list(needed)} in the model (another image_size?)")
+    for key, shape, needed_shape in sorted(loading["mismatched_keys"]):
+        raise UserError(
+            f"{key} is {list(shape)} in its files but {list(needed_shape)} in the model (another image_size?)"
+        )
     if left_out is not None:
-        left_out += sorted(told["unexpected_keys"])
-    missing = set(told["missing_keys"])
+        left_out += sorted(loading["unexpected_keys"])
+    missing = set(loading["missing_keys"])
     return model, {id(parameter) for key, parameter in model.named_parameters() if key in missing}
 
 

@@ -78,8 +78,8 @@ class TransformersTextTower(TextTower):
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch width"]:
         mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        seen = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
-        output = self.model(input_ids=tokens, attention_mask=seen)
+        attention_mask = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
+        output = self.model(input_ids=tokens, attention_mask=attention_mask)
         if self._pool == "pooler":
             return _pooler_output(output)
         hidden: Tensor = output.last_hidden_state

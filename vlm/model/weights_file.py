@@ -68,7 +68,7 @@ def _require_numbers(where: str, tensor: Tensor) -> None:
 
 def _unwrapped(name: str) -> str:
     """A tensor's name without those of wrappers, which stand before the name or before that of a module in it."""
-    first, *rest = [part for part in name.split(".") if part not in _WRAPPERS]
+    first, *rest = [word for word in name.split(".") if word not in _WRAPPERS]
     while first == "module" and rest:
         first, *rest = rest
     return ".".join([first, *rest])
