@@ -23,7 +23,7 @@ def run_to_its_end(command: Callable[[], object]) -> NoReturn:
         except SystemExit:
             raise
         except BaseException as error:
-            code = watch.tell(error)
+            code = watch.report(error)
     sys.exit(code)
 
 

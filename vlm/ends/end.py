@@ -58,8 +58,8 @@ def end_of(error: BaseException) -> End:
     """The end that an exception is, told in one line without control characters."""
     if isinstance(error, StoppedError):
         name = signal.Signals(error.number).name
-        told = _line(f"stopped by {name}{error.message and ': '}{error.message}")
-        return End("signal", told, code_of(error.number), agreed=error.agreed)
+        line = _line(f"stopped by {name}{error.message and ': '}{error.message}")
+        return End("signal", line, code_of(error.number), agreed=error.agreed)
     if isinstance(error, KeyboardInterrupt):
         return End("signal", "stopped by SIGINT", code_of(signal.SIGINT))
     if isinstance(error, UserError):
@@ -91,16 +91,16 @@ def _rendezvous_end(error: BaseException) -> End | None:
         return None
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     if _PORT_IN_USE.search(str(error)):
-        told = f"the ranks cannot meet at {place} (MASTER_ADDR, MASTER_PORT): the port is in use; choose another"
-        return End("user", told, USER)
+        line = f"the ranks cannot meet at {place} (MASTER_ADDR, MASTER_PORT): the port is in use; choose another"
+        return End("user", line, USER)
     if _NOT_MET.search(str(error)):
         joined = re.search(r"(\d+)/(\d+) clients joined", str(error))
         size = os.environ.get("WORLD_SIZE", "?")
         came = f"{joined[1]} of {joined[2]} ranks" if joined else f"not all {size} ranks"
-        told = (
+        line = (
             f"{came} came to {place} (MASTER_ADDR, MASTER_PORT) in time: was every rank started, and with this address?"
         )
-        return End("failure", told, FAILURE)
+        return End("failure", line, FAILURE)
     return None
 
 

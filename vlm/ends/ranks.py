@@ -56,7 +56,7 @@ class Listener(Protocol):
     def ended(self, end: End) -> None:
         """This rank ends, because another did; said once."""
 
-    def asked(self, number: int) -> None:
+    def stop_requested(self, number: int) -> None:
         """Some rank got this signal, by which all are to stop; said to rank 0."""
 
     def agreed(self, step: int, number: int) -> None:
@@ -70,7 +70,7 @@ class Ranks:
         self, world: Meeting, patience: Patience, selector: selectors.BaseSelector, listener: Listener
     ) -> None:
         self.world = world
-        self._told = listener
+        self._listener = listener
         self._patience = max(_LEAST_PATIENCE, patience.seconds)
         self._patience_option = patience.option
         self.beat_seconds = min(_LONGEST_BEAT, self._patience / 5)
@@ -78,28 +78,28 @@ class Ranks:
         self._wires: list[Wire] = []
         self._first: dict[str, Any] | None = None  # what ended first, and is passed on
         self._unheard: set[int] = set()
-        self._listener: socket.socket | None = None
+        self._server: socket.socket | None = None
         self._token = ""
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._beaten = 0.0
 
     def meet(self) -> int:
         """Connect to rank 0; how many ranks could not. Collective, before `start`."""
         address: tuple[str, int, str] | None = None
         if self.world.is_main:
-            self._listener = socket.create_server(("", 0), family=socket.AF_INET, backlog=self.world.size)
-            self._listener.setblocking(False)
-            address = (socket.gethostname(), self._listener.getsockname()[1], secrets.token_hex(16))
+            self._server = socket.create_server(("", 0), family=socket.AF_INET, backlog=self.world.size)
+            self._server.setblocking(False)
+            address = (socket.gethostname(), self._server.getsockname()[1], secrets.token_hex(16))
         host, port, self._token = self.world.gather_objects(address)[0]
         is_there = self.world.is_main or self._connect(host, port)
         return self.world.gather_objects(is_there).count(False)
 
     def start(self) -> None:
         """Begin to listen to the others."""
-        if self._listener is not None:
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        if self._server is not None:
+            self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         for wire in self._wires:
-            self._selector.register(wire.socket, selectors.EVENT_READ, partial(self._hear, wire))
+            self._selector.register(wire.socket, selectors.EVENT_READ, partial(self._receive, wire))
 
     def _connect(self, host: str, port: int) -> bool:
         for name in (os.environ.get("MASTER_ADDR", host), host):
@@ -115,15 +115,15 @@ class Ranks:
         return False
 
     def _accept(self) -> None:
-        assert self._listener is not None
+        assert self._server is not None
         try:
-            wire = Wire(self._listener.accept()[0])
+            wire = Wire(self._server.accept()[0])
         except OSError:
             return
         self._wires.append(wire)
-        self._selector.register(wire.socket, selectors.EVENT_READ, partial(self._hear, wire))
+        self._selector.register(wire.socket, selectors.EVENT_READ, partial(self._receive, wire))
 
-    def _hear(self, wire: Wire) -> None:
+    def _receive(self, wire: Wire) -> None:
         messages, is_there = wire.receive()
         for message in messages:
             if wire.rank is None and not self._knows(wire, message):
@@ -151,9 +151,9 @@ class Ranks:
         elif "bye" in message:
             wire.is_leaving = True
         elif "stop" in message:
-            self._told.asked(int(message["stop"]))
+            self._listener.stop_requested(int(message["stop"]))
         elif "stop_after" in message:
-            self._told.agreed(int(message["stop_after"]), int(message["signal"]))
+            self._listener.agreed(int(message["stop_after"]), int(message["signal"]))
             wire.send(heard=self.world.rank)
 
     def _drop(self, wire: Wire) -> None:
@@ -178,8 +178,10 @@ class Ranks:
         self._first = first
         if self.world.is_main:
             self._pass_on(end=first)
-        told = str(first["message"]) if first["kind"] == "lost" else f"rank {first['rank']} ended: {first['message']}"
-        self._told.ended(End("lost", told, int(first["code"])))
+        message = (
+            str(first["message"]) if first["kind"] == "lost" else f"rank {first['rank']} ended: {first['message']}"
+        )
+        self._listener.ended(End("lost", message, int(first["code"])))
 
     def _pass_on(self, **message: Any) -> None:
         for wire in self._wires:
@@ -187,7 +189,7 @@ class Ranks:
                 self._unheard.add(wire.rank)
                 wire.send(**message)
 
-    def tell(self, end: End) -> None:
+    def announce(self, end: End) -> None:
         """Say that this rank ends, and why. `is_heard` tells when the others know."""
         if end.agreed:
             self.leave()
@@ -205,7 +207,7 @@ class Ranks:
     def ask_to_stop(self, number: int) -> None:
         """Tell rank 0 that this rank was asked to stop."""
         if self.world.is_main:
-            self._told.asked(number)
+            self._listener.stop_requested(number)
         for wire in self._wires:
             if not self.world.is_main:
                 wire.send(stop=number)
@@ -219,13 +221,13 @@ class Ranks:
         """Whether all that were told something have said that they know."""
         return not self._unheard
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Say that this rank is there, and see who has been silent for too long."""
         now = time.monotonic()
-        if now - self._looked > 2 * self.beat_seconds + 1:  # this process itself was stopped for a while
+        if now - self._checked > 2 * self.beat_seconds + 1:  # this process itself was stopped for a while
             for wire in self._wires:
                 wire.heard = now
-        self._looked = now
+        self._checked = now
         if now - self._beaten >= self.beat_seconds:
             self._beaten = now
             for wire in self._wires:
@@ -237,7 +239,7 @@ class Ranks:
 
     def close(self) -> None:
         """Let go of all connections."""
-        for own in [self._listener, *(wire.socket for wire in self._wires)]:
-            if own is not None:
-                own.close()
+        for connection in [self._server, *(wire.socket for wire in self._wires)]:
+            if connection is not None:
+                connection.close()
         self._wires = []

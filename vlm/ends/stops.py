@@ -57,8 +57,8 @@ class Stops:
             return
         if self._calls % _CHECK_EVERY:
             return
-        asked = torch.tensor([0 if self._watch.request is None else 1], device=self._world.device)
-        if self._world.sum(asked).item():
+        num_requests = torch.tensor([0 if self._watch.request is None else 1], device=self._world.device)
+        if self._world.sum(num_requests).item():
             numbers = self._world.gather_objects(self._watch.request)
             self._watch.request = next(number for number in numbers if number is not None)
             self._stop_evaluation()

@@ -18,7 +18,7 @@ class Teller:
 
     def __init__(self) -> None:
         self._rank: int | None = None
-        self.told: End | None = None
+        self.reported: End | None = None
         self._record: Failures | None = None
         self._run: Path | None = None
         self._lock = threading.RLock()  # a signal's handler may interrupt a telling
@@ -28,7 +28,7 @@ class Teller:
         """Which rank this is: what a launcher said, until the ranks have met."""
         return int(os.environ.get("RANK", "0")) if self._rank is None else self._rank
 
-    def know(self, rank: int) -> None:
+    def set_rank(self, rank: int) -> None:
         """Take note that the ranks have met, and which of them this is."""
         self._rank = rank
 
@@ -37,15 +37,15 @@ class Teller:
         self._run = run
         self._record = Failures(run, self.rank)
 
-    def tell(self, end: End, error: BaseException | None = None) -> bool:
+    def report(self, end: End, error: BaseException | None = None) -> bool:
         """Tell an end, unless one was told; whether this was it. `error` is what nobody foresaw, kept in full."""
         with self._lock:
-            if self.told is not None:
+            if self.reported is not None:
                 return False
-            self.told = end
-        kept = self._keep(error) if error is not None and end.kind == "failure" else ""
-        if self._is_told_here(end):
-            self.notice(f"{end.message}{kept}")
+            self.reported = end
+        place = self._keep(error) if error is not None and end.kind == "failure" else ""
+        if self._is_for_this_rank(end):
+            self.notice(f"{end.message}{place}")
             if self._record is not None:
                 self._record.add(end.kind, end.message, exit_code=end.code)
         return True
@@ -57,7 +57,7 @@ class Teller:
             sys.stderr.write(f"vlm: {who}{line}\n")
             sys.stderr.flush()
 
-    def _is_told_here(self, end: End) -> bool:
+    def _is_for_this_rank(self, end: End) -> bool:
         if self.rank == 0:
             return True
         if end.everywhere and self._rank is not None:
@@ -67,14 +67,14 @@ class Teller:
 
     def _keep(self, error: BaseException) -> str:
         """Keep the traceback where somebody who can read it finds it; words that say where."""
-        whole = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error))
         if os.environ.get(SHOW_TRACEBACK):
             with suppress(OSError, ValueError):
-                sys.stderr.write(whole)
+                sys.stderr.write(text)
             return ""
         if self._run is not None:
             path = self._run / f"traceback-rank-{self.rank}.txt"
             with suppress(OSError):
-                path.write_text(whole, encoding="utf-8", errors="replace")
+                path.write_text(text, encoding="utf-8", errors="replace")
                 return f"; the traceback is in {path}"
         return f"; {SHOW_TRACEBACK}=1 shows the traceback"

@@ -42,14 +42,14 @@ class Watch:
         self.lost_now: Callable[[], str] = lambda: ""  # words on what an end at once loses
         self._keeps_requests = False
         self._first_signal: float | None = None
-        self._seen: set[int] = set()
+        self._signals: set[int] = set()
         self._deadline: float | None = None
         self._last_words: End | None = None  # to be told at the deadline, if nothing was
         self._is_over = False
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._told_by_thread = threading.Event()
+        self._ended_by_thread = threading.Event()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Watch":
@@ -71,12 +71,12 @@ class Watch:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._wakeup_before)
         self._selector.close()
-        self.forget()
+        self.close()
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Close what a process forked from this one must not hold open."""
-        for own in (self._wake_read, self._wake_write):
-            own.close()
+        for connection in (self._wake_read, self._wake_write):
+            connection.close()
         if self.ranks is not None:
             self.ranks.close()
 
@@ -84,7 +84,7 @@ class Watch:
 
     def join(self, world: Meeting, patience: Patience) -> int:
         """Watch the other ranks too, each silent for at most `patience`; how many cannot be. Collective."""
-        self.teller.know(world.rank)
+        self.teller.set_rank(world.rank)
         if world.size == 1:
             return 0
         ranks = Ranks(world, patience, self._selector, self)
@@ -107,17 +107,17 @@ class Watch:
         if self.request is not None:
             raise StoppedError(self.request)
 
-    def tell(self, error: BaseException) -> int:
+    def report(self, error: BaseException) -> int:
         """Tell how an exception ends this process, here and to the other ranks, before it goes; the exit code."""
         if self.ranks is not None and is_about_connection(error):
-            self._told_by_thread.wait(_VERDICT_SECONDS)  # it may be the echo of another rank's end
+            self._ended_by_thread.wait(_VERDICT_SECONDS)  # it may be the echo of another rank's end
         end = end_of(error)
-        if self.teller.tell(end, error) and self.ranks is not None:
-            self._let_hear(lambda: self._ranks.tell(end))
+        if self.teller.report(end, error) and self.ranks is not None:
+            self._send_and_wait(lambda: self._ranks.announce(end))
             self._deadline = time.monotonic() + _GRACE_SECONDS
             self._wake()
-        assert self.teller.told is not None
-        return self.teller.told.code
+        assert self.teller.reported is not None
+        return self.teller.reported.code
 
     def leave(self) -> None:
         """Say to the other ranks that this one is done."""
@@ -128,7 +128,7 @@ class Watch:
         """Tell all ranks to stop after `step`, and return when all know it (rank 0)."""
         assert self.request is not None
         number = self.request
-        self._let_hear(lambda: self._ranks.agree(step, number), seconds=_PAUSE)
+        self._send_and_wait(lambda: self._ranks.agree(step, number), seconds=_PAUSE)
         self.stop_after = step
 
     @property
@@ -136,7 +136,7 @@ class Watch:
         assert self.ranks is not None
         return self.ranks
 
-    def _let_hear(self, say: Callable[[], None], seconds: float = _HEARD_SECONDS) -> None:
+    def _send_and_wait(self, say: Callable[[], None], seconds: float = _HEARD_SECONDS) -> None:
         self._do(say)
         until = time.monotonic() + seconds
         while not self._ranks.is_heard and time.monotonic() < until:
@@ -160,7 +160,7 @@ class Watch:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python's signature
         is_first, self.request = self.request is None, self.request or number
-        if is_first and not self._keeps_requests and self.teller.told is None:
+        if is_first and not self._keeps_requests and self.teller.reported is None:
             raise StoppedError(number)
 
     # Called by the thread.
@@ -172,7 +172,7 @@ class Watch:
             while not self._tasks.empty():
                 self._tasks.get()()
             if self.ranks is not None:
-                self.ranks.look()
+                self.ranks.check()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._leave_by_force()
 
@@ -194,26 +194,26 @@ class Watch:
                 self._end_at(now + _GRACE_SECONDS, end_of(StoppedError(number)))
             elif self.ranks is not None:
                 self.ranks.ask_to_stop(number)
-        elif now - self._first_signal > _SAME_SECONDS and (number == signal.SIGINT or number in self._seen):
+        elif now - self._first_signal > _SAME_SECONDS and (number == signal.SIGINT or number in self._signals):
             end = end_of(StoppedError(number, f"at once, at the second signal{self.lost_now()}"))
-            self.teller.tell(end)
+            self.teller.report(end)
             if self.ranks is not None:
-                self.ranks.tell(end)
+                self.ranks.announce(end)
             self._leave_by_force()
-        self._seen.add(number)
+        self._signals.add(number)
 
     def ended(self, end: End) -> None:
         """End because another rank did: the main thread finds its connections broken, or is ended where it hangs."""
-        own = None if self.request is None else end_of(StoppedError(self.request))
-        self.teller.tell(own if own is not None and end.code == own.code else end)
-        self._told_by_thread.set()
+        local_end = None if self.request is None else end_of(StoppedError(self.request))
+        self.teller.report(local_end if local_end is not None and end.code == local_end.code else end)
+        self._ended_by_thread.set()
         self._end_at(time.monotonic() + _GRACE_SECONDS, end)
 
     def _end_at(self, moment: float, end: End) -> None:
         self._deadline = moment if self._deadline is None else min(moment, self._deadline)
         self._last_words = self._last_words or end
 
-    def asked(self, number: int) -> None:  # noqa: D102
+    def stop_requested(self, number: int) -> None:  # noqa: D102
         self.request = self.request or number
 
     def agreed(self, step: int, number: int) -> None:  # noqa: D102
@@ -221,11 +221,11 @@ class Watch:
 
     def _leave_by_force(self) -> None:
         if self._last_words is not None:
-            self.teller.tell(self._last_words)
+            self.teller.report(self._last_words)
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
-        os._exit(self.teller.told.code if self.teller.told is not None else code_of(signal.SIGTERM))
+        os._exit(self.teller.reported.code if self.teller.reported is not None else code_of(signal.SIGTERM))
 
     def _stop_thread(self) -> None:
         self._is_over = True
@@ -248,12 +248,12 @@ def watching() -> Iterator[Watch]:
             _watch = None
 
 
-def _forget_in_child() -> None:
+def _close_in_child() -> None:
     global _watch
     if _watch is not None:
         signal.set_wakeup_fd(-1)
-        _watch.forget()
+        _watch.close()
         _watch = None
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_close_in_child)

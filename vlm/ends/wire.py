@@ -31,8 +31,8 @@ class Wire:
         """The messages that have come, and whether the other end is still there."""
         there = True
         try:
-            while part := self.socket.recv(_LONGEST):
-                self._read += part
+            while received := self.socket.recv(_LONGEST):
+                self._read += received
             there = False
         except BlockingIOError:
             pass

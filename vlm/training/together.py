@@ -40,7 +40,7 @@ def ranks_together(
             yield accelerator, watch
             watch.leave()
         except BaseException as error:
-            watch.tell(error)
+            watch.report(error)
             raise
         finally:
             if accelerator is not None:

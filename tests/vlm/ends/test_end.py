@@ -74,6 +74,6 @@ def test_a_mistake_that_all_ranks_of_a_node_find_is_told_there_until_the_ranks_h
     monkeypatch.setenv("LOCAL_RANK", local)
     teller = Teller()
     if met:
-        teller.know(8)
-    assert teller.tell(end_of(EveryRankError("recipe.yaml: seed: found None")))
+        teller.set_rank(8)
+    assert teller.report(end_of(EveryRankError("recipe.yaml: seed: found None")))
     assert capsys.readouterr().err == ("vlm: rank 8: recipe.yaml: seed: found None\n" if is_told else "")

@@ -32,7 +32,7 @@ class Deaf:
     def ended(self, end: End) -> None:
         raise AssertionError(end)
 
-    def asked(self, number: int) -> None:
+    def stop_requested(self, number: int) -> None:
         raise AssertionError(number)
 
     def agreed(self, step: int, number: int) -> None:
