@@ -30,5 +30,5 @@ def contrast(x: Rows, y: Rows, scale: Float[Tensor, "1"]) -> Float[Tensor, ""]:
 
 def _log_sum_exps(x: Rows, y: Rows, scale: Tensor, weights: tuple[EntryWeights, ...]) -> tuple[Tensor, Tensor]:
     """Over all y of each own x, and over all x of each own y."""
-    x_lse, parts = log_sum_exp(x.values, y.columns, scale, weights, matmul_dtype=x.samples.exchange.matmul_dtype)
-    return x_lse, y.samples.ranks.merge_log_sum_exp(parts)
+    x_lse, column_lse = log_sum_exp(x.values, y.columns, scale, weights, matmul_dtype=x.samples.exchange.matmul_dtype)
+    return x_lse, y.samples.ranks.merge_log_sum_exp(column_lse)

@@ -49,9 +49,9 @@ class Objective:
         self.facts = facts or RunFacts(0, 0, 1, 1, 0, self.exchange.world)
         self._attached = {name: self._providers_of(name, term) for name, term in self.pair_terms.items()}
         self.states: dict[str, TermState] = {}
-        parts: dict[str, Term | Provider] = {**self.terms, **self.providers}
-        for name, part in parts.items():
-            state = part.start(self.facts)
+        configs: dict[str, Term | Provider] = {**self.terms, **self.providers}
+        for name, config in configs.items():
+            state = config.start(self.facts)
             if state is not None:
                 self.states[name] = state
         self.pair_needs: Needs = needs_of([*self.pair_terms.values(), *self.providers.values()])
@@ -84,7 +84,7 @@ class Objective:
         """This rank's part of the weighted sum, and of each term by name (detached), in one graph. Collective."""
         counts = self.count(batch)
         total, by_term = self.evaluate_pairs(outputs, batch, teacher=teacher)
-        local, by_local_term = self.evaluate_part(outputs, batch, counts, teacher=teacher)
+        local, by_local_term = self.evaluate_local(outputs, batch, counts, teacher=teacher)
         return total + local, by_term | by_local_term
 
     def evaluate_pairs(
@@ -97,27 +97,27 @@ class Objective:
         self._require_outputs(outputs)
         rows = StepRows(outputs, batch, self.exchange, self.pair_needs.gathered)
 
-        def seen_by(name: str, pairs: Pairs) -> PairStep:
+        def step_of(name: str, pairs: Pairs) -> PairStep:
             state, parameters = self.states.get(name), term_parameters(outputs, name)
             seed = self.facts.seed
             return PairStep(batch, outputs, rows, pairs, self.exchange, seed, teacher or {}, state, parameters)
 
-        provided = self._provide(batch.step, rows, seen_by)
+        provided = self._provide(batch.step, rows, step_of)
         for name, term in self.pair_terms.items():
-            value = term(seen_by(name, self._with_provided(name, rows.pairs(term.between), provided)))
+            value = term(step_of(name, self._with_provided(name, rows.pairs(term.between), provided)))
             total = total + term.weight * value
             by_term[name] = value.detach()
         return self._checked(total, [*self.pair_terms, *self.providers]), by_term
 
-    def evaluate_part(
+    def evaluate_local(
         self, outputs: Outputs, batch: Batch, counts: Mapping[str, Float[Tensor, ""]], *, teacher: Outputs | None = None
     ) -> tuple[Loss, dict[str, Loss]]:
         """The same of the local terms, on one micro-batch of a step with so many units in all (`count`)."""
         total, by_term = outputs["logit_scale"].new_zeros(()), dict[str, Loss]()
         if not self.local_terms:
             return total, by_term
-        seen = {name: value.detach() if is_shared(name) else value for name, value in outputs.items()}
-        part = LocalPart(seen, batch, self.facts.seed, teacher or {})
+        local_outputs = {name: value.detach() if is_shared(name) else value for name, value in outputs.items()}
+        part = LocalPart(local_outputs, batch, self.facts.seed, teacher or {})
         for name, term in self.local_terms.items():
             parameters = term_parameters(outputs, name)
             value = term(replace(part, state=self.states.get(name), parameters=parameters))
@@ -163,12 +163,12 @@ class Objective:
                 total = total + check.to(total)
         return total
 
-    def _provide(self, step: int, rows: StepRows, seen_by: Callable[[str, Pairs], PairStep]) -> dict[str, "_Provided"]:
+    def _provide(self, step: int, rows: StepRows, step_of: Callable[[str, Pairs], PairStep]) -> dict[str, "_Provided"]:
         provided = {}
         for name, provider in self.providers.items():
             if step >= provider.start_step and any(name in attached for attached in self._attached.values()):
-                seen = seen_by(name, rows.pairs(provider.between))
-                provided[name] = _Provided(provider.negatives(seen), provider.positive_spread(seen))
+                pair_step = step_of(name, rows.pairs(provider.between))
+                provided[name] = _Provided(provider.negatives(pair_step), provider.positive_spread(pair_step))
         return provided
 
     def _with_provided(self, name: str, pairs: Pairs, provided: Mapping[str, "_Provided"]) -> Pairs:

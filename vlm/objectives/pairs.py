@@ -170,12 +170,14 @@ class Pairs:
         columns = self.y_columns
         if columns.pairs_at is None:
             positive = scale * (self.x * self.y).sum(1)
-            x_lse, parts = log_sum_exp(self.x, columns, scale, weights, y_negatives, matmul_dtype=self.matmul_dtype)
-        else:
-            positive, x_lse, parts = paired_log_sum_exp(
+            x_lse, column_lse = log_sum_exp(
                 self.x, columns, scale, weights, y_negatives, matmul_dtype=self.matmul_dtype
             )
-        y_lse = self.ranks.merge_log_sum_exp(parts)
+        else:
+            positive, x_lse, column_lse = paired_log_sum_exp(
+                self.x, columns, scale, weights, y_negatives, matmul_dtype=self.matmul_dtype
+            )
+        y_lse = self.ranks.merge_log_sum_exp(column_lse)
         for extra in self.extra:
             x_lse = _log_add_exp(x_lse, extra.log_sum_exp(self.x, self.y_rows.kind, scale))
             y_lse = _log_add_exp(y_lse, extra.log_sum_exp(self.y, self.x_rows.kind, scale))

@@ -46,19 +46,19 @@ def _reader(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        found = {}
+        configs = {}
         for name, options in value.items():
             if isinstance(options, BaseModel):
-                found[name] = options
+                configs[name] = options
                 continue
             written = dict(options) if isinstance(options, dict) else short(options)
             kind = registry.find(_kind_of(str(name), written) if isinstance(written, dict) else str(name))
             try:
-                found[name] = kind.model_validate(written)
+                configs[name] = kind.model_validate(written)
             except ValidationError as error:
-                whole = not error.errors(include_url=False)[0]["loc"]  # the options together, not one of them
-                raise ValueError(f"{name}{': ' if whole else '.'}{first_problem(error, kind)}") from None
-        return found
+                is_joint = not error.errors(include_url=False)[0]["loc"]  # the options together, not one of them
+                raise ValueError(f"{name}{': ' if is_joint else '.'}{first_problem(error, kind)}") from None
+        return configs
 
     return read
 
@@ -82,24 +82,24 @@ def _read_terms(value: Any) -> Any:
 
 
 def _writer(registry: Registry[Any]) -> Callable[[dict[str, BaseModel]], dict[str, Any]]:
-    def write(parts: dict[str, BaseModel]) -> dict[str, Any]:
+    def write(configs: dict[str, BaseModel]) -> dict[str, Any]:
         written = {}
-        for name, part in parts.items():
-            kind = registry.name_of(type(part))
+        for name, config in configs.items():
+            kind = registry.name_of(type(config))
             named = {} if kind == name or ":" in name else {"kind": kind}
-            written[name] = {**named, **part.model_dump(mode="json")}
+            written[name] = {**named, **config.model_dump(mode="json")}
         return written
 
     return write
 
 
 def _schema(registry: Registry[Any], short: dict[str, Any]) -> dict[str, Any]:
-    parts = {
+    schemas = {
         name: {"description": (kind.__doc__ or "").partition("\n")[0], "anyOf": [short, kind.model_json_schema()]}
         for name, kind in registry.all().items()
     }
     named = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
-    return {"type": "object", "properties": parts, "patternProperties": {":": {}}, "additionalProperties": named}
+    return {"type": "object", "properties": schemas, "patternProperties": {":": {}}, "additionalProperties": named}
 
 
 Terms = Annotated[

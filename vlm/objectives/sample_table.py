@@ -42,9 +42,9 @@ class SampleTable(TermState):
         self._proposed = None
         values = torch.zeros(len(self._batch.ids), len(self._columns), dtype=torch.float64)
         mine = self._owned(self._batch.ids)
-        values[mine] = self._shelf.look_up(self._batch.ids[mine], self._defaults)
-        own = self.facts.world.sum(values.to(ids.device))[self._batch.ranks.local]
-        return dict(zip(self._columns, own.unbind(1), strict=True))
+        values[mine] = self._shelf.read(self._batch.ids[mine], self._defaults)
+        local = self.facts.world.sum(values.to(ids.device))[self._batch.ranks.local]
+        return dict(zip(self._columns, local.unbind(1), strict=True))
 
     def propose(self, values: Mapping[str, Float[Tensor, " rows"]]) -> None:
         """Set the values that the rows read last have after `commit`: all columns, by name."""
@@ -58,8 +58,8 @@ class SampleTable(TermState):
         mine = self._owned(self._batch.ids)
         ids, values = self._batch.ids[mine], values[mine]
         first = dict(zip(reversed(ids.tolist()), reversed(range(len(ids))), strict=True))
-        kept = torch.tensor(list(first.values()), dtype=torch.int64)
-        self._shelf.store(ids[kept], values[kept])
+        places = torch.tensor(list(first.values()), dtype=torch.int64)
+        self._shelf.store(ids[places], values[places])
         self._batch = self._proposed = None
 
     def proposal_check(self) -> Float[Tensor, ""] | None:  # noqa: D102
@@ -71,22 +71,22 @@ class SampleTable(TermState):
     def discard(self) -> None:  # noqa: D102
         self._batch = self._proposed = None
 
-    def own(self) -> dict[str, Tensor]:  # noqa: D102
+    def local(self) -> dict[str, Tensor]:  # noqa: D102
         ids, values = self._shelf.contents()
         return {_IDS: ids, **dict(zip(self._columns, values.unbind(1), strict=True))}
 
-    def restore(self, replicated: dict[str, Tensor], pieces: list[dict[str, Tensor]]) -> None:  # noqa: D102, ARG002
+    def restore(self, replicated: dict[str, Tensor], local: list[dict[str, Tensor]]) -> None:  # noqa: D102, ARG002
         self._shelf = _Shelf(len(self._columns))
         self._batch = self._proposed = None
-        for piece in pieces:
-            if _IDS not in piece:
+        for tensors in local:
+            if _IDS not in tensors:
                 continue
-            mine = self._owned(piece[_IDS])
+            mine = self._owned(tensors[_IDS])
             values = self._defaults.repeat(int(mine.sum()), 1)
             for place, name in enumerate(self._columns):
-                if name in piece:  # a column that the saved run did not keep starts at its default
-                    values[:, place] = piece[name][mine]
-            self._shelf.store(piece[_IDS][mine], values)
+                if name in tensors:  # a column that the saved run did not keep starts at its default
+                    values[:, place] = tensors[name][mine]
+            self._shelf.store(tensors[_IDS][mine], values)
 
     def _owned(self, ids: Tensor) -> Tensor:
         return ids % self.facts.world.size == self.facts.world.rank
@@ -114,12 +114,12 @@ class _Shelf:
         self.places: dict[int, int] = {}
         self._values = torch.empty(0, num_columns, dtype=torch.float64)
 
-    def look_up(self, ids: Tensor, default: Tensor) -> Tensor:
+    def read(self, ids: Tensor, default: Tensor) -> Tensor:
         places = torch.tensor([self.places.get(one, -1) for one in ids.tolist()], dtype=torch.int64)
         known = places >= 0
-        found = default.repeat(len(ids), 1)
-        found[known] = self._values[places[known]]
-        return found
+        values = default.repeat(len(ids), 1)
+        values[known] = self._values[places[known]]
+        return values
 
     def store(self, ids: Tensor, values: Tensor) -> None:
         places = [self.places.setdefault(one, len(self.places)) for one in ids.tolist()]

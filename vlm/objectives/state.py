@@ -44,10 +44,10 @@ class TermState(ABC):
         """Tensors that are the same on all ranks."""
         return {}
 
-    def own(self) -> dict[str, Tensor]:
+    def local(self) -> dict[str, Tensor]:
         """Tensors of which each rank holds other rows (the first dimension may differ from rank to rank)."""
         return {}
 
     @abstractmethod
-    def restore(self, replicated: dict[str, Tensor], pieces: list[dict[str, Tensor]]) -> None:
+    def restore(self, replicated: dict[str, Tensor], local: list[dict[str, Tensor]]) -> None:
         """Go back to a saved state: the replicated tensors, and what each rank of that time held, in rank order."""

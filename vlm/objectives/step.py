@@ -107,7 +107,7 @@ class PairStep:
         """The rows of an output, of whatever kind: `image`, `text`, `captions`, ... Collective."""
         return self.all_rows[kind]
 
-    def taught(self, rows: Rows) -> Float[Tensor, "rows dim"]:
+    def teacher_rows(self, rows: Rows) -> Float[Tensor, "rows dim"]:
         """The teacher's embeddings of these rows, without gradient."""
         values = self.teacher[rows.kind].detach()
         return values if rows.index is None else values[rows.index]

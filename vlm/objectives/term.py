@@ -132,9 +132,9 @@ class Provider(Config):
         return None
 
 
-def needs_of(parts: "Iterable[Term | Provider]") -> Needs:
+def needs_of(configs: "Iterable[Term | Provider]") -> Needs:
     """The needs of several terms and providers together: images and texts at least, for both towers train."""
     total = Needs()
-    for part in parts:
-        total = total | part.needs()
+    for config in configs:
+        total = total | config.needs()
     return total

@@ -54,7 +54,7 @@ def accumulate(
             total = loss_with(rows, outputs)
             if micro_batch.has_rows:
                 teacher_rows = teacher_outputs[micro_batch.number]
-                local, by_term = objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=teacher_rows)
+                local, by_term = objective.evaluate_local(outputs, micro_batch.batch, counts, teacher=teacher_rows)
                 total = total + _nan_unless_finite(local)
                 loss = loss + local.detach()
                 terms |= {name: terms.get(name, 0.0) + value for name, value in by_term.items()}
@@ -75,7 +75,7 @@ def remember(
     objective.evaluate_pairs(leaves, batch, teacher=_of_all_rows(teacher_outputs, micro_batches))
     for micro_batch, outputs, teacher_rows in zip(micro_batches, embedded, teacher_outputs, strict=True):
         if micro_batch.has_rows:
-            objective.evaluate_part(outputs, micro_batch.batch, counts, teacher=teacher_rows)
+            objective.evaluate_local(outputs, micro_batch.batch, counts, teacher=teacher_rows)
     objective.commit()
 
 

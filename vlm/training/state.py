@@ -45,7 +45,7 @@ def memory_groups(objective: Objective) -> dict[str, Group]:
 def own_pieces(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
     """The memory of terms on this rank alone, as a piece for `write_checkpoint`."""
     tensors = {
-        f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.own().items()
+        f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.local().items()
     }
     return {LOCAL_MEMORY: tensors} if tensors else {}
 

@@ -183,7 +183,7 @@ def continued(pieces: list[dict[str, Tensor]], first: int, last: int) -> tuple[T
             outputs_of(batch.image[rows], batch.text[rows], batch.scale), batch_of(batch.ids[rows], step=step)
         )
         objective.commit()
-    return world.sum(share) / world.size, table.own()
+    return world.sum(share) / world.size, table.local()
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (3, 2)])
@@ -191,6 +191,6 @@ def test_a_run_continues_alike_at_another_world_size(before: int, after: int) ->
     held: list[dict[str, Tensor]] = []
     for size, first, last in ((before, 0, 2), (after, 2, 4)):
         results = [continued(held, first, last)] if size == 1 else run_ranks(continued, size, held, first, last)
-        held = [own for _, own in results]
+        held = [local for _, local in results]
     values = expected(setting(4), BY_HAND)
     torch.testing.assert_close(results[0][0], values["value"], rtol=1e-10, atol=1e-10)

@@ -48,8 +48,8 @@ def follow(pieces: list[dict[str, Tensor]], first: int, last: int) -> tuple[list
         read.append(values["score"].tolist())
         table.propose({"score": told(number)[rows], "level": torch.zeros(len(values["level"]))})
         table.commit()
-    assert all(sample % world.size == world.rank for sample in table.own()["ids"].tolist())
-    return read, table.own()
+    assert all(sample % world.size == world.rank for sample in table.local()["ids"].tolist())
+    return read, table.local()
 
 
 def everything(pieces: list[dict[str, Tensor]]) -> dict[int, float]:
@@ -66,7 +66,7 @@ def run(
     """The scores that the first of these batches read, over all ranks, and what ranks hold after the last."""
     results = [follow(pieces, first, last)] if size == 1 else run_ranks(follow, size, pieces, first, last)
     scores = [score for read, _ in results for score in (read[0] if read else [])]
-    return scores, [own for _, own in results]
+    return scores, [local for _, local in results]
 
 
 def test_moving_from_three_ranks_to_two_to_one_and_back_loses_nothing() -> None:
@@ -115,6 +115,6 @@ def test_a_million_samples_are_found_again_after_moving_to_three_ranks() -> None
         table.restore({}, [piece])
     assert sum(map(len, tables)) == 1_000_000
     alone = SampleTable(facts(), DEFAULTS)
-    alone.restore({}, [table.own() for table in tables])
+    alone.restore({}, [table.local() for table in tables])
     asked = ids[::1000]
     assert torch.equal(alone.read(asked)["score"], asked.double() * 2)

@@ -60,5 +60,5 @@ class SeenTokens(TermState):
     def replicated(self) -> dict[str, Tensor]:
         return {"total": self.total}
 
-    def restore(self, replicated: dict[str, Tensor], pieces: list[dict[str, Tensor]]) -> None:
+    def restore(self, replicated: dict[str, Tensor], local: list[dict[str, Tensor]]) -> None:
         self.total = replicated["total"]

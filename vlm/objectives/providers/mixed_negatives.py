@@ -57,7 +57,7 @@ class Mixtures(OwnNegatives):
         return (counts > 0) * (self._options.mixed + self._options.mixed_with_query)
 
     def block_negatives(self, rows: slice, others: str) -> Float[Tensor, "block negatives dim"]:  # noqa: D102
-        counts, places = (part[rows] for part in self._hardest(others))
+        counts, places = (values[rows] for values in self._hardest(others))
         columns, queries = self._columns[others], self._queries[others][rows]
         mixed, with_query = self._options.mixed, self._options.mixed_with_query
         drawn = uniforms(
@@ -71,8 +71,8 @@ class Mixtures(OwnNegatives):
         i = (drawn[0] * of).long()
         j = (i + 1 + (drawn[1] * (of - 1)).long()) % of
         k = (drawn[3] * of).long()
-        alpha, beta = (share.to(columns)[:, :, None] for share in (drawn[2], drawn[4] / 2))
-        n_i, n_j, n_k = (columns[places.gather(1, part)] for part in (i, j, k))
+        alpha, beta = (fractions.to(columns)[:, :, None] for fractions in (drawn[2], drawn[4] / 2))
+        n_i, n_j, n_k = (columns[places.gather(1, index)] for index in (i, j, k))
         return normalize(torch.cat([n_j.lerp(n_i, alpha), n_k.lerp(queries[:, None, :], beta)], dim=1), dim=2)
 
     def _hardest(self, others: str) -> tuple[Int64[Tensor, " rows"], Int64[Tensor, "rows hardest"]]:

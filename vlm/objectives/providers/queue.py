@@ -48,8 +48,8 @@ class EmbeddingQueue(TermState):
     @property
     def keys(self) -> Keys:
         """The keys that it holds now; views, valid until the next commit."""
-        filled = min(self._num_written, self.size)
-        return Keys(*(part[:filled] for part in self._keys))
+        count = min(self._num_written, self.size)
+        return Keys(*(tensor[:count] for tensor in self._keys))
 
     def propose(self, keys: Keys) -> None:
         """Write these when the step is committed."""
@@ -73,7 +73,7 @@ class EmbeddingQueue(TermState):
             return {}
         return {**self._keys._asdict(), "num_written": torch.tensor([self._num_written])}
 
-    def restore(self, replicated: dict[str, Tensor], pieces: list[dict[str, Tensor]]) -> None:  # noqa: D102, ARG002
+    def restore(self, replicated: dict[str, Tensor], local: list[dict[str, Tensor]]) -> None:  # noqa: D102, ARG002
         if not replicated or not self.size:  # the checkpoint knew no queue: it begins empty
             return
         saved = Keys(replicated["image"], replicated["text"], replicated["ids"])
@@ -86,17 +86,17 @@ class EmbeddingQueue(TermState):
         first = num_written - min(num_written, len(saved.ids))  # of another size: what it held, oldest first
         places = torch.arange(first, num_written) % len(saved.ids)
         self._num_written = 0
-        self._write(Keys(*(part[places] for part in saved)))
+        self._write(Keys(*(tensor[places] for tensor in saved)))
 
     def _write(self, keys: Keys) -> None:
         if not self.size:
             return
         count = len(keys.ids)
-        kept = min(count, self.size)
+        num_kept = min(count, self.size)
         last = self._num_written + count
-        places = torch.arange(last - kept, last, device=self._keys.ids.device) % self.size
+        places = torch.arange(last - num_kept, last, device=self._keys.ids.device) % self.size
         for mine, theirs in zip(self._keys, keys, strict=True):
-            mine.index_copy_(0, places, theirs[count - kept :].to(mine))
+            mine.index_copy_(0, places, theirs[count - num_kept :].to(mine))
         self._num_written = last
 
 
@@ -131,7 +131,7 @@ class Queue(Provider):
 def teacher_keys(step: PairStep, ranks: RowGroup) -> Keys:
     """The teacher's embeddings of the rows of `ranks`, in the order of the global batch. Collective."""
     pairs = step.pairs
-    both = torch.cat([step.taught(pairs.x_rows), step.taught(pairs.y_rows)], dim=1)
+    both = torch.cat([step.teacher_rows(pairs.x_rows), step.teacher_rows(pairs.y_rows)], dim=1)
     x, y = ranks.gather_constant(both).chunk(2, dim=1)
     return Keys(x, y, pairs.all_ids if ranks is pairs.ranks else ranks.gather_constant(pairs.ids))
 

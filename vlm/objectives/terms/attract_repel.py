@@ -157,7 +157,7 @@ def _rbf_repulsion(
 
 def _logs(pairs: Pairs, scale: float, negatives: Weights) -> tuple[Tensor, Tensor]:
     """Both directions' log-sum-exp over negatives."""
-    x_lse, parts = log_sum_exp(
+    x_lse, column_lse = log_sum_exp(
         pairs.x, pairs.y_columns, pairs.x.new_tensor([scale]), negatives, matmul_dtype=pairs.matmul_dtype
     )
-    return x_lse, pairs.ranks.merge_log_sum_exp(parts)
+    return x_lse, pairs.ranks.merge_log_sum_exp(column_lse)

@@ -41,8 +41,8 @@ def clip(
     pairs: Pairs, scale: Float[Tensor, "1"], *, label_smoothing: float = 0.0, margin: float = 0.0
 ) -> Float[Tensor, ""]:
     """The loss of `Clip` at a logit scale."""
-    own_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale)
-    positive = own_logit - scale * margin
+    pair_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale)
+    positive = pair_logit - scale * margin
     # log(1 + exp(negatives - positive)): with an aligned pair nothing is lost to 1 - 1. (softplus gives up at 20.)
     losses = -(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives)) / 2
     if label_smoothing:

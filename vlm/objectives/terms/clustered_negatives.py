@@ -104,7 +104,7 @@ class ClusteredNegatives(PairTerm):
         pairs = step.pairs
         y_labels, x_labels = self._labels(step, pairs.all_y), self._labels(step, pairs.all_x)
         local, others = pairs.ranks.local, pairs.other_samples
-        x_lse, parts = log_sum_exp(
+        x_lse, column_lse = log_sum_exp(
             pairs.x,
             pairs.y_columns,
             step.logit_scale,
@@ -112,7 +112,7 @@ class ClusteredNegatives(PairTerm):
             (*others, ClustersApart(x_labels[local], x_labels)),
             matmul_dtype=pairs.matmul_dtype,
         )
-        return x_lse, pairs.ranks.merge_log_sum_exp(parts)
+        return x_lse, pairs.ranks.merge_log_sum_exp(column_lse)
 
     def _learned_weights(self, step: PairStep, rows: Tensor, columns: Tensor) -> Float[Tensor, " rows"]:
         network = PairNetwork(**step.parameters)

@@ -27,13 +27,13 @@ def spherical_k_means(
     """
     if count >= len(rows):
         return torch.arange(len(rows), device=rows.device)
-    own = rows[ranks.local]
+    local = rows[ranks.local]
     centres = rows[keys.argsort(stable=True)[:count]]
     for _ in range(iterations):
-        sums = ranks.sum(torch.zeros_like(centres).index_add(0, _nearest(own, centres), own))
+        sums = ranks.sum(torch.zeros_like(centres).index_add(0, _nearest(local, centres), local))
         norms = sums.norm(dim=1, keepdim=True)
         centres = torch.where(norms > 0, sums / norms, centres)  # an empty cluster stays where it was
-    return ranks.gather_constant(_nearest(own, centres))
+    return ranks.gather_constant(_nearest(local, centres))
 
 
 class ClustersApart(EntryWeights):
@@ -50,8 +50,8 @@ class ClustersApart(EntryWeights):
 
     def _counts(self, like: Tensor, rows: slice, columns: slice) -> Tensor:
         counts = torch.zeros_like(like)
-        for own, others in zip(self._row_labels[rows].T, self._column_labels[columns].T, strict=True):
-            counts += own[:, None] != others[None, :]
+        for labels, other_labels in zip(self._row_labels[rows].T, self._column_labels[columns].T, strict=True):
+            counts += labels[:, None] != other_labels[None, :]
         return counts
 
 

@@ -49,7 +49,7 @@ class Continuous(PairTerm):
 
     def __call__(self, step: PairStep) -> Float[Tensor, ""]:  # noqa: D102
         rows = step.pairs.x_rows if self.weights_from.endswith("image") else step.pairs.y_rows
-        queries = step.taught(rows) if self.weights_from.startswith("teacher") else rows.values.detach()
+        queries = step.teacher_rows(rows) if self.weights_from.startswith("teacher") else rows.values.detach()
         return continuous(
             step.pairs,
             step.logit_scale,

@@ -51,15 +51,15 @@ def hard(pairs: Pairs, scale: Float[Tensor, "1"], *, hardest: float = 0.1) -> Fl
     return pairs.mean(-(logsigmoid(positive - x_negatives) + logsigmoid(positive - y_negatives)) / 2)
 
 
-def _hardest(pairs: Pairs, scale: Tensor, share: float) -> tuple[_Weights, _Weights]:
+def _hardest(pairs: Pairs, scale: Tensor, fraction: float) -> tuple[_Weights, _Weights]:
     """The negatives of each own x, and of each y of the batch."""
     others = pairs.other_samples
-    if share == 1:
+    if fraction == 1:
         return others, others
     # Logits as the tiles have them: x carries the scale, y is what low precision left of it on its way.
     x, all_y = (pairs.x * scale).detach(), pairs.all_y.detach()
-    x_thresholds = upper_thresholds(x, all_y, share, others, matmul_dtype=pairs.matmul_dtype)
+    x_thresholds = upper_thresholds(x, all_y, fraction, others, matmul_dtype=pairs.matmul_dtype)
     all_x = pairs.ranks.gather_constant(x)
-    y_thresholds = upper_thresholds(all_y[pairs.ranks.local], all_x, share, others, matmul_dtype=pairs.matmul_dtype)
+    y_thresholds = upper_thresholds(all_y[pairs.ranks.local], all_x, fraction, others, matmul_dtype=pairs.matmul_dtype)
     all_y_thresholds = pairs.ranks.gather_constant(y_thresholds)
     return (*others, AtLeast(x_thresholds)), (*others, AtLeast(all_y_thresholds, by_column=True))

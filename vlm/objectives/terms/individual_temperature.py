@@ -68,13 +68,13 @@ class IndividualTemperature(GlobalContrast):
         count, positive = num_negatives(pairs), pairs.positive_similarity()
         total = torch.zeros_like(positive)
         new: dict[str, Tensor] = {}
-        for side, found in zip(SIDES, self._statistics(pairs, old), strict=True):
+        for side, statistics in zip(SIDES, self._statistics(pairs, old), strict=True):
             temperature = old[f"{side}_{_TEMPERATURE}"]
-            log_mean = log_mean_contrast(found.log_sum_exp, positive / temperature, count)
+            log_mean = log_mean_contrast(statistics.log_sum_exp, positive / temperature, count)
             average = self.averaged(old[f"{side}_{_LOG_MEAN}"], log_mean, gamma)
             log_average, ratio = self.log_average(average, log_mean)
             total = total + torch.where(count > 0, temperature * (log_average + self.rho), 0.0)
-            mean_contrast = (found.mean - positive.detach()) / temperature
+            mean_contrast = (statistics.mean - positive.detach()) / temperature
             derivative = log_average.detach() + self.rho - ratio * mean_contrast
             new[f"{side}_{_LOG_MEAN}"] = average
             new[f"{side}_{_MOMENTUM}"], new[f"{side}_{_TEMPERATURE}"] = self._moved(

@@ -37,7 +37,7 @@ def meta_node_log_sum_exp(
     for block in slices(len(rows), ROW_BLOCK):
         bounds = torch.tensor([block.start, block.stop], device=rows.device)
         first, last = torch.searchsorted(out_rows, bounds).tolist()
-        found = checkpoint(
+        log_sums = checkpoint(
             _block,
             rows[block],
             columns,
@@ -48,7 +48,7 @@ def meta_node_log_sum_exp(
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        results.append(found)
+        results.append(log_sums)
     return torch.cat(results) if results else rows.sum(1)
 
 
@@ -74,9 +74,9 @@ def _listed(excluded: EqualKeys) -> Places:
     """All entries of equal keys as rows and columns, sorted by row."""
     if excluded.listed is not None:
         return excluded.listed
-    found = []
+    blocks = []
     for block in slices(len(excluded.row_keys), ROW_BLOCK):
         equal = (excluded.row_keys[block, None] == excluded.column_keys).nonzero()
-        found.append(equal + torch.tensor([block.start, 0], device=equal.device))
-    places = torch.cat(found).T.contiguous()
+        blocks.append(equal + torch.tensor([block.start, 0], device=equal.device))
+    places = torch.cat(blocks).T.contiguous()
     return places[0], places[1]

@@ -61,7 +61,7 @@ class MomentumDistillation(PairTerm):
         all_x = torch.cat([batch.image, past.image.to(batch.image)])
         all_y = torch.cat([batch.text, past.text.to(batch.text)])
         alpha = self.alpha * state.progress(step.step)
-        x_teacher, y_teacher = step.taught(pairs.x_rows), step.taught(pairs.y_rows)
+        x_teacher, y_teacher = step.teacher_rows(pairs.x_rows), step.teacher_rows(pairs.y_rows)
         x_losses = _cross_entropy(step, _Side(pairs.x, x_teacher, y_teacher, all_y), alpha)
         y_losses = _cross_entropy(step, _Side(pairs.y, y_teacher, x_teacher, all_x), alpha)
         return pairs.mean((x_losses + y_losses) / 2)
@@ -84,7 +84,7 @@ class _Side(NamedTuple):
 
     queries: Tensor
     teacher: Tensor
-    own_keys: Tensor
+    partner_keys: Tensor
     keys: Tensor
 
 
@@ -97,8 +97,8 @@ def _cross_entropy(step: PairStep, side: _Side, alpha: float) -> Float[Tensor, "
     keys = Columns(side.keys)
     places = torch.arange(len(side.keys), device=side.keys.device)
     others = EqualKeys(places[step.pairs.ranks.local], places)
-    own_logit = scale * (side.queries * side.own_keys).sum(1)
-    losses = -logsigmoid(own_logit - row_log_sum_exp(side.queries, keys, scale, (others,), matmul_dtype=dtype))
+    pair_logit = scale * (side.queries * side.partner_keys).sum(1)
+    losses = -logsigmoid(pair_logit - row_log_sum_exp(side.queries, keys, scale, (others,), matmul_dtype=dtype))
     if not alpha:
         return losses
     fixed = scale.detach()
@@ -106,4 +106,4 @@ def _cross_entropy(step: PairStep, side: _Side, alpha: float) -> Float[Tensor, "
         row_lse = row_log_sum_exp(side.teacher, keys, fixed, matmul_dtype=dtype)
     targets = SoftmaxTargets(side.teacher * fixed, side.keys, row_lse, row_lse.new_zeros(len(side.keys)))
     softened = target_sums(side.queries, keys, targets, with_columns=False, matmul_dtype=dtype)
-    return losses + alpha * (own_logit - scale * softened.rows)
+    return losses + alpha * (pair_logit - scale * softened.rows)

@@ -80,11 +80,11 @@ class MultiHead(PairTerm):
     def _heads(self, pairs: Pairs) -> Iterator[tuple[Tensor, ...]]:
         """Each head of this rank's x and y, and of all ranks'."""
         width = pairs.x.shape[1] // self.heads
-        parts = [
-            [normalize(part, dim=1) for part in rows.split(width, dim=1)]
+        heads = [
+            [normalize(head, dim=1) for head in rows.split(width, dim=1)]
             for rows in (pairs.x, pairs.y, pairs.all_x, pairs.all_y)
         ]
-        yield from zip(*parts, strict=True)
+        yield from zip(*heads, strict=True)
 
     def _row_losses(self, rows: Tensor, partners: Tensor, columns: Tensor, step: PairStep) -> Float[Tensor, " rows"]:
         """One direction of one head."""

@@ -79,14 +79,14 @@ def multi_positive(
     places = torch.arange(ranks.num_rows, device=groups.device)
     # A sample that is in the batch twice may come with two captions.
     negatives = (*pairs.other_samples, EqualKeys(groups, all_groups))
-    own_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale, negatives)
+    pair_logit, x_negatives, y_negatives = pairs.infonce_statistics(scale, negatives)
     matrix = _Matrix(pairs.x_rows, pairs.y_rows, scale)
     others = matrix.positives(EqualKeys(groups, all_groups, keep=True), EqualKeys(places[ranks.local], places))
-    positives = tuple(torch.logaddexp(own_logit, log_sum) for log_sum in others)
+    positives = tuple(torch.logaddexp(pair_logit, log_sum) for log_sum in others)
     losses = -(logsigmoid(positives[0] - x_negatives) + logsigmoid(positives[1] - y_negatives))
     if form == "mean_log":
         means = [
-            (own_logit + scale * (x * (sums - y)).sum(1)) / counts
+            (pair_logit + scale * (x * (sums - y)).sum(1)) / counts
             for x, y, (sums, counts) in (
                 (pairs.x, pairs.y, group_sums(pairs.y, groups, groups, ranks)),
                 (pairs.y, pairs.x, group_sums(pairs.x, groups, groups, ranks)),
@@ -131,22 +131,22 @@ class _Matrix:
     def log_sum_exp(self, weights: tuple[EntryWeights, ...]) -> tuple[Tensor, Tensor]:
         """Over all y of each own x, and over all x of each own y."""
         dtype = self.x.samples.exchange.matmul_dtype
-        x_lse, parts = log_sum_exp(self.x.values, self.y.columns, self.scale, weights, matmul_dtype=dtype)
-        return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)
+        x_lse, column_lse = log_sum_exp(self.x.values, self.y.columns, self.scale, weights, matmul_dtype=dtype)
+        return x_lse, self.y.samples.ranks.merge_log_sum_exp(column_lse)
 
-    def positives(self, kept: EqualKeys, left_out: EqualKeys | None = None) -> tuple[Tensor, Tensor]:
-        """`log_sum_exp` over the entries that `kept` keeps, but for those of `left_out`; -inf where there are none.
+    def positives(self, equal: EqualKeys, left_out: EqualKeys | None = None) -> tuple[Tensor, Tensor]:
+        """`log_sum_exp` over the entries that `equal` keeps, but for those of `left_out`; -inf where there are none.
 
         Few are computed one by one; many, or with columns that pass by in a ring, tile by tile.
         """
-        weights = (kept,) if left_out is None else (kept, left_out)
-        if kept.listed is None or self.y.columns.ring is not None:
+        weights = (equal,) if left_out is None else (equal, left_out)
+        if equal.listed is None or self.y.columns.ring is not None:
             return self.log_sum_exp(weights)
-        i, j = kept.listed
+        i, j = equal.listed
         if left_out is not None:
             others = left_out.row_keys[i] != left_out.column_keys[j]
             i, j = i[others], j[others]
         logits = self.scale * listed_similarities(self.x.values, self.y.columns.rows, i, j)
         x_lse = line_log_sum_exp(logits, i, len(self.x.values))
-        parts = line_log_sum_exp(logits, j, self.y.columns.num_columns)
-        return x_lse, self.y.samples.ranks.merge_log_sum_exp(parts)
+        column_lse = line_log_sum_exp(logits, j, self.y.columns.num_columns)
+        return x_lse, self.y.samples.ranks.merge_log_sum_exp(column_lse)

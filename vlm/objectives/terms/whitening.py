@@ -84,7 +84,7 @@ class Whitening(PairTerm):
             order = _shuffle(step, tower, view, rows.shape[1])
             rows = whitened(rows, order, self.group_size, self.epsilon, step.pairs.ranks)
         if self.head:
-            weight, bias = (step.parameters[f"{tower}_{part}"].to(rows.dtype) for part in ("weight", "bias"))
+            weight, bias = (step.parameters[f"{tower}_{name}"].to(rows.dtype) for name in ("weight", "bias"))
             rows = (rows @ weight.T + bias).tanh()
         return normalize(rows, dim=1)
 
