@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from vlm.errors import UserError, nearest, reason
@@ -73,13 +74,16 @@ class Registry(Generic[Kind]):
 
 
 def _imported(name: str, role: str) -> Any:
-    """The attribute that `module:attribute` names; the current folder is searched too, after all other places."""
+    """The attribute that `module:attribute` names, dotted where it lies within a class (`module:Outer.Inner`).
+
+    The current folder is searched too, after all other places.
+    """
     module, _, attribute = name.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         searched = f"; looked where Python looks and in {folder}" if isinstance(error, ModuleNotFoundError) else ""
         raise UserError(f"{role} {name!r}: {reason(error)}{searched}") from None

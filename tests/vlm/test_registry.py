@@ -48,3 +48,17 @@ def test_a_class_that_satisfies_the_protocol_needs_no_base_and_another_one_is_re
     for name in ("my_shapes:Colour", "os:path"):
         with pytest.raises(UserError, match=r"is not a subclass of .*\.Shape$"):
             shapes.find(name)
+
+
+def test_a_class_within_another_is_found_by_the_name_that_it_is_given(
+    shapes: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nested_shapes.py").write_text(
+        "class Box:\n    class Lid:\n        def area(self) -> float:\n            return 2.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    lid = shapes.find("nested_shapes:Box.Lid")
+    assert lid().area() == 2.0
+    assert shapes.name_of(lid) == "nested_shapes:Box.Lid"
+    with pytest.raises(UserError, match=r"^shape 'nested_shapes:Box\.Bottom': .*has no attribute 'Bottom'"):
+        shapes.find("nested_shapes:Box.Bottom")
