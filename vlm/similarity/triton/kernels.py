@@ -1,10 +1,9 @@
 """Triton kernels over tiles of the pair matrix: a tile is made, reduced and forgotten inside one program.
 
 Importing this imports Triton; `dispatch` does so only where it can run. All matrices are contiguous, statistics are
-fp32, and logits of entries that do not count (beyond the edge, equal keys) are -inf.
+fp32, and logits of entries that do not count (beyond the edge, equal keys) are -inf. To Triton a matrix is a pointer,
+a `tl.tensor` as a number is.
 """
-
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 
 import inspect
 from collections.abc import Callable
@@ -21,19 +20,19 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
 @_kernel
 def _logits(  # noqa: PLR0913
-    x,
-    y,
-    row_keys,
-    column_keys,
-    rows,
-    columns,
-    num_rows,
-    num_columns,
-    dim,
+    x: tl.tensor,
+    y: tl.tensor,
+    row_keys: tl.tensor,
+    column_keys: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    dim: tl.tensor,
     keyed: tl.constexpr,
     widen: tl.constexpr,
     block_dim: tl.constexpr,
-):
+) -> tl.tensor:
     """The tile <x_i, y_j> of these rows and columns, summed in fp32."""
     is_row, is_column = rows < num_rows, columns < num_columns
     row_pointers = x + rows.to(tl.int64)[:, None] * dim
@@ -55,35 +54,35 @@ def _logits(  # noqa: PLR0913
 
 
 @_kernel
-def _finite(largest):
+def _finite(largest: tl.tensor) -> tl.tensor:
     """A reference for exponentials: the largest logit, or 0 where there is none (-inf - -inf is no number)."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @_kernel
-def _log_sum(reference, total):
+def _log_sum(reference: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Reference + log total; -inf for an empty sum."""
     return tl.where(total == 0.0, float("-inf"), reference + tl.log(tl.where(total == 0.0, 1.0, total)))
 
 
 @_kernel
 def reduce_kernel(  # noqa: PLR0913
-    x,
-    y,
-    row_keys,
-    column_keys,
-    row_parts,
-    column_parts,
-    num_rows,
-    num_columns,
-    dim,
-    span,
+    x: tl.tensor,
+    y: tl.tensor,
+    row_keys: tl.tensor,
+    column_keys: tl.tensor,
+    row_parts: tl.tensor,
+    column_parts: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    dim: tl.tensor,
+    span: tl.tensor,
     keyed: tl.constexpr,
     widen: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
     block_dim: tl.constexpr,
-):
+) -> None:
     """Log-sum-exps of one block of rows over `span` columns, and of each of these columns over the block of rows.
 
     Program (r, c) writes row_parts[c, its rows] and column_parts[r, its columns], once each.
@@ -111,24 +110,24 @@ def reduce_kernel(  # noqa: PLR0913
 
 @_kernel
 def derivative_kernel(  # noqa: PLR0913
-    x,
-    y,
-    row_keys,
-    column_keys,
-    row_logs,
-    column_logs,
-    row_gradients,
-    column_gradients,
-    tile,
-    num_rows,
-    num_columns,
-    dim,
+    x: tl.tensor,
+    y: tl.tensor,
+    row_keys: tl.tensor,
+    column_keys: tl.tensor,
+    row_logs: tl.tensor,
+    column_logs: tl.tensor,
+    row_gradients: tl.tensor,
+    column_gradients: tl.tensor,
+    tile: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    dim: tl.tensor,
     keyed: tl.constexpr,
     widen: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
     block_dim: tl.constexpr,
-):
+) -> None:
     """d loss / d Z of one block: g_i exp(z_ij - row_i) + h_j exp(z_ij - column_j), rounded to the type of `tile`.
 
     `row_logs` and `column_logs` are the log-sum-exps, +inf where nothing counts.
