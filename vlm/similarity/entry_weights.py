@@ -49,12 +49,12 @@ class EqualKeys(EntryWeights):
         bounds = torch.tensor([rows.start, rows.stop], device=listed_rows.device)
         first, last = torch.searchsorted(listed_rows, bounds).tolist()
         i, j = listed_rows[first:last] - rows.start, listed_columns[first:last] - columns.start
-        here = (j >= 0) & (j < columns.stop - columns.start)
-        i, j = i[here], j[here]
+        is_inside = (j >= 0) & (j < columns.stop - columns.start)
+        i, j = i[is_inside], j[is_inside]
         if self.keep:
-            kept = values[i, j]
+            listed_values = values[i, j]
             values.fill_(left_out)
-            values[i, j] = kept
+            values[i, j] = listed_values
         else:
             values[i, j] = left_out
 

@@ -47,9 +47,9 @@ class Exchange:
         """How many rows each rank of the group holds, and how many all ranks hold. Collective."""
         if self.world.size == 1:
             return RowGroup(None, 0, (num_rows,)), num_rows
-        own = torch.zeros(self.world.size, dtype=torch.int64, device=self.world.device)
-        own[self.world.rank] = num_rows
-        counts = self.world.sum(own).tolist()
+        local_count = torch.zeros(self.world.size, dtype=torch.int64, device=self.world.device)
+        local_count[self.world.rank] = num_rows
+        counts = self.world.sum(local_count).tolist()
         inside = tuple(counts[self._first : self._first + self._size])
         return RowGroup(self._group, self.world.rank - self._first, inside), sum(counts)
 

@@ -115,10 +115,10 @@ def paired_log_sum_exp(
     assert columns.pairs_at is not None
     if _fused(rows, columns, row_weights, column_weights, matmul_dtype) is not None:
         partners = columns.rows[columns.pairs_at : columns.pairs_at + len(rows)]
-        own = scale * (rows * partners).sum(1)
-        return own, *log_sum_exp(rows, columns, scale, row_weights, column_weights, matmul_dtype=matmul_dtype)
-    row, column, own = _tiled(rows, columns, scale, row_weights, column_weights, matmul_dtype, paired=True)
-    return own, row, column
+        pair_logits = scale * (rows * partners).sum(1)
+        return pair_logits, *log_sum_exp(rows, columns, scale, row_weights, column_weights, matmul_dtype=matmul_dtype)
+    row, column, pair_logits = _tiled(rows, columns, scale, row_weights, column_weights, matmul_dtype, paired=True)
+    return pair_logits, row, column
 
 
 # exp(+-40) leaves room in fp32 for a sum of 2^60 of the largest, and for 2^60 between the smallest and zero.

@@ -10,7 +10,7 @@ from vlm.similarity.tiles import Scratch, TileKernel
 
 Weights = tuple[EntryWeights, ...]
 
-_KEPT = 2.0**30  # how far each sum has to be above what may be missing in it
+_MARGIN = 2.0**30  # how far each sum has to be above what may be missing in it
 _LOG2E = math.log2(math.e)  # powers of 2 take a third of exp's time on CPUs
 
 
@@ -73,8 +73,10 @@ class LogSumExp(TileKernel):
         row_logits, column_logits = self._logits(tile, rows, columns)
         if not self._with_columns:
             return self._row.softmax(row_logits, rows, row_logits).mul_(self._row.factors(rows))
-        share = self._column.softmax(column_logits, columns, self._spare.like(tile)).mul_(self._column.factors(columns))
-        return share.addcmul_(self._row.softmax(row_logits, rows, row_logits), self._row.factors(rows))
+        column_gradient = self._column.softmax(column_logits, columns, self._spare.like(tile)).mul_(
+            self._column.factors(columns)
+        )
+        return column_gradient.addcmul_(self._row.softmax(row_logits, rows, row_logits), self._row.factors(rows))
 
     def _exponentials(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         if not _are_factors(self._row_weights):
@@ -128,7 +130,7 @@ class _Running:
         """Whether a sum is so near to the smallest numbers that what vanished of its `entries` may matter."""
         if not self._fixed or not len(self.total):
             return False
-        least = torch.finfo(self.total.dtype).tiny * _KEPT * max(entries, 1)
+        least = torch.finfo(self.total.dtype).tiny * _MARGIN * max(entries, 1)
         return bool(self.total.min() < least)
 
     def log_sum_exp(self) -> Tensor:

@@ -91,8 +91,8 @@ def target_sums(
     Targets are multiplied by `weights` (0 leaves an entry out). Similarities are plain: multiply the sums by the scale
     for logits. Without `with_columns` the sums over rows are empty, and cost nothing. Collective with a ring.
     """
-    own_columns = columns.num_columns if with_columns else 0
-    kernel = _TargetSums(targets, weights, own_columns, matmul_dtype or rows.dtype)
+    num_columns = columns.num_columns if with_columns else 0
+    kernel = _TargetSums(targets, weights, num_columns, matmul_dtype or rows.dtype)
     results = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
     return WeightedSums(results[0], results[1].detach(), results[2], results[3].detach())
 
@@ -142,11 +142,11 @@ class _TargetSums(TileKernel):
 
     def _product(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         """As the tiles of a log-sum-exp have them, to the last bit: softmaxes have to sum to 1."""
-        own, others = self._rows[rows], self._columns[columns]
-        products = self._products.of(own, tile.shape)
+        row_factors, column_factors = self._rows[rows], self._columns[columns]
+        products = self._products.of(row_factors, tile.shape)
         if products.dtype == tile.dtype:
-            return torch.mm(own, others.T, out=products)
-        return centred_product(own, others, self._level, products, self._precise_products.like(tile))
+            return torch.mm(row_factors, column_factors.T, out=products)
+        return centred_product(row_factors, column_factors, self._level, products, self._precise_products.like(tile))
 
     def _weighed(self, values: Tensor, products: Tensor, rows: slice, columns: slice) -> Tensor:
         for some in self._weights:

@@ -42,8 +42,8 @@ def softmax_means(
     small similarities. `empty` is the mean where no entry counts. Differentiable in rows and columns. Collective.
     """
     kernel = _SoftmaxMean((len(rows), columns.num_columns), softmax)
-    row_means, row_logs, parts, logs = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
-    column_means, column_logs = _merge(ranks, parts, logs.detach() if softmax.constant else logs)
+    row_means, row_logs, column_part, logs = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
+    column_means, column_logs = _merge(ranks, column_part, logs.detach() if softmax.constant else logs)
     return (
         row_means.masked_fill(row_logs.isneginf(), empty),
         column_means.masked_fill(column_logs.isneginf(), empty),
@@ -97,11 +97,11 @@ class _SoftmaxMean(TileKernel):
     def derivative(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         logits = self._logits(tile, rows, columns)
         (row_slope, row_level), (column_slope, column_level) = self._factors
-        column_part = tile * column_slope[None, columns] + column_level[None, columns]
-        column_part.mul_((logits - self._references[1][None, columns]).exp_())
-        row_part = tile.mul_(row_slope[rows, None]).add_(row_level[rows, None])
-        row_part.mul_(logits.sub_(self._references[0][rows, None]).exp_())
-        return row_part.add_(column_part)
+        column_gradient = tile * column_slope[None, columns] + column_level[None, columns]
+        column_gradient.mul_((logits - self._references[1][None, columns]).exp_())
+        row_gradient = tile.mul_(row_slope[rows, None]).add_(row_level[rows, None])
+        row_gradient.mul_(logits.sub_(self._references[0][rows, None]).exp_())
+        return row_gradient.add_(column_gradient)
 
     def _logits(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         logits = tile * self._softmax.sharpness
@@ -135,12 +135,12 @@ def softmax_statistics(
     plain similarities. Differentiable in rows and columns. Collective.
     """
     kernel = _Statistics(weights, (scales[0].detach(), scales[1].detach()))
-    row_logs, row_means, parts, means = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
-    column_logs = ranks.merge_log_sum_exp(parts)
+    row_logs, row_means, column_part, means = reduce_tiles(kernel, rows, columns, matmul_dtype=matmul_dtype)
+    column_logs = ranks.merge_log_sum_exp(column_part)
     means = means.detach()
     if ranks.size > 1:
         total = ranks.gather_constant(column_logs)
-        weight = (parts.detach() - total.masked_fill(total.isneginf(), 0.0)).exp()
+        weight = (column_part.detach() - total.masked_fill(total.isneginf(), 0.0)).exp()
         means = ranks.sum_to_owners(weight * means)
     return SoftmaxStatistics(row_logs, row_means.detach()), SoftmaxStatistics(column_logs, means)
 
@@ -160,7 +160,7 @@ class _Statistics(TileKernel):
         self._column.add(column_logits, tile, columns, dim=0, overwrite=True)
 
     def finish(self) -> tuple[Tensor, ...]:
-        results = tuple(part for line in (self._row, self._column) for part in reversed(line.result()))
+        results = tuple(result for line in (self._row, self._column) for result in reversed(line.result()))
         # No entry: probability exp(-inf) = 0.
         self._references = tuple(logs.masked_fill(logs.isneginf(), float("inf")) for logs in results[::2])
         return results

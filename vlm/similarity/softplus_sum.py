@@ -43,8 +43,8 @@ def paired_softplus_sum(
     """
     assert columns.pairs_at is not None
     kernel = _SoftplusSum(len(rows), bias.detach(), weights)
-    sums, own = reduce_tiles(kernel, rows, columns, bias, scale=scale, matmul_dtype=matmul_dtype, paired=True)
-    return own, sums
+    sums, pair_logits = reduce_tiles(kernel, rows, columns, bias, scale=scale, matmul_dtype=matmul_dtype, paired=True)
+    return pair_logits, sums
 
 
 class _SoftplusSum(TileKernel):

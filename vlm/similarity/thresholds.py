@@ -17,12 +17,12 @@ _BLOCK_ENTRIES, _CUDA_BLOCK_ENTRIES = 2**20, 2**24  # of rows x all columns at a
 def upper_thresholds(
     rows: Float[Tensor, "rows dim"],
     columns: Float[Tensor, "columns dim"],
-    share: float,
+    fraction: float,
     weights: tuple[EntryWeights, ...] = (),
     *,
     matmul_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " rows"]:
-    """The value that the largest `share` of each row's entries reach, and no other, without gradient.
+    """The value that the largest `fraction` of each row's entries reach, and no other, without gradient.
 
     Of a row's m entries of a weight other than 0 these are the ceil(share m) largest and all that equal the last of
     them: s_ij >= s_alpha with s_alpha the upper quantile. The threshold lies midway between the last that counts and
@@ -40,7 +40,7 @@ def upper_thresholds(
         similarities = (factors @ columns.T).to(precise)
         for some in weights:
             some.add_logs(similarities, similarities, block, everything)
-        last = _last_that_counts(similarities, share)
+        last = _last_that_counts(similarities, fraction)
         # Sums of products err in proportion to the factors' lengths, a low-precision result in proportion to itself.
         length = (factors.norm(dim=1) * largest_norm).to(precise)
         rounding = 8 * torch.finfo(precise).eps * length + torch.finfo(columns.dtype).eps * last.abs()
@@ -48,10 +48,10 @@ def upper_thresholds(
     return thresholds
 
 
-def _last_that_counts(similarities: Tensor, share: float) -> Float[Tensor, " rows"]:
+def _last_that_counts(similarities: Tensor, fraction: float) -> Float[Tensor, " rows"]:
     """The ceil(share m)-th largest of the m finite entries of each row; -inf where there are none."""
     present = (similarities > -math.inf).sum(1)
-    counts: Int64[Tensor, " rows"] = (share * present.double() - 1e-9).ceil().long()  # 0.07 x 100 are 7, not 8
+    counts: Int64[Tensor, " rows"] = (fraction * present.double() - 1e-9).ceil().long()  # 0.07 x 100 are 7, not 8
     if not similarities.numel():
         return similarities.new_full((len(similarities),), -math.inf)
     return torch.where(counts > 0, _nth_largest(similarities, counts.clamp(min=1)), -math.inf)
@@ -63,11 +63,11 @@ def _nth_largest(values: Float[Tensor, "rows columns"], counts: Int64[Tensor, " 
     if values.device.type == "cpu":  # numpy selects about ten times as fast as torch
         selected = np.partition(values.numpy(), places.unique().tolist(), axis=1)
         return torch.from_numpy(selected).gather(1, places[:, None])[:, 0]
-    found = values.new_empty(len(values))
+    values_of_rows = values.new_empty(len(values))
     for place in places.unique().tolist():
         rows = (places == place).nonzero()[:, 0]
-        found[rows] = values[rows].kthvalue(place + 1, dim=1).values
-    return found
+        values_of_rows[rows] = values[rows].kthvalue(place + 1, dim=1).values
+    return values_of_rows
 
 
 def _midway_below(similarities: Tensor, last: Tensor, rounding: Tensor) -> Float[Tensor, " rows"]:

@@ -193,39 +193,45 @@ class _Loop:
         self._products, self._precise_products, self._sums, self._cast = (Scratch() for _ in range(4))
 
     def forward(self, kernel: TileKernel, block: Tensor, start: int) -> None:
-        for rows, columns, own, others in self._places(block):
-            tile = self._tile(own, others)
+        for rows, columns, row_factors, column_factors in self._places(block):
+            tile = self._tile(row_factors, column_factors)
             kernel.accumulate(tile, rows, slice(columns.start + start, columns.stop + start))
 
     def backward(self, kernel: TileKernel, block: Tensor, start: int, d_rows: Tensor) -> Tensor:
         """d loss / d block; what the block says about the scaled rows is added to `d_rows`."""
         d_block = torch.zeros_like(block)
-        for rows, columns, own, others in self._places(block):
-            tile = self._tile(own, others)
+        for rows, columns, row_factors, column_factors in self._places(block):
+            tile = self._tile(row_factors, column_factors)
             there = slice(columns.start + start, columns.stop + start)
             d_tile = kernel.derivative(tile, rows, there)
             if d_tile.dtype != self._matmul_dtype:
-                d_tile = self._products.of(own, d_tile.shape).copy_(d_tile)
-            self._add_product(d_rows[rows], d_tile, others)
-            self._add_product(d_block[columns], d_tile.T, own)
+                d_tile = self._products.of(row_factors, d_tile.shape).copy_(d_tile)
+            self._add_product(d_rows[rows], d_tile, column_factors)
+            self._add_product(d_block[columns], d_tile.T, row_factors)
         return d_block
 
     def _places(self, block: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         """Where each tile lies, and its factors."""
         for rows in slices(len(self._rows), self._tile_rows):
-            own = _scaled(self._rows, self._scale, rows).to(self._matmul_dtype)
+            row_factors = _scaled(self._rows, self._scale, rows).to(self._matmul_dtype)
             for columns in slices(len(block), self._tile_columns):
-                others = block[columns]
-                if others.dtype != self._matmul_dtype:
-                    others = self._cast.of(others, others.shape, self._matmul_dtype).copy_(others)
-                yield rows, columns, own, others
+                column_factors = block[columns]
+                if column_factors.dtype != self._matmul_dtype:
+                    column_factors = self._cast.of(column_factors, column_factors.shape, self._matmul_dtype).copy_(
+                        column_factors
+                    )
+                yield rows, columns, row_factors, column_factors
 
-    def _tile(self, own: Tensor, others: Tensor) -> Tensor:
-        products = self._products.of(own, (len(own), len(others)))
+    def _tile(self, row_factors: Tensor, column_factors: Tensor) -> Tensor:
+        products = self._products.of(row_factors, (len(row_factors), len(column_factors)))
         if products.dtype == self.precise:
-            return torch.mm(own, others.T, out=products)
+            return torch.mm(row_factors, column_factors.T, out=products)
         return centred_product(
-            own, others, self._level, products, self._precise_products.of(own, products.shape, self.precise)
+            row_factors,
+            column_factors,
+            self._level,
+            products,
+            self._precise_products.of(row_factors, products.shape, self.precise),
         )
 
     def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -271,11 +277,11 @@ def product_level(
     """
     if matmul_dtype is None or matmul_dtype == torch.promote_types(rows.dtype, torch.float32) or not len(rows):
         return 0.0
-    own = _scaled(rows, scale, slice(len(rows) // 2, len(rows), max(1, len(rows) // 2 // _SAMPLED_ROWS)))
-    others = columns[: (len(columns) + 1) // 2 : max(1, len(columns) // 2 // _SAMPLED_COLUMNS)]
-    entries = own @ others.T
+    row_factors = _scaled(rows, scale, slice(len(rows) // 2, len(rows), max(1, len(rows) // 2 // _SAMPLED_ROWS)))
+    column_factors = columns[: (len(columns) + 1) // 2 : max(1, len(columns) // 2 // _SAMPLED_COLUMNS)]
+    entries = row_factors @ column_factors.T
     level = torch.linalg.vecdot(entries.softmax(1), entries).median()
-    return float(level.to(matmul_dtype)) if len(others) else 0.0
+    return float(level.to(matmul_dtype)) if len(column_factors) else 0.0
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
