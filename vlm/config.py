@@ -58,10 +58,10 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 def located_problem(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
     """The path to the first mistake in a configuration, and the words on it."""
-    found = error.errors(include_url=False)
+    problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one it was meant for.
-    problem = next((p for p in found if p["type"] == "extra_forbidden"), found[0])
-    location = [_key(part) for part in problem["loc"]]
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [_key(key) for key in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         parents, owner = _walk(model, location[:-1])
         fields = owner.model_fields if isinstance(owner, type) and issubclass(owner, BaseModel) else {}
@@ -76,9 +76,9 @@ def located_problem(error: ValidationError, model: type[BaseModel]) -> tuple[lis
     return path, f"found {_shown(problem['input'])}; {words[0].lower()}{words[1:]}"
 
 
-def _key(part: int | str) -> str:
+def _key(key: int | str) -> str:
     """One part of a path, in one line whatever was written."""
-    text = str(part)
+    text = str(key)
     return text if text.isprintable() and len(text) <= 60 else _shown(text)
 
 
@@ -93,9 +93,11 @@ def _truth_for_number(annotation: Any, value: Any) -> tuple[tuple[int | str, ...
         return None
     items = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) in (tuple, list, dict)]
     for place, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        found = next((_truth_for_number(item[-1 if item[-1] is not ... else 0], inner) for item in items if item), None)
-        if found is not None:
-            return (place, *found[0]), found[1]
+        located = next(
+            (_truth_for_number(item[-1 if item[-1] is not ... else 0], inner) for item in items if item), None
+        )
+        if located is not None:
+            return (place, *located[0]), located[1]
     return None
 
 
@@ -115,19 +117,19 @@ def _walk(annotation: Any, location: list[str]) -> tuple[list[str], Any]:
     annotation = _plain(annotation)
     if not location:
         return [], annotation
-    part, rest = location[0], location[1:]
+    key, rest = location[0], location[1:]
     members = _members(annotation)
     if len(members) > 1:
-        inner = next((member for member in members if part in _labels(member)), None)
+        inner = next((member for member in members if key in _labels(member)), None)
         return _walk(inner, rest)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
-        path, end = _walk(annotation.model_fields[part].annotation, rest)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and key in annotation.model_fields:
+        path, end = _walk(annotation.model_fields[key].annotation, rest)
     elif typing.get_origin(annotation) in (dict, list, tuple):
         items = [item for item in typing.get_args(annotation) if item is not ...]
         path, end = _walk(items[-1], rest)
     else:
         path, end = list(rest), None
-    return [part, *path], end
+    return [key, *path], end
 
 
 def _plain(annotation: Any) -> Any:

@@ -39,15 +39,15 @@ def read_lines(path: Path) -> Lines:
         UserError: the file cannot be read, or a line is no JSON object with a step, or does not fit its checksum.
     """
     try:
-        *whole, rest = path.read_bytes().split(b"\n")
+        *lines, rest = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return Lines([], torn=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
-    has_seals = any(_SEAL.search(line) for line in (*whole, rest))
+    has_seals = any(_SEAL.search(line) for line in (*lines, rest))
     if _SEAL.search(rest) and not rest.endswith(b'"}'):  # a line whose end is no longer one
-        whole.append(rest)
-    records = [_record(path, number, line, has_seals) for number, line in enumerate(whole, start=1)]
+        lines.append(rest)
+    records = [_record(path, number, line, has_seals) for number, line in enumerate(lines, start=1)]
     return Lines(records, torn=bool(rest))
 
 

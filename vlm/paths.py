@@ -21,7 +21,7 @@ NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]*"
 MAX_NAME = 100
 """Characters of a name: with what we add to it, it fits into one part of a path (255 bytes) everywhere."""
 _NAME = re.compile(NAME_PATTERN)
-_PART_BYTES = 255
+_NAME_BYTES = 255
 # Control characters, those that turn the direction of a line, and bytes that are no text.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # pathlib makes s3:/bucket of s3://bucket; a single letter would be a drive.
@@ -42,9 +42,9 @@ def require_name(name: Any, what: str = "the name") -> str:
 
 def require_names(names: Iterable[Any]) -> None:
     """Raise UserError for the first that is no name, or that differs from another one only in case."""
-    found: dict[str, str] = {}
+    names_by_case: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(require_name(name).casefold(), name)
+        other = names_by_case.setdefault(require_name(name).casefold(), name)
         if other != name:
             raise UserError(f"the names {other} and {name} differ only in case: on some disks they are one file")
 
@@ -88,15 +88,15 @@ def local_path(text: str | Path, where: str) -> Path:
 def _local(text: str) -> str:
     kind = address_kind(text)
     if kind is not None:
-        told = "write the path alone" if kind == "file" else "a path on this machine is needed"
-        raise ValueError(f"{shown(text)} is no local path but an address ({kind}); {told}")
+        advice = "write the path alone" if kind == "file" else "a path on this machine is needed"
+        raise ValueError(f"{shown(text)} is no local path but an address ({kind}); {advice}")
     if not text:
         raise ValueError("the path is empty")
     if _NO_TEXT.search(text):
         raise ValueError(f"{shown(text)} holds characters that no path should")
-    long = next((part for part in Path(text).parts if len(os.fsencode(part)) > _PART_BYTES), None)
+    long = next((name for name in Path(text).parts if len(os.fsencode(name)) > _NAME_BYTES), None)
     if long is not None:
-        raise ValueError(f"{shown(long)} is longer than the {_PART_BYTES} bytes of a file name")
+        raise ValueError(f"{shown(long)} is longer than the {_NAME_BYTES} bytes of a file name")
     if not text.startswith("~"):
         return text
     try:

@@ -46,14 +46,14 @@ def imported_towers(values: Any) -> list[Program]:
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            here = (*path, str(key))
+            inner_path = (*path, str(key))
             if (path[:1] in _IMPORTING or path in _TOWERS) and ":" in str(key):
                 yield Program(".".join(path), str(key))
             if key == _IMPORTING_VALUES.get(path[:1]) and isinstance(inner, str) and ":" in inner:
-                yield Program(".".join(here), inner)
+                yield Program(".".join(inner_path), inner)
             if key == "trust_remote_code" and inner:
-                yield Program(".".join(here), str(inner))
-            yield from _walk(inner, here)
+                yield Program(".".join(inner_path), str(inner))
+            yield from _walk(inner, inner_path)
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _walk(inner, (*path, str(place)))

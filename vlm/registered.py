@@ -55,12 +55,12 @@ class OrOnesOwn:
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         kind = {"description": "the class of your own configuration", "pattern": ":", "type": "string"}
-        own = {"properties": {"kind": kind}, "required": ["kind"], "type": "object"}
+        own_class = {"properties": {"kind": kind}, "required": ["kind"], "type": "object"}
         schema = handler(core_schema)
-        told_apart = dict(schema["discriminator"])
+        discriminator = dict(schema["discriminator"])
         if self._default is not None:
-            told_apart["defaultMapping"] = told_apart["mapping"][self._default]
-        return {**schema, "discriminator": told_apart, "oneOf": [*schema["oneOf"], own]}
+            discriminator["defaultMapping"] = discriminator["mapping"][self._default]
+        return {**schema, "discriminator": discriminator, "oneOf": [*schema["oneOf"], own_class]}
 
 
 def _refusal(details: InitErrorDetails) -> ValidationError:

@@ -77,22 +77,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, its checksum tested and left out. Raises UserError for anything else."""
     text = read_sealed(path)
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {reason(error)}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    found.pop(CHECKSUM, None)
-    return found
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    values.pop(CHECKSUM, None)
+    return values
 
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its checksum tested. Raises UserError for anything else."""
     text = read_sealed(path)
     try:
-        found = parse_yaml(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {type(found).__name__}")
-    return found
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+    return values

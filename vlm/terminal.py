@@ -17,7 +17,7 @@ def printable(text: str) -> str:
     r"""The text with escapes in place of what moves the cursor, turns letters, or cannot be written: `\x1b`."""
     if text.isascii() and text.isprintable():
         return text
-    return _NOT_SHOWN.sub(lambda found: _escaped(ord(found[0])), text)
+    return _NOT_SHOWN.sub(lambda match: _escaped(ord(match[0])), text)
 
 
 def one_line(text: str) -> str:

@@ -97,8 +97,8 @@ class _Loader(yaml.SafeLoader):
     def _measure(self, node: yaml.Node) -> tuple[int, int]:
         if isinstance(node, yaml.ScalarNode):
             return 1, 1
-        inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        sizes = [self._sizes[id(part)] for part in inner]
+        inner = node.value if isinstance(node, yaml.SequenceNode) else [child for pair in node.value for child in pair]
+        sizes = [self._sizes[id(child)] for child in inner]
         return 1 + sum(size for size, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
 
 

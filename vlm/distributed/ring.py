@@ -29,31 +29,31 @@ class Ring:
         self._next = dist.get_global_rank(group, (ranks.rank + 1) % ranks.size)
         self._last = dist.get_global_rank(group, (ranks.rank - 1) % ranks.size)
 
-    def blocks(self, own: Float[Tensor, "rows dim"]) -> Iterator[tuple[int, Float[Tensor, "block dim"]]]:
+    def blocks(self, rows: Float[Tensor, "rows dim"]) -> Iterator[tuple[int, Float[Tensor, "block dim"]]]:
         """Every rank's block with the rank it is of, this rank's first; the next one is on its way meanwhile."""
         ranks = self.ranks
-        block = self._padded(own).to(self._comm_dtype or own.dtype)
+        block = self._padded(rows).to(self._comm_dtype or rows.dtype)
         for turn in range(ranks.size):
             owner = (ranks.rank - turn) % ranks.size
             coming, pending = block, list[dist.Work]()
             if turn + 1 < ranks.size:
                 coming, pending = self._pass_on(block)
-            yield owner, block[: ranks.counts[owner]].to(own.dtype)
+            yield owner, block[: ranks.counts[owner]].to(rows.dtype)
             for request in pending:
                 request.wait()
             block = coming
 
-    def visit(self, own: Float[Tensor, "rows dim"], visit: Visit) -> Float[Tensor, "rows dim"]:
+    def visit(self, rows: Float[Tensor, "rows dim"], visit: Visit) -> Float[Tensor, "rows dim"]:
         """The sum over ranks of `visit(owner, block)` for this rank's own block: each adds to it as it passes."""
-        arriving, pending = self._padded(torch.zeros_like(own)), list[dist.Work]()
-        for owner, block in self.blocks(own):
-            said = visit(owner, block)
+        arriving, pending = self._padded(torch.zeros_like(rows)), list[dist.Work]()
+        for owner, block in self.blocks(rows):
+            contribution = visit(owner, block)
             for request in pending:
                 request.wait()
-            arriving, pending = self._pass_on(self._padded(said + arriving[: len(said)]))
+            arriving, pending = self._pass_on(self._padded(contribution + arriving[: len(contribution)]))
         for request in pending:
             request.wait()
-        return arriving[: len(own)]
+        return arriving[: len(rows)]
 
     def _pass_on(self, block: Tensor) -> tuple[Tensor, list[dist.Work]]:
         coming = torch.empty_like(block)

@@ -66,9 +66,9 @@ class RowGroup:
         """Every rank's rows of any type, in rank order, without gradient."""
         return rows.detach() if self.size == 1 else all_gather_rows(rows.detach(), self)
 
-    def sum_to_owners(self, parts: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "rows ..."]:
-        """The sum over ranks of `parts`, of which each rank gets its own rows. Differentiable."""
-        summed: Tensor = parts if self.size == 1 else _SumToOwners.apply(parts, self)
+    def sum_to_owners(self, values: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "rows ..."]:
+        """The sum over ranks of `values`, of which each rank gets its own rows. Differentiable."""
+        summed: Tensor = values if self.size == 1 else _SumToOwners.apply(values, self)
         return summed
 
     def sum(self, value: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ class RowGroup:
             dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
         return most
 
-    def merge_log_sum_exp(self, parts: Shaped[Tensor, " all"]) -> Shaped[Tensor, " rows"]:
-        """log(sum over ranks of exp(parts)), of which each rank gets its own rows. Differentiable.
+    def merge_log_sum_exp(self, log_sums: Shaped[Tensor, " all"]) -> Shaped[Tensor, " rows"]:
+        """log(sum over ranks of exp(log_sums)), of which each rank gets its own rows. Differentiable.
 
-        Two all-reduces of N numbers each: the largest part, then the sum beside it.
+        Two all-reduces of N numbers each: the largest of each place, then the sum beside it.
         """
-        merged: Tensor = parts if self.size == 1 else _MergeLogSumExp.apply(parts, self)
+        merged: Tensor = log_sums if self.size == 1 else _MergeLogSumExp.apply(log_sums, self)
         return merged
 
 
@@ -101,20 +101,20 @@ def all_gather_rows(rows: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | Non
     return _unpadded(received, ranks.counts).to(rows.dtype)
 
 
-def reduce_scatter_rows(parts: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None = None) -> Tensor:
-    """This rank's rows of the sum of `parts` over ranks, without gradient. A low-precision wire still sums in full."""
+def reduce_scatter_rows(values: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None = None) -> Tensor:
+    """This rank's rows of the sum of `values` over ranks, without gradient. A low-precision wire still sums in full."""
     longest = max(ranks.counts)
-    pieces = [_padded(piece, longest) for piece in parts.split(list(ranks.counts))]
-    sent = torch.cat(pieces)
+    blocks = [_padded(block, longest) for block in values.split(list(ranks.counts))]
+    sent = torch.cat(blocks)
     if comm_dtype is None:
-        own = sent.new_empty(longest, *parts.shape[1:])
-        dist.reduce_scatter_tensor(own, sent, group=ranks.group)
+        local_rows = sent.new_empty(longest, *values.shape[1:])
+        dist.reduce_scatter_tensor(local_rows, sent, group=ranks.group)
     else:
         low = sent.to(comm_dtype)
         received = torch.empty_like(low)
         dist.all_to_all_single(as_bits(received), as_bits(low), group=ranks.group)
-        own = received.view(ranks.size, longest, *parts.shape[1:]).to(parts.dtype).sum(0)
-    return own[: ranks.counts[ranks.rank]]
+        local_rows = received.view(ranks.size, longest, *values.shape[1:]).to(values.dtype).sum(0)
+    return local_rows[: ranks.counts[ranks.rank]]
 
 
 def as_bits(tensor: Tensor) -> Tensor:
@@ -138,30 +138,35 @@ def _unpadded(padded: Tensor, counts: Sequence[int]) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | None) -> Tensor:
+        """The rows of all ranks, in rank order."""
         ctx.ranks, ctx.comm_dtype = ranks, comm_dtype
         return all_gather_rows(rows, ranks, comm_dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The sum over ranks of the gradients for this rank's rows."""
         return reduce_scatter_rows(gradient, ctx.ranks, ctx.comm_dtype), None, None
 
 
 class _SumToOwners(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Tensor, ranks: RowGroup) -> Tensor:
+    def forward(ctx: Any, values: Tensor, ranks: RowGroup) -> Tensor:
+        """This rank's rows of the sum over ranks."""
         ctx.ranks = ranks
-        return reduce_scatter_rows(parts, ranks)
+        return reduce_scatter_rows(values, ranks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradients that all ranks have for their rows, in rank order."""
         return all_gather_rows(gradient, ctx.ranks), None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, ranks: RowGroup) -> Tensor:
+        """The sum over ranks, the same on each."""
         ctx.ranks = ranks
         total = value.clone()
         dist.all_reduce(total, group=ranks.group)
@@ -170,6 +175,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The sum over ranks of the gradients for it."""
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.ranks.group)
         return total, None
@@ -177,19 +183,21 @@ class _Sum(torch.autograd.Function):
 
 class _MergeLogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Tensor, ranks: RowGroup) -> Tensor:
-        largest = parts.clone()
+    def forward(ctx: Any, log_sums: Tensor, ranks: RowGroup) -> Tensor:
+        """This rank's rows of the logarithm of the sum over ranks of exponentials."""
+        largest = log_sums.clone()
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
-        reference = largest.clamp(min=torch.finfo(parts.dtype).min)  # a column without any entry stays -inf
-        total = (parts - reference).exp()
+        reference = largest.clamp(min=torch.finfo(log_sums.dtype).min)  # a column without any entry stays -inf
+        total = (log_sums - reference).exp()
         dist.all_reduce(total, group=ranks.group)
         merged = reference + total.log()
         ctx.ranks = ranks
-        ctx.save_for_backward((parts - merged.masked_fill(merged.isneginf(), 0.0)).exp())
+        ctx.save_for_backward((log_sums - merged.masked_fill(merged.isneginf(), 0.0)).exp())
         return merged[ranks.local].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (shares,) = ctx.saved_tensors
-        return shares * all_gather_rows(gradient, ctx.ranks), None
+        """The owners' gradients, each times what this rank's exponential is of the sum."""
+        (weights,) = ctx.saved_tensors
+        return weights * all_gather_rows(gradient, ctx.ranks), None

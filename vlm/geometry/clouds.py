@@ -26,10 +26,10 @@ def figures_of_clouds(
         "separability": separability(image, text),
     }
     spectra = {"image": spectrum(image), "text": spectrum(text)}
-    for name, shares in spectra.items():
-        figures[f"effective_rank_{name}"] = effective_rank(shares)
-        figures[f"participation_ratio_{name}"] = participation_ratio(shares)
-        figures[f"first_component_{name}"] = float(shares[0])
+    for name, components in spectra.items():
+        figures[f"effective_rank_{name}"] = effective_rank(components)
+        figures[f"participation_ratio_{name}"] = participation_ratio(components)
+        figures[f"first_component_{name}"] = float(components[0])
     return figures, spectra
 
 
@@ -86,8 +86,8 @@ def separability(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs d
     ridge = _RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)
     covariance.diagonal().add_(ridge)
     direction = torch.linalg.solve(covariance, (known - centre).T @ signs)
-    asked, wanted = _labelled(image[held_out], text[held_out])
-    return float((((asked - centre) @ direction).sign() == wanted).double().mean())
+    held_out_rows, labels = _labelled(image[held_out], text[held_out])
+    return float((((held_out_rows - centre) @ direction).sign() == labels).double().mean())
 
 
 def spectrum(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, " components"]:
@@ -99,14 +99,14 @@ def spectrum(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, " components"]:
     return torch.where(is_point, 0.0, variances / total)
 
 
-def effective_rank(shares: Float[Tensor, " components"]) -> float:
+def effective_rank(components: Float[Tensor, " components"]) -> float:
     """exp of the entropy of the shares of `spectrum` (Roy & Vetterli, 2007, of covariances): how many directions."""
-    return float(torch.special.entr(shares).sum().exp()) if bool(shares.any()) else 0.0
+    return float(torch.special.entr(components).sum().exp()) if bool(components.any()) else 0.0
 
 
-def participation_ratio(shares: Float[Tensor, " components"]) -> float:
+def participation_ratio(components: Float[Tensor, " components"]) -> float:
     """(sum l)^2 / sum l^2 of the shares of `spectrum`: as many as there are equal directions."""
-    return float(1 / shares.square().sum()) if bool(shares.any()) else 0.0
+    return float(1 / components.square().sum()) if bool(components.any()) else 0.0
 
 
 def tolerance(rows: Float[Tensor, "rows dim"], labels: Int64[Tensor, " rows"]) -> float:

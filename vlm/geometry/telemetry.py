@@ -60,7 +60,7 @@ class PairSample:
     labels: Int64[Tensor, " pairs"] | None = None
 
 
-def sample_pairs(own: PairSample, ranks: RowGroup, size: int, step: int) -> PairSample:
+def sample_pairs(local: PairSample, ranks: RowGroup, size: int, step: int) -> PairSample:
     """`size` pairs of the global batch, evenly spaced from a place that turns with `step`; all where there are fewer.
 
     The same pairs at any number of ranks. Collective: (W - 1) size 2 D numbers a rank at most.
@@ -70,10 +70,10 @@ def sample_pairs(own: PairSample, ranks: RowGroup, size: int, step: int) -> Pair
     starts = [sum(ranks.counts[:rank]) for rank in range(ranks.size + 1)]
     inside = [(places >= start) & (places < stop) for start, stop in pairwise(starts)]
     chosen = RowGroup(ranks.group, ranks.rank, tuple(int(mask.sum()) for mask in inside))
-    rows = (places[inside[ranks.rank]] - ranks.local.start).to(own.image.device)
-    both = chosen.gather_constant(torch.cat([own.image[rows], own.text[rows]], dim=1))
+    rows = (places[inside[ranks.rank]] - ranks.local.start).to(local.image.device)
+    both = chosen.gather_constant(torch.cat([local.image[rows], local.text[rows]], dim=1))
     image, text = both.chunk(2, dim=1)
-    labels = None if own.labels is None else chosen.gather_constant(own.labels[rows])
+    labels = None if local.labels is None else chosen.gather_constant(local.labels[rows])
     return PairSample(image, text, labels)
 
 
@@ -84,13 +84,13 @@ def observe(pairs: PairSample, logit_scale: float) -> dict[str, float | list[int
     What needs more pairs than there are is left out.
     """
     image, text = pairs.image, pairs.text
-    found, _ = figures_of_clouds(image, text)
+    figures, _ = figures_of_clouds(image, text)
     similarities = image @ text.T
     hard = hardness(similarities, logit_scale)
-    found |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
+    figures |= {"hardness_entropy": hard.entropy, "hardest_negative_weight": hard.hardest}
     if pairs.labels is not None:
-        found["tolerance_image"] = tolerance(image, pairs.labels)
-        found["tolerance_text"] = tolerance(text, pairs.labels)
+        figures["tolerance_image"] = tolerance(image, pairs.labels)
+        figures["tolerance_text"] = tolerance(text, pairs.labels)
     positives, hardest = score_histograms(similarities)
-    numbers: dict[str, float | list[int]] = {name: value for name, value in found.items() if math.isfinite(value)}
+    numbers: dict[str, float | list[int]] = {name: value for name, value in figures.items() if math.isfinite(value)}
     return numbers | {POSITIVE_SCORES: positives.tolist(), HARDEST_SCORES: hardest.tolist()}
