@@ -1,5 +1,6 @@
 """Measurements that outlive the script: one that was stopped goes on where it was."""
 
+import argparse
 import datetime
 import json
 import os
@@ -27,6 +28,16 @@ class ResultCache:
             self._values[name] = measure()
             self._file.write_text(json.dumps(self._values))
         return self._values[name]
+
+
+def arguments_of_turns(description: str | None) -> argparse.Namespace:
+    """The arguments of a script in which ways take turns: `ask` is what a fresh process of it measures and prints."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="drop what earlier runs measured")
+    parser.add_argument("--ask", type=json.loads, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def machine() -> str:

@@ -7,7 +7,6 @@ is what a fresh process's peak rises above what it had before the loss (inputs i
 measurements are kept in WORK.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from benchmarks.loss.tables import memory_table, precision_table, time_table, variants_table
 from benchmarks.loss.ways import Leaves, Way, leaves, ways
 from benchmarks.processes import peak_above
-from benchmarks.result_cache import ResultCache, machine
+from benchmarks.result_cache import ResultCache, arguments_of_turns, machine
 from vlm.distributed.world import World
 
 ROWS = 16_384
@@ -184,12 +182,7 @@ def measure_precision(results: ResultCache) -> str:
 
 def main() -> None:
     """Measure what is missing, then print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="drop what earlier runs measured")
-    parser.add_argument("--ask", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = arguments_of_turns(__doc__)
     if arguments.ask:
         answer(arguments.ask)
         return

@@ -7,7 +7,6 @@ micro-batches of 128 that are embedded twice, all 512 being negatives of each ot
 backward. Time: the ways take turns in one process. Memory: what a fresh process's peak rises above its model.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -15,13 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.processes import peak_above
-from benchmarks.result_cache import ResultCache, machine
+from benchmarks.result_cache import ResultCache, arguments_of_turns, machine
 from vlm.batch import Batch, Images, Texts
 from vlm.distributed.world import World
 from vlm.model.build import build_model
@@ -99,12 +97,7 @@ def apart(what: str, argument: Any) -> Any:
 
 def main() -> None:
     """Measure what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="drop what earlier runs measured")
-    parser.add_argument("--ask", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = arguments_of_turns(__doc__)
     if arguments.ask:
         functions: dict[str, Callable[[Any], Any]] = {"times": measure_times, "peak": measure_peak}
         what, argument = arguments.ask
