@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from launch.recipe import Recipe, keys_that_part_ranks
+from launch.recipe import Recipe, keys_that_differ
 from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
@@ -19,7 +19,7 @@ def require_same_start(world: World, recipe: Recipe, options: Mapping[str, str |
     mine = {**recipe.model_dump(mode="json"), **options}
     first, *others = world.gather_objects(mine)
     for rank, other in enumerate(others, start=1):
-        keys = keys_that_part_ranks(first, other)
+        keys = keys_that_differ(first, other)
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             raise EveryRankError(

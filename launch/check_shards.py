@@ -124,14 +124,19 @@ def _problems(report: "CheckReport") -> Table:
     return table
 
 
-def _duplicates(found: "Duplicates") -> Table:
+def _duplicates(duplicates: "Duplicates") -> Table:
     table = Table("duplicates", title="Duplicates")
     table.add_column("groups", justify="right")
     table.add_column("samples", justify="right")
-    near = f"pictures within {found.distance_bits} bits"
-    rows = {"files": found.files, "equal pictures": found.equal_pictures, near: found.near_pictures, "keys": found.keys}
+    near = f"pictures within {duplicates.distance_bits} bits"
+    rows = {
+        "files": duplicates.files,
+        "equal pictures": duplicates.equal_pictures,
+        near: duplicates.near_pictures,
+        "keys": duplicates.keys,
+    }
     for name, groups in rows.items():
         table.add_row(name, f"{groups.groups:,}", f"{groups.samples:,}")
-    if found.against is not None:
-        table.add_row("pictures of the other set", "", f"{found.against.samples:,}")
+    if duplicates.against is not None:
+        table.add_row("pictures of the other set", "", f"{duplicates.against.samples:,}")
     return table

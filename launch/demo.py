@@ -24,10 +24,10 @@ def run_demo(folder: Path) -> None:
         render_scenes(scenes, train=NUM_TRAIN, val=NUM_VAL, seed=SEED, image_size=IMAGE_SIZE)
     recipe = load_recipe(RECIPE, [f"data.root={scenes}", f"run={run}"])
     train(recipe, resume="auto")
-    _tell(scenes, run, time.monotonic() - began)
+    _print_results(scenes, run, time.monotonic() - began)
 
 
-def _tell(scenes: Path, run: Path, seconds: float) -> None:
+def _print_results(scenes: Path, run: Path, seconds: float) -> None:
     console = Terminal(soft_wrap=True)
     console.print(f"\nDone in {seconds / 60:.1f} minutes.")
     for name, value in sorted(_last_evaluations(run / METRICS).items()):

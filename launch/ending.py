@@ -38,14 +38,14 @@ def how_to_go_on() -> str:
 
 
 def _without_resume(arguments: Sequence[str]) -> list[str]:
-    kept: list[str] = []
+    others: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument == "--resume":
             next(left, None)
         elif not argument.startswith("--resume="):
-            kept.append(argument)
-    return kept
+            others.append(argument)
+    return others
 
 
 def lost_words(saved: Sequence[int]) -> str:

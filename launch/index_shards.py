@@ -62,6 +62,6 @@ def _table(source: Source) -> Table:
         table.add_row(f"samples with text in {name}", f"{count:,}")
     if texts.captions:
         ends = np.cumsum(texts.tokens)
-        lengths = [int(np.searchsorted(ends, share * ends[-1])) for share in _QUANTILES]
+        lengths = [int(np.searchsorted(ends, quantile * ends[-1])) for quantile in _QUANTILES]
         table.add_row("CLIP tokens a caption, 50 / 90 / 99 % at most", " / ".join(map(str, lengths)))
     return table

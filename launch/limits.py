@@ -27,8 +27,8 @@ def require_towers_fit(model: ModelConfig) -> None:
         if not isinstance(width, int) or not isinstance(layers, int):
             continue
         weights = 12 * width**2 * layers + fields.get("vocab_size", 0) * width
-        said = ", ".join(f"{name} {fields[name]:,}" for name in ("width", "layers", "vocab_size") if name in fields)
-        _require_memory(f"model.{place}: {said}:", weights * _COPIES * _FLOAT_BYTES)
+        sizes = ", ".join(f"{name} {fields[name]:,}" for name in ("width", "layers", "vocab_size") if name in fields)
+        _require_memory(f"model.{place}: {sizes}:", weights * _COPIES * _FLOAT_BYTES)
 
 
 def require_batches_fit(recipe: Recipe, rows_per_rank: int, image_size: int, embed_dim: int) -> None:
@@ -84,6 +84,6 @@ def _towers(model: ModelConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _queues(recipe: Recipe) -> Iterator[tuple[str, int]]:
     """The keys that say how many embeddings are remembered, and what they say."""
     for place, named, key in (("providers", recipe.providers, "size"), ("objective", recipe.objective, "queue_size")):
-        for name, part in named.items():
-            if isinstance(size := getattr(part, key, None), int):
+        for name, config in named.items():
+            if isinstance(size := getattr(config, key, None), int):
                 yield f"{place}.{name}.{key}", size

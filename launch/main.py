@@ -50,8 +50,8 @@ def run() -> None:
                 error.show()  # the help
                 sys.exit(2)
             where = error.ctx.command_path.partition(" ")[2] if error.ctx else ""
-            told = f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}"
-            raise EveryRankError(told) from None
+            message = f"{where}{': ' if where else ''}{' '.join(error.format_message().split())}"
+            raise EveryRankError(message) from None
 
     run_to_its_end(command)
 

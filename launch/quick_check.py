@@ -27,8 +27,8 @@ _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
 def quick_problem(values: Mapping[str, Any]) -> str | None:
     """One line on the first mistake in a recipe's values, unknown keys first; None where nothing is seen."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    found = list(_Check(schema.get("$defs", {})).problems(schema, values, ""))
-    return next((line for line in found if ": unknown key" in line), found[0] if found else None)
+    problems = list(_Check(schema.get("$defs", {})).problems(schema, values, ""))
+    return next((line for line in problems if ": unknown key" in line), problems[0] if problems else None)
 
 
 class _Check:
@@ -54,11 +54,11 @@ class _Check:
         elif schema.get("type") == "string":
             yield from _of_text(schema, value, path)
         elif schema.get("type") == "array" and isinstance(value, list):
-            parts = schema.get("prefixItems", [])
+            item_schemas = schema.get("prefixItems", [])
             for place, inner in enumerate(value):
-                part = parts[place] if place < len(parts) else schema.get("items")
-                if isinstance(part, dict):
-                    yield from self.problems(part, inner, f"{path}.{place}")
+                item_schema = item_schemas[place] if place < len(item_schemas) else schema.get("items")
+                if isinstance(item_schema, dict):
+                    yield from self.problems(item_schema, inner, f"{path}.{place}")
 
     def _of_mapping(self, schema: Mapping[str, Any], value: dict[str, Any], path: str) -> Iterator[str]:
         keys, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
@@ -89,8 +89,8 @@ class _Check:
         if value is None and any(branch.get("type") == "null" for branch in branches):
             return
         others = [branch for branch in branches if branch.get("type") != "null"]
-        found = [list(self.problems(branch, value, path)) for branch in others]
-        if not all(found):
+        by_branch = [list(self.problems(branch, value, path)) for branch in others]
+        if not all(by_branch):
             return
         fitting = [
             place
@@ -98,7 +98,7 @@ class _Check:
             if self._is_mapping(branch) == isinstance(value, dict) and "pattern" not in branch
         ]
         if len(fitting) == 1 or len(others) == 1:
-            yield from found[fitting[0] if fitting else 0]
+            yield from by_branch[fitting[0] if fitting else 0]
 
     def _is_mapping(self, schema: Mapping[str, Any]) -> bool:
         if "$ref" in schema:
@@ -123,8 +123,8 @@ def _of_choices(choices: list[Any], value: Any, path: str) -> Iterator[str]:
     if value in choices or (isinstance(value, str) and _is_written(value)):
         return
     words = [repr(choice) for choice in choices]
-    told = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-    yield f"{path}: found {_shown(value)}; input should be {told}"
+    alternatives = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    yield f"{path}: found {_shown(value)}; input should be {alternatives}"
 
 
 def _of_text(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _of_text(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
 
 
 def _of_number(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
-    whole = schema["type"] == "integer"
+    is_integer = schema["type"] == "integer"
     number = value
     if isinstance(value, bool):
         yield f"{path}: found {value}; input should be a number, not true or false"
@@ -146,12 +146,12 @@ def _of_number(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[str
         except ValueError:
             number = None
     if not isinstance(number, int | float):
-        yield f"{path}: found {_shown(value)}; input should be a valid {'integer' if whole else 'number'}"
+        yield f"{path}: found {_shown(value)}; input should be a valid {'integer' if is_integer else 'number'}"
         return
     if not isinstance(number, int) and not math.isfinite(number):
         yield f"{path}: found {_shown(value)}; input should be a finite number"
         return
-    if whole and number != int(number):
+    if is_integer and number != int(number):
         yield f"{path}: found {_shown(value)}; input should be a valid integer, got a number with a fractional part"
     for word, (holds, words) in _BOUNDS.items():
         if word in schema and not holds(number, schema[word]):
@@ -184,11 +184,11 @@ def _is_newer(title: str, key: str) -> bool:
             continue
         for node in ast.parse(text).body:
             if isinstance(node, ast.ClassDef) and node.name == title:
-                own = {
-                    part.target.id
-                    for part in node.body
-                    if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+                fields = {
+                    statement.target.id
+                    for statement in node.body
+                    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
                 }
                 bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                return key in own or any(_is_newer(base, key) for base in bases)
+                return key in fields or any(_is_newer(base, key) for base in bases)
     return False

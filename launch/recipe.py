@@ -95,7 +95,7 @@ def moved_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [key for key in _different(_flatten(old), _flatten(new)) if _PLACES.fullmatch(key)]
 
 
-def keys_that_part_ranks(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def keys_that_differ(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two ranks of one run differ, though all of them need them alike."""
     return [key for key in _different(_flatten(first), _flatten(other)) if not _OF_A_RANK.fullmatch(key)]
 

@@ -83,10 +83,10 @@ def shipped_recipes() -> dict[str, str]:
     return heads
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in parents:
         raise UserError(f"{path}: `base:` leads back to itself")
-    if len(seen) > _MAX_BASES:
+    if len(parents) > _MAX_BASES:
         raise UserError(f"{path}: a chain of more than {_MAX_BASES} bases ends here")
     values = _parsed(path)
     if not isinstance(values, dict):
@@ -97,7 +97,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base: found {base!r:.60}; it is the file, or the name, of another recipe")
     beside = path.parent / base
-    inherited = _read(beside if _is_file(beside) else find_recipe(base), (*seen, path.resolve()))
+    inherited = _read(beside if _is_file(beside) else find_recipe(base), (*parents, path.resolve()))
     return _merge(inherited, values, ())
 
 
@@ -161,8 +161,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if len(parents) >= MAX_DEPTH:
         raise UserError(f"override {override!r:.200}: nested more than {MAX_DEPTH} deep")
     place: Any = values
-    for part in parents:
-        place = _step_into(place, part, key)
+    for name in parents:
+        place = _step_into(place, name, key)
     if isinstance(place, list):
         place[_position(place, last, key)] = value
     elif value is None and last in place and tuple(parents) in _REMOVABLE:
@@ -171,15 +171,15 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
-def _step_into(place: Any, part: str, key: str) -> Any:
-    where: Any = _position(place, part, key) if isinstance(place, list) else part
-    inner = place[where] if isinstance(place, list) else place.get(part)
+def _step_into(place: Any, name: str, key: str) -> Any:
+    where: Any = _position(place, name, key) if isinstance(place, list) else name
+    inner = place[where] if isinstance(place, list) else place.get(name)
     if not isinstance(inner, dict | list):
         inner = place[where] = {}
     return inner
 
 
-def _position(place: list[Any], part: str, key: str) -> int:
-    if not (part.isascii() and part.isdecimal()) or int(part) >= len(place):
-        raise UserError(f"override {key}: {part!r:.60} is no position in a list of {len(place)}")
-    return int(part)
+def _position(place: list[Any], name: str, key: str) -> int:
+    if not (name.isascii() and name.isdecimal()) or int(name) >= len(place):
+        raise UserError(f"override {key}: {name!r:.60} is no position in a list of {len(place)}")
+    return int(name)

@@ -61,19 +61,19 @@ def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_c
         if Path(str(stored.get("run"))).resolve() != run.path.resolve():
             notices.append(f"{run.path} was copied or moved from {stored.get('run')!a}: it goes on where it lies")
     if resume != AUTO:
-        checkpoint, problem = _whole(local_path(resume, "--resume"), run)
+        checkpoint, problem = _undamaged(local_path(resume, "--resume"), run)
         if checkpoint is None:
             raise EveryRankError(problem)
         return Start(checkpoint, (*notices, _resuming_from(checkpoint)), moved)
-    found = _newest_whole(run)
-    return Start(found.checkpoint, (*notices, *found.notices), moved)
+    newest = _newest_undamaged(run)
+    return Start(newest.checkpoint, (*notices, *newest.notices), moved)
 
 
-def _newest_whole(run: RunDirectory) -> Start:
+def _newest_undamaged(run: RunDirectory) -> Start:
     """The newest checkpoint that is as it was written; those passed over are told. Collective."""
     passed_over: list[str] = []
     for path in reversed(run.complete_checkpoints()):
-        checkpoint, problem = _whole(path, run)
+        checkpoint, problem = _undamaged(path, run)
         if checkpoint is not None:
             return Start(checkpoint, (*passed_over, _resuming_from(checkpoint)))
         passed_over.append(f"{path} is passed over: {problem}")
@@ -92,17 +92,17 @@ def _resuming_from(checkpoint: Checkpoint) -> str:
     return f"resuming from step {checkpoint.manifest.step} ({checkpoint.folder})"
 
 
-def _whole(path: Path, run: RunDirectory) -> tuple[Checkpoint | None, str]:
+def _undamaged(path: Path, run: RunDirectory) -> tuple[Checkpoint | None, str]:
     """The checkpoint if no rank finds anything wrong with it, or else what is wrong. Collective."""
     checkpoint, problem, newer = None, "", False
     try:
         checkpoint = Checkpoint(path)
     except UserError as error:
         problem, newer = str(error), isinstance(error, NewerCheckpointError)
-    for told, is_newer in run.world.gather_objects((problem, newer)):
+    for message, is_newer in run.world.gather_objects((problem, newer)):
         if is_newer:
-            raise EveryRankError(told)
-        problem = problem or told
+            raise EveryRankError(message)
+        problem = problem or message
     if problem or checkpoint is None:
         return None, problem
     try:
@@ -159,9 +159,9 @@ def require_same_data(start: Start, source: TrainStream | SequentialStream) -> N
         return
     folder = start.checkpoint.folder
     before, now = start.checkpoint.manifest.data, {summary.name: summary.record for summary in source.sources}
-    told = differences(before, now, {summary.name: summary.shards for summary in source.sources})
-    if told is not None:
-        raise EveryRankError(f"{folder}: the data has changed since the checkpoint: {told}")
+    changes = differences(before, now, {summary.name: summary.shards for summary in source.sources})
+    if changes is not None:
+        raise EveryRankError(f"{folder}: the data has changed since the checkpoint: {changes}")
     if start.moved and not (is_known(before) and is_known(now)):
         raise EveryRankError(
             f"{folder}: {', '.join(start.moved)} changed, and of the data only the number of samples was kept, so "

@@ -17,10 +17,10 @@ from vlm.model.lock import AllBut
 
 def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
     """The run directory, ranks and devices, engine and precision; what a launcher said otherwise. Collective."""
-    found = world.gather_objects((socket.gethostname(), _device_name(world.device), torch.get_num_threads()))
-    machines = len({host for host, _, _ in found})
-    devices = ", ".join(f"{count} x {name}" for name, count in Counter(name for _, name, _ in found).items())
-    threads = sorted({count for _, _, count in found})
+    machine_facts = world.gather_objects((socket.gethostname(), _device_name(world.device), torch.get_num_threads()))
+    machines = len({host for host, _, _ in machine_facts})
+    devices = ", ".join(f"{count} x {name}" for name, count in Counter(name for _, name, _ in machine_facts).items())
+    threads = sorted({count for _, _, count in machine_facts})
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {machines} machine{'s' if machines > 1 else ''}"
     numbers = "-".join(str(count) for count in dict.fromkeys((threads[0], threads[-1])))
     return [
@@ -34,11 +34,13 @@ def model_line(recipe: Recipe, model: DualEncoder) -> str:
     """The model, its parameters and those of them that train."""
     every = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = "all trained" if trained == every else f"{trained:,} trained"
+    training = "all trained" if trained == every else f"{trained:,} trained"
     size = model.image_spec.size
     weights = f", weights of {recipe.model.pretrained}" if recipe.model.pretrained else ""
     locked = "".join(f", {name} tower locked{_but(lock)}" for name, lock in recipe.model.lock if lock is not None)
-    return f"model {_model_name(recipe.model)}: {every:,} parameters, {share}{weights}{locked}; images {size} x {size}"
+    return (
+        f"model {_model_name(recipe.model)}: {every:,} parameters, {training}{weights}{locked}; images {size} x {size}"
+    )
 
 
 def _but(lock: Literal["all"] | AllBut) -> str:

@@ -50,7 +50,7 @@ def _options(
     if "wandb" in names and accelerator.is_main_process:
         options["wandb"] = {
             "name": run.resolve().name,
-            "id": _kept_id(run / _ID),
+            "id": _stored_id(run / _ID),
             "resume": "allow",
             "dir": str(run),
             "config": recipe,
@@ -58,13 +58,13 @@ def _options(
     return options
 
 
-def _kept_id(file: Path) -> str:
+def _stored_id(file: Path) -> str:
     """The name under which a run goes on where it stopped: drawn once, kept in the run directory."""
     try:
-        kept = file.read_text(encoding="utf-8").strip()
+        name = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        kept = ""
-    if not (kept.isascii() and kept.isalnum()):
-        kept = secrets.token_hex(8)
-        write_text(file, kept + "\n")
-    return kept
+        name = ""
+    if not (name.isascii() and name.isalnum()):
+        name = secrets.token_hex(8)
+        write_text(file, name + "\n")
+    return name
