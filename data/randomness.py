@@ -46,14 +46,14 @@ class Draws:
         """One of 0 .. count - 1; the bias of the modulus is below count / 2**64."""
         return self._next() % count
 
-    def weighted(self, shares: Mapping[str, float]) -> str:
+    def weighted(self, fractions: Mapping[str, float]) -> str:
         """One of the names, each with its share; the shares sum to one."""
         place = self.uniform()
-        for name, share in shares.items():
-            place -= share
+        for name, fraction in fractions.items():
+            place -= fraction
             if place < 0:
                 return name
-        return list(shares)[-1]
+        return list(fractions)[-1]
 
 
 class Permutation:

@@ -32,8 +32,8 @@ def _require_shallow(value: Any) -> None:
 
 
 def _within(value: Any) -> list[Any]:
-    found = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [inner for inner in found if isinstance(inner, dict | list)]
+    inner_values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [inner for inner in inner_values if isinstance(inner, dict | list)]
 
 
 def _too_deep() -> ValueError:

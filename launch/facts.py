@@ -55,7 +55,8 @@ def run_facts(
         "threads": torch.get_num_threads(),
         "num_parameters": sum(numbers[name] for name in engine.parameters()),
         "data": [
-            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.share} for s in source.sources
+            {"name": s.name, "shards": s.num_shards, "samples": s.num_samples, "share": s.fraction}
+            for s in source.sources
         ],
         "metrics": {name: [asdict(metric) for metric in measured] for name, measured in metrics.items()},
     }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.result_cache import ResultCache, machine
-from data.check.picture import look_at
+from data.check.picture import picture_info
 from data.convert.image import prepare_image
 from data.images.augment import AugmentConfig
 from data.images.picture import FORMATS, Picture
@@ -40,7 +40,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "training": lambda data: training_view(data, _SPEC, AugmentConfig(), (1,), _OUT),
     "training, reduced": lambda data: training_view(data, ImageSpec(size=8), AugmentConfig(), (1,), _OUT[:, :8, :8]),
     "evaluation": lambda data: evaluation_view(data, _SPEC),
-    "data check, filter": look_at,
+    "data check, filter": picture_info,
     "report": picture,
 }
 BUILDERS: dict[str, Callable[[bytes], object]] = {

@@ -103,8 +103,8 @@ def find_duplicates(
     )
 
 
-def _together(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+def _together(arrays: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *arrays])
 
 
 def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], where: Locator, listed: int) -> DuplicateGroups:

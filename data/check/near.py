@@ -108,5 +108,5 @@ def _masks(distance: int, count: int) -> list[np.uint64]:
     wanted = min(np.log2(max(count, 2)), _BITS * (most - distance) / most)
     bands = next(b for b in range(distance + 1, most + 1) if _BITS * (b - distance) / b >= wanted)
     edges = [_BITS * band // bands for band in range(bands + 1)]
-    parts = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
-    return [np.uint64(sum(chosen)) for chosen in combinations(parts, bands - distance)]
+    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
+    return [np.uint64(sum(chosen)) for chosen in combinations(masks, bands - distance)]

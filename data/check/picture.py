@@ -25,7 +25,7 @@ class PictureInfo(NamedTuple):
     hash: int
 
 
-def look_at(stored: bytes) -> PictureInfo:
+def picture_info(stored: bytes) -> PictureInfo:
     """Decode an image as small as its format allows (all of its bytes are still read).
 
     Raises:

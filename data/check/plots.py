@@ -31,10 +31,12 @@ def draw_plots(histograms: Mapping[str, Histogram], folder: Path) -> tuple[Path,
     """Draw each distribution that holds anything into `folder`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for name, (parts, label, unit, logarithmic) in _PLOTS.items():
-        arrays = {part: histograms[part].arrays() for part in parts}
+    for name, (quantities, label, unit, logarithmic) in _PLOTS.items():
+        arrays = {quantity: histograms[quantity].arrays() for quantity in quantities}
         if any(len(values) for values, _ in arrays.values()):
-            series = {part: (values / unit, counts.astype(np.float64)) for part, (values, counts) in arrays.items()}
+            series = {
+                quantity: (values / unit, counts.astype(np.float64)) for quantity, (values, counts) in arrays.items()
+            }
             drawn.append(_draw(folder / f"{name}.png", series, label, logarithmic))
     return tuple(drawn)
 

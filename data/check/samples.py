@@ -135,15 +135,15 @@ class OpenShard:
     def __init__(self, name: str) -> None:
         self.name = name
         try:
-            opened = _cache().open(name)
+            handle = _cache().open(name)
         except OSError as error:
             raise UserError(f"shards: {name} cannot be read ({error.strerror or error})") from error
         try:
-            listing = list_shard(opened.path, name, "shards")
+            listing = list_shard(handle.path, name, "shards")
         except BaseException:
-            os.close(opened.descriptor)
+            os.close(handle.descriptor)
             raise
-        self._descriptor = opened.descriptor
+        self._descriptor = handle.descriptor
         self._samples = listing.samples
         self.findings = tuple(_finding(problem) for problem in listing.problems)
         self.num_bytes = os.fstat(self._descriptor).st_size

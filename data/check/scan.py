@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.check.histogram import Histogram
-from data.check.picture import NO_HASH, PictureInfo, look_at
+from data.check.picture import NO_HASH, PictureInfo, picture_info
 from data.check.samples import (
     DAMAGED_SHARD,
     UNDECODABLE_IMAGE,
@@ -82,11 +82,11 @@ def scan_shard(job: ScanJob) -> ShardScan:
     """Read every member that training would read; nothing found wrong ends the scan."""
     notes = _Notes()
     try:
-        opened = OpenShard(job.shard)
+        open_shard = OpenShard(job.shard)
     except UserError as error:
         notes.findings.append(Finding(UNREADABLE_SHARD, "", str(error).removeprefix("shards: ")))
         return _result(job, notes, np.zeros((0, 3), dtype=np.uint64), num_bytes=0)
-    with opened as shard:
+    with open_shard as shard:
         hashes = np.full((len(shard), 3), NO_HASH, dtype=np.uint64)
         for sample in shard:
             before = len(notes.findings)
@@ -108,7 +108,7 @@ def _scan_sample(sample: StoredSample, notes: _Notes, hashes: NDArray[np.uint64]
         stored = sample.image()
         hashes[1] = hash64(stored)
         notes.values["image_bytes"].append(len(stored))
-        picture = look_at(stored)
+        picture = picture_info(stored)
         hashes[0] = picture.hash
         _note_picture(picture, notes)
     except FindingError as error:
@@ -142,11 +142,11 @@ def _note_texts(sample: StoredSample, notes: _Notes) -> None:
 
 def _result(job: ScanJob, notes: _Notes, hashes: NDArray[np.uint64], num_bytes: int) -> ShardScan:
     kinds = Counter(finding.kind for finding in notes.findings)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     listed = []
     for finding in notes.findings:
-        seen[finding.kind] += 1
-        if seen[finding.kind] <= job.listed:
+        counts[finding.kind] += 1
+        if counts[finding.kind] <= job.listed:
             listed.append(finding)
     # What the tar lost or refused is no sample of it, but counts as one that cannot be used.
     refused = {finding.key for finding in notes.findings if finding.kind == UNSAFE_MEMBER}

@@ -168,9 +168,9 @@ class _Build:
 
     def run(self, journal: Journal, processes: WorkerPool, report: Callable[[BuildProgress], None]) -> None:
         """Write what is missing."""
-        missing = [number for number in range(self.num_shards) if not self._is_there(journal.finished.get(number))]
+        missing = [number for number in range(self.num_shards) if not self._is_there(journal.results.get(number))]
         for number in missing:
-            journal.finished.pop(number, None)
+            journal.results.pop(number, None)
         if not missing:
             return
         self.table.prepare(
@@ -186,7 +186,7 @@ class _Build:
             report(self._progress(journal))
 
     def summary(self, journal: Journal) -> BuildSummary:
-        shards = [journal.finished[number] for number in range(self.num_shards)]
+        shards = [journal.results[number] for number in range(self.num_shards)]
         bad = [row for shard in shards for row in shard.bad]
         return BuildSummary(
             folder=self.folder,
@@ -206,7 +206,7 @@ class _Build:
         return (path.stat().st_size if path.exists() else 0) == shard.num_bytes
 
     def _progress(self, journal: Journal) -> BuildProgress:
-        shards = journal.finished.values()
+        shards = journal.results.values()
         bad = sum(len(shard.bad) for shard in shards)
         return BuildProgress("building", sum(shard.num_samples for shard in shards) + bad, self.num_samples, bad)
 
@@ -258,8 +258,8 @@ def _usable_columns(table: SourceTable, source: BuildSource) -> tuple[ColumnRole
             f"name the folder that its paths start from with --root, or, if {columns.image} is no column of paths, "
             "the one that is with --image-column"
         )
-    is_asked = source.columns.label is not None or source.class_folders
-    return find_classes(table, columns, is_asked, source.classes)
+    is_required = source.columns.label is not None or source.class_folders
+    return find_classes(table, columns, is_required, source.classes)
 
 
 def _spread(count: int) -> NDArray[np.int64]:
@@ -273,7 +273,7 @@ def _num_workers(workers: int | None) -> int:
 
 
 def _ledger(journal: Journal) -> str:
-    shards = [journal.finished[number] for number in sorted(journal.finished)]
+    shards = [journal.results[number] for number in sorted(journal.results)]
     return "".join(json.dumps(asdict(row)) + "\n" for shard in shards for row in shard.bad)
 
 

@@ -36,7 +36,7 @@ class Classes:
 
 
 def find_classes(
-    table: SourceTable, columns: ColumnRoles, is_asked: bool, file: str | None
+    table: SourceTable, columns: ColumnRoles, is_required: bool, file: str | None
 ) -> tuple[ColumnRoles, Classes | None]:
     """The columns, without a label that is none, and the classes where their names are known.
 
@@ -59,7 +59,7 @@ def find_classes(
         if names is not None and (most := max(map(class_number, labels_in_table), default=0)) >= len(names):
             raise UserError(f"{option}: holds class {most}, but there are {len(names)} class names")
         return columns, None if names is None else Classes(names, labels_are_names=False)
-    if not is_asked and known is None and columns.captions:
+    if not is_required and known is None and columns.captions:
         return replace(columns, label=None), None  # a column that is called so, and is something else
     if len(others) < len(labels_in_table):
         raise UserError(f"{option}: holds numbers and names, such as {others[0]!r:.60}; give one or the other")

@@ -149,7 +149,7 @@ def _typed(column: pl.Series) -> pl.Series:
     values = column.drop_nulls()
     if values.is_empty() or not values.str.contains(_NUMBER).all():
         return column
-    whole = column.cast(pl.Int64, strict=False)
-    if whole.null_count() == column.null_count():
-        return whole
+    integers = column.cast(pl.Int64, strict=False)
+    if integers.null_count() == column.null_count():
+        return integers
     return column.cast(pl.Float64)

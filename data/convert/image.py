@@ -13,7 +13,7 @@ from data.images.picture import Picture
 from data.images.pillow import MAX_PIXELS, foreign_bytes, turned_upright
 
 DEFAULT_QUALITY: Final = 95
-_KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # A JPEG is decoded at no less than so many times the wanted size before it is resized, which no eye or model can tell.
 _OVERSAMPLING = 2
@@ -42,19 +42,19 @@ def prepare_image(stored: bytes, max_size: int | None, quality: int | None) -> S
     picture = Picture(stored, max_pixels=MAX_PIXELS, formats=_READ)
     original = picture.upright_size
     size = shrunk(original, max_size)
-    finer = quality is not None and _is_finer(picture.opened, quality)
-    if size == original and picture.format in _KEPT and not finer:
+    finer = quality is not None and _is_finer(picture.pillow_image, quality)
+    if size == original and picture.format in _SUFFIXES and not finer:
         picture.check()
-        return StoredImage(_KEPT[picture.format], stored, original, original)
-    written = _KEPT.get(picture.format, "png")
-    if finer and (written == "jpg" or not picture.opened.has_transparency_data):
+        return StoredImage(_SUFFIXES[picture.format], stored, original, original)
+    written = _SUFFIXES.get(picture.format, "png")
+    if finer and (written == "jpg" or not picture.pillow_image.has_transparency_data):
         written = "jpg"
     reduction = reduction_to(*original, _OVERSAMPLING * min(size)) if picture.reducible and size != original else 1
     image = picture.image(reduction)
     with foreign_bytes():
         data = _encode(_resized(image, picture.orientation, size), written, quality or DEFAULT_QUALITY)
-    if size == original and picture.format in _KEPT and len(data) >= len(stored):
-        return StoredImage(_KEPT[picture.format], stored, original, original)
+    if size == original and picture.format in _SUFFIXES and len(data) >= len(stored):
+        return StoredImage(_SUFFIXES[picture.format], stored, original, original)
     return StoredImage(written, data, size, original)
 
 

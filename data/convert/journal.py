@@ -18,14 +18,14 @@ from vlm.errors import UserError
 
 JOURNAL: Final = "build-journal.jsonl"
 CHECKSUM: Final = "checksum"
-_FINISHED = TypeAdapter(ShardResult)
+_RESULT = TypeAdapter(ShardResult)
 
 
 class Journal:
     """The plan in the first line, then a line for each finished shard, in the order in which they were finished."""
 
-    def __init__(self, file: TextIO, finished: dict[int, ShardResult]) -> None:
-        self.finished = finished
+    def __init__(self, file: TextIO, results: dict[int, ShardResult]) -> None:
+        self.results = results
         self._file = file
 
     def add(self, shard: ShardResult) -> None:
@@ -33,7 +33,7 @@ class Journal:
         self._file.write(_line(asdict(shard)))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.finished[shard.number] = shard
+        self.results[shard.number] = shard
 
 
 @contextmanager
@@ -48,17 +48,17 @@ def open_journal(folder: Path, plan: dict[str, Any], shard_names: str) -> Iterat
     try:
         _lock(lock, folder)
         path = folder / JOURNAL
-        finished: dict[int, ShardResult] = {}
+        results: dict[int, ShardResult] = {}
         if path.exists():
-            finished = _read(path, folder, plan)
+            results = _read(path, folder, plan)
         elif any(folder.glob("*.tar")):
             raise UserError(f"{folder}: already holds shards, but no {JOURNAL}; name a new folder")
         for left in folder.glob(f".{shard_names}.*.partial"):
             left.unlink()
         # Rewritten whole: the last line of a killed build may be cut.
-        write_text(path, _line({"plan": plan}) + "".join(_line(asdict(shard)) for shard in finished.values()))
+        write_text(path, _line({"plan": plan}) + "".join(_line(asdict(shard)) for shard in results.values()))
         with path.open("a", encoding="utf-8") as file:
-            yield Journal(file, finished)
+            yield Journal(file, results)
     finally:
         os.close(lock)
 
@@ -94,7 +94,7 @@ def _shard(line: bytes, *, sealed: bool) -> ShardResult | None:
     if values is None or has_checksum != sealed:
         return None
     try:
-        return _FINISHED.validate_json(json.dumps(values), strict=True)
+        return _RESULT.validate_json(json.dumps(values), strict=True)
     except ValidationError:
         return None
 

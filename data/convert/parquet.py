@@ -26,7 +26,7 @@ _READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _RowGroup:
     """One row group of one file, whose image bytes go to `path`, with their places beside it."""
 
     file: Path
@@ -52,9 +52,9 @@ class ParquetTable(FrameTable):
     """
 
     def __init__(self, files: Sequence[Path], column_options: ColumnOptions) -> None:
-        opened = [_open(file) for file in files]
-        schema = opened[0].schema_arrow
-        for file, other in zip(files, opened, strict=True):
+        tables = [_open(file) for file in files]
+        schema = tables[0].schema_arrow
+        for file, other in zip(files, tables, strict=True):
             if other.schema_arrow.names != schema.names:
                 raise UserError(f"{file}: its columns differ from those of {files[0]}")
         twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
@@ -72,14 +72,14 @@ class ParquetTable(FrameTable):
             read.append(columns.image)
         elif self._nested and kind.get_field_index("path") >= 0:
             read.append(f"{columns.image}.path")
-        frame = _together(files, [_frame(file, one, read) for file, one in zip(files, opened, strict=True)])
+        frame = _together(files, [_frame(file, one, read) for file, one in zip(files, tables, strict=True)])
         super().__init__(frame, columns, _fingerprint(files))
         self.left_out = left_out
         self.class_names = _class_names(schema, columns.label)
         self._files = files
-        self._groups = [[one.metadata.row_group(i).num_rows for i in range(one.num_row_groups)] for one in opened]
+        self._groups = [[one.metadata.row_group(i).num_rows for i in range(one.num_row_groups)] for one in tables]
         self._blobs: tuple[list[Path], NDArray[np.int64]] | None = None
-        for one in opened:
+        for one in tables:
             one.close()
 
     def image_paths(self) -> pl.Series | None:
@@ -91,15 +91,15 @@ class ParquetTable(FrameTable):
         if not self._has_bytes:
             return
         folder.mkdir(exist_ok=True)
-        pieces = self._pieces(folder)
-        missing = [piece for piece in pieces if not piece.places.exists()]
-        done = len(self) - sum(piece.num_rows for piece in missing)
+        row_groups = self._row_groups(folder)
+        missing = [row_group for row_group in row_groups if not row_group.places.exists()]
+        done = len(self) - sum(row_group.num_rows for row_group in missing)
         for rows in processes.as_done(_set_aside, missing):
             done += rows
             report(done, len(self))
-        places = [np.load(piece.places) for piece in pieces]
-        numbers = np.repeat(np.arange(len(pieces)), [len(one) for one in places])
-        self._blobs = [piece.path for piece in pieces], np.column_stack([numbers, np.concatenate(places)])
+        places = [np.load(row_group.places) for row_group in row_groups]
+        numbers = np.repeat(np.arange(len(row_groups)), [len(one) for one in places])
+        self._blobs = [row_group.path for row_group in row_groups], np.column_stack([numbers, np.concatenate(places)])
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers, with a Blob for image bytes once these are set aside."""
@@ -111,50 +111,50 @@ class ParquetTable(FrameTable):
 
     def _with_image(self, values: dict[str, Any], files: list[Path], place: list[int]) -> Row:
         name = (values.pop(self.columns.image, None) or {}).get("path") if self._nested else None
-        piece, offset, size = place
-        image = name if size < 0 else Blob(str(files[piece]), offset, size, name or "")
+        number, offset, size = place
+        image = name if size < 0 else Blob(str(files[number]), offset, size, name or "")
         return {**values, self.columns.image: image}
 
-    def _pieces(self, folder: Path) -> list[_Piece]:
+    def _row_groups(self, folder: Path) -> list[_RowGroup]:
         return [
-            _Piece(file, group, self.columns.image, self._nested, folder / f"{number:05d}-{group:05d}.bin", num_rows)
+            _RowGroup(file, group, self.columns.image, self._nested, folder / f"{number:05d}-{group:05d}.bin", num_rows)
             for number, (file, groups) in enumerate(zip(self._files, self._groups, strict=True))
             for group, num_rows in enumerate(groups)
         ]
 
 
-def _set_aside(piece: _Piece) -> int:
+def _set_aside(row_group: _RowGroup) -> int:
     """Copy one row group's images, some rows at a time; returns the number of rows. A missing image has size -1.
 
     Raises:
         UserError: the row group is damaged.
     """
     try:
-        return _copied(piece)
+        return _copied(row_group)
     except pa.ArrowException as error:
-        raise _unreadable(piece.file, error) from error
+        raise _unreadable(row_group.file, error) from error
 
 
-def _copied(piece: _Piece) -> int:
+def _copied(row_group: _RowGroup) -> int:
     """Buffered and not "pre-buffered": the latter would hold the whole row group, often gigabytes."""
     offset, places = 0, []
-    aside = piece.path.with_suffix(f".{os.getpid()}.partial")
-    column = f"{piece.column}.bytes" if piece.nested else piece.column
-    with pq.ParquetFile(piece.file, buffer_size=_READ_BYTES, pre_buffer=False) as table, aside.open("wb") as file:
-        for batch in table.iter_batches(_BATCH_ROWS, row_groups=[piece.group], columns=[column]):
+    aside = row_group.path.with_suffix(f".{os.getpid()}.partial")
+    column = f"{row_group.column}.bytes" if row_group.nested else row_group.column
+    with pq.ParquetFile(row_group.file, buffer_size=_READ_BYTES, pre_buffer=False) as table, aside.open("wb") as file:
+        for batch in table.iter_batches(_BATCH_ROWS, row_groups=[row_group.group], columns=[column]):
             values = batch.column(0)
-            for value in pc.struct_field(values, "bytes") if piece.nested else values:
+            for value in pc.struct_field(values, "bytes") if row_group.nested else values:
                 image = value.as_py()
                 places.append((offset, -1 if image is None else len(image)))
                 offset += file.write(image or b"")
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(piece.path)
+    aside.replace(row_group.path)
     with aside.open("wb") as file:
         np.save(file, np.asarray(places, dtype=np.int64).reshape(-1, 2))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(piece.places)
+    aside.replace(row_group.places)
     return len(places)
 
 
@@ -165,9 +165,9 @@ def _open(file: Path) -> pq.ParquetFile:
         raise _unreadable(file, error) from error
 
 
-def _frame(file: Path, opened: pq.ParquetFile, names: list[str]) -> pl.DataFrame:
+def _frame(file: Path, table: pq.ParquetFile, names: list[str]) -> pl.DataFrame:
     try:
-        frame = pl.from_arrow(opened.read(columns=names))
+        frame = pl.from_arrow(table.read(columns=names))
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(file, error) from error
     assert isinstance(frame, pl.DataFrame)

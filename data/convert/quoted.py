@@ -36,7 +36,7 @@ def quoted_rows(lines: Iterable[str], separator: str, is_row: Callable[[list[str
             continue
         row_lines = [line]
         try:
-            yield Cells(_whole_row(row_lines, lambda: _next(pending, rest), separator, is_row))
+            yield Cells(_full_row(row_lines, lambda: _next(pending, rest), separator, is_row))
         except _OpenError:
             pending.extendleft(reversed(row_lines[1:]))
             yield Cells(_lenient(line, separator), "a quote of the row is left open: double it, or close it")
@@ -49,7 +49,7 @@ def _next(pending: deque[str], rest: Iterator[str]) -> str | None:
     return pending.popleft() if pending else next(rest, None)
 
 
-def _whole_row(
+def _full_row(
     row_lines: list[str], more: Callable[[], str | None], separator: str, is_row: Callable[[list[str]], bool]
 ) -> list[str]:
     """The cells of the row that begins with the line in `row_lines`, to which each further line is added that was read.

@@ -25,7 +25,7 @@ from vlm.errors import UserError
 
 SETTINGS: Final = "counts.json"
 _FILES: Final = rf"(texts|images|grams)-\d{{4}}\.parquet|{re.escape(SETTINGS)}"
-_PART_ROWS = 16_000_000  # 1.5 GB of memory
+_PARTITION_ROWS = 16_000_000  # 1.5 GB of memory
 _IDENTITIES: Final[dict[ImageIdentity, pl.Expr]] = {
     "bytes": pl.col("file_id"),
     "url": pl.coalesce("url_id", "file_id"),
@@ -76,18 +76,20 @@ class Counts:
         return _sorted_ids(self.grams().filter(pl.col("count") >= least), "gram")
 
 
-def count(extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity, part_rows: int = _PART_ROWS) -> Counts:
+def count(
+    extracted: Sequence[Extracted], folder: Path, identity: ImageIdentity, partition_rows: int = _PARTITION_ROWS
+) -> Counts:
     """Count over the rows of all shards into `folder`, which appears when all is counted; counts there are replaced.
 
-    Counts that `folder` already holds of the same shards and identity are taken as they are. `part_rows` bounds the
-    rows that a query groups at once.
+    Counts that `folder` already holds of the same shards and identity are taken as they are. `partition_rows`
+    bounds the rows that a query groups at once.
     """
     signature = _signature(extracted, identity)
     if _settings(folder) == signature:
         return Counts(folder)
     _require_ours(folder)
     with folder_aside(folder) as aside:
-        _count(extracted, aside, identity, part_rows)
+        _count(extracted, aside, identity, partition_rows)
         write_text(aside / SETTINGS, json.dumps(signature, indent=1) + "\n")
         remove_files(folder, _FILES)
     return Counts(folder)
@@ -100,21 +102,21 @@ def _require_ours(folder: Path) -> None:
         raise UserError(f"{folder}: holds files that are no counts ({others[0].name}); name another folder by --work")
 
 
-def _count(extracted: Sequence[Extracted], aside: Path, identity: ImageIdentity, part_rows: int) -> None:
+def _count(extracted: Sequence[Extracted], aside: Path, identity: ImageIdentity, partition_rows: int) -> None:
     rows = pl.scan_parquet([one.rows for one in extracted]).filter(pl.col("unusable").is_null())
     pairs = rows.select(text="text_id", image=image_id(identity))
     grams = pl.scan_parquet([one.grams for one in extracted])
     num_pairs = sum(pq.read_metadata(one.rows).num_rows for one in extracted)
     num_grams = sum(pq.read_metadata(one.grams).num_rows for one in extracted)
-    for part, inside in _parts("text", num_pairs, part_rows):
+    for partition, inside in _partitions("text", num_pairs, partition_rows):
         counts = pairs.filter(inside).unique().group_by("text").agg(pl.len().alias("images"))
-        counts.sort("text").sink_parquet(aside / f"texts-{part:04d}.parquet", engine="streaming")
-    for part, inside in _parts("image", num_pairs, part_rows):
+        counts.sort("text").sink_parquet(aside / f"texts-{partition:04d}.parquet", engine="streaming")
+    for partition, inside in _partitions("image", num_pairs, partition_rows):
         counts = pairs.filter(inside).unique().group_by("image").agg(pl.len().alias("texts"))
-        counts.sort("image").sink_parquet(aside / f"images-{part:04d}.parquet", engine="streaming")
-    for part, inside in _parts("gram", num_grams, part_rows):
+        counts.sort("image").sink_parquet(aside / f"images-{partition:04d}.parquet", engine="streaming")
+    for partition, inside in _partitions("gram", num_grams, partition_rows):
         summed = grams.filter(inside).group_by("gram").agg(pl.col("count").sum())
-        summed.sort("gram").sink_parquet(aside / f"grams-{part:04d}.parquet", engine="streaming")
+        summed.sort("gram").sink_parquet(aside / f"grams-{partition:04d}.parquet", engine="streaming")
     for file in aside.iterdir():
         flush_to_disk(file)
 
@@ -144,10 +146,10 @@ def _settings(folder: Path) -> dict[str, object] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _parts(column: str, num_rows: int, part_rows: int) -> list[tuple[int, pl.Expr]]:
-    """The filters that cut the names in `column` into parts of about `part_rows` rows."""
-    parts = max(1, -(-num_rows // part_rows))
-    return [(part, pl.col(column) % parts == part) for part in range(parts)]
+def _partitions(column: str, num_rows: int, partition_rows: int) -> list[tuple[int, pl.Expr]]:
+    """The filters that cut the names in `column` into partitions of about `partition_rows` rows."""
+    num_partitions = max(1, -(-num_rows // partition_rows))
+    return [(partition, pl.col(column) % num_partitions == partition) for partition in range(num_partitions)]
 
 
 def _sorted_ids(table: pl.LazyFrame, column: str) -> NDArray[np.uint64]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.check.picture import NO_HASH, look_at
+from data.check.picture import NO_HASH, picture_info
 from data.check.samples import (
     NO_CAPTION,
     REPEATED_MEMBER,
@@ -109,7 +109,7 @@ def _sample_rows(sample: StoredSample) -> list[dict[str, Any]]:
     row: dict[str, Any] = {"sample": sample.position, "key": _shown(sample.key)}
     try:
         stored = sample.image()
-        picture = look_at(stored)
+        picture = picture_info(stored)
         fields = sample.fields()
         captions = sample.captions(fields)
     except FindingError as error:

@@ -18,16 +18,16 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
     """
     if not shards:
         raise UserError("SHARDS: no shards are named")
-    whole = {shard: shard if is_remote(shard) else os.path.abspath(local_path(shard)) for shard in shards}
-    folders = [name.split("/")[:-1] for name in whole.values()]
+    full_names = {shard: shard if is_remote(shard) else os.path.abspath(local_path(shard)) for shard in shards}
+    folders = [name.split("/")[:-1] for name in full_names.values()]
     common = _shared(folders)
     names: dict[str, str] = {}
-    for number, (shard, name) in enumerate(whole.items()):
+    for number, (shard, name) in enumerate(full_names.items()):
         # Two slashes in a row (https://host//a.tar) would make the rest an absolute path.
-        parts = list(filter(None, without_query(name).split("/")[common:]))
-        if ".." in parts:
+        folders_and_name = list(filter(None, without_query(name).split("/")[common:]))
+        if ".." in folders_and_name:
             raise UserError(f"SHARDS: {shard} would be written outside the output's folder; write it without ..")
-        names[shard] = f"{number:06d}.tar" if is_command(name) else _as_tar("/".join(parts))
+        names[shard] = f"{number:06d}.tar" if is_command(name) else _as_tar("/".join(folders_and_name))
         path_of_user(names[shard], "SHARDS")  # refused now, and not after hours, when its copy is to be written
     shard_of: dict[str, str] = {}
     for shard, name in names.items():

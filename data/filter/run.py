@@ -131,14 +131,14 @@ class _Passes:
         counts = self._counts(extracted)
         name = _claim(job, extracted, counts, tests)
         lists = make_lists(counts, job.rules, tests, job.work_folder / f"lists-{name}")
-        kept = [job.work_folder / "kept" / f"{one.name}.parquet" for one in extracted]
+        lists_of_kept = [job.work_folder / "kept" / f"{one.name}.parquet" for one in extracted]
         copies = [None if job.list_only else job.out / self.targets[one.shard] for one in extracted]
         jobs = [
             WriteJob(one, job.rules, lists, copy, place)
-            for one, copy, place in zip(extracted, copies, kept, strict=True)
+            for one, copy, place in zip(extracted, copies, lists_of_kept, strict=True)
         ]
         filtered = self._all("filtering", filter_shard, jobs)
-        _write_list(kept, job.out / KEPT_LIST)
+        _write_list(lists_of_kept, job.out / KEPT_LIST)
         remove_files(lists.folder, r"\w+\.npy")
         report = FilterReport(
             shards=len(jobs),
@@ -202,8 +202,8 @@ def _claim(job: FilterJob, extracted: Sequence[Extracted], counts: Counts, tests
         UserError: `out` holds files that this filter of these shards would not write.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for part in (tests.pictures, tests.files):
-        digest.update(np.unique(part).tobytes() + b"|")
+    for hashes in (tests.pictures, tests.files):
+        digest.update(np.unique(hashes).tobytes() + b"|")
     digest.update((counts.folder / COUNTED).read_bytes())
     digest.update(job.rules.model_dump_json().encode())
     digest.update("|".join(one.name for one in extracted).encode())
@@ -218,8 +218,8 @@ def _claim(job: FilterJob, extracted: Sequence[Extracted], counts: Counts, tests
     return digest.hexdigest()
 
 
-def _write_list(parts: Sequence[Path], target: Path) -> None:
+def _write_list(lists: Sequence[Path], target: Path) -> None:
     aside = target.with_name(f".{target.name}.partial")
-    pl.scan_parquet(list(parts)).sink_parquet(aside, engine="streaming")
+    pl.scan_parquet(list(lists)).sink_parquet(aside, engine="streaming")
     flush_to_disk(aside)
     aside.replace(target)

@@ -16,7 +16,7 @@ from data.filter.rules import AlignRules, Rule
 from data.filter.words import gram_ids, grams
 
 RULES: Final = tuple(Rule)
-KEPT: Final = len(RULES)
+NO_RULE: Final = len(RULES)
 """The number of rules: the first rule to hit a caption that none hits."""
 
 
@@ -58,7 +58,7 @@ def make_lists(counts: Counts, rules: AlignRules, tests: TestPictures, folder: P
     return Lists(folder)
 
 
-def judge(rows: pl.DataFrame, rules: AlignRules, lists: Lists) -> pl.DataFrame:
+def apply_rules(rows: pl.DataFrame, rules: AlignRules, lists: Lists) -> pl.DataFrame:
     """The rows with a column for each rule (whether it would drop the row) and `first`, the number of the first one."""
     width, height = pl.col("width").cast(pl.Int64), pl.col("height").cast(pl.Int64)
     short, long = pl.min_horizontal(width, height), pl.max_horizontal(width, height)
@@ -77,7 +77,7 @@ def judge(rows: pl.DataFrame, rules: AlignRules, lists: Lists) -> pl.DataFrame:
     on = {rule: pl.lit(rule not in rules.without) for rule in hits}
     flags = {Rule.UNUSABLE: ~usable, **{rule: usable & hit.fill_null(False) & on[rule] for rule, hit in hits.items()}}
     rows = rows.with_columns(flag.alias(f"drops_{rule}") for rule, flag in flags.items())
-    first = pl.coalesce(*(pl.when(drops(rule)).then(number) for number, rule in enumerate(RULES)), KEPT)
+    first = pl.coalesce(*(pl.when(drops(rule)).then(number) for number, rule in enumerate(RULES)), NO_RULE)
     return rows.with_columns(first=first)
 
 

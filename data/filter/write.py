@@ -13,7 +13,7 @@ import polars as pl
 from data.check.samples import OpenShard, StoredSample
 from data.filter.extract import Extracted, write_table
 from data.filter.rules import AlignRules
-from data.filter.verdicts import KEPT, RULES, Lists, drops, judge
+from data.filter.verdicts import NO_RULE, RULES, Lists, apply_rules, drops
 from data.samples.captions import listed
 from vlm.atomic import flush_to_disk
 
@@ -70,24 +70,24 @@ def filter_shard(job: WriteJob) -> Filtered:
         UserError: the shard cannot be read any more.
         OSError: the copy cannot be written.
     """
-    rows = judge(pl.read_parquet(job.extracted.rows), job.rules, job.lists)
-    kept = (
-        rows.filter(pl.col("first") == KEPT)
+    rows = apply_rules(pl.read_parquet(job.extracted.rows), job.rules, job.lists)
+    kept_rows = (
+        rows.filter(pl.col("first") == NO_RULE)
         .group_by("sample", maintain_order=True)
         .agg(pl.first("key"), pl.col("caption").alias("captions"))
     )
-    named = kept.select(pl.lit(job.extracted.shard).alias("shard"), "key", "captions")
+    named = kept_rows.select(pl.lit(job.extracted.shard).alias("shard"), "key", "captions")
     write_table(named.to_arrow(), job.kept)
-    if job.target is not None and len(kept) and not job.target.exists():
-        captions = dict(zip(kept["sample"].to_list(), map(set, kept["captions"].to_list()), strict=True))
+    if job.target is not None and len(kept_rows) and not job.target.exists():
+        captions = dict(zip(kept_rows["sample"].to_list(), map(set, kept_rows["captions"].to_list()), strict=True))
         write_kept(job.extracted.shard, captions, job.target)
     by_sample = rows.group_by("sample").agg(pl.max("first"), *(drops(rule).all() for rule in RULES))
     with_caption = rows.filter(pl.col("caption").is_not_null())
     return Filtered({"samples": _dropped(by_sample), "captions": _dropped(with_caption)})
 
 
-def write_kept(shard: str, kept: Mapping[int, set[int]], path: Path) -> None:
-    """Write the samples at the places `kept` names, with these of their captions; whole or not at all.
+def write_kept(shard: str, captions_by_place: Mapping[int, set[int]], path: Path) -> None:
+    """Write the samples at the places `captions_by_place` names, with these of their captions; whole or not at all.
 
     Members are copied bit by bit, in their stored order; only a sample that loses some of several captions has its json
     written anew, and its txt where that held one of those. The same samples make the same file, always.
@@ -95,10 +95,10 @@ def write_kept(shard: str, kept: Mapping[int, set[int]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        with OpenShard(shard) as opened, tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
-            for sample in opened:
-                if sample.position in kept:
-                    _add(sample, kept[sample.position], tar)
+        with OpenShard(shard) as open_shard, tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+            for sample in open_shard:
+                if sample.position in captions_by_place:
+                    _add(sample, captions_by_place[sample.position], tar)
         flush_to_disk(aside)
         aside.replace(path)
     finally:
@@ -121,15 +121,15 @@ def _add(sample: StoredSample, captions: set[int], tar: tarfile.TarFile) -> None
         tar.addfile(member, io.BytesIO(stored))
 
 
-def with_captions(fields: Mapping[str, Any], kept: set[int]) -> bytes:
-    """A json member with only the `kept` of several captions.
+def with_captions(fields: Mapping[str, Any], places: set[int]) -> bytes:
+    """A json member with only those of several captions that are at `places`.
 
     They are numbered as they are read: without empty ones, from `captions` when it has any, else from `caption`.
     """
     names = ("captions", "caption")
     full = ((name, [text for text in listed(fields.get(name)) if text.strip()]) for name in names)
     name, captions = next((name, captions) for name, captions in full if captions)
-    left = [caption for place, caption in enumerate(captions) if place in kept]
+    left = [caption for place, caption in enumerate(captions) if place in places]
     return json.dumps({**fields, name: left}).encode()
 
 
@@ -137,7 +137,7 @@ def _dropped(rows: pl.DataFrame) -> Dropped:
     first = dict(rows.group_by("first").len().iter_rows())
     return Dropped(
         total=len(rows),
-        kept=first.get(KEPT, 0),
+        kept=first.get(NO_RULE, 0),
         first={rule: first.get(number, 0) for number, rule in enumerate(RULES)},
         alone={rule: int(rows.select(drops(rule).sum()).item()) for rule in RULES},
     )

@@ -15,7 +15,7 @@ from data.images.pillow import MAX_PIXELS
 from data.randomness import Draws
 from vlm.config import Config
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Jitter = Annotated[float, Field(ge=0, le=10)]
 Sigma = Annotated[float, Field(ge=0.01, le=100)]
@@ -36,7 +36,7 @@ class AugmentConfig(Config):
     """
 
     crop_scale: Annotated[
-        tuple[Share, Share], Field(description="Least and greatest area of the crop, as shares of the image.")
+        tuple[Fraction, Fraction], Field(description="Least and greatest area of the crop, as shares of the image.")
     ] = (0.9, 1.0)
     crop_ratio: Annotated[
         tuple[Ratio, Ratio], Field(description="Least and greatest width / height of the crop, before it is squashed.")
@@ -44,12 +44,12 @@ class AugmentConfig(Config):
     flip: Annotated[bool, Field(description="Mirror every other view (captions naming sides no longer fit).")] = False
     rand_augment: Annotated[RandAugmentConfig | None, Field(description="Random operations of given strength.")] = None
     color_jitter: Annotated[
-        tuple[Jitter, Jitter, Jitter, Share] | None,
+        tuple[Jitter, Jitter, Jitter, Fraction] | None,
         Field(description="Greatest change of brightness, contrast, saturation (shares) and hue (of the circle)."),
     ] = None
-    color_jitter_prob: Annotated[Share, Field(description="Share of the views whose colours are jittered.")] = 0.8
-    gray_scale_prob: Annotated[Share, Field(description="Share of the views that lose their colours.")] = 0.0
-    blur_prob: Annotated[Share, Field(description="Share of the views that are blurred.")] = 0.0
+    color_jitter_prob: Annotated[Fraction, Field(description="Share of the views whose colours are jittered.")] = 0.8
+    gray_scale_prob: Annotated[Fraction, Field(description="Share of the views that lose their colours.")] = 0.0
+    blur_prob: Annotated[Fraction, Field(description="Share of the views that are blurred.")] = 0.0
     blur_sigma: Annotated[
         tuple[Sigma, Sigma], Field(description="Least and greatest standard deviation of the blur, in view pixels.")
     ] = (0.1, 2.0)
@@ -62,7 +62,7 @@ class AugmentConfig(Config):
 
     @field_validator("crop_scale")
     @classmethod
-    def _is_a_range_of_shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+    def _is_a_range_of_fractions(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"found {scale}; give two shares of the image, 0 < low <= high <= 1")
         return scale

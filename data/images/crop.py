@@ -109,9 +109,9 @@ def resize_crop(pixels: Pixels, box: Box, reduction: int, spec: ImageSpec) -> Pi
     across, down = box.width / reduction, box.height / reduction
     kernel = _kernel(spec.interpolation)
     if kernel is None:
-        part, square = Image.fromarray(window), (spec.size, spec.size)
-        part = part.resize(square, _PILLOW[spec.interpolation], box=(0, 0, across, down))
-        return np.asarray(part).transpose(2, 0, 1)
+        window_image, square = Image.fromarray(window), (spec.size, spec.size)
+        window_image = window_image.resize(square, _PILLOW[spec.interpolation], box=(0, 0, across, down))
+        return np.asarray(window_image).transpose(2, 0, 1)
     rows = torch.from_numpy(np.ascontiguousarray(window))
     height, width = window.shape[:2]
     # Channels last by its strides, also where a batch of one would leave that open: the fast path of the kernel.

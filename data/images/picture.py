@@ -41,7 +41,7 @@ class Picture:
             self.format, self.reducible = "JPEG", True
             _check_pixels(self.width, self.height, max_pixels)
             return
-        image = self.opened
+        image = self.pillow_image
         _check_pixels(image.width, image.height, max_pixels)
         self.format, self.mode = image.format or "", image.mode
         self.reducible = self.format in _JPEG_FORMATS
@@ -57,7 +57,7 @@ class Picture:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     @cached_property
-    def opened(self) -> Image.Image:
+    def pillow_image(self) -> Image.Image:
         """Pillow's image; of a JPEG its header only is read.
 
         Raises:
@@ -102,7 +102,7 @@ class Picture:
         Raises:
             BadSampleError: it is not whole.
         """
-        image = self.opened
+        image = self.pillow_image
         if self.reducible:
             jpeg.refuse_damaged(self._stored)
             with foreign_bytes():

@@ -66,8 +66,8 @@ def read_region(stored: bytes, spec: ImageSpec, augment: AugmentConfig, key: tup
 
 def _crop(width: int, height: int, orientation: int, augment: AugmentConfig, draws: Draws) -> Box:
     """A random box of the upright image, as it lies in the stored one."""
-    seen = (width, height) if orientation < 5 else (height, width)
-    box = random_crop(*seen, augment.crop_scale, augment.crop_ratio, draws)
+    size = (width, height) if orientation < 5 else (height, width)
+    box = random_crop(*size, augment.crop_scale, augment.crop_ratio, draws)
     return stored_box(box, orientation, width, height)
 
 

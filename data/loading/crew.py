@@ -137,8 +137,8 @@ def _serve(work: Callable[[int, int], object], worker: int, end: socket.socket, 
     for other in others:
         other.close()
     try:
-        while asked := end.recv(_LENGTH.size, socket.MSG_WAITALL):
-            (number,) = _LENGTH.unpack(asked)
+        while request := end.recv(_LENGTH.size, socket.MSG_WAITALL):
+            (number,) = _LENGTH.unpack(request)
             answer = _packed(_result(work, worker, number))
             end.sendall(_LENGTH.pack(len(answer)))
             end.sendall(answer)

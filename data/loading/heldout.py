@@ -103,7 +103,7 @@ class HeldOutSet:
         """All captions of each sample; none for a sample whose captions are missing or broken."""
         captions_by_sample = self._captions_as("lines" if self.txt_layout == "lines" else "whole")
         return tuple(
-            tuple(caption for part in captions.values() for caption in part) for captions in captions_by_sample
+            tuple(caption for texts in captions.values() for caption in texts) for captions in captions_by_sample
         )
 
     @cached_property

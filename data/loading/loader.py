@@ -110,7 +110,7 @@ class BatchLoader:
         room = reader.config.cache.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cache = reader.reader.cache
         self._prefetcher = Prefetcher(cache, most_shards=_MOST_AHEAD, most_bytes=room) if remote else None
-        self._asked_ahead = False
+        self._has_prefetched = False
         self._ring = self.use_ring(0, 0)
 
     def use_ring(self, workers: int, prefetch: int) -> PixelRing:
@@ -125,7 +125,7 @@ class BatchLoader:
         images, buffer = self._ring.room(worker.number)
         examples: list[TrainingExample] = []
         skipped: list[Skip] = []
-        for row, (number, epoch, *place) in enumerate(zip(*(part.tolist() for part in picks), strict=True)):
+        for row, (number, epoch, *place) in enumerate(zip(*(column.tolist() for column in picks), strict=True)):
             source, slot = self._sources[number], self._slots[row]
             worker.set_status(f"step {step}: {source.shards[place[0]]}")
             example, skip = self._example(step, slot, number, epoch, (place[0], place[1]), buffer[row])
@@ -184,10 +184,10 @@ class BatchLoader:
 
     def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
-        due = not self._asked_ahead or step % _PREFETCH_EVERY < worker.stride
+        due = not self._has_prefetched or step % _PREFETCH_EVERY < worker.stride
         if self._prefetcher is None or not worker.is_first or not due:
             return
-        self._asked_ahead = True
+        self._has_prefetched = True
         ahead = self._order.shards_ahead(step, self._slots)
         stamps = {self._sources[source].shards[shard]: self._sources[source].stamp(shard) for source, shard in ahead}
         self._prefetcher.ask(list(stamps), stamps)

@@ -70,22 +70,22 @@ class SequentialStream:
         self.num_samples = sum(sizes.values())
         self.max_bad_share = config.max_bad_share
         self.labelled = True  # as far as is known before the first sample is read
-        self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        self._fractions = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.sources = tuple(
-            SourceSummary(name, self._shards[name], sizes[name], share) for name, share in self._shares.items()
+            SourceSummary(name, self._shards[name], sizes[name], fraction) for name, fraction in self._fractions.items()
         )
         self.notices = (NOTICE, *batch_notices(self.sources, global_batch))
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
-        pieces = {
+        sources = {
             source.name: _EndlessSource(source.name, source.shards, source.num_samples, self._config.retry)
             for source in self.sources
         }
         key = (self._reader.seed, start_step, self._world.rank)
         workers, prefetch = self._config.workers, self._config.prefetch
         ring = PixelRing.ahead(workers, prefetch, self._rows, self._reader.image.size)
-        load = SequentialLoader(pieces, self._shares, ring, self._reader, self._tokenizer, key)
+        load = SequentialLoader(sources, self._fractions, ring, self._reader, self._tokenizer, key)
         yield from load_ahead(
             load,
             range(start_step, start_step + num_steps),
@@ -113,14 +113,14 @@ class SequentialLoader:
     def __init__(
         self,
         sources: Mapping[str, "_EndlessSource"],
-        shares: Mapping[str, float],
+        fractions: Mapping[str, float],
         ring: PixelRing,
         reader: SampleReader,
         tokenizer: Tokenize,
         key: tuple[int, ...],
     ) -> None:
         self._sources = dict(sources)
-        self._shares = dict(shares)
+        self._fractions = dict(fractions)
         self._ring = ring
         self._reader = reader
         self._tokenizer = tokenizer
@@ -138,7 +138,7 @@ class SequentialLoader:
         examples: list[TrainingExample] = []
         skipped: list[Skip] = []
         for row in range(len(buffer)):
-            name = draws.weighted(self._shares)
+            name = draws.weighted(self._fractions)
             example, skips = self._next(name, step, buffer[row])
             examples.append(example)
             skipped.extend(skips)

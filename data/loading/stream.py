@@ -50,25 +50,25 @@ class TrainStream:
         self._config = config
         self._world = world
         cache = ShardCache(config.cache, config.retry)
-        opened = [_open(config, name, cache) for name in config.sources]
-        self.num_samples = sum(source.num_samples for source in opened)
-        self.problems = tuple(problem for source in opened for problem in source.problems(cache))
+        sources = [_open(config, name, cache) for name in config.sources]
+        self.num_samples = sum(source.num_samples for source in sources)
+        self.problems = tuple(problem for source in sources for problem in source.problems(cache))
         self.max_bad_share = config.max_bad_share
-        self.labelled = all(source.labelled for source in opened)
-        self.order = _order(config, opened, global_batch, seed)
-        shares = [count / self.order.mix.period for count in self.order.mix.counts]
+        self.labelled = all(source.labelled for source in sources)
+        self.order = _order(config, sources, global_batch, seed)
+        fractions = [count / self.order.mix.period for count in self.order.mix.counts]
         self.sources = tuple(
-            SourceSummary(source.name, source.shards, source.num_samples, share, source.content)
-            for source, share in zip(opened, shares, strict=True)
+            SourceSummary(source.name, source.shards, source.num_samples, fraction, source.content)
+            for source, fraction in zip(sources, fractions, strict=True)
         )
         slots = range(world.rank * global_batch // world.size, (world.rank + 1) * global_batch // world.size)
         self._log = SubstitutionLog(None if record is None else record / "substitutions", f"rank-{world.rank:05d}")
         reader = SampleReader(config, image, seed, ShardReader(cache))
-        self._load = BatchLoader(opened, self.order, slots, reader, tokenizer, self._log)
+        self._load = BatchLoader(sources, self.order, slots, reader, tokenizer, self._log)
         self._restored: list[dict[str, Any]] = []
         self.notices = (
             *batch_notices(self.sources, global_batch),
-            *_cache_notices(config, self.order, opened, world),
+            *_cache_notices(config, self.order, sources, world),
         )
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ _DIGITS = 6
 _BEGIN = re.compile(rb'\{"bytes": "([0-9]{6})"')
 _LEAST, _EARLY = 18, b'{"step"'
 _END = b', "crc32": "%08x"}'
-_WHOLE = re.compile(rb'(\{"bytes": "[0-9]{6}", .*), "crc32": "([0-9a-f]{8})"\}')
+_COMPLETE = re.compile(rb'(\{"bytes": "[0-9]{6}", .*), "crc32": "([0-9a-f]{8})"\}')
 
 ShardRow = tuple[int, int]
 """The number of a shard in its source, and of a row in the shard."""
@@ -142,7 +142,7 @@ def _record(line: bytes, where: str) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged.
     """
-    match = _WHOLE.fullmatch(line)
+    match = _COMPLETE.fullmatch(line)
     if match is None and (not line or _is_torn(line)):
         return None
     try:

@@ -8,7 +8,7 @@ from vlm.checkpoint.data_record import DataRecord
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """A source in a run's record; `share` is the exact share of the samples in any 1,000 batches.
+    """A source in a run's record; `fraction` is the exact share of the samples in any 1,000 batches.
 
     `content` is what `Source.content` says; where nothing was indexed it is empty.
     """
@@ -16,7 +16,7 @@ class SourceSummary:
     name: str
     shards: tuple[str, ...]
     num_samples: int
-    share: float
+    fraction: float
     content: tuple[str, ...] = ()
 
     @property
@@ -35,8 +35,8 @@ def batch_notices(sources: Iterable[SourceSummary], global_batch: int) -> tuple[
     if global_batch == 1:
         return ("global_batch: a batch of 1 pair has no negatives: losses that compare pairs are always 0",)
     return tuple(
-        f"global_batch: {source.share * global_batch:,.0f} of its {global_batch:,} pairs come from {source.name}, "
+        f"global_batch: {source.fraction * global_batch:,.0f} of its {global_batch:,} pairs come from {source.name}, "
         f"which has {source.num_samples:,}: samples come twice in a batch, and are negatives of themselves"
         for source in sources
-        if source.share * global_batch > source.num_samples
+        if source.fraction * global_batch > source.num_samples
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data.randomness import key_number, permute, scramble
 
-_KEPT_EPOCHS = 4
+_CACHED_EPOCHS = 4
 
 Positions = NDArray[np.int64]
 
@@ -97,7 +97,7 @@ class Line:
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
-            while len(self._epochs) >= _KEPT_EPOCHS:
+            while len(self._epochs) >= _CACHED_EPOCHS:
                 self._epochs.popitem(last=False)
             self._epochs[number] = self._make_epoch(number)
         return self._epochs[number]

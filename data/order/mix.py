@@ -66,8 +66,8 @@ class Mix:
 
         The sum over x of floor(a x / P) - floor((a x - limit) / P) counts them.
         """
-        whole = floor_sum(ends, self.period, self._multiplier, np.zeros_like(ends))
-        return whole - floor_sum(ends, self.period, self._multiplier, self.period - limits) + ends
+        total = floor_sum(ends, self.period, self._multiplier, np.zeros_like(ends))
+        return total - floor_sum(ends, self.period, self._multiplier, self.period - limits) + ends
 
     @cached_property
     def _ends(self) -> Positions:
@@ -102,11 +102,11 @@ def apportion(weights: Sequence[Fraction], seats: int) -> list[int]:
     """Whole numbers that sum to `seats`, each less than one from its share (largest remainders, first come first)."""
     total = sum(weights)
     exact = [weight * seats / total for weight in weights]
-    whole = [math.floor(share) for share in exact]
-    order = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
-    for i in order[: seats - sum(whole)]:
-        whole[i] += 1
-    return whole
+    counts = [math.floor(number) for number in exact]
+    order = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in order[: seats - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 def floor_sum(counts: Positions, modulus: int, slope: int, offsets: Positions) -> Positions:

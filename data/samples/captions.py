@@ -125,7 +125,7 @@ def read_captions(text: bytes | None, fields: Mapping[str, Any]) -> tuple[str, .
     Raises:
         BadSampleError: the txt is not UTF-8, or a caption is no text.
     """
-    return tuple(caption for part in captions_by_field(text, fields, CaptionConfig()).values() for caption in part)
+    return tuple(caption for texts in captions_by_field(text, fields, CaptionConfig()).values() for caption in texts)
 
 
 def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> ChosenCaptions:
@@ -147,7 +147,7 @@ def choose(captions: CaptionsByField, config: CaptionConfig, draws: Draws) -> Ch
     if config.policy == "concat":
         return ChosenCaptions(_joined(texts), field)
     text = texts[0] if config.policy == "first" else _at(texts, which)
-    positives = (text, *(other for part in captions.values() for other in part)) if config.policy == "all" else ()
+    positives = (text, *(other for texts in captions.values() for other in texts)) if config.policy == "all" else ()
     return ChosenCaptions(text, field, _as_many_as_fit(dict.fromkeys(positives)))
 
 

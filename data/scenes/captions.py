@@ -31,7 +31,7 @@ RELATION_WORDS: Final = {
     "right of": ("to the right of", "right of"),
 }
 OPENINGS: Final = ("a picture of ", "an image of ", "a scene with ", "a drawing of ")
-DIGIT_SHARE: Final = 0.15
+DIGIT_FRACTION: Final = 0.15
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,18 @@ class Claim:
         """Whether the claim, read as generously as its words allow, is true of `scene`."""
         if self.background not in (None, scene.background):
             return False
-        found = [[group for group in scene.groups if claim.holds(group)] for claim in self.groups]
-        if not all(found):
+        groups_by_claim = [[group for group in scene.groups if claim.holds(group)] for claim in self.groups]
+        if not all(groups_by_claim):
             return False
         if self.relation is not None:
-            return any(a is not b and stands(a, self.relation, b) for a in found[0] for b in found[1])
+            return any(
+                a is not b and stands(a, self.relation, b) for a in groups_by_claim[0] for b in groups_by_claim[1]
+            )
         if self.line is not None:
-            return any(group.line == self.line for group in found[0])
-        return self.position is None or any(o.position == self.position for group in found[0] for o in group.objects)
+            return any(group.line == self.line for group in groups_by_claim[0])
+        return self.position is None or any(
+            o.position == self.position for group in groups_by_claim[0] for o in group.objects
+        )
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,19 @@ def caption(scene: Scene, rng: Random) -> list[Caption]:
     claim = full_claim(scene)
     bare = _distinct(rng, 1, lambda: _bare(claim, rng), [c.text for c in full])
     taken = [c.text for c in full + bare]
-    parts = _distinct(rng, 2, lambda: _part(claim, rng) if rng.random() < 0.6 else _bare(claim, rng), taken)
-    return full + bare + parts
+    shorter = _distinct(rng, 2, lambda: _shortened(claim, rng) if rng.random() < 0.6 else _bare(claim, rng), taken)
+    return full + bare + shorter
 
 
 def _distinct(rng: Random, number: int, claim: Callable[[], Claim], taken: Iterable[str] = ()) -> list[Caption]:
     texts = set(taken)
     captions: list[Caption] = []
     while len(captions) < number:
-        said = _turned(claim(), rng)
-        text = _sentence(said, rng)
+        turned = _turned(claim(), rng)
+        text = _sentence(turned, rng)
         if text not in texts:
             texts.add(text)
-            captions.append(Caption(text, said))
+            captions.append(Caption(text, turned))
     return captions
 
 
@@ -138,11 +142,11 @@ def _bare(claim: Claim, rng: Random) -> Claim:
     return Claim(tuple(replace(g, size=None, colour=g.colour if coloured else None) for g in claim.groups))
 
 
-def _part(claim: Claim, rng: Random) -> Claim:
+def _shortened(claim: Claim, rng: Random) -> Claim:
     """`claim` with some of its answers left open."""
 
-    def keep(value: str | None, share: float) -> str | None:
-        return value if rng.random() < share else None
+    def keep(value: str | None, fraction: float) -> str | None:
+        return value if rng.random() < fraction else None
 
     groups = claim.groups
     relation = keep(claim.relation, 0.6)
@@ -172,9 +176,9 @@ def _sentence(claim: Claim, rng: Random) -> str:
     """Words for a claim."""
     phrases = [_noun(group, rng) for group in claim.groups]
     if claim.relation is not None:
-        said = f" {rng.choice(RELATION_WORDS[claim.relation])} ".join(phrases)
+        subject = f" {rng.choice(RELATION_WORDS[claim.relation])} ".join(phrases)
     else:
-        said = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
+        subject = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
     places = []
     if claim.position is not None:
         places.append(rng.choice(POSITION_WORDS[claim.position]))
@@ -184,7 +188,7 @@ def _sentence(claim: Claim, rng: Random) -> str:
         places.append(f"{rng.choice(('on', 'on', 'against'))} a {claim.background} background")
     if len(places) > 1 and claim.line is None:
         rng.shuffle(places)
-    return " ".join([_opening(claim, rng) + said, *places])
+    return " ".join([_opening(claim, rng) + subject, *places])
 
 
 def _opening(claim: Claim, rng: Random) -> str:
@@ -201,7 +205,7 @@ def _noun(group: GroupClaim, rng: Random) -> str:
     if group.count == 1:
         number, noun = rng.choice(("a", "a", "a", "a", "one")), group.shape
     else:
-        digits = rng.random() < DIGIT_SHARE
+        digits = rng.random() < DIGIT_FRACTION
         number, noun = str(group.count) if digits else NUMBER_WORDS[group.count], plural(group.shape)
     size = rng.choice(SIZE_WORDS[group.size]) if group.size is not None else None
     return " ".join(word for word in (number, size, group.colour, noun) if word is not None)

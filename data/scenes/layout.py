@@ -18,7 +18,7 @@ GAP: Final = 0.02
 CROWD_DIAMETER: Final = 0.18
 """Largest object where six or more share an image, so that ten find room."""
 LARGEST_OF_TWO: Final = 0.44
-WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
+WHOLE_IMAGE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
 
 
 class UnfitError(Exception):
@@ -69,14 +69,16 @@ def group_scene(rng: Random) -> Scene:
     count = rng.randint(2, MAX_OBJECTS)
     appearance = _appearance(rng, _kinds(rng, 1)[0], _size_for(rng, count), CROWD_DIAMETER if count > 5 else 1.0)
     in_line = count >= 3 and count * 2 * (appearance.reach + GAP) < 0.9 and rng.random() < 0.4
-    group = _line(rng, appearance, count) if in_line else _settle(lambda: _scatter(rng, appearance, count, WHOLE, []))
+    group = (
+        _line(rng, appearance, count) if in_line else _settle(lambda: _scatter(rng, appearance, count, WHOLE_IMAGE, []))
+    )
     return Scene((group,), _background(rng, [appearance]))
 
 
 def counting_scene(rng: Random, count: int) -> Scene:
     """`count` equal objects (1 to 10), scattered, whose size tells nothing about their number."""
     appearance = _appearance(rng, _kinds(rng, 1)[0], "small", CROWD_DIAMETER)
-    return Scene((_settle(lambda: _scatter(rng, appearance, count, WHOLE, [])),), _background(rng, [appearance]))
+    return Scene((_settle(lambda: _scatter(rng, appearance, count, WHOLE_IMAGE, [])),), _background(rng, [appearance]))
 
 
 def relation_scene(rng: Random) -> Scene:
@@ -111,21 +113,21 @@ def mixed_scene(rng: Random) -> Scene:
     def draw() -> tuple[Group, ...]:
         groups: list[Group] = []
         for appearance, count in zip(appearances, counts, strict=True):
-            groups.append(_scatter(rng, appearance, count, WHOLE, [o for group in groups for o in group.objects]))
+            groups.append(_scatter(rng, appearance, count, WHOLE_IMAGE, [o for group in groups for o in group.objects]))
         return tuple(groups)
 
     return Scene(_settle(draw), _background(rng, appearances))
 
 
-def _sides(relation: str, share: float) -> tuple[Box, Box]:
-    """The regions of the first and the second group of a relation; the first has `share` of the image."""
+def _sides(relation: str, fraction: float) -> tuple[Box, Box]:
+    """The regions of the first and the second group of a relation; the first has `fraction` of the image."""
     if relation == "above":
-        return (0.0, 0.0, 1.0, share), (0.0, share, 1.0, 1.0)
+        return (0.0, 0.0, 1.0, fraction), (0.0, fraction, 1.0, 1.0)
     if relation == "below":
-        return (0.0, 1 - share, 1.0, 1.0), (0.0, 0.0, 1.0, 1 - share)
+        return (0.0, 1 - fraction, 1.0, 1.0), (0.0, 0.0, 1.0, 1 - fraction)
     if relation == "left of":
-        return (0.0, 0.0, share, 1.0), (share, 0.0, 1.0, 1.0)
-    return (1 - share, 0.0, 1.0, 1.0), (0.0, 0.0, 1 - share, 1.0)
+        return (0.0, 0.0, fraction, 1.0), (fraction, 0.0, 1.0, 1.0)
+    return (1 - fraction, 0.0, 1.0, 1.0), (0.0, 0.0, 1 - fraction, 1.0)
 
 
 def _kinds(rng: Random, number: int) -> list[tuple[str, str]]:

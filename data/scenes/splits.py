@@ -102,7 +102,8 @@ class _Register:
         """Whether no caption here is true of a scene there, nor the other way round."""
         rivals = (entry for group in scene.groups for entry in self._entries[group.kind])
         return not any(
-            any(said.claim.holds(other) for said in captions) or any(said.claim.holds(scene) for said in others)
+            any(caption.claim.holds(other) for caption in captions)
+            or any(caption.claim.holds(scene) for caption in others)
             for other, others in rivals
         )
 

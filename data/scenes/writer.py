@@ -149,7 +149,7 @@ def _truth(plan: Plan, image_size: int) -> dict[str, object]:
         for thing in scene.objects
     ]
     return {
-        "captions": [said.text for said in plan.captions],
+        "captions": [caption.text for caption in plan.captions],
         "objects": objects,
         "counts": counts,
         "count": len(objects),

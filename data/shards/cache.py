@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from data.shards.copies import Copies
-from data.shards.remote import PIECE, open_remote
+from data.shards.remote import READ_BYTES, open_remote
 from data.shards.retry import (
     ChangedError,
     RetryConfig,
@@ -231,7 +231,7 @@ class ShardCache:
         self._copies.make_room((stamp.size or 0) - have, part)
         source, checksum = open_remote(name, have, self.retry.silence, stamp)
         with closing(source), self._copies.appending(part) as write:
-            while data := source.read(PIECE):
+            while data := source.read(READ_BYTES):
                 write(data)
                 _go_on(stop)
         return checksum

@@ -15,7 +15,7 @@ RECORD = 20 * BLOCK
 """Bytes to whose multiples an archive is filled up with zeros."""
 
 _LARGEST_EXTENSION = 1 << 20
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _MOST_TAIL = 64 << 20
 _LONG_KEY = 80
 _ZEROS = bytes(BLOCK)
@@ -151,11 +151,11 @@ class TarReader:
         at = self.end
         self._go_to(at)
         zeros = self._position - at  # of a stream, the first are read already
-        while zeros < _MOST_TAIL and (piece := self._take(_PIECE)):
-            if piece.count(0) < len(piece):
-                first = at + zeros + len(piece) - len(piece.lstrip(b"\0"))
+        while zeros < _MOST_TAIL and (chunk := self._take(_CHUNK_BYTES)):
+            if chunk.count(0) < len(chunk):
+                first = at + zeros + len(chunk) - len(chunk.lstrip(b"\0"))
                 return f"something follows the end of the archive at byte {first:,} (a second tar?), and is not used"
-            zeros += len(piece)
+            zeros += len(chunk)
         if at + zeros > -(-(at + 2 * BLOCK) // RECORD) * RECORD:
             return f"{zeros:,} zeros follow byte {at:,}, more than a tar ends with: what was stored there is lost"
         return None
@@ -185,10 +185,10 @@ class TarReader:
         offset = self.end + BLOCK
         more = block[156:157] == _SPARSE and block[482] != 0
         while more:
-            piece = self._take(BLOCK)
-            if len(piece) < BLOCK:
+            chunk = self._take(BLOCK)
+            if len(chunk) < BLOCK:
                 raise DamagedTarError(self.end, "a header is cut")
-            offset, more = offset + BLOCK, piece[504] != 0
+            offset, more = offset + BLOCK, chunk[504] != 0
         return offset
 
     def _go_to(self, position: int) -> None:
@@ -196,17 +196,17 @@ class TarReader:
             self._file.seek(position)
             self._position = position
         while self._position < position:
-            if not self._take(min(_PIECE, position - self._position)):
+            if not self._take(min(_CHUNK_BYTES, position - self._position)):
                 raise DamagedTarError(self._position, "the stream ends within a member")
 
     def _take(self, size: int) -> bytes:
         """So many bytes, fewer only at the end."""
-        pieces: list[bytes] = []
-        while size > 0 and (piece := self._file.read(min(size, _PIECE))):
-            pieces.append(piece)
-            size -= len(piece)
-            self._position += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        chunks: list[bytes] = []
+        while size > 0 and (chunk := self._file.read(min(size, _CHUNK_BYTES))):
+            chunks.append(chunk)
+            size -= len(chunk)
+            self._position += len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def is_header_of(block: bytes, key: str, size: int) -> bool:

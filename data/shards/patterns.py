@@ -115,18 +115,18 @@ def _places(root: str | None, pattern: str) -> tuple[str, str]:
     """The folder that is meant as it is written, and the pattern below it."""
     pattern = os.path.expanduser(pattern.removeprefix("file://"))
     folder = "/" if pattern.startswith("/") else os.path.expanduser((root or ".").removeprefix("file://"))
-    parts = _SPARE.sub("/", pattern).lstrip("/").removeprefix("./").split("/")
+    names = _SPARE.sub("/", pattern).lstrip("/").removeprefix("./").split("/")
     if _WILD.search(pattern) or "{" in pattern:
-        there = (cut for cut in range(len(parts) - 1, 0, -1) if os.path.isdir(os.path.join(folder, *parts[:cut])))
-        cut = next(there, 0)
-        folder, parts = os.path.join(folder, *parts[:cut]), parts[cut:]
-    return folder, "/".join(parts)
+        there = (depth for depth in range(len(names) - 1, 0, -1) if os.path.isdir(os.path.join(folder, *names[:depth])))
+        depth = next(there, 0)
+        folder, names = os.path.join(folder, *names[:depth]), names[depth:]
+    return folder, "/".join(names)
 
 
 def _local(folder: str, pattern: str, written: str, where: str) -> list[str]:
-    whole = os.path.join(folder, pattern)
-    if os.path.isfile(whole):
-        return [whole]
+    path = os.path.join(folder, pattern)
+    if os.path.isfile(path):
+        return [path]
     names = _braces(pattern, written, where)
     return [path for name in names for path in _files(folder, name, written, where)]
 

@@ -56,7 +56,7 @@ class ShardReader:
             OSError: the shard is gone or cannot be read.
             BadSampleError: it holds other samples now, or fewer than its folder's index says.
         """
-        index = self._opened(shard, stamp).index
+        index = self._open_shard(shard, stamp).index
         if index is None:
             raise BadSampleError("its shard has changed since it was indexed; `vlm data index` reads it anew")
         if row >= len(index):
@@ -88,7 +88,7 @@ class ShardReader:
         extents = self.index(shard, stamp, row).extents(row)
         return _read(self._open[shard].descriptor, {part: extents[part] for part in parts if part in extents})
 
-    def _opened(self, shard: str, stamp: Stamp) -> _OpenShard:
+    def _open_shard(self, shard: str, stamp: Stamp) -> _OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
@@ -98,11 +98,11 @@ class ShardReader:
         while len(self._open) >= self._limit:
             os.close(self._open.popitem(last=False)[1].descriptor)
         try:
-            opened = self._open[shard] = self._fresh(shard, stamp)
+            shard_file = self._open[shard] = self._fresh(shard, stamp)
         except UnavailableError as error:
             self._unavailable[shard] = (time.monotonic(), error)
             raise
-        return opened
+        return shard_file
 
     def _raise_again(self, shard: str) -> None:
         """A shard that could not be had after all retries is not asked for again at each of its samples."""
@@ -114,12 +114,12 @@ class ShardReader:
 
     def _fresh(self, shard: str, expected: Stamp) -> _OpenShard:
         """Open a shard that is as it was indexed, or one that was stored anew with the same samples."""
-        descriptor, stamp = opened = self.cache.open(shard, expected)
+        descriptor, stamp = handle = self.cache.open(shard, expected)
         try:
             indexer = Indexer(self.cache, shard)
             stored_index = indexer.find(shard, stamp)
             fits = stored_index is not None and _fits(descriptor, stored_index)
-            index = stored_index if stored_index is not None and fits else _listed(opened.path, shard, stamp)
+            index = stored_index if stored_index is not None and fits else _listed(handle.path, shard, stamp)
             before = stored_index if stamp == expected else indexer.find(shard, expected)
             unknown = stamp == expected and before is None  # its index was lost: nothing says that it changed
             same = unknown or (before is not None and index.same_keys(before))

@@ -16,7 +16,7 @@ from data.shards.retry import ChangedError, TransferError
 from data.shards.stamp import Stamp
 from vlm.errors import UserError, nearest
 
-PIECE = 8 << 20
+READ_BYTES = 8 << 20
 """Bytes asked for at once: large enough for a store's latency not to count."""
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://|^(pipe):")
@@ -25,7 +25,7 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "
 _MD5 = re.compile(r"^[0-9a-f]{32}$")
 
 # A filesystem that a forked child collects would wait for a thread that lives in the parent only: none is let go.
-_kept: dict[int, Any] = {}
+_filesystems: dict[int, Any] = {}
 os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
@@ -70,7 +70,7 @@ def filesystem(name: str, silence: float) -> tuple[Any, str]:
         if kind in fsspec.available_protocols():
             raise UserError(f"{name}: {error}") from error
         raise UserError(f"{name}: unknown scheme {kind}://; {nearest(kind, _SHOWN)}") from error
-    _kept[id(store)] = store
+    _filesystems[id(store)] = store
     return store, path
 
 
@@ -103,7 +103,7 @@ def open_remote(name: str, start: int, silence: float, expected: Stamp | None = 
         return body, _sent_checksum(body.headers)
     if expected is not None and _stamp(store.info(path), kind) != expected:
         raise ChangedError("it was replaced while it was read")
-    file: ByteStream = store.open(path, "rb", block_size=PIECE)
+    file: ByteStream = store.open(path, "rb", block_size=READ_BYTES)
     if start:
         file.seek(start)  # type: ignore[attr-defined]
     return file, None
@@ -181,19 +181,19 @@ class _Body:
         return data
 
     async def _gather(self, size: int) -> bytes:
-        pieces: list[bytes] = []
+        chunks: list[bytes] = []
         try:
-            while size > 0 and (piece := await self._response.content.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
+            while size > 0 and (chunk := await self._response.content.read(size)):
+                chunks.append(chunk)
+                size -= len(chunk)
         except Exception:
-            if not pieces:  # else the next read meets it again
+            if not chunks:  # else the next read meets it again
                 raise
-        return b"".join(pieces)
+        return b"".join(chunks)
 
     def _pass_over(self, start: int) -> None:
         while start > 0:
-            passed = len(self.read(min(start, PIECE)))
+            passed = len(self.read(min(start, READ_BYTES)))
             if not passed:
                 raise TransferError("it ends before the part that was asked for")
             start -= passed

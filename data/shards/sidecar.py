@@ -148,7 +148,7 @@ def load_index(path: Path) -> ShardIndex | None:
 def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
     """The index in a sidecar's content; None where it is damaged, with a warning, or of an earlier format."""
     with memoryview(content) as view:
-        whole = bytes(view[-_SEAL_BYTES:]) == _seal(view[:-_SEAL_BYTES])
+        is_intact = bytes(view[-_SEAL_BYTES:]) == _seal(view[:-_SEAL_BYTES])
     try:
         (length,) = struct.unpack_from("<Q", content)
         layout: Mapping[str, Any] = json.loads(content[8 : 8 + min(length, len(content))])
@@ -160,9 +160,9 @@ def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
         arrays = {name: _array(content, 8 + length, layout[name], kind) for name, kind in _ARRAYS.items()}
         _require_possible(arrays)
     except (struct.error, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        _log.warning("%s", _unreadable(where, reason(error) if whole else _NO_MATCH))
+        _log.warning("%s", _unreadable(where, reason(error) if is_intact else _NO_MATCH))
         return None
-    if not whole:
+    if not is_intact:
         _log.warning("%s", _unreadable(where, _NO_MATCH))
         return None
     return ShardIndex(header, **arrays)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.shards.remote import PIECE, ByteStream, filesystem, open_remote, remote_stamp, scheme
+from data.shards.remote import READ_BYTES, ByteStream, filesystem, open_remote, remote_stamp, scheme
 from data.shards.retry import RetryConfig, UnavailableError, describe, is_temporary, retried
 from data.shards.stamp import Stamp
 from vlm.errors import UserError
@@ -112,7 +112,7 @@ def read_bytes(name: str, retry: RetryConfig = _DEFAULT) -> bytes:
             return local_path(name).read_bytes()
         source, _ = open_remote(name, 0, retry.silence)
         with closing(source):
-            return b"".join(iter(partial(source.read, PIECE), b""))
+            return b"".join(iter(partial(source.read, READ_BYTES), b""))
 
     return retried(name, retry, read)
 
@@ -142,9 +142,9 @@ def list_remote(pattern: str, where: str, retry: RetryConfig = _DEFAULT) -> list
     def find() -> list[str]:
         store, path = filesystem(pattern, retry.for_first_contact().silence)
         store.invalidate_cache()  # what an earlier call saw must not stand in for what is stored now
-        named = (str(store.unstrip_protocol(found)).partition("://")[2] for found in store.glob(path))
+        named = (str(store.unstrip_protocol(path_in_store)).partition("://")[2] for path_in_store in store.glob(path))
         rooted = pattern.startswith(f"{kind}:///")
-        return sorted(f"{kind}://{found if rooted else found.lstrip('/')}" for found in named)
+        return sorted(f"{kind}://{path_in_store if rooted else path_in_store.lstrip('/')}" for path_in_store in named)
 
     try:
         return retried(pattern, retry.for_first_contact(), find)
@@ -159,7 +159,7 @@ def open_stream(name: str, retry: RetryConfig = _DEFAULT) -> io.BufferedReader:
     """
     if not is_remote(name):
         return retried(name, retry, lambda: local_path(name).open("rb"))
-    return io.BufferedReader(_Stream(name, retry), PIECE)
+    return io.BufferedReader(_Stream(name, retry), READ_BYTES)
 
 
 class _Stream(io.RawIOBase):

@@ -38,14 +38,14 @@ def stream_samples(stream: io.BufferedReader, name: str) -> Iterator[Streamed | 
         yield from grouping.last()
         if (wrong := tar.tail()) is not None:
             yield Problem("", wrong)
-        elif not grouping.seen:
+        elif not grouping.samples:
             yield Problem("", "the shard holds no samples")
     except DamagedTarError as error:
-        yield from grouping.cut(error.member, tar)
+        yield from grouping.end_of_damaged(error.member, tar)
         what = f"{error.what}: {shown_name(error.member)}" if error.member else error.what
         yield Problem("", f"the shard cannot be read on at byte {error.offset:,} ({what})")
     except (OSError, EOFError, lzma.LZMAError) as error:
-        yield from grouping.cut("", tar)
+        yield from grouping.end_of_damaged("", tar)
         yield Problem("", f"the shard cannot be read on ({error!s:.200})")
 
 
@@ -53,15 +53,15 @@ class _Grouping:
     """Members that come one by one, put together by key."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, dict[str, Extent]] = {}
+        self.samples: dict[str, dict[str, Extent]] = {}
         self._current = Streamed("", {})
         self._before: frozenset[str] = frozenset()
 
     def add(self, member: Member, tar: TarReader) -> Iterator[Streamed | Problem]:
         """Read a member; yields the sample before it when that is complete."""
         named = key_and_suffix(member.name)
-        known = named is not None and named[0] in self.seen
-        problem = add_member(member, self.seen)
+        known = named is not None and named[0] in self.samples
+        problem = add_member(member, self.samples)
         if problem is not None:
             yield problem
             return
@@ -92,9 +92,9 @@ class _Grouping:
             yield self._current
             self._current = Streamed("", {})
 
-    def cut(self, member: str, tar: TarReader) -> Iterator[Streamed]:
+    def end_of_damaged(self, member: str, tar: TarReader) -> Iterator[Streamed]:
         """The last sample of a damaged shard, unless a member of it is cut, or missing while the one before has it."""
         named = key_and_suffix(member)
-        whole = (named is None or named[0] != self._current.key) and tar.is_padded
-        if whole and not self._current.members.keys() < self._before:
+        is_intact = (named is None or named[0] != self._current.key) and tar.is_padded
+        if is_intact and not self._current.members.keys() < self._before:
             yield from self.end()

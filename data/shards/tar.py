@@ -189,12 +189,12 @@ def _is_padded(tar: TarReader, member: Member) -> bool:
     return tar.is_padded
 
 
-def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], cut: str) -> None:
-    """Take out a damaged shard's last sample if `cut` is of it, or a member missing that the sample before has."""
+def _drop_incomplete_end(samples: dict[str, dict[str, Extent]], member: str) -> None:
+    """Take out a damaged shard's last sample if `member` is of it, or a member missing that the sample before has."""
     if not samples:
         return
     last, *before = list(samples)[-1], *list(samples)[-2:-1]
-    if _key_of(cut) == last or (before and samples[last].keys() < samples[before[0]].keys()):
+    if _key_of(member) == last or (before and samples[last].keys() < samples[before[0]].keys()):
         del samples[last]
 
 

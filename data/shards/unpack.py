@@ -11,7 +11,7 @@ from data.shards.headers import ByteSource
 
 GZIP_MAGIC = b"\x1f\x8b"
 _BZIP2_MAGIC, _XZ_MAGIC = b"BZh", b"\xfd7zXZ\0"
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 # What unpacks to more than both is no data set but an attack: pictures hardly pack at all, texts tenfold.
 _MOST_BYTES, _MOST_TIMES = 256 << 20, 200
 
@@ -25,18 +25,18 @@ def unzipped(source: ByteSource, name: str) -> Iterator[bytes]:
     """
     unzip = zlib.decompressobj(wbits=31)
     packed_bytes = unpacked_bytes = 0
-    while packed := source.read(_PIECE):
+    while packed := source.read(_CHUNK_BYTES):
         packed_bytes += len(packed)
         while packed:
             try:
-                piece = unzip.decompress(packed, _PIECE)
+                chunk = unzip.decompress(packed, _CHUNK_BYTES)
             except zlib.error:
                 return
-            unpacked_bytes += len(piece)
+            unpacked_bytes += len(chunk)
             if unpacked_bytes > max(_MOST_BYTES, _MOST_TIMES * packed_bytes):
                 _log.warning("%s: unpacks to more than %d times its size, and is read no further", name, _MOST_TIMES)
                 return
-            yield piece
+            yield chunk
             packed = unzip.unconsumed_tail or unzip.unused_data
             if unzip.eof:
                 unzip = zlib.decompressobj(wbits=31)
@@ -47,7 +47,7 @@ def plain(stream: io.BufferedReader, name: str) -> ByteSource:
     """A stream's bytes, unpacked where they are packed by gzip, bzip2 or xz."""
     start = stream.peek(len(_XZ_MAGIC))
     if start.startswith(GZIP_MAGIC):
-        return _Pieces(unzipped(stream, name))
+        return _ChunkStream(unzipped(stream, name))
     if start.startswith(_BZIP2_MAGIC):
         return bz2.BZ2File(stream)
     if start.startswith(_XZ_MAGIC):
@@ -55,21 +55,21 @@ def plain(stream: io.BufferedReader, name: str) -> ByteSource:
     return stream
 
 
-class _Pieces:
+class _ChunkStream:
     """A stream of pieces that come one by one."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._piece = memoryview(b"")
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = memoryview(b"")
 
     def read(self, size: int, /) -> bytes:
         """The next bytes, at most `size`; none at the end."""
-        while not self._piece:
-            piece = next(self._pieces, None)
-            if piece is None:
+        while not self._chunk:
+            chunk = next(self._chunks, None)
+            if chunk is None:
                 return b""
-            self._piece = memoryview(piece)
-        data, self._piece = self._piece[:size], self._piece[size:]
+            self._chunk = memoryview(chunk)
+        data, self._chunk = self._chunk[:size], self._chunk[size:]
         return bytes(data)
 
     def seek(self, position: int, /) -> int:  # noqa: ARG002 - a ByteSource's signature

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.check.picture import NO_HASH, look_at, perceptual_hash
+from data.check.picture import NO_HASH, perceptual_hash, picture_info
 from data.samples.bad_sample import BadSampleError
 from tests.data.check.photos import photo, stored
 
 
 def distance(one: bytes, other: bytes) -> int:
-    return (look_at(one).hash ^ look_at(other).hash).bit_count()
+    return (picture_info(one).hash ^ picture_info(other).hash).bit_count()
 
 
 def test_the_hash_is_the_median_cut_of_the_lowest_cosine_frequencies() -> None:
@@ -54,7 +54,7 @@ def test_a_copy_in_another_form_is_within_four_bits(change: Callable[[Image.Imag
 
 
 def test_different_pictures_are_far_apart() -> None:
-    hashes = [look_at(stored(photo(number))).hash for number in range(60)]
+    hashes = [picture_info(stored(photo(number))).hash for number in range(60)]
     assert min((a ^ b).bit_count() for a in hashes for b in hashes if a is not b) > 8
 
 
@@ -62,26 +62,26 @@ def test_size_format_and_hash_are_of_the_upright_image() -> None:
     image = photo(1)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    turned = look_at(stored(image.transpose(Image.Transpose.ROTATE_90), exif=exif))
+    turned = picture_info(stored(image.transpose(Image.Transpose.ROTATE_90), exif=exif))
     assert (turned.width, turned.height, turned.format, turned.mode) == (300, 200, "JPEG", "RGB")
-    assert (turned.hash ^ look_at(stored(image)).hash).bit_count() <= 4
+    assert (turned.hash ^ picture_info(stored(image)).hash).bit_count() <= 4
 
 
 def test_a_plain_image_has_no_hash() -> None:
-    assert look_at(stored(Image.new("RGB", (64, 64), (90, 120, 200)))).hash == NO_HASH
-    assert look_at(stored(photo(0))).hash != NO_HASH
+    assert picture_info(stored(Image.new("RGB", (64, 64), (90, 120, 200)))).hash == NO_HASH
+    assert picture_info(stored(photo(0))).hash != NO_HASH
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_an_image_that_is_cut_off_is_refused(form: str) -> None:
     whole = stored(photo(0), form)
     with pytest.raises(BadSampleError, match="cannot be decoded"):
-        look_at(whole[: len(whole) * 2 // 3])
+        picture_info(whole[: len(whole) * 2 // 3])
 
 
 def test_foreign_bytes_and_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadSampleError, match="unknown format"):
-        look_at(b"no image at all")
+        picture_info(b"no image at all")
     monkeypatch.setattr("data.check.picture.MAX_PIXELS", 59_999)
     with pytest.raises(BadSampleError, match="300 x 200 pixels"):
-        look_at(stored(photo(0)))
+        picture_info(stored(photo(0)))

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.check.picture import look_at
+from data.check.picture import picture_info
 from data.convert.image import prepare_image
 from data.images import jpeg
 from data.images.augment import AugmentConfig
@@ -54,7 +54,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "training": lambda data: train(data, 32),
     "training, reduced": lambda data: train(data, 8),
     "evaluation": lambda data: evaluation_view(data, ImageSpec(size=16)),
-    "data check": look_at,
+    "data check": picture_info,
     "report": picture,
 }
 
