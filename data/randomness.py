@@ -13,9 +13,9 @@ _ALL_BITS = 0xFFFFFFFFFFFFFFFF
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def hash_key(*parts: int | str) -> bytes:
-    """32 bytes that name `parts`; distinct tuples give distinct inputs to the hash."""
-    text = "\x1f".join(f"{type(part).__name__}:{len(str(part))}:{part}" for part in parts)
+def hash_key(*values: int | str) -> bytes:
+    """32 bytes that name `values`; distinct tuples give distinct inputs to the hash."""
+    text = "\x1f".join(f"{type(value).__name__}:{len(str(value))}:{value}" for value in values)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
@@ -69,9 +69,9 @@ class Permutation:
         return permute(positions, np.full(shape, self.count), np.full(shape, self._key, dtype=np.uint64))
 
 
-def key_number(*parts: int | str) -> np.uint64:
-    """64 bits that name `parts`, to key `permute` and `scramble`."""
-    return np.uint64(int.from_bytes(hash_key(*parts)[:8], "little"))
+def key_number(*values: int | str) -> np.uint64:
+    """64 bits that name `values`, to key `permute` and `scramble`."""
+    return np.uint64(int.from_bytes(hash_key(*values)[:8], "little"))
 
 
 def permute(positions: NDArray[np.int64], counts: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:

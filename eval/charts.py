@@ -50,20 +50,22 @@ def training_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Cha
     quantities = [_Quantity("loss", "Loss", smooth=True)]
     if len(terms) > 1:
         quantities += [_Quantity(term, f"Loss term: {term.replace('_', ' ')}", smooth=True) for term in terms]
-    shares = list(dict.fromkeys(share for run in runs for share in run.data_shares))
-    mixes = [_Quantity(share, _title_of_share(share), value_format=_percent) for share in _informative_shares(shares)]
+    metrics = list(dict.fromkeys(metric for run in runs for metric in run.data_fractions))
+    mixes = [
+        _Quantity(metric, _fraction_title(metric), value_format=_percent) for metric in _informative_metrics(metrics)
+    ]
     charts = [_training_chart(quantity, names, runs) for quantity in (*quantities, *_QUANTITIES, *mixes)]
     return [chart for chart in charts if chart is not None]
 
 
-def _informative_shares(shares: Sequence[str]) -> list[str]:
-    """Those of kinds with more than one member: a share that is always the whole says nothing."""
-    kinds = Counter(share.rpartition("/")[0] for share in shares)
-    return [share for share in shares if kinds[share.rpartition("/")[0]] > 1]
+def _informative_metrics(metrics: Sequence[str]) -> list[str]:
+    """Those of kinds with more than one member: a fraction that is always 1 says nothing."""
+    kinds = Counter(metric.rpartition("/")[0] for metric in metrics)
+    return [metric for metric in metrics if kinds[metric.rpartition("/")[0]] > 1]
 
 
-def _title_of_share(share: str) -> str:
-    _, kind, name = share.split("/", 2)
+def _fraction_title(metric: str) -> str:
+    _, kind, name = metric.split("/", 2)
     return f"Share of samples from {name}" if kind == "source" else f"Share of {kind}s from {name}"
 
 

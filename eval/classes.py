@@ -43,9 +43,9 @@ def load_class_prompts(
     Raises:
         UserError: no such file or set, other content than that, an empty list, a template without a place for the name.
     """
-    names, own_templates = _read_classes(classes, root)
+    names, file_templates = _read_classes(classes, root)
     if templates is None:
-        templates = own_templates or ("openai-imagenet" if classes == "imagenet" else "simple")
+        templates = file_templates or ("openai-imagenet" if classes == "imagenet" else "simple")
     if isinstance(templates, str):
         where = f"templates {templates}"
         templates = TEMPLATE_SETS.get(templates) or read_list_file(_file(templates, "templates", root), where)
@@ -73,7 +73,7 @@ def _file(name: str, what: str, root: str | None) -> Path:
 
 def _check_template(template: str) -> None:
     try:
-        places = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+        places = [field[1:] for field in Formatter().parse(template) if field[1] is not None]
     except ValueError:
         places = []
     # Two {} want two names, and {} beside {0} is refused by Python itself.

@@ -68,12 +68,12 @@ def picture(stored: bytes) -> bytes:
     Raises:
         BadSampleError: it is not whole.
     """
-    opened = Picture(stored)
-    if opened.format == "JPEG" and max(opened.width, opened.height) <= _LONGEST_SIDE:
-        opened.check()
+    decoded = Picture(stored)
+    if decoded.format == "JPEG" and max(decoded.width, decoded.height) <= _LONGEST_SIDE:
+        decoded.check()
         return stored
-    reduction = reduction_to(opened.width, opened.height, _LONGEST_SIDE) if opened.reducible else 1
-    small = turned_upright(Image.fromarray(opened.rgb(reduction)), opened.orientation)
+    reduction = reduction_to(decoded.width, decoded.height, _LONGEST_SIDE) if decoded.reducible else 1
+    small = turned_upright(Image.fromarray(decoded.rgb(reduction)), decoded.orientation)
     small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=88)

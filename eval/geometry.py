@@ -154,7 +154,7 @@ class Geometry(Evaluator):
         positives, hardest = score_histograms(similarities)
         scores = {"positive": positives.tolist(), "hardest_negative": hardest.tolist()}
         return MeasuredGeometry(
-            figures, {name: shares.tolist() for name, shares in spectra.items()}, scores, images, texts
+            figures, {name: components.tolist() for name, components in spectra.items()}, scores, images, texts
         )
 
     def _tolerances(self, images: Tensor, texts: Tensor, owners: Int64[Tensor, " pairs"]) -> dict[str, float]:

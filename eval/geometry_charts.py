@@ -34,8 +34,8 @@ def geometry_charts(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Cha
             charts.append(_chart(title, [(runs[0], key, label) for key, label in figures.items()], axis))
             continue
         for key, label in figures.items():
-            whole = f"{title}: {label}" if len(figures) > 1 else title
-            charts.append(_chart(whole, [(run, key, name) for name, run in zip(names, runs, strict=True)], axis))
+            chart_title = f"{title}: {label}" if len(figures) > 1 else title
+            charts.append(_chart(chart_title, [(run, key, name) for name, run in zip(names, runs, strict=True)], axis))
     charts += [_scores(name if len(runs) > 1 else "", run) for name, run in zip(names, runs, strict=True)]
     return [chart for chart in charts if chart is not None]
 

@@ -104,9 +104,9 @@ def _spectra(measured: MeasuredGeometry) -> Figure:
     figure = Figure(figsize=(5, 3))
     axes = figure.subplots()
     for name, colour in (("image", _IMAGE), ("text", _TEXT)):
-        shares = [share for share in measured.spectra[name] if share > 0]
+        components = [component for component in measured.spectra[name] if component > 0]
         rank = measured.figures[f"effective_rank_{name}"]
-        axes.plot(range(1, len(shares) + 1), shares, color=colour, label=f"{name}s: effective rank {rank:.1f}")
+        axes.plot(range(1, len(components) + 1), components, color=colour, label=f"{name}s: effective rank {rank:.1f}")
     axes.set_yscale("log")
     axes.set_xlabel("principal component")
     axes.set_ylabel("share of the variance")

@@ -127,7 +127,7 @@ def _dress(axes: Axes, from_zero: bool, value_format: Callable[[float], str], mo
 def _thinned(points: Sequence[Point]) -> tuple[Values, Values]:
     table = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if len(table) > _MOST_POINTS:
-        table = np.stack([piece.mean(axis=0) for piece in np.array_split(table, _MOST_POINTS)])
+        table = np.stack([chunk.mean(axis=0) for chunk in np.array_split(table, _MOST_POINTS)])
     return table[:, 0], table[:, 1]
 
 

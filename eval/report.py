@@ -83,9 +83,9 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
 def _subtitle(run: RunRecord) -> str:
     last = run.training[-1] if run.training else None
     size, started = run.facts.get("num_parameters"), str(run.facts.get("started", ""))
-    parts = (
+    facts = (
         f"{last['step']:,} steps, {short_number(last['samples'])} samples" if last else "no step logged yet",
         f"{short_number(size)} parameters" if size else None,
         f"started {started.replace('T', ' ')[:16]}" if started else None,
     )
-    return " · ".join(words for words in parts if words)
+    return " · ".join(words for words in facts if words)

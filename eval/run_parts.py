@@ -19,17 +19,17 @@ Count = Annotated[int, Field(ge=0, le=2**62)]
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class _Part(BaseModel):
+class _StoredPart(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class _Source(_Part):
+class _Source(_StoredPart):
     name: str
     shards: Count
     samples: Count
 
 
-class _Machine(_Part):
+class _Machine(_StoredPart):
     gpu: str | None = None
     processor: str | None = None
     cores: Count | None = None
@@ -37,7 +37,7 @@ class _Machine(_Part):
     system: str | None = None
 
 
-class _Metric(_Part):
+class _Metric(_StoredPart):
     name: Annotated[str, Field(pattern="^[^/]+$", max_length=1000)]
     better: Better | None = None
     description: str = ""
@@ -47,7 +47,7 @@ class _Metric(_Part):
     prominence: Prominence = "usual"
 
 
-class _Facts(_Part):
+class _Facts(_StoredPart):
     started: str = ""
     machine: _Machine = _Machine()
     versions: dict[str, str | None] = {}
@@ -60,31 +60,31 @@ class _Facts(_Part):
     metrics: dict[str, list[_Metric]] = {}
 
 
-class _Retrieved(_Part):
+class _Retrieved(_StoredPart):
     text: str
     correct: bool
     score: float
 
 
-class _Example(_Part):
+class _Example(_StoredPart):
     image: str
     captions: list[str]
     rank: Count
     retrieved: list[_Retrieved]
 
 
-class _Examples(_Part):
+class _Examples(_StoredPart):
     best: list[_Example] = []
     worst: list[_Example] = []
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Skip(_Part):
+class _Skip(_StoredPart):
     source: str
     reason: str
 
 
-class _Recipe(_Part):
+class _Recipe(_StoredPart):
     model: dict[str, Any] | None = None
     objective: dict[str, Any] | None = None
 

@@ -61,7 +61,7 @@ class RunRecord:
         return [name for name in self._logged() if name not in _NOT_TERMS and "/" not in name]
 
     @property
-    def data_shares(self) -> list[str]:
+    def data_fractions(self) -> list[str]:
         """The logged shares of data: "data/source/<name>" of the samples, "data/<field>/<name>" of what was read."""
         return [name for name in self._logged() if name.startswith(_DATA) and name.count("/") > 1]
 

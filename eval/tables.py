@@ -177,10 +177,10 @@ def _engine(run: RunRecord) -> str | None:
 
 def _machine(run: RunRecord) -> str | None:
     machine = run.facts.get("machine") or {}
-    parts = (machine.get("gpu"), machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores")
+    words = (machine.get("gpu"), machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores")
     memory = machine.get("memory_gib")
     return (
-        ", ".join(str(part) for part in (*parts, memory and f"{memory:g} GiB", machine.get("system")) if part) or None
+        ", ".join(str(word) for word in (*words, memory and f"{memory:g} GiB", machine.get("system")) if word) or None
     )
 
 

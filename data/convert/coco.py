@@ -28,7 +28,7 @@ def read_json(path: Path, column_options: ColumnOptions) -> ListTable:
         return ListTable(document, find_columns(tuple(names), column_options, path.name), fingerprint)
     if not isinstance(document, dict):
         raise UserError(f"{path}: holds neither COCO captions (images and annotations) nor a list of objects")
-    missing = next((part for part in ("images", "annotations") if part not in document), None)
+    missing = next((key for key in ("images", "annotations") if key not in document), None)
     if missing is not None:
         raise UserError(f"{path}: no {missing!r}, so these are no COCO captions ({nearest(missing, document)})")
     return ListTable(_rows(document, path), ColumnRoles("file_name", ("captions",)), fingerprint)

@@ -34,7 +34,7 @@ def count_braces(pattern: str) -> int:
             first, last = (braceexpand.alphabet.index(letter) for letter in span.groups()[:2])
             total *= abs(last - first) // (int(span[3] or 1) or 1) + 1
         else:
-            total *= sum(count_braces(part) for part in _split(group))
+            total *= sum(count_braces(alternative) for alternative in _split(group))
     return total
 
 

@@ -211,54 +211,54 @@ class ShardCache:
                 raise ChangedError("it was replaced while it was read")
             self._copies.publish(plain, copy)
             return
-        part = self._copies.part(copy)
-        checksum = self._download(name, stamp, part, stop) or stamp.checksum
-        self._verify(part, stamp, checksum)
-        if _is_gzip(part):
-            self._copies.publish(self._unpacked(part, copy, stop), copy)
-            part.unlink(missing_ok=True)
+        partial_copy = self._copies.partial_copy(copy)
+        checksum = self._download(name, stamp, partial_copy, stop) or stamp.checksum
+        self._verify(partial_copy, stamp, checksum)
+        if _is_gzip(partial_copy):
+            self._copies.publish(self._unpacked(partial_copy, copy, stop), copy)
+            partial_copy.unlink(missing_ok=True)
         else:
-            self._copies.publish(part, copy)
+            self._copies.publish(partial_copy, copy)
 
-    def _download(self, name: str, stamp: Stamp, part: Path, stop: threading.Event | None) -> str | None:
-        """Add to the part what it lacks; returns a checksum that came with the bytes."""
-        have = part.stat().st_size if part.exists() else 0
+    def _download(self, name: str, stamp: Stamp, partial_copy: Path, stop: threading.Event | None) -> str | None:
+        """Add to the partial copy what it lacks; returns a checksum that came with the bytes."""
+        have = partial_copy.stat().st_size if partial_copy.exists() else 0
         if stamp.size is None or have > stamp.size:
-            part.unlink(missing_ok=True)
+            partial_copy.unlink(missing_ok=True)
             have = 0
         if have and have == stamp.size:
             return None
-        self._copies.make_room((stamp.size or 0) - have, part)
+        self._copies.make_room((stamp.size or 0) - have, partial_copy)
         source, checksum = open_remote(name, have, self.retry.silence, stamp)
-        with closing(source), self._copies.appending(part) as write:
+        with closing(source), self._copies.appending(partial_copy) as write:
             while data := source.read(READ_BYTES):
                 write(data)
                 _go_on(stop)
         return checksum
 
-    def _verify(self, part: Path, stamp: Stamp, checksum: str | None) -> None:
-        size = part.stat().st_size
+    def _verify(self, partial_copy: Path, stamp: Stamp, checksum: str | None) -> None:
+        size = partial_copy.stat().st_size
         if stamp.size is not None and size != stamp.size:
             if size > stamp.size:
-                part.unlink()
+                partial_copy.unlink()
             raise TransferError(f"{size:,} of {stamp.size:,} bytes arrived")
         if checksum is None or (checksum.startswith("md5?") and not self._etag_is_md5):
             return
         kind, _, right = checksum.partition(":")
-        with part.open("rb") as file:
+        with partial_copy.open("rb") as file:
             digest = hashlib.file_digest(file, kind.rstrip("?")).hexdigest()
         if digest == right:
             return
         # Bytes that arrive twice alike are what is stored: an "md5?" that differs from them is no MD5, and none is.
-        if kind == "md5?" and self._digests.get(part) == digest:
+        if kind == "md5?" and self._digests.get(partial_copy) == digest:
             self._etag_is_md5 = False
             return
-        self._digests[part] = digest
-        part.unlink()
+        self._digests[partial_copy] = digest
+        partial_copy.unlink()
         raise TransferError(f"its {kind.rstrip('?').upper()} is {digest}, the store says {right}")
 
     def _unpacked(self, packed: Path, copy: Path, stop: threading.Event | None) -> Path:
-        plain = self._copies.part(copy).with_suffix(".plain.part")
+        plain = self._copies.partial_copy(copy).with_suffix(".plain.part")
         plain.unlink(missing_ok=True)
         self._copies.make_room(packed.stat().st_size, packed)
         with packed.open("rb") as file, self._copies.appending(plain) as write:

@@ -56,15 +56,15 @@ class Copies:
         with lock:
             yield
 
-    def part(self, copy: Path) -> Path:
+    def partial_copy(self, copy: Path) -> Path:
         """The path of bytes on their way to `copy`; what a computer crash left there is not found again."""
         return copy.with_name(f"{copy.stem}.{_BOOT}.part")
 
     @contextmanager
-    def appending(self, part: Path) -> Iterator[Callable[[bytes], None]]:
-        """A function that adds bytes to `part`."""
+    def appending(self, partial_copy: Path) -> Iterator[Callable[[bytes], None]]:
+        """A function that adds bytes to `partial_copy`."""
         with self._usable():
-            file = part.open("ab", buffering=0)
+            file = partial_copy.open("ab", buffering=0)
 
         def write(data: bytes) -> None:
             with self._usable():
@@ -75,18 +75,18 @@ class Copies:
         with file:
             yield write
 
-    def publish(self, part: Path, copy: Path) -> None:
-        """Make a finished part the copy, and make room for it."""
+    def publish(self, partial_copy: Path, copy: Path) -> None:
+        """Make a finished partial copy the copy, and make room for it."""
         with self._usable():
-            flush_to_disk(part)
-            part.replace(copy)
+            flush_to_disk(partial_copy)
+            partial_copy.replace(copy)
             flush_to_disk(self.folder)
         self.make_room(0, copy)
 
     def make_room(self, incoming: int, protected: Path) -> None:
         """Remove the least recently used copies until `incoming` bytes fit under the limit and on the disk.
 
-        `protected` stays, and so do parts that are being written.
+        `protected` stays, and so do partial copies that are being written.
         """
         with self._usable(), locked(self.folder / "lock"):
             files = sorted((e for e in self.folder.iterdir() if e.suffix in (".tar", ".part")), key=_age)

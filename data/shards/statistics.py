@@ -30,17 +30,17 @@ class ShardStatistics(Config):
     tokens: tuple[Count, ...] = Field(default=(), max_length=LONGEST + 1)
 
 
-def sum_statistics(parts: Iterable[ShardStatistics]) -> ShardStatistics:
+def sum_statistics(by_shard: Iterable[ShardStatistics]) -> ShardStatistics:
     """The statistics of all samples together."""
     total = {"samples": 0, "labelled": 0, "captions": 0}
     fields: dict[str, int] = {}
     tokens = np.zeros(LONGEST + 1, dtype=np.int64)
-    for part in parts:
+    for statistics in by_shard:
         for name in total:
-            total[name] += getattr(part, name)
-        for name, count in part.fields.items():
+            total[name] += getattr(statistics, name)
+        for name, count in statistics.fields.items():
             fields[name] = fields.get(name, 0) + count
-        tokens[: len(part.tokens)] += np.asarray(part.tokens, dtype=np.int64)
+        tokens[: len(statistics.tokens)] += np.asarray(statistics.tokens, dtype=np.int64)
     return ShardStatistics(**total, fields=fields, tokens=_trimmed(tokens))
 
 

@@ -292,15 +292,15 @@ def test_a_part_being_written_is_kept_and_an_abandoned_one_goes(tmp_path: Path) 
     folder = Copies(tmp_path / "cache", limit=1500)
     first, second, third = (folder.place(name, Stamp(1000, "")) for name in "abc")
     assert len({folder._lock_of(copy) for copy in (first, second, third)}) == 3
-    with folder.writing(first), folder.appending(folder.part(first)) as write:
+    with folder.writing(first), folder.appending(folder.partial_copy(first)) as write:
         write(bytes(1000))
         with folder.writing(second):
-            folder.part(second).write_bytes(bytes(1000))
+            folder.partial_copy(second).write_bytes(bytes(1000))
         folder.make_room(1000, third)
-        assert folder.part(first).exists()
-        assert not folder.part(second).exists()
+        assert folder.partial_copy(first).exists()
+        assert not folder.partial_copy(second).exists()
     folder.make_room(1000, third)
-    assert not folder.part(first).exists()
+    assert not folder.partial_copy(first).exists()
 
 
 def test_processes_that_evict_each_others_copies_all_read_the_right_bytes(server: FaultyServer, cache: CACHES) -> None:
