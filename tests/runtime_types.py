@@ -8,9 +8,10 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray, install_import_hook
+from jaxtyping import AbstractArray, TypeCheckError, install_import_hook
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for the static checker
+# An int is a float, as for the static checker. One kind of error, whichever of the two decorators finds it.
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
 # While a module of ours is imported, the hook gives compiled files another name, those of the libraries that ours
 # imports first too: 4,000 modules would be compiled anew in every process, which takes half a minute.
 _LIBRARIES = """
