@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.launch.small import losses_of, metrics_of
-from tests.launch.tiny import stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
+from tests.launch.tiny import sets_of, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.checkpoint.format import Checkpoint
 
 ALL_AT_ONCE: dict[str, Any] = {
@@ -31,6 +31,7 @@ def test_two_sharded_ranks_measure_and_learn_what_one_process_does(tmp_path: Pat
     recipe = write_tiny_recipe(tmp_path, sharded, engine="fsdp", **ALL_AT_ONCE)
     train_ranks(2, recipe)
     assert losses_of(sharded) == pytest.approx(losses_of(alone), rel=1e-4)
+    assert sets_of(sharded) == sets_of(alone)
     for name in ("grad_norm", "eval/geometry/hardness_entropy", "eval/geometry/alignment"):
         assert figures(alone, name)
         assert figures(sharded, name) == pytest.approx(figures(alone, name), rel=1e-3)
