@@ -175,6 +175,7 @@ def export(
     print(
         f"parity with {to} in fp32: images differ by at most {parity.image:.1e} ({parity.num_images} checked), "
         f"texts by {parity.text:.1e} ({parity.num_texts} checked)"
+        + ("" if parity.likelihood is None else f", log-likelihoods of tokens by {parity.likelihood:.1e}")
     )
 
 

@@ -93,7 +93,7 @@ def _compare(
     engine, objective, teacher = state.engine, state.objective, state.teacher
     engine.module.train()
     *earlier, last = (batch.to(engine.world.device) for batch in batches)
-    engine.warm_up(last)
+    engine.warm_up(last, objective.needs.outputs)
     plan = MicroBatchPlan(recipe.global_batch, engine.world.size, recipe.micro_batch)
     for batch in earlier:
         remember(engine, objective, batch, plan, recipe.seed, teacher)

@@ -3,9 +3,11 @@
 An output has a row for each row of something, such as `image` [samples, dim] and `text` [samples, dim] of the batch's
 samples or `captions` [captions, dim] of its part of that name, or it is shared by all rows: `logit_scale` [1],
 `logit_bias` [1] where the model has one, and `term/name` for what an objective's term learns beside the model.
+`text_likelihood` [tokens, 2] are the log-likelihoods of the tokens of `text` under a captioning decoder (see
+`vlm.model.token_likelihood`), of all but the first of each text, text after text; the same of `captions`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,18 @@ Outputs = Mapping[str, Tensor]
 
 PAIR = frozenset({"image", "text"})
 _SHARED = frozenset({"logit_scale", "logit_bias"})
+_LIKELIHOOD = "_likelihood"
 _SLASH = "__of__"  # in a module's keys, where neither `.` nor `/` are welcome
+
+
+def likelihood_of(part: str) -> str:
+    """The output with the likelihoods of the tokens of a part of texts."""
+    return part + _LIKELIHOOD
+
+
+def captioned_parts(outputs: Iterable[str]) -> list[str]:
+    """The parts of texts the likelihoods of whose tokens are among some outputs, in order."""
+    return sorted(name.removesuffix(_LIKELIHOOD) for name in outputs if name.endswith(_LIKELIHOOD))
 
 
 def is_shared(name: str) -> bool:

@@ -9,13 +9,15 @@ from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlm.errors import EveryRankError
+from vlm.model.attach import attach_captioner
 from vlm.model.batch_norm import without_batch_norm
+from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import ForeignFiles
 from vlm.model.lock import AllBut
 from vlm.model.pretrained import load_pretrained_weights
-from vlm.model.resolve import architecture_of, image_spec, resolve, without_weights
+from vlm.model.resolve import architecture_of, captioner_of, image_spec, resolve, without_weights
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 from vlm.model.tower_config import TextTowerConfig, TowerContext
 from vlm.model.tower_weights import load_tower_weights
@@ -41,6 +43,8 @@ def build_model(
     with _seeded(seed), _unsharded_weights():
         model = _assemble(resolved if load_pretrained else skeleton, skeleton, files, config)
         require_working(model)
+        if isinstance(resolved.captioner, CaptionerConfig):
+            attach_captioner(model, resolved.captioner)
     if load_pretrained and config.pretrained is not None:
         load_pretrained_weights(model, config)
     model.files = dict(files.used)
@@ -114,7 +118,7 @@ def _text_tower(config: TextTowerConfig, context: TowerContext) -> tuple[TextTow
 def _left_out(config: ModelConfig) -> list[str]:
     """Lines on what a configuration describes and this model has not."""
     architecture = architecture_of(config)
-    if architecture is None or architecture.multimodal_cfg is None:
+    if architecture is None or architecture.multimodal_cfg is None or captioner_of(config) is not None:
         return []
     name = config.open_clip or "architecture"
     return [f"{name}: its caption decoder (multimodal_cfg) is left out; only the image and the text tower are used"]

@@ -1,17 +1,19 @@
 """Which dual encoder to build: by open_clip name, by an inline architecture, or from transformers models."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.coca_model import MultimodalCfg
+from open_clip.model import CLIPVisionCfg
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from vlm.config import Config
 from vlm.model import open_clip_kinds, transformers_kinds  # noqa: F401 (each registers its kinds of tower)
+from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.heads import HeadConfig
 from vlm.model.image_spec import ImageSize, Interpolation, Mean, ResizeMode, Std
 from vlm.model.lock import LockConfig
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
-from vlm.model.open_clip_fields import checked_fields
+from vlm.model.open_clip_fields import checked_fields, checked_text_fields
 from vlm.model.tower_config import (
     IMAGE_TOWERS,
     TEXT_TOWERS,
@@ -29,8 +31,8 @@ LogitBias = Annotated[float, Field(ge=-1000, le=1000)]
 class Architecture(Config):
     """The fields of open_clip's JSON model configurations.
 
-    `init_logit_scale` is the logarithm of the scale, as there. A caption decoder (`multimodal_cfg`) is not part of a
-    dual encoder: its description is accepted, and a notice says that it is left out.
+    `init_logit_scale` is the logarithm of the scale, as there. `multimodal_cfg` is the model's captioning decoder,
+    unless `model.captioner` says otherwise.
     """
 
     embed_dim: EmbedDim
@@ -40,7 +42,9 @@ class Architecture(Config):
     custom_text: bool = Field(
         default=False, description="of no effect here: the text tower is always a part of its own"
     )
-    multimodal_cfg: dict[str, Any] | None = Field(default=None, description="a caption decoder, which is left out")
+    multimodal_cfg: dict[str, Any] | None = Field(
+        default=None, description="the captioning decoder: open_clip's MultimodalCfg"
+    )
     init_logit_scale: float | None = Field(
         default=None, ge=-10, le=10, description="logarithm of the first logit scale; null: that of 1/0.07"
     )
@@ -54,7 +58,22 @@ class Architecture(Config):
     @field_validator("text_cfg")
     @classmethod
     def _known_text_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return checked_fields(fields, CLIPTextCfg)
+        return checked_text_fields(fields)
+
+    @field_validator("multimodal_cfg")
+    @classmethod
+    def _known_decoder_fields(cls, fields: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if fields is None else checked_fields(fields, MultimodalCfg)
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> "Architecture":
+        sizes = [fields.get("vocab_size", 49408) for fields in (self.text_cfg, self.multimodal_cfg or self.text_cfg)]
+        if sizes[0] != sizes[1] and not self.text_cfg.get("hf_model_name"):
+            raise ValueError(
+                f"multimodal_cfg.vocab_size: found {sizes[1]}; the text tower's vocabulary has {sizes[0]} tokens, and "
+                "the decoder tells the same"
+            )
+        return self
 
 
 ImageTowerChoice = Annotated[
@@ -104,6 +123,11 @@ class ModelConfig(Config):
     )
     image_head: HeadConfig | None = Field(default=None, description="a projection head behind the image tower")
     text_head: HeadConfig | None = Field(default=None, description="a projection head behind the text tower")
+    captioner: Literal["none"] | CaptionerConfig | None = Field(
+        default=None,
+        description="a captioning decoder behind a causal text tower; null: that of the architecture, if it has one; "
+        "none: none",
+    )
     lock: LockConfig = Field(default=LockConfig(), description="towers whose weights stay as they are")
     freeze_batch_norm: bool = Field(
         default=False, description="keep the statistics of batch norm as they are; those of a tower locked whole are"

@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from vlm.batch import BatchPart, Images, Texts
 from vlm.errors import EveryRankError
+from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.config import ModelConfig
 from vlm.model.heads import build_head
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import INITIAL_LOGIT_SCALE, limited_scale
 from vlm.model.tokenizer import Tokenizer
-from vlm.model.towers import ImageTower, TextTower
-from vlm.outputs import output_name
+from vlm.model.towers import ImageTower, TextTower, TowerOutput
+from vlm.outputs import captioned_parts, is_shared, likelihood_of, output_name
 
 
 class DualEncoder(nn.Module):
@@ -39,6 +40,9 @@ class DualEncoder(nn.Module):
             for head in (config.image_head, config.text_head)
         )
         self.tokenizer = tokenizer
+        # Once a captioner is attached: the decoder, and the pooler that makes the embedding of an image's tokens.
+        self.image_pooler: ImagePooler | None = None
+        self.decoder: CaptionDecoder | None = None
         # One element, not none: DeepSpeed and FSDP2 refuse 0-dim parameters.
         scale = INITIAL_LOGIT_SCALE if config.init_logit_scale is None else config.init_logit_scale
         start = torch.full((1,), math.log(scale), dtype=torch.float32)
@@ -75,35 +79,76 @@ class DualEncoder(nn.Module):
         if self.logit_bias is not None:
             made["logit_bias"] = self.logit_bias * 1
         made |= {output_name(key): parameter * 1 for key, parameter in self.term_parameters.items()}
-        images = inputs.get("image")
-        if "image" in outputs and isinstance(images, Images):
-            made["image"] = self.encode_image(images.pixels)
-        texts = {name: part for name, part in inputs.items() if name in outputs and isinstance(part, Texts)}
-        return made | self._encode_texts(texts)
+        captioned = {part: inputs[part] for part in captioned_parts(outputs) if part in inputs}
+        images, image_tokens = inputs.get("image"), None
+        if isinstance(images, Images) and ("image" in outputs or captioned):
+            made["image"], image_tokens = self._encode_image(images.pixels)
+        texts = {
+            name: part
+            for name, part in inputs.items()
+            if (name in outputs or name in captioned) and isinstance(part, Texts)
+        }
+        embeddings, states = self._encode_texts(texts)
+        made |= embeddings
+        for part in captioned:
+            assert image_tokens is not None
+            made[likelihood_of(part)] = self._likelihood(texts[part], states[part], image_tokens)
+        return {name: value for name, value in made.items() if is_shared(name) or name in outputs}
 
-    def _encode_texts(self, texts: Mapping[str, Texts]) -> dict[str, Tensor]:
-        """The embeddings of several sets of texts. The first caption of a sample is its `text`, embedded once."""
+    def _encode_texts(self, texts: Mapping[str, Texts]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The embeddings of several sets of texts, and their token states where a captioner is attached.
+
+        The first caption of a sample is its `text`, embedded once.
+        """
         several = texts.get("captions")
         sets = {name: part for name, part in texts.items() if name != "text" or several is None}
         if not sets:
-            return {}
+            return {}, {}
         together = Texts.cat([replace(part, owners=None) for part in sets.values()], [0] * len(sets))
-        embeddings = self.encode_text(together.tokens, together.lengths)
-        made = dict(zip(sets, embeddings.split([len(part.lengths) for part in sets.values()]), strict=True))
+        embedding, tokens = self._encode_text(together.tokens, together.lengths)
+        sizes = [len(part.lengths) for part in sets.values()]
+        embeddings = dict(zip(sets, embedding.split(sizes), strict=True))
+        states = {} if tokens is None else dict(zip(sets, tokens.split(sizes), strict=True))
         if several is not None and several.owners is not None and "text" in texts:
             samples = torch.arange(len(texts["text"].lengths), device=several.owners.device)
-            made["text"] = made["captions"][torch.searchsorted(several.owners, samples)]
+            first = torch.searchsorted(several.owners, samples)
+            for made in (embeddings, states):
+                made |= {"text": made["captions"][first]} if made else {}
+        return embeddings, states
+
+    def _likelihood(self, texts: Texts, states: Tensor, image_tokens: Tensor) -> Float[Tensor, "tokens 2"]:
+        """The `token_likelihood` of all tokens but the first of each text, text after text."""
+        assert self.decoder is not None
+        if texts.owners is not None:
+            image_tokens = image_tokens[texts.owners]
+        length = texts.tokens.shape[1]
+        made: Tensor = self.decoder(
+            states[:, : length - 1], image_tokens, targets=texts.tokens[:, 1:], num_targets=texts.lengths - 1
+        )
         return made
+
+    def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings, and the tokens that a decoder looks at."""
+        made = self.image(images)
+        embedding, tokens = made if isinstance(made, TowerOutput) else (made, None)
+        if self.image_pooler is not None:
+            embedding, tokens = self.image_pooler(tokens)
+        return _unit_norm(self.image_head(embedding)), tokens
+
+    def _encode_text(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        made = self.text(tokens, lengths)
+        embedding, states = made if isinstance(made, TowerOutput) else (made, None)
+        return _unit_norm(self.text_head(embedding)), states
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""
-        return _unit_norm(self.image_head(self.image(images)))
+        return self._encode_image(images)[0]
 
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""
-        return _unit_norm(self.text_head(self.text(tokens, lengths)))
+        return self._encode_text(tokens, lengths)[0]
 
     def before_head(self) -> "BeforeHead":
         """The same model, read before its heads."""

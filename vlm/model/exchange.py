@@ -16,27 +16,37 @@ from torch.nn import functional
 
 from vlm.aside import folder_aside
 from vlm.atomic import write_text
+from vlm.batch import Images, Texts
 from vlm.errors import UserError, reason
+from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import is_hub_name, names_of_open_clip, write_beside
+from vlm.model.open_clip_fields import CORRECT_CLS_MASK
 from vlm.model.open_clip_folder import CONFIG_FILE, WEIGHTS_FILES
 from vlm.model.open_clip_kinds import OpenClipImageConfig, OpenClipTextConfig
 from vlm.model.open_clip_names import has_plain_layout, to_open_clip
+from vlm.model.tokenizer import TokenBatch
+from vlm.outputs import likelihood_of
 from vlm.paths import new_folder
 from vlm.tensor_file import save_tensors
 
-TOLERANCE = 1e-5
+TOLERANCE, LIKELIHOOD_TOLERANCE = 1e-5, 1e-4
+_MLP_RATIO = 4.0  # of open_clip's decoders
 _LOAD_ERRORS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest absolute difference of any coordinate between this model's embeddings and the exported model's."""
+    """The largest absolute difference of any coordinate between this model's embeddings and the exported model's.
+
+    `likelihood` is that of any token's log-likelihood under the captioning decoders; None where there are none.
+    """
 
     image: float
     text: float
     num_images: int
     num_texts: int
+    likelihood: float | None = None
 
 
 def export_open_clip(
@@ -72,6 +82,10 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
             raise UserError(
                 f"open_clip has no counterpart of {name} ({head.kind}); --before-head exports the towers alone"
             )
+    if text.text_cfg.get(CORRECT_CLS_MASK):
+        raise UserError(
+            f"open_clip has no counterpart of text_cfg.{CORRECT_CLS_MASK}: its class token sees other tokens"
+        )
     _require_findable(text.text_cfg)
     fields: dict[str, Any] = {
         "embed_dim": towers.embed_dim,
@@ -82,7 +96,32 @@ def open_clip_config(model: DualEncoder) -> dict[str, Any]:
     }
     if model.logit_bias is not None:
         fields["init_logit_bias"] = model.config.init_logit_bias
+    if model.decoder is not None:
+        fields["multimodal_cfg"] = _decoder_fields(model)
+        fields["vision_cfg"] = {**image.vision_cfg, "output_tokens": True}
+        fields["text_cfg"] = {**text.text_cfg, "output_tokens": True}
     return fields
+
+
+def _decoder_fields(model: DualEncoder) -> dict[str, Any]:
+    """open_clip's `multimodal_cfg` of a decoder. Raises UserError for one that its CoCa class cannot hold."""
+    captioner, decoder = model.config.captioner, model.decoder
+    assert isinstance(captioner, CaptionerConfig)
+    assert decoder is not None
+    fitted = isinstance(decoder.state_projection, nn.Identity) and isinstance(decoder.image_projection, nn.Identity)
+    if captioner.pooler != "tower" or not fitted or captioner.mlp_ratio != _MLP_RATIO:
+        raise UserError(
+            f"open_clip has no counterpart of the captioner (pooler {captioner.pooler}): its decoder looks at the "
+            "image tower's own tokens, all of one width, with MLPs four times as wide"
+        )
+    return {
+        "context_length": model.text.context_length,
+        "vocab_size": decoder.vocabulary.weight.shape[1],
+        "width": captioner.width,
+        "heads": captioner.heads,
+        "layers": captioner.layers,
+        "ls_init_value": captioner.layer_scale,
+    }
 
 
 def _require_findable(text_cfg: Mapping[str, Any]) -> None:
@@ -139,14 +178,31 @@ def _measure(
             ),
             num_images=len(images),
             num_texts=len(captions),
+            likelihood=None if model.decoder is None else _likelihood_distance(model, images, pixels, texts, exported),
         )
     # Written so that a NaN fails too.
-    if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):
+    if not (
+        parity.image <= TOLERANCE and parity.text <= TOLERANCE and (parity.likelihood or 0.0) <= LIKELIHOOD_TOLERANCE
+    ):
         raise UserError(
             f"open_clip computes other embeddings from this model: images differ by up to {parity.image:.1e}, "
             f"texts by up to {parity.text:.1e} (tolerance {TOLERANCE:.0e})"
+            + ("" if parity.likelihood is None else f", log-likelihoods of tokens by up to {parity.likelihood:.1e}")
         )
     return parity
+
+
+def _likelihood_distance(model: DualEncoder, images: Tensor, pixels: Tensor, texts: TokenBatch, exported: Any) -> float:
+    """The largest difference of a token's log-likelihood, of as many pairs as there are of both images and texts."""
+    device, count = model.logit_scale.device, min(len(images), len(texts.lengths))
+    ids, lengths = texts.tokens[:count].to(device), texts.lengths[:count].to(device)
+    inputs = {"image": Images(images[:count].to(device)), "text": Texts(ids, lengths)}
+    ours = model(inputs, frozenset({likelihood_of("text")}))[likelihood_of("text")][:, 0]
+    full = model.text.padded(ids, lengths, model.text.context_length)
+    log_p = functional.log_softmax(exported(pixels[:count].to(device), full)["logits"], dim=-1)
+    theirs = log_p.gather(2, full[:, 1:, None])[..., 0]
+    told = torch.arange(theirs.shape[1], device=device) < (lengths - 1)[:, None]
+    return float((ours - theirs[told]).abs().max())
 
 
 @contextmanager

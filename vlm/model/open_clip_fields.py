@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from open_clip.model import CLIPTextCfg
 from pydantic import TypeAdapter, ValidationError
 
 from vlm.errors import nearest
@@ -30,6 +31,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "timm_drop_path": (0, 0.99, False),
 }
 
+CORRECT_CLS_MASK = "correct_cls_mask"
 _TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # Those of open_clip's tokenizers that name no code, file or address.
 _TOKENIZER_OPTIONS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
@@ -56,6 +58,15 @@ def checked_fields(fields: dict[str, Any], owner: type) -> dict[str, Any]:
             _require_within(name, value)
     _require_whole_patches(given)
     _require_data(given)
+    return fields
+
+
+def checked_text_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same of `CLIPTextCfg`, beside which `correct_cls_mask` is known: its builder does not pass that one on."""
+    mask = fields.get(CORRECT_CLS_MASK)
+    if mask is not None and not isinstance(mask, bool):
+        raise ValueError(f"{CORRECT_CLS_MASK}: found {mask!r:.60}; it is true or false")
+    checked_fields({name: value for name, value in fields.items() if name != CORRECT_CLS_MASK}, CLIPTextCfg)
     return fields
 
 

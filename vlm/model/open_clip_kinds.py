@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 import open_clip
 import timm
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIPVisionCfg
 from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from vlm.errors import UserError, nearest
 from vlm.model.foreign import ForeignFiles
-from vlm.model.open_clip_fields import checked_fields, open_clip_name
+from vlm.model.open_clip_fields import checked_fields, checked_text_fields, open_clip_name
 from vlm.model.open_clip_towers import build_image_trunk, build_text_tower
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.tower_config import (
@@ -153,7 +153,9 @@ class TimmImageConfig(ImageTowerConfig):
 class OpenClipTextConfig(_FieldsConfig, TextTowerConfig):
     """A text tower by the fields of open_clip's `text_cfg`."""
 
-    text_cfg: Annotated[dict[str, Any], _known_fields_of(CLIPTextCfg)] = Field(description="open_clip's CLIPTextCfg")
+    text_cfg: Annotated[dict[str, Any], AfterValidator(checked_text_fields)] = Field(
+        description="open_clip's CLIPTextCfg, and `correct_cls_mask`"
+    )
 
     @property
     def title(self) -> str:

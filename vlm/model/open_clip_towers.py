@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIPTextCfg, _build_text_tower, _build_vision_tower
@@ -10,11 +11,14 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
 from vlm.errors import UserError, reason
+from vlm.model.attention import LayerCache
+from vlm.model.causal_states import keys_are_remembered, next_states, remember_keys
 from vlm.model.clean_configuration import CONFIG
 from vlm.model.foreign import ForeignFiles, folder_of
 from vlm.model.lock import projection_of
+from vlm.model.open_clip_fields import CORRECT_CLS_MASK
 from vlm.model.tokenizer import Tokenizer
-from vlm.model.towers import TextTower
+from vlm.model.towers import TextTower, TowerOutput
 from vlm.model.transformers_models import load, require_weights
 
 # What open_clip, timm and torch raise about impossible sizes.
@@ -50,27 +54,42 @@ class CausalTextTower(TextTower):
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
         self._pool_type = tower.pool_type
         self._eos_id = tower.eos_id
+        self._emits_tokens = False
 
     @property
     def may_shorten(self) -> bool:
         """Causal and pooled at the end token: always."""
         return True
 
+    def emit_tokens(self) -> None:  # noqa: D102
+        self._emits_tokens = True
+        remember_keys(self.transformer)
+
+    @property
+    def remembers(self) -> bool:  # noqa: D102
+        return keys_are_remembered(self.transformer)
+
     def forward(
-        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dim"]:
+        self,
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+        cache: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts of any length up to the context length."""
         length = tokens.shape[1]
         ids = self.padded(tokens, lengths, length)
+        if cache is not None:
+            states = next_states(self, ids, cache)
+            return TowerOutput(states[:, -1], states)
         hidden = self.token_embedding(ids) + self.positional_embedding[:length]
         hidden = self.transformer(hidden, attn_mask=self.attn_mask[:length, :length])
+        if self._emits_tokens:
+            states = self.ln_final(hidden)
+            pooled = text_global_pool(states, ids, self._pool_type, eos_token_id=self._eos_id)
+            return TowerOutput(_projected(pooled, self.text_projection), states)
         # The norm works token by token, so it may follow the pooling.
         pooled = self.ln_final(text_global_pool(hidden, ids, self._pool_type, eos_token_id=self._eos_id))
-        if self.text_projection is None:
-            return pooled  # type: ignore[no-any-return]
-        if isinstance(self.text_projection, nn.Linear):
-            return self.text_projection(pooled)  # type: ignore[no-any-return]
-        return pooled @ self.text_projection  # type: ignore[no-any-return]
+        return _projected(pooled, self.text_projection)
 
 
 class PaddedTextTower(TextTower):
@@ -78,21 +97,114 @@ class PaddedTextTower(TextTower):
 
     def __init__(self, tower: nn.Module, context_length: int, pad_id: int) -> None:
         super().__init__(context_length, pad_id)
-        self.tower = tower
+        self.tower: Any = tower
+        self._emits_tokens = False
 
     @property
     def may_shorten(self) -> bool:
         """Bidirectional and class-token towers compute something else at another length."""
         return False
 
+    def emit_tokens(self) -> None:  # noqa: D102
+        if not isinstance(self.tower, TextTransformer) or self.tower.attn_mask is None:
+            super().emit_tokens()
+        self.tower.output_tokens = self._emits_tokens = True
+        remember_keys(self.tower.transformer)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether blocks go on from a cache: not where an engine gathers what the tower owns in its forward alone."""
+        is_sharded = hasattr(getattr(self.tower, "positional_embedding", None), "ds_id")
+        return self._emits_tokens and not is_sharded and keys_are_remembered(self.tower.transformer)
+
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
         return projection_of(self.tower)
 
     def forward(
-        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dim"]:
+        self,
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+        cache: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts, padded back to the context length first."""
-        return self.tower(self.padded(tokens, lengths, self.context_length))  # type: ignore[no-any-return]
+        if cache is not None:
+            states = next_states(self.tower, tokens, cache)
+            return TowerOutput(states[:, -1], states)
+        output = self.tower(self.padded(tokens, lengths, self.context_length))
+        if not self._emits_tokens:
+            return output  # type: ignore[no-any-return]
+        return TowerOutput(output[0], output[1][:, : tokens.shape[1]])
+
+
+class ClassTokenTextTower(PaddedTextTower):
+    """open_clip's causal text transformer with a class token behind each text, at any length (CoCa: Yu et al., 2022).
+
+    The class token sees its text's own tokens and itself, nobody sees it, and its position is the last one at any
+    length: padding is invisible.
+    """
+
+    def __init__(self, tower: TextTransformer, context_length: int, pad_id: int) -> None:
+        super().__init__(_ClassTokenTransformer(tower), context_length, pad_id)
+
+    @property
+    def may_shorten(self) -> bool:
+        """Always."""
+        return True
+
+    def emit_tokens(self) -> None:  # noqa: D102
+        self._emits_tokens = True
+        remember_keys(self.tower.transformer)
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+        cache: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
+        """Embeddings of texts of any length up to the context length."""
+        ids = self.padded(tokens, lengths, tokens.shape[1])
+        output = self.tower(ids, lengths, cache)
+        return TowerOutput(*output) if self._emits_tokens else output[0]
+
+
+class _ClassTokenTransformer(nn.Module):
+    """The parameters of a text transformer with class token, under open_clip's names, and their forward."""
+
+    def __init__(self, tower: TextTransformer) -> None:
+        super().__init__()
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.cls_emb = tower.cls_emb
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self._heads = tower.heads
+
+    def forward(self, ids: Tensor, lengths: Tensor, cache: list[LayerCache] | None) -> tuple[Tensor, Tensor]:
+        """The embeddings, and the states of the texts' tokens."""
+        if cache is not None:
+            states = next_states(self, ids, cache)
+            return states[:, -1], states
+        hidden = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        class_token = (self.cls_emb + self.positional_embedding[-1]).expand(len(hidden), 1, -1)
+        hidden = torch.cat([hidden, class_token.to(hidden.dtype)], 1)
+        hidden = self.transformer(hidden, attn_mask=self._mask(lengths, ids.shape[1], hidden.dtype))
+        return _projected(self.ln_final(hidden[:, -1]), self.text_projection), hidden[:, :-1]
+
+    def _mask(self, lengths: Tensor, length: int, dtype: torch.dtype) -> Float[Tensor, "batch_heads places places"]:
+        """0 where a row may look, else -inf: tokens look back, the class token at its text and itself."""
+        places = torch.arange(length + 1, device=lengths.device)
+        is_text = (places < lengths[:, None]) | (places == length)
+        may_look = torch.where(places[:, None] == length, is_text[:, None, :], places <= places[:, None])
+        mask = torch.zeros(may_look.shape, dtype=dtype, device=lengths.device).masked_fill_(~may_look, -torch.inf)
+        return mask.repeat_interleave(self._heads, 0)
+
+
+def _projected(pooled: Tensor, projection: nn.Linear | nn.Parameter | None) -> Tensor:
+    if projection is None:
+        return pooled
+    projected: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return projected
 
 
 def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
@@ -113,11 +225,16 @@ def build_text_tower(
     try:
         if text_cfg.get("hf_model_name"):
             return PaddedTextTower(_hugging_face_encoder(embed_dim, text_cfg, files), context_length, pad_id)
-        tower = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
+        fields = {name: value for name, value in text_cfg.items() if name != CORRECT_CLS_MASK}
+        tower = _build_text_tower(embed_dim, fields, quick_gelu)
     except _BUILD_ERRORS as error:
         raise UserError(f"text_cfg: open_clip cannot build this text tower: {reason(error)}") from error
     if isinstance(tower, TextTransformer) and _pooled_at_end(tower, pad_id):
         return CausalTextTower(tower, context_length, pad_id)
+    if text_cfg.get(CORRECT_CLS_MASK):
+        if not isinstance(tower, TextTransformer) or tower.cls_emb is None or tower.attn_mask is None:
+            raise UserError(f"text_cfg.{CORRECT_CLS_MASK}: it is for a causal tower with a class token (embed_cls)")
+        return ClassTokenTextTower(tower, context_length, pad_id)
     return PaddedTextTower(tower, context_length, pad_id)
 
 

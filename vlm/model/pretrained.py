@@ -22,7 +22,7 @@ from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.resolve import pretrained_tag
 from vlm.model.weights_file import read_weights
 
-# Buffers that older releases saved, and a caption decoder that a dual encoder has no use for.
+# Buffers that older releases saved, and a captioning decoder, which a model without one has no use for.
 _WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
 _DECODER = "text_decoder."
 
@@ -44,7 +44,7 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
         weights.setdefault("logit_bias", model.logit_bias.detach())
-    for head in ("image_head.", "text_head."):
+    for head in ("image_head.", "text_head.", "image_pooler.", "decoder."):
         if not any(name.startswith(head) for name in weights):
             fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(head)}
             weights.update(fresh)
@@ -82,7 +82,8 @@ def _translated(weights: dict[str, Tensor], model: DualEncoder) -> dict[str, Ten
     view = SimpleNamespace(visual=model.image.trunk, text=text)
     weights = convert_state_dict(view, weights)
     weights = {name: value for name, value in weights.items() if name not in _WITHOUT_USE}
-    weights = {name: value for name, value in weights.items() if not name.startswith(_DECODER)}
+    if model.decoder is None:
+        weights = {name: value for name, value in weights.items() if not name.startswith(_DECODER)}
     if _same_width(weights, ("visual.positional_embedding",), view.visual):
         resize_pos_embed(weights, view)
     if _same_width(weights, ("positional_embedding", "text.positional_embedding"), text):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.coca_model import MultimodalCfg
 from open_clip.pretrained import get_pretrained_cfg
 
 from vlm.checkpoint.folder import MANIFEST
 from vlm.checkpoint.format import Checkpoint
 from vlm.errors import UserError, nearest
+from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import Architecture, ModelConfig, Towers
 from vlm.model.foreign import ForeignFiles
 from vlm.model.image_spec import ImageSpec
@@ -52,8 +54,8 @@ def resolve(config: ModelConfig, files: ForeignFiles | None = None) -> ModelConf
     if are_halves_of_one(towers):
         decided |= scale_and_bias(towers, files)
     given = {name: getattr(config, name) for name in decided if getattr(config, name) is not None}
-    kind = {"open_clip": None, "architecture": None, "transformers": None, "towers": towers}
-    return config.model_copy(update={**kind, **decided, **given})
+    kind: dict[str, Any] = {"open_clip": None, "architecture": None, "transformers": None, "towers": towers}
+    return config.model_copy(update={**kind, "captioner": captioner_of(config), **decided, **given})
 
 
 def without_weights(resolved: ModelConfig) -> ModelConfig:
@@ -107,6 +109,26 @@ def architecture_of(config: ModelConfig) -> Architecture | None:
     if name not in known:
         raise UserError(f"open_clip: unknown model {config.open_clip!r}; {nearest(name, known)}")
     return Architecture.model_validate(open_clip.get_model_config(name))
+
+
+def captioner_of(config: ModelConfig) -> CaptionerConfig | None:
+    """The decoder of `config`, which is that of an open_clip architecture where it says nothing of one.
+
+    One whose text tower is no transformer of open_clip's own looks ahead, and is left out.
+    """
+    if config.captioner is not None:
+        return None if config.captioner == "none" else config.captioner
+    architecture = architecture_of(config)
+    if architecture is None or architecture.multimodal_cfg is None or architecture.text_cfg.get("hf_model_name"):
+        return None
+    fields = MultimodalCfg(**architecture.multimodal_cfg)
+    return CaptionerConfig(
+        pooler="tower",
+        layers=fields.layers,
+        width=fields.width,
+        heads=fields.heads,
+        layer_scale=fields.ls_init_value,
+    )
 
 
 def _written_towers(config: ModelConfig, architecture: Architecture | None, files: ForeignFiles) -> Towers:

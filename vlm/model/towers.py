@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 
 from vlm.model.blocks import most_repeated, repeated_blocks
 from vlm.model.image_spec import ImageSpec
+from vlm.model.image_tokens import TokenReader, token_reader
 from vlm.model.lock import projection_of
+
+
+class TowerOutput(NamedTuple):
+    """An embedding, not yet of unit norm, and the states of the tokens that it was pooled from."""
+
+    embedding: Float[Tensor, "batch dim"]
+    tokens: Float[Tensor, "batch tokens width"]
 
 
 class Tower(nn.Module, ABC):
@@ -66,11 +75,18 @@ class ImageTower(Tower):
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+        self._with_tokens: TokenReader | None = None
 
-    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Embeddings, not yet of unit norm."""
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"] | TowerOutput:
+        """Embeddings, not yet of unit norm; with the tokens that they were pooled from, once `emit_tokens` asked."""
         pixels = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
-        return self.trunk(pixels)  # type: ignore[no-any-return]
+        if self._with_tokens is None:
+            return self.trunk(pixels)  # type: ignore[no-any-return]
+        return TowerOutput(*self._with_tokens(pixels))
+
+    def emit_tokens(self) -> None:
+        """Let every forward tell its tokens too, for good. Raises ValueError for a trunk whose tokens nobody knows."""
+        self._with_tokens = token_reader(self.trunk)
 
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return repeated_blocks(self.trunk)
@@ -99,8 +115,20 @@ class TextTower(Tower):
     @abstractmethod
     def forward(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dim"]:
-        """Embeddings, not yet of unit norm."""
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
+        """Embeddings, not yet of unit norm; with the states of all tokens, once `emit_tokens` asked for them."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the forward takes a cache, and goes on behind the tokens that it knows: for token states alone."""
+        return False
+
+    def emit_tokens(self) -> None:
+        """Let every forward tell its token states too, for good.
+
+        Raises ValueError for a tower whose states depend on tokens that come later, or that does not tell them.
+        """
+        raise ValueError(f"a {type(self).__name__} tells no token states that depend on earlier tokens alone")
 
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return most_repeated(self)

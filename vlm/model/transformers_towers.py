@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vlm.errors import UserError
-from vlm.model.towers import TextTower
+from vlm.model.towers import TextTower, TowerOutput
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
 _EXACTLY_MASKED = frozenset({"bert", "clip_text_model", "distilbert", "gpt2", "roberta", "xlm-roberta"})
@@ -27,18 +27,23 @@ class TransformersImageTrunk(nn.Module):
         self._pool = pool
         pooled = _trainable_where_used(model, lambda: self._pooled(torch.zeros(1, 3, image_size, image_size)))
         self.projection = _projection(pooled, embed_dim) if projection is None else projection
+        self.output_tokens = False
 
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Embeddings of normalised pixels."""
-        return self.projection(self._pooled(pixels))  # type: ignore[no-any-return]
+    def forward(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"] | tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch tokens width"]]:
+        """Embeddings of normalised pixels, and with `output_tokens` the last hidden states."""
+        output = self.model(pixel_values=pixels)
+        embedding = self.projection(self._pooled_of(output))
+        return (embedding, _hidden_states(output)) if self.output_tokens else embedding
 
     def _pooled(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
-        output = self.model(pixel_values=pixels)
+        return self._pooled_of(self.model(pixel_values=pixels))
+
+    def _pooled_of(self, output: Any) -> Float[Tensor, "batch width"]:
         if self._pool == "pooler":
             return _pooler_output(output).flatten(1)
-        hidden: Tensor = output.last_hidden_state
-        if hidden.ndim == 4:  # convolutional: [batch, width, rows, columns]
-            hidden = hidden.flatten(2).transpose(1, 2)
+        hidden = _hidden_states(output)
         return hidden[:, 0] if self._pool == "first" else hidden.mean(1)
 
 
@@ -59,8 +64,13 @@ class TransformersTextTower(TextTower):
         self._pool = pool
         tokens = torch.zeros(1, context_length, dtype=torch.long)
         lengths = torch.full((1,), context_length)
-        pooled = _trainable_where_used(model, lambda: self._pooled(tokens, lengths))
+        self._emits_tokens = False
+        pooled = _trainable_where_used(model, lambda: self._pooled(tokens, lengths)[0])
         self.projection = _projection(pooled, embed_dim) if projection is None else projection
+
+    def emit_tokens(self) -> None:
+        """Let every forward tell the last hidden states too; whoever asks finds out whether they look ahead."""
+        self._emits_tokens = True
 
     @property
     def may_shorten(self) -> bool:
@@ -69,25 +79,33 @@ class TransformersTextTower(TextTower):
 
     def forward(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dim"]:
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts, padded back to the context length where the model needs it."""
         length = tokens.shape[1] if self.may_shorten else self.context_length
-        return self.projection(self._pooled(self.padded(tokens, lengths, length), lengths))  # type: ignore[no-any-return]
+        pooled, states = self._pooled(self.padded(tokens, lengths, length), lengths)
+        embedding = self.projection(pooled)
+        return TowerOutput(embedding, states[:, : tokens.shape[1]]) if self._emits_tokens else embedding
 
     def _pooled(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch width"]:
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch length width"]]:
         mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         attention_mask = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
         output = self.model(input_ids=tokens, attention_mask=attention_mask)
-        if self._pool == "pooler":
-            return _pooler_output(output)
         hidden: Tensor = output.last_hidden_state
+        if self._pool == "pooler":
+            return _pooler_output(output), hidden
         if self._pool == "first":
-            return hidden[:, 0]
+            return hidden[:, 0], hidden
         if self._pool == "end":
-            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
-        return (hidden * mask[..., None]).sum(1) / lengths[:, None]
+            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1], hidden
+        return (hidden * mask[..., None]).sum(1) / lengths[:, None], hidden
+
+
+def _hidden_states(output: Any) -> Float[Tensor, "batch tokens width"]:
+    hidden: Tensor = output.last_hidden_state
+    # Convolutional: [batch, width, rows, columns].
+    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
 
 
 def _pooler_output(output: Any) -> Tensor:

@@ -16,7 +16,7 @@ _FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
 def require_working(model: DualEncoder) -> None:
     """Raise UserError when a tower cannot take one input of its own size, or makes no embedding of its width."""
     size = model.image_spec.size
-    with _evaluating(model):
+    with evaluating(model):
         with _refusing(f"the image tower cannot take images of {size} x {size} pixels"):
             _require_row(model.image(torch.zeros(1, 3, size, size, dtype=torch.uint8)), model.tower_dim)
         with _refusing(f"the text tower cannot take texts of {model.text.context_length} tokens"):
@@ -37,7 +37,8 @@ def _refusing(words: str) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: DualEncoder) -> Iterator[None]:
+def evaluating(model: DualEncoder) -> Iterator[None]:
+    """Run the block in evaluation mode; each module has its own mode again then."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

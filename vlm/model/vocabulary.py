@@ -19,7 +19,7 @@ def require_vocabulary(full: FullTokenizer, tower: TextTower, *, learned: bool) 
 
     Of a model that was trained elsewhere (`learned`) a far smaller tokenizer cannot be its own.
     """
-    known = _embedding(tower).num_embeddings
+    known = num_embeddings(tower)
     size, needed = _tokens(full)
     if needed > known or size > known * _SPARE:
         most = max(needed, size)
@@ -32,10 +32,11 @@ def require_vocabulary(full: FullTokenizer, tower: TextTower, *, learned: bool) 
     return known
 
 
-def _embedding(tower: TextTower) -> nn.Embedding:
+def num_embeddings(tower: TextTower) -> int:
+    """The tokens that a tower knows. Raises UserError for a tower that embeds none."""
     for name, module in tower.named_modules():
         if isinstance(module, nn.Embedding) and "position" not in name and "type" not in name:
-            return module
+            return module.num_embeddings
     raise UserError("model: the text tower has no embedding of tokens")
 
 

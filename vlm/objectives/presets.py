@@ -9,6 +9,8 @@ from vlm.errors import nearest
 # (model.init_logit_scale: 100, learn_logit_scale: false).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "gap-cua": {"clip": 1.0, "uniformity": 1.0, "alignment": 1.0},
+    # CoCa: Yu et al., 2022, as open_clip trains it; see `caption` on what the weights mean.
+    "coca": {"clip": 1.0, "caption": 2.0},
     "gap-cuaxu": {"clip": 1.0, "uniformity": {"cross": 1.0}, "alignment": 1.0},
 }
 

@@ -18,6 +18,7 @@ from vlm.objectives.term import Provider, Term
 from vlm.objectives.terms import (  # noqa: F401 - each registers itself
     alignment,
     attract_repel,
+    caption,
     clip,
     clustered_negatives,
     continuous,

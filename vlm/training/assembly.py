@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from vlm.distributed.world import World
+from vlm.model.attach import freeze_unreached
 from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -29,6 +30,8 @@ def assemble(
 
     The model is used through the engine from here on.
     """
+    if model.decoder is not None:
+        freeze_unreached(model, objective.needs.outputs)
     make_optimizer = OptimizerMaker(config.optimizer, no_weight_decay_names(model))
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None

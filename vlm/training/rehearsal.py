@@ -13,6 +13,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.objectives.term import Provider, Term
+from vlm.outputs import captioned_parts, likelihood_of
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.exchange import Exchange
 
@@ -46,6 +47,7 @@ def rehearse(
         exchange = Exchange(World(), similarity.model_copy(update={"group_ranks": None}))
         try:
             objective = Objective(terms, providers, exchange, facts)
+            _require_decoder(model, objective)
             teacher = _drawn_outputs(model, objective, batch) if objective.needs.teacher_outputs else None
             objective.evaluate(_drawn_outputs(model, objective, batch), batch, teacher=teacher)
         except UserError as error:
@@ -69,6 +71,12 @@ def _embed_a_pair(model: DualEncoder) -> None:
             raise EveryRankError(f"model: the {name} tower makes embeddings that are no finite numbers")
 
 
+def _require_decoder(model: DualEncoder, objective: Objective) -> None:
+    for name, term in objective.terms.items():
+        if model.decoder is None and captioned_parts(term.needs().outputs):
+            raise EveryRankError(f"objective.{name}: the model has no captioning decoder; set model.captioner")
+
+
 def _batch(num_pairs: int, *, labels: bool, captions: bool) -> Batch:
     rows = torch.arange(num_pairs)
     texts = Texts(torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2))
@@ -88,6 +96,10 @@ def _drawn_outputs(model: DualEncoder, objective: Objective, batch: Batch) -> di
     }
     if "captions" in outputs:
         outputs["text"] = outputs["captions"][::2]
+    for part in captioned_parts(objective.needs.outputs):
+        texts = batch.parts.get(part)
+        if isinstance(texts, Texts):
+            outputs[likelihood_of(part)] = -torch.rand(int((texts.lengths - 1).sum()), 2)
     outputs["logit_scale"] = torch.tensor([10.0])
     if model.logit_bias is not None:
         outputs["logit_bias"] = torch.tensor([-10.0])

@@ -46,7 +46,7 @@ class Trainer:
         for batch in control.clock.timed(self._source.batches(start_step, control.num_steps - start_step)):
             device_batch = batch.to(engine.world.device)
             if batch.step == start_step:
-                engine.warm_up(device_batch)
+                engine.warm_up(device_batch, self._state.objective.needs.outputs)
             event = self._take_step(device_batch)
             control.stops.ask(event.step, control.num_steps)
             for hook in self._hooks:

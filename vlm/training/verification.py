@@ -44,6 +44,8 @@ def parameter_group(name: str) -> str:
     if name in ("logit_scale", "logit_bias"):
         return name.replace("_", " ")
     tower = name.partition(".")[0]
+    if tower in ("decoder", "image_pooler"):
+        return tower.replace("_", " ")
     return f"{tower} head" if _HEAD.search(name) else f"{tower} tower"
 
 

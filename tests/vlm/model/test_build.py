@@ -64,8 +64,8 @@ def test_a_pretrained_tag_decides_preprocessing_and_activation(
 
 def test_a_caption_decoder_that_is_left_out_is_told() -> None:
     fields = {**architecture(), "multimodal_cfg": {"width": 32, "heads": 2, "layers": 1}}
-    assert tiny_model().notices == ()
-    (line,) = tiny_model(architecture=fields).notices
+    assert tiny_model(architecture=fields).notices == ()
+    (line,) = tiny_model(architecture=fields, captioner="none").notices
     assert line.startswith("architecture: its caption decoder (multimodal_cfg) is left out")
 
 

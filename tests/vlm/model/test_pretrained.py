@@ -74,7 +74,8 @@ def test_a_caption_decoder_is_left_out(tmp_path: Path) -> None:
     theirs = _open_clip_model(open_clip.CoCa, {**fields, "multimodal_cfg": decoder})
     torch.nn.init.normal_(theirs.text_decoder.text_projection)  # open_clip leaves in it whatever the memory held
     path = _save(theirs.state_dict(), tmp_path / "coca.safetensors")
-    model = tiny_model(architecture={**fields, "multimodal_cfg": decoder, "custom_text": True}, pretrained=path).eval()
+    described = {**fields, "multimodal_cfg": decoder, "custom_text": True}
+    model = tiny_model(architecture=described, captioner="none", pretrained=path).eval()
     tokens = open_clip.get_tokenizer("ViT-B-32")(TEXTS, context_length=16)
     torch.testing.assert_close(
         model.encode_text(*model.tokenizer(TEXTS)), theirs.encode_text(tokens), rtol=0, atol=1e-6

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from vlm.batch import Batch, BatchPart, Texts
+from vlm.objectives.recipe import Terms  # noqa: F401 - its import registers all terms
+from vlm.objectives.registry import TERMS
+from vlm.objectives.term import PairTerm
 
 
 def outputs_of(
@@ -41,3 +44,8 @@ def batch_of(
 
 def _texts(tokens: Tensor, owners: Tensor | None = None) -> Texts:
     return Texts(tokens, torch.full((len(tokens),), tokens.shape[1]), owners=owners)
+
+
+def pair_terms() -> list[str]:
+    """The names of all terms that compare rows."""
+    return sorted(name for name, kind in TERMS.all().items() if issubclass(kind, PairTerm))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.ranks import run_ranks
-from tests.vlm.objectives.batches import batch_of, outputs_of
+from tests.vlm.objectives.batches import batch_of, outputs_of, pair_terms
 from tests.vlm.objectives.parity import UNEVEN, D, N, Setting, leaves, whole
 from vlm.distributed.world import World
 from vlm.objectives import functional
@@ -159,7 +159,7 @@ def largest_differences(similarity: dict[str, Any]) -> dict[str, float]:
 )
 def test_a_function_is_the_term(world_size: int, similarity: dict[str, Any]) -> None:
     ranks = [largest_differences(similarity)] if world_size == 1 else run_ranks(largest_differences, 3, similarity)
-    assert set(ranks[0]) == set(TERMS.all())
+    assert set(ranks[0]) == set(pair_terms())
     for differences in ranks:
         assert max(differences.values()) <= 1e-12, differences
 

@@ -8,11 +8,11 @@ import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import normalize
 
-from tests.vlm.objectives.batches import batch_of, outputs_of
+from tests.vlm.objectives.batches import batch_of, outputs_of, pair_terms
 from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
-from vlm.objectives.registry import PROVIDERS, TERMS
+from vlm.objectives.registry import PROVIDERS
 from vlm.objectives.state import RunFacts
 
 ROWS, DIM = 6, 24
@@ -52,7 +52,7 @@ def nothing_older() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_older")
-@pytest.mark.parametrize("name", [*TERMS.all(), *PROVIDERS.all()])
+@pytest.mark.parametrize("name", [*pair_terms(), *PROVIDERS.all()])
 def test_later_steps_keep_no_more_tensors_than_earlier_ones(name: str) -> None:
     attached = name in PROVIDERS.all()
     objective = Objective(

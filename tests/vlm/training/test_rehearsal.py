@@ -7,6 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from tests.launch.tiny import MODEL
+from tests.vlm.model.tiny import tiny_model
 from vlm.errors import EveryRankError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
@@ -51,7 +52,8 @@ def test_every_term_and_provider_passes_where_model_and_data_have_what_it_needs(
     terms = all_of(TERMS, Terms)
     assert len(terms) >= 15
     for name in terms:
-        rehearsed(model, {name: {}}, num_pairs=num_pairs)
+        captioned = tiny_model(captioner={"preset": "tiny"}) if name == "caption" else model
+        rehearsed(captioned, {name: {}}, num_pairs=num_pairs)
     for name in all_of(PROVIDERS, Providers):
         rehearsed(model, {"clip": 1.0}, {name: {}}, num_pairs=num_pairs)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
@@ -64,6 +66,7 @@ def test_every_term_and_provider_passes_where_model_and_data_have_what_it_needs(
         ({"supervised": 1.0}, {"labels": False}, "not every sample has one"),
         ({"multi_positive": {"captions": "all"}}, {"captions": False}, "set data.caption to `all`"),
         ({"multi_head": {"heads": 5}}, {}, "5 heads do not divide the embedding's 24 dimensions"),
+        ({"caption": 2.0}, {}, r"objective\.caption: the model has no captioning decoder; set model\.captioner"),
     ],
 )
 def test_what_data_or_model_lack_is_refused(

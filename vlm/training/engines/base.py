@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlm.batch import Batch
 from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
+from vlm.outputs import PAIR
 from vlm.training.optimizers import OptimizerMaker
 
 Precision = Literal["fp32", "bf16"]
@@ -86,8 +87,11 @@ class Engine(ABC):
         """The model as the engine wants it called in training."""
 
     @abstractmethod
-    def warm_up(self, batch: Batch) -> None:
-        """Bring communication into the state that it keeps for the rest of the run; weights stay. Collective."""
+    def warm_up(self, batch: Batch, outputs: frozenset[str] = PAIR) -> None:
+        """Bring communication into the state that it keeps for the rest of the run; weights stay. Collective.
+
+        `outputs` are those that steps will ask for: all parameters get a gradient from them.
+        """
 
     @abstractmethod
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:

@@ -35,11 +35,11 @@ class DdpEngine(Engine):
     def wrapped(self) -> nn.Module:  # noqa: D102
         return self._wrapped  # type: ignore[no-any-return]
 
-    def warm_up(self, batch: Batch) -> None:
+    def warm_up(self, batch: Batch, outputs: frozenset[str] = PAIR) -> None:
         """DDP rebuilds its buckets, and with them the order of its sums, after the first backward: get that over."""
         if self.world.size == 1:
             return
-        self.backward(loss_with({}, self.forward(batch, PAIR)))
+        self.backward(loss_with({}, self.forward(batch, outputs)))
         self._optimizer.zero_grad()
 
     @contextmanager

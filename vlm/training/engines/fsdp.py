@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from vlm.batch import Batch
 from vlm.errors import EveryRankError, reason
+from vlm.model.captioner import CaptionDecoder
 from vlm.model.towers import Tower
+from vlm.outputs import PAIR
 from vlm.training.engines.base import (
     Engine,
     EngineSettings,
@@ -55,7 +57,7 @@ class FsdpEngine(Engine):
     def wrapped(self) -> nn.Module:  # noqa: D102
         return self.module
 
-    def warm_up(self, batch: Batch) -> None:
+    def warm_up(self, batch: Batch, outputs: frozenset[str] = PAIR) -> None:
         """Nothing to do: its sums have the same order from the first step on."""
 
     @contextmanager
@@ -140,7 +142,7 @@ def _sharded(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
         child for child in module.children() if not isinstance(child, nn.ParameterDict) and list(child.parameters())
     ]
     for child in modules:
-        for block in child.blocks() if isinstance(child, Tower) else ():
+        for block in child.blocks() if isinstance(child, Tower | CaptionDecoder) else ():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(child, mesh=mesh, reshard_after_forward=True)
     root: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)

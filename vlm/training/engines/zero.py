@@ -23,6 +23,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.batch import Batch
+from vlm.outputs import PAIR
 from vlm.training.engines.base import (
     Engine,
     EngineSettings,
@@ -90,7 +91,7 @@ class ZeroEngine(Engine):
     def wrapped(self) -> nn.Module:  # noqa: D102
         return self._engine  # type: ignore[no-any-return]
 
-    def warm_up(self, batch: Batch) -> None:
+    def warm_up(self, batch: Batch, outputs: frozenset[str] = PAIR) -> None:
         """Nothing to do: ZeRO's sums have the same order from the first step on."""
 
     @contextmanager

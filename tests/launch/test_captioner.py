@@ -1,0 +1,159 @@
+"""A model with a captioning decoder: trained, stopped, resumed, evaluated, verified and exported."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.retrieval import RetrievalConfig
+from launch.evaluate import evaluate_model
+from launch.export import export_model
+from launch.recipe import load_recipe
+from launch.train import train
+from launch.verify_gradients import verify
+from tests.data.small_shards import with_json, write_shard
+from tests.launch.small import metrics_of
+from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny_recipe
+from tests.ranks import run_ranks
+from vlm.checkpoint.format import Checkpoint
+from vlm.errors import UserError
+from vlm.training.engines.registry import EngineName
+
+VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1, "embed_cls": True}
+CAPTIONER = {"layers": 2, "heads": 2, "queries": 3, "pooler_heads": 2}
+MODEL = {
+    "towers": {
+        "embed_dim": 8,
+        "image": {"vision_cfg": VISION},
+        "text": {"text_cfg": {**TEXT, "correct_cls_mask": True}},
+    },
+    "captioner": CAPTIONER,
+}
+COCA = {
+    "embed_dim": 8,
+    "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2},
+    "text_cfg": TEXT,
+    "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+TERMS = {"clip": 1.0, "caption": {"weight": 2.0, "captions": "all", "label_smoothing": 0.1}}
+SHORT = {"duration": "6 steps", "checkpoint_every": "3 steps", "global_batch": 7, "objective": TERMS}
+SHORT_CAPTIONS = ["red", "a dog on the wet grass", "two cats", "the long street at night, and a bus"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples with one to three captions of unequal length."""
+    folder = tmp_path_factory.mktemp("data")
+    samples = [
+        with_json(n, captions=[f"{SHORT_CAPTIONS[(n + k) % 4]} {n}" for k in range(1 + n % 3)]) for n in range(24)
+    ]
+    write_shard(folder / "train-00.tar", samples)
+    write_shard(folder / "test-00.tar", samples[:10])
+    return folder
+
+
+def recipe(folder: Path, run: Path, **changes: Any) -> str:
+    loading = {"caption": {"policy": "all"}, **changes.pop("data", {})}
+    return write_tiny_recipe(folder, run, **{"model": MODEL, **SHORT, **changes, "data": loading})
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in metrics_of(run) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    evaluate = {"pairs": {"kind": "retrieval", "shards": "test-*.tar", "batch_size": 4}}
+    train_here(recipe(data, run, evaluate=evaluate, ema={}))
+    return run
+
+
+def test_stopped_and_resumed_it_is_bit_for_bit_the_same(data: Path, alone: Path, tmp_path: Path) -> None:
+    stopped_at(alone, 3, tmp_path / "run")
+    train_here(str(alone.with_suffix(".yaml")), (f"run={tmp_path / 'run'}",), resume="auto")
+    assert_same_run(tmp_path / "run", alone)
+    names = Checkpoint(alone / "checkpoints/step-00000006").names("exp_avg")
+    assert {name.partition(".")[0] for name in names} >= {"decoder", "image_pooler", "image", "text"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "world_size", "changes"),
+    [("ddp", 3, {"micro_batch": 1}), ("zero2", 2, {}), ("zero3", 2, {"micro_batch": 2}), ("fsdp", 2, {})],
+)
+def test_its_losses_are_those_of_one_process(
+    data: Path, alone: Path, tmp_path: Path, engine: EngineName, world_size: int, changes: dict[str, Any]
+) -> None:
+    train_ranks(world_size, recipe(data, tmp_path / "run", engine=engine, ema={}, **changes))
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+    terms = [line for line in metrics_of(tmp_path / "run") if "caption" in line]
+    for line in terms:
+        assert line["loss"] == pytest.approx(line["clip"] + 2 * line["caption"], rel=1e-5)
+
+
+def verified(name: str) -> bool:
+    return verify(load_recipe(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("fsdp", 2)])
+def test_gradients_are_verified(data: Path, tmp_path: Path, engine: EngineName, world_size: int) -> None:
+    name = recipe(data, tmp_path / "run", engine=engine, micro_batch=2)
+    assert run_ranks(verified, world_size, name, group=False) == [True] * world_size
+
+
+def test_a_sequential_stream_trains_it(data: Path, tmp_path: Path) -> None:
+    objective = {"clip": 1.0, "caption": 2.0}
+    sources = {"pairs": {"shards": "train-*.tar", "num_samples": 24}}
+    loading = {"mode": "sequential", "caption": {"policy": "first"}, "sources": sources}
+    train_here(recipe(data, tmp_path / "run", objective=objective, data=loading, record_samples=False))
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_it_learns_its_captions(data: Path, tmp_path: Path) -> None:
+    train_here(recipe(data, tmp_path / "run", duration="80 steps", optimizer={"lr": 0.03}, checkpoint_every="80 steps"))
+    captions = [line["caption"] for line in metrics_of(tmp_path / "run") if "caption" in line]
+    assert captions[0] > 10
+    assert captions[-1] < 3
+
+
+@pytest.mark.slow
+def test_an_architecture_of_open_clip_trains_and_goes_back(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_here(recipe(data, run, model={"architecture": COCA}))
+    config = RetrievalConfig(kind="retrieval", shards=str(data / "test-*.tar"), batch_size=5)
+    found = evaluate_model(str(run), config)
+    assert found["num_images"] == 10
+    parity = export_model(str(run), "open_clip", tmp_path / "exported", [])
+    assert max(parity.image, parity.text) <= 1e-5
+    assert parity.likelihood is not None
+    assert parity.likelihood <= 1e-4
+    assert evaluate_model(str(tmp_path / "exported"), config) == pytest.approx(found, abs=1e-6)
+
+
+def test_poolers_of_the_paper_have_no_counterpart_in_open_clip(alone: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"open_clip has no counterpart of text_cfg\.correct_cls_mask"):
+        export_model(str(alone), "open_clip", tmp_path / "exported", [])
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {**MODEL, "captioner": "none"}}, "objective.caption: the model has no captioning decoder"),
+        ({"data": {"caption": {"policy": "first"}}}, "set data.caption to `all`"),
+        ({"model": {**MODEL, "captioner": {**CAPTIONER, "pooler": "cascaded"}}}, "model.captioner"),
+        ({"model": {**MODEL, "captioner": {"preset": "giant"}}}, "model.captioner.*preset"),
+        ({"model": {"open_clip": "coca_roberta-ViT-B-32"}}, "."),
+    ],
+)
+def test_wrong_recipes_are_one_line(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    name = recipe(data, tmp_path / "run", **changes)
+    with pytest.raises(UserError) as caught:
+        train(load_recipe(name))
+    assert re.search(message, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

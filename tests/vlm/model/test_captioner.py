@@ -1,0 +1,258 @@
+"""The captioning decoder: open_clip's CoCa on equal weights, causality, the class token, and every kind of tower."""
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, normalize
+
+from tests.vlm.model.hugging_face import save_text_model, save_vision_model
+from tests.vlm.model.tiny import TEXT, TEXTS, VIT, perturb, some_images, tiny_model
+from vlm.batch import Images, Texts
+from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
+from vlm.model.dual_encoder import DualEncoder
+from vlm.model.exchange import export_open_clip
+from vlm.model.open_clip_names import to_open_clip
+from vlm.outputs import PAIR
+
+TINY: dict[str, Any] = {"layers": 2, "heads": 2, "queries": 5, "pooler_heads": 2}
+CLASS_TOKEN = {"embed_cls": True, "correct_cls_mask": True}
+OUTPUTS = PAIR | {"text_likelihood"}
+
+
+def coca_fields(text: dict[str, Any], pool: bool | str = True) -> dict[str, Any]:
+    vision = {**VIT, "attentional_pool": pool, "attn_pooler_queries": 6, "attn_pooler_heads": 2, "output_tokens": True}
+    return {
+        "embed_dim": 32,
+        "vision_cfg": vision,
+        "text_cfg": {**TEXT, "output_tokens": True, **text},
+        "multimodal_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2},
+    }
+
+
+def built(seed: int = 0, captioner: dict[str, Any] | None = None, **towers: Any) -> DualEncoder:
+    parts = {"embed_dim": 24, "image": {"vision_cfg": VIT}, "text": {"text_cfg": TEXT}, **towers}
+    model = build_model(
+        ModelConfig.model_validate({"towers": parts, "captioner": captioner or TINY, "freeze_batch_norm": True}), seed
+    )
+    perturb(model)
+    return model.eval()
+
+
+def likelihood(model: DualEncoder, texts: list[str], images: Tensor | None = None) -> list[Tensor]:
+    """log p of each token but the first, text by text."""
+    batch = model.tokenizer(texts)
+    images = some_images(len(texts)) if images is None else images
+    made = model({"image": Images(images), "text": Texts(*batch)}, OUTPUTS)["text_likelihood"]
+    return list(made[:, 0].split((batch.lengths - 1).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("text", "pool"),
+    [
+        ({"embed_cls": True}, True),  # the mask of released weights, a column out of place
+        ({}, True),
+    ],
+)
+@torch.no_grad()
+def test_logits_and_embeddings_are_those_of_open_clips_coca(tmp_path: Path, text: dict[str, Any], pool: Any) -> None:
+    fields = coca_fields(text, pool)
+    torch.manual_seed(3)
+    theirs: Any = open_clip.CoCa(**fields).eval()
+    torch.nn.init.normal_(theirs.text_decoder.text_projection, std=0.2)  # open_clip leaves it as memory was
+    perturb(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    model = tiny_model(architecture={**fields, "custom_text": True}, pretrained=str(tmp_path / "weights.pt")).eval()
+    assert model.notices == ()
+    images = some_images(len(TEXTS))
+    batch = model.tokenizer(TEXTS)
+    full = torch.zeros(len(TEXTS), 16, dtype=torch.long)
+    full[:, : batch.tokens.shape[1]] = batch.tokens
+    pixels = (images / 255 - model.image.mean) / model.image.std
+    expected = theirs(pixels, full)
+    found = model({"image": Images(images), "text": Texts(*batch)}, OUTPUTS)
+    torch.testing.assert_close(found["image"], expected["image_features"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["text"], expected["text_features"], rtol=0, atol=1e-5)
+    log_p = log_softmax(expected["logits"].double(), dim=-1)
+    for row, told in enumerate(found["text_likelihood"].split((batch.lengths - 1).tolist())):
+        labels = full[row, 1 : len(told) + 1]
+        torch.testing.assert_close(
+            told[:, 0].double(), log_p[row, : len(told)].gather(1, labels[:, None])[:, 0], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(told[:, 1].double(), log_p[row, : len(told)].mean(1), rtol=0, atol=1e-5)
+    parity = export_open_clip(model, tmp_path / "exported", images, TEXTS)
+    assert parity.likelihood is not None
+    assert parity.likelihood <= 1e-5
+    returned = to_open_clip(model)
+    for name, tensor in theirs.state_dict().items():
+        if name in returned and name != "logit_scale":
+            assert torch.equal(returned[name].reshape(tensor.shape), tensor), name
+    assert {name for name in theirs.state_dict() if "mask" not in name} == set(returned)
+
+
+@pytest.mark.parametrize("pooler", ["cascade", "parallel", "single", "tower"])
+@torch.no_grad()
+def test_a_token_changes_nothing_before_it(pooler: str) -> None:
+    model = built(captioner={**TINY, "pooler": pooler}, text={"text_cfg": {**TEXT, **CLASS_TOKEN}})
+    tokens, lengths = model.tokenizer(TEXTS[3:])
+    image = Images(some_images(1))
+
+    def told(ids: Tensor) -> Tensor:
+        made: Tensor = model({"image": image, "text": Texts(ids, lengths)}, OUTPUTS)["text_likelihood"]
+        return made[:, 1]  # the mean of log p, whatever the labels are
+
+    before = told(tokens)
+    for place in range(1, int(lengths) - 1):
+        changed = tokens.clone()
+        changed[0, place] = 1000
+        after = told(changed)
+        assert torch.equal(after[:place], before[:place])
+        assert not torch.equal(after[place:], before[place:])
+
+
+@pytest.mark.parametrize("text", [TEXT, {**TEXT, **CLASS_TOKEN}])
+@torch.no_grad()
+def test_padding_changes_neither_embedding_nor_likelihood(text: dict[str, Any]) -> None:
+    model = built(text={"text_cfg": text})
+    assert model.text.may_shorten
+    alone = [model.encode_text(*model.tokenizer([one])) for one in TEXTS]
+    torch.testing.assert_close(model.encode_text(*model.tokenizer(TEXTS)), torch.cat(alone), rtol=0, atol=1e-6)
+    images = some_images(len(TEXTS))
+    together = likelihood(model, TEXTS, images)
+    for row, one in enumerate(TEXTS):
+        torch.testing.assert_close(likelihood(model, [one], images[row : row + 1])[0], together[row], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_class_token_sees_all_of_its_text_and_no_token_sees_it() -> None:
+    model = built(text={"text_cfg": {**TEXT, **CLASS_TOKEN}})
+    tower: Any = model.text
+    tokens, lengths = model.tokenizer(TEXTS)
+    before = model.text(tokens, lengths)
+    for place in range(int(lengths[3])):
+        changed = tokens.clone()
+        changed[3, place] = 1000
+        assert not torch.allclose(model.encode_text(changed, lengths)[3], model.encode_text(tokens, lengths)[3])
+    tower.tower.cls_emb.add_(1.0)
+    after = model.text(tokens, lengths)
+    assert torch.equal(before.tokens, after.tokens)
+    assert not torch.equal(before.embedding, after.embedding)
+
+
+@torch.no_grad()
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
+    model = built()
+    assert model.decoder is not None
+    model.decoder.vocabulary.weight.zero_()
+    told = torch.cat(likelihood(model, TEXTS))
+    assert told.tolist() == pytest.approx([-float(torch.tensor(49408.0).log())] * len(told), rel=1e-6)
+
+
+@pytest.mark.parametrize("pooler", ["cascade", "tower"])
+@torch.no_grad()
+def test_without_cross_attention_the_image_is_not_seen(pooler: str) -> None:
+    model = built(captioner={**TINY, "pooler": pooler})
+    assert model.decoder is not None
+    images = some_images(len(TEXTS))
+    assert not torch.allclose(
+        torch.cat(likelihood(model, TEXTS, images)), torch.cat(likelihood(model, TEXTS, 255 - images))
+    )
+    cross: Any
+    for cross in model.decoder.cross_attn:
+        cross.attn.out_proj.weight.zero_()
+        cross.attn.out_proj.bias.zero_()
+    assert torch.equal(torch.cat(likelihood(model, TEXTS, images)), torch.cat(likelihood(model, TEXTS, 255 - images)))
+
+
+@torch.no_grad()
+def test_poolers_do_not_know_the_order_of_patches() -> None:
+    model = built(captioner={**TINY, "pooler": "cascade"})
+    assert model.image_pooler is not None
+    tokens = torch.randn(2, 16, 32)
+    straight, turned = model.image_pooler(tokens), model.image_pooler(tokens.flip(1))
+    torch.testing.assert_close(straight.embedding, turned.embedding, rtol=0, atol=1e-6)
+    torch.testing.assert_close(straight.tokens, turned.tokens, rtol=0, atol=1e-6)
+
+
+def kinds_of_image(folder: Path) -> dict[str, dict[str, Any]]:
+    save_vision_model(folder / "vit")
+    return {
+        "ViT": {"vision_cfg": VIT},
+        "ResNet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}},
+        "timm convolution": {"vision_cfg": {"timm_model_name": "resnet10t", "timm_proj": "linear", "image_size": 32}},
+        "timm ViT": {"vision_cfg": {"timm_model_name": "test_vit", "timm_proj": "linear", "image_size": 160}},
+        "transformers": {"transformers": str(folder / "vit"), "pool": "first"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ResNet", "timm convolution", "timm ViT", "transformers"])
+@pytest.mark.parametrize("pooler", ["cascade", "tower"])
+def test_every_kind_of_image_tower_shows_its_tokens(tmp_path: Path, kind: str, pooler: str) -> None:
+    model = built(captioner={**TINY, "pooler": pooler}, image=kinds_of_image(tmp_path)[kind])
+    images = some_images(2, model.image_spec.size)
+    found = model({"image": Images(images), "text": Texts(*model.tokenizer(TEXTS[:2]))}, OUTPUTS)
+    trainable = [parameter for parameter in model.image.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(found["text_likelihood"].sum(), trainable, allow_unused=True)
+    assert sum(gradient is not None and bool(gradient.any()) for gradient in gradients) > 3
+    other = model({"image": Images(255 - images), "text": Texts(*model.tokenizer(TEXTS[:2]))}, OUTPUTS)
+    assert not torch.allclose(found["text_likelihood"], other["text_likelihood"])
+    if pooler == "tower":
+        plain = build_model(model.config.model_copy(update={"captioner": None})).eval()
+        plain.load_state_dict(model.state_dict(), strict=False)
+        torch.testing.assert_close(plain.encode_image(images), found["image"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(plain.encode_text(*plain.tokenizer(TEXTS[:2])), found["text"], rtol=0, atol=1e-6)
+
+
+def test_the_configuration_rebuilds_the_model() -> None:
+    model = built(captioner={"preset": "tiny", "queries": 3})
+    config = ModelConfig.model_validate(model.config.model_dump(mode="json"))
+    again = build_model(config, load_pretrained=False)
+    again.load_state_dict(model.state_dict())
+    assert again.config == model.config
+    assert config.captioner.queries == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"text": {"text_cfg": {**TEXT, "no_causal_mask": True, "pool_type": "last"}}},
+            "depend on earlier tokens alone",
+        ),
+        ({"captioner": {**TINY, "heads": 3}}, "width of 32 does not divide into 3 heads"),
+        ({"captioner": {**TINY, "pooler_heads": 3}}, "model.captioner: "),
+        (
+            {"image": {"vision_cfg": {**VIT, "attentional_pool": True}}, "captioner": {**TINY, "pooler": "cascade"}},
+            "model.captioner.pooler: found cascade; the image tower pools by attention itself",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        built(**fields)
+
+
+def test_a_bidirectional_transformers_tower_is_refused(tmp_path: Path) -> None:
+    save_text_model(tmp_path / "bert")
+    with pytest.raises(UserError, match=r"model\.captioner"):
+        built(text={"transformers": str(tmp_path / "bert"), "context_length": 16})
+
+
+def test_a_vocabulary_of_another_size_is_refused() -> None:
+    fields = coca_fields({"embed_cls": True})
+    fields["multimodal_cfg"]["vocab_size"] = 1000
+    with pytest.raises(
+        ValueError, match=r"multimodal_cfg.vocab_size: found 1000; the text tower's vocabulary has 49408"
+    ):
+        ModelConfig.model_validate({"architecture": fields})
+
+
+def test_unit_norm() -> None:
+    model = built()
+    rows = model.encode_image(some_images(2))
+    torch.testing.assert_close(normalize(rows, dim=1), rows)

@@ -1,0 +1,121 @@
+"""A captioning decoder attached to the towers of a dual encoder, and the parameters that no output reaches."""
+
+import torch
+from torch import Tensor
+
+from vlm.batch import BatchPart, Images, Texts
+from vlm.errors import EveryRankError, reason
+from vlm.model.captioner import CaptionDecoder, ImagePooler
+from vlm.model.captioner_config import CaptionerConfig
+from vlm.model.dual_encoder import DualEncoder
+from vlm.model.towers import TowerOutput
+from vlm.model.trial import evaluating
+from vlm.model.vocabulary import num_embeddings
+from vlm.outputs import captioned_parts
+
+_TEXTS = ("a dog", "two small cats on a table", "red")
+_SAME = 1e-4  # of states before a token that was changed: rounding in another order
+
+
+def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
+    """Give a model the decoder of `config`, and the poolers that it asks for, with fresh weights.
+
+    Raises:
+        EveryRankError: the towers tell no tokens, the text tower looks ahead, its texts have no marks at their ends, or
+            sizes do not go together.
+    """
+    try:
+        model.image.emit_tokens()
+        model.text.emit_tokens()
+    except ValueError as error:
+        raise EveryRankError(f"model.captioner: {error}") from None
+    image_width, state_width = _token_widths(model)
+    _require_causal(model)
+    _require_marks(model)
+    pools_itself = getattr(model.image.trunk, "attn_pool", None) is not None
+    pooler = config.pooler or ("tower" if pools_itself else "cascade")
+    if pools_itself and pooler != "tower":
+        raise EveryRankError(
+            f"model.captioner.pooler: found {pooler}; the image tower pools by attention itself (tower)"
+        )
+    width = config.width or state_width
+    config = config.model_copy(update={"pooler": pooler, "width": width})
+    try:
+        if pooler != "tower":
+            model.image_pooler = ImagePooler(config, image_width, width, model.tower_dim)
+            image_width = width
+        quick_gelu = bool(model.config.quick_gelu)
+        vocabulary = num_embeddings(model.text)
+        model.decoder = CaptionDecoder(config, state_width, image_width, vocabulary, quick_gelu=quick_gelu)
+    except (AssertionError, ValueError) as error:
+        raise EveryRankError(f"model.captioner: {reason(error)}") from None
+    model.config = model.config.model_copy(update={"captioner": config})
+
+
+@torch.no_grad()
+def _token_widths(model: DualEncoder) -> tuple[int, int]:
+    size = model.image_spec.size
+    with evaluating(model):
+        image = model.image(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        text = model.text(*model.tokenizer(_TEXTS))
+    assert isinstance(image, TowerOutput)
+    assert isinstance(text, TowerOutput)
+    return image.tokens.shape[-1], text.tokens.shape[-1]
+
+
+@torch.no_grad()
+def _require_causal(model: DualEncoder) -> None:
+    """Raise EveryRankError when a token changes the states of those before it."""
+    tokens, lengths = model.tokenizer(_TEXTS)
+    row = int(lengths.argmax())
+    place = int(lengths[row]) - 2
+    changed = tokens.clone()
+    changed[row, place] = (changed[row, place] + 1) % num_embeddings(model.text)
+    with evaluating(model):
+        before, after = model.text(tokens, lengths), model.text(changed, lengths)
+    assert isinstance(before, TowerOutput)
+    assert isinstance(after, TowerOutput)
+    moved = (before.tokens - after.tokens)[row, :place].abs().max()
+    if float(moved) > _SAME * float(before.tokens.abs().max()):
+        raise EveryRankError(
+            "model.captioner: the text tower is not causal: a token changes the states of those before it; a decoder "
+            "that reads them would see the token that it is to tell"
+        )
+
+
+def _require_marks(model: DualEncoder) -> None:
+    """Raise EveryRankError unless all texts begin with one token and end with one: a caption needs both."""
+    tokens, lengths = model.tokenizer(_TEXTS)
+    first = set(tokens[:, 0].tolist())
+    last = set(tokens.gather(1, lengths[:, None] - 1)[:, 0].tolist())
+    if len(first) > 1 or len(last) > 1 or int(lengths.min()) < 3:
+        raise EveryRankError(
+            "model.captioner: the tokenizer marks no beginning and no end of a text, so that nothing says where a "
+            "caption begins and ends"
+        )
+
+
+@torch.enable_grad()
+def freeze_unreached(model: DualEncoder, outputs: frozenset[str]) -> list[str]:
+    """Freeze the parameters on which none of these outputs depends; their names.
+
+    An engine that averages gradients would wait for theirs in vain. The cost is one forward and backward of one pair.
+    """
+    device, size = model.logit_scale.device, model.image_spec.size
+    batch = model.tokenizer(_TEXTS[:1])
+    texts = Texts(batch.tokens, batch.lengths)
+    inputs: dict[str, BatchPart] = {
+        "image": Images(torch.zeros(1, 3, size, size, dtype=torch.uint8)),
+        "text": texts,
+    }
+    if "captions" in outputs or "captions" in captioned_parts(outputs):
+        inputs["captions"] = Texts(batch.tokens, batch.lengths, owners=torch.zeros(1, dtype=torch.long))
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with evaluating(model):
+        made: dict[str, Tensor] = model({name: part.to(device) for name, part in inputs.items()}, outputs)
+        total = torch.stack([value.float().sum() for value in made.values()]).sum()
+        gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    unreached = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
+    for name in unreached:
+        trainable[name].requires_grad_(False)
+    return unreached

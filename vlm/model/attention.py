@@ -1,0 +1,163 @@
+"""Pre-norm attention blocks with open_clip's parameters, which remember keys and values from one token to the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from open_clip.transformer import LayerScale, ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+Norm = Callable[[int], nn.Module]
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer [batch, heads, length, head_dim]: all so far, or all there will ever be."""
+
+    keys: Float[Tensor, "batch heads length head_dim"] | None = None
+    values: Float[Tensor, "batch heads length head_dim"] | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, these among them."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, in this order; a row may come several times."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of rows to each other, or to a memory."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        memory: Float[Tensor, "batch_memory keys width"] | None = None,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+        is_cross: bool = False,
+    ) -> Float[Tensor, "batch queries width"]:
+        """Values weighted by attention. Several sequences in a row may share one memory: as many each.
+
+        Across to a memory whose keys are in the cache, the memory itself is no longer needed.
+        """
+        width = x.shape[2]
+        if not is_cross:
+            queries, keys, values = (self._split(part) for part in self._project(x, 0, 3).split(width, 2))
+            if cache is not None:
+                keys, values = cache.append(keys, values)
+            return self._attend(queries, keys, values, mask, causal=causal)
+        if cache is not None and cache.keys is not None and cache.values is not None:
+            keys, values = cache.keys, cache.values
+        else:
+            assert memory is not None
+            keys, values = (self._split(part) for part in self._project(memory, 1, 3).split(width, 2))
+            if cache is not None:
+                cache.keys, cache.values = keys, values
+        # Nothing is causal here: the sequences of one memory are more queries of it, and no key is copied for them.
+        together = x.reshape(len(keys), -1, width)
+        return self._attend(self._split(self._project(together, 0, 1)), keys, values, mask).reshape(x.shape)
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool = False
+    ) -> Tensor:
+        earlier = keys.shape[2] - queries.shape[2]
+        is_causal = causal and not earlier and queries.shape[2] > 1
+        if causal and earlier and queries.shape[2] > 1:
+            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(earlier)
+        attended = scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
+        joined: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return joined
+
+    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """The projections `start` to `stop` of x: queries, keys, values."""
+        width = x.shape[2]
+        rows = slice(start * width, stop * width)
+        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+
+class Mlp(nn.Module):
+    """Two linear maps around an activation."""
+
+    def __init__(self, width: int, hidden: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = activation
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:  # noqa: D102
+        return self.c_proj(self.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm and added to its input; a cross block attends to a memory."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        is_cross: bool = False,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.is_cross = is_cross
+        self.ln_1: nn.Module = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ls_1: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        if is_cross:
+            self.ln_1_kv: nn.Module = nn.LayerNorm(width)
+        self.ln_2: nn.Module = nn.LayerNorm(width)
+        self.mlp: nn.Module = Mlp(width, int(width * mlp_ratio), activation())
+        self.ls_2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+    @staticmethod
+    def of_open_clip(block: ResidualAttentionBlock, kind: "type[Block] | None" = None) -> "Block":
+        """The same block as one of ours, with its parameters by the same names. Raises ValueError for another kind."""
+        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+            raise ValueError(f"blocks of open_clip's class {type(block).__name__} remember no keys")
+        with torch.device("meta"):
+            new = (kind or Block)(block.attn.embed_dim, block.attn.num_heads, 1)
+        new.attn.in_proj_weight, new.attn.in_proj_bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+        new.attn.out_proj.weight, new.attn.out_proj.bias = block.attn.out_proj.weight, block.attn.out_proj.bias
+        new.ln_1, new.ls_1, new.ln_2, new.mlp, new.ls_2 = block.ln_1, block.ls_1, block.ln_2, block.mlp, block.ls_2
+        return new
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length width"],
+        memory: Float[Tensor, "batch_memory keys width"] | None = None,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch length width"]:
+        """The block's output; `mask` [..., queries, keys] is true where a query may look, or added to the logits."""
+        if self.is_cross and memory is not None:
+            memory = self.ln_1_kv(memory)
+        attended = self.attn(self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross)
+        x = x + self.ls_1(attended)
+        return x + self.ls_2(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]

@@ -1,0 +1,60 @@
+"""The token states of open_clip's causal text transformers, from one token to the next."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+from vlm.model.attention import Block, LayerCache
+
+
+class _RememberingBlock(Block):
+    """A block that open_clip's transformer calls with its additive mask, and that goes on from a cache beside it."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        k_x: None = None,
+        v_x: None = None,
+        attn_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        assert k_x is v_x is None
+        if cache is not None:
+            return super().forward(x, causal=True, cache=cache)
+        if attn_mask is not None and attn_mask.ndim == 3:  # [batch heads, queries, keys]
+            attn_mask = attn_mask.unflatten(0, (len(x), self.attn.heads))
+        return super().forward(x, mask=attn_mask)
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """The type of its weights, which open_clip asks for."""
+        return self.attn.in_proj_weight.dtype
+
+
+def remember_keys(transformer: Transformer) -> None:
+    """Let all blocks go on from a cache, where they are of open_clip's usual kind; they compute what they did."""
+    with suppress(ValueError):
+        blocks = [Block.of_open_clip(block, _RememberingBlock) for block in transformer.resblocks]
+        transformer.resblocks = nn.ModuleList(blocks)
+
+
+def keys_are_remembered(transformer: Transformer) -> bool:
+    """Whether all blocks go on from a cache."""
+    return all(isinstance(block, _RememberingBlock) for block in transformer.resblocks)
+
+
+def next_states(
+    tower: Any, ids: Int64[Tensor, "batch length"], cache: list[LayerCache]
+) -> Float[Tensor, "batch length width"]:
+    """The states of tokens behind those that the cache knows, which knows them too from then on."""
+    if not cache:
+        cache.extend(LayerCache() for _ in tower.transformer.resblocks)
+    start = 0 if cache[0].keys is None else cache[0].keys.shape[2]
+    states = tower.token_embedding(ids) + tower.positional_embedding[start : start + ids.shape[1]]
+    for block, layer in zip(tower.transformer.resblocks, cache, strict=True):
+        states = block(states, cache=layer)
+    # open_clip tells states behind the norm, unless a class token alone is normed.
+    return states if getattr(tower, "cls_emb", None) is not None else tower.ln_final(states)  # type: ignore[no-any-return]
