@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm.batch import BatchPart, Images, Texts
-from vlm.errors import EveryRankError
+from vlm.errors import EveryRankError, UserError
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.config import ModelConfig
 from vlm.model.heads import build_head
@@ -143,6 +143,13 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""
         return self._encode_image(images)[0]
+
+    def image_tokens(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
+        """The tokens that the captioning decoder looks at. Raises UserError for a model without decoder."""
+        tokens = self._encode_image(images)[1]
+        if self.decoder is None or tokens is None:
+            raise UserError("the model has no captioning decoder (model.captioner)")
+        return tokens
 
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]

@@ -65,6 +65,12 @@ class Tokenizer:
             ids = ids[:, : int(lengths.max())].clone()
         return TokenBatch(ids, lengths)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without the marks at its ends and without double spaces."""
+        library = getattr(self._full, "tokenizer", None)
+        text = self._full.decode(tokens) if library is None else library.decode(tokens, skip_special_tokens=True)  # type: ignore[attr-defined]
+        return " ".join(text.split())
+
     def _padded(self, rows: list[list[int]]) -> TokenBatch:
         """A batch of rows that each end in the end token."""
         context = self.context_length

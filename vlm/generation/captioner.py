@@ -1,0 +1,73 @@
+"""Captions of images by a model: pictures in, texts with their likelihood out."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from vlm.errors import UserError
+from vlm.generation.captions import Generated, Marks
+from vlm.generation.config import GenerationConfig
+from vlm.generation.prefix import Prefixes
+from vlm.generation.search import KeepGoing, generate
+from vlm.model.dual_encoder import DualEncoder
+from vlm.objectives.counter_rng import uniforms
+
+_DRAWING = ("top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A generated caption, and its log-likelihood under the model: of all its tokens and its end."""
+
+    text: str
+    log_likelihood: float
+    num_tokens: int
+
+
+class CaptionGenerator:
+    """The captions of a model, always the same for the same image, whatever else is in its batch.
+
+    Raises:
+        UserError: the model has no captioning decoder, or its texts are shorter than the captions may get.
+    """
+
+    def __init__(self, model: DualEncoder, config: GenerationConfig) -> None:
+        if model.decoder is None:
+            raise UserError("the model has no captioning decoder (model.captioner), so it writes no captions")
+        longest = model.text.context_length - 1
+        if config.max_length > longest:
+            raise UserError(f"max_length: found {config.max_length}; the model's texts have {longest} tokens at most")
+        self._model = model
+        self._config = config
+        self._marks = marks_of(model)
+
+    @torch.no_grad()
+    def captions(
+        self,
+        images: UInt8[Tensor, "images 3 size size"],
+        ids: Int64[Tensor, " images"],
+        keep_going: KeepGoing = bool,
+    ) -> list[Caption]:
+        """A caption of each image, in order; draws depend on the image's id, which is its own.
+
+        Collective where the model is sharded: then `keep_going` tells whether any rank needs another step.
+        """
+        prefixes = Prefixes(self._model, self._model.image_tokens(images))
+        made = generate(prefixes, self._marks, self._config, self._draws(ids), keep_going)
+        return [Caption(self._text(one), one.log_likelihood, len(one.tokens)) for one in made]
+
+    def _draws(self, ids: Int64[Tensor, " images"]) -> Tensor | None:
+        if self._config.method not in _DRAWING:
+            return None
+        return uniforms(self._config.seed, 0, ids, "caption", self._config.max_length)
+
+    def _text(self, generated: Generated) -> str:
+        return self._model.tokenizer.decode(generated.tokens)
+
+
+def marks_of(model: DualEncoder) -> Marks:
+    """The tokens that the model's texts begin and end with."""
+    tokens, lengths = model.tokenizer(["a"])
+    return Marks(int(tokens[0, 0]), int(tokens[0, int(lengths[0]) - 1]))
