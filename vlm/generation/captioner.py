@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vlm.errors import UserError
@@ -54,7 +54,17 @@ class CaptionGenerator:
 
         Collective where the model is sharded: then `keep_going` tells whether any rank needs another step.
         """
-        prefixes = Prefixes(self._model, self._model.image_tokens(images))
+        return self.captions_of(self._model.encode_image_and_tokens(images)[1], ids, keep_going)
+
+    @torch.no_grad()
+    def captions_of(
+        self,
+        image_tokens: Float[Tensor, "images tokens width"],
+        ids: Int64[Tensor, " images"],
+        keep_going: KeepGoing = bool,
+    ) -> list[Caption]:
+        """The same of images whose tokens are known."""
+        prefixes = Prefixes(self._model, image_tokens)
         made = generate(prefixes, self._marks, self._config, self._draws(ids), keep_going)
         return [Caption(self._text(one), one.log_likelihood, len(one.tokens)) for one in made]
 

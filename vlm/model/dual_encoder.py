@@ -144,12 +144,27 @@ class DualEncoder(nn.Module):
         """Unit-norm embeddings in at least fp32, under autocast too."""
         return self._encode_image(images)[0]
 
-    def image_tokens(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
-        """The tokens that the captioning decoder looks at. Raises UserError for a model without decoder."""
-        tokens = self._encode_image(images)[1]
+    def encode_image_and_tokens(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch tokens width"]]:
+        """The same, and the tokens that the captioning decoder looks at. Raises UserError for a model without one."""
+        embedding, tokens = self._encode_image(images)
         if self.decoder is None or tokens is None:
             raise UserError("the model has no captioning decoder (model.captioner)")
-        return tokens
+        return embedding, tokens
+
+    def caption_likelihood(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
+        """The log-likelihood of one text for each image: of all its tokens but the first."""
+        states = self._encode_text(tokens, lengths)[1]
+        assert states is not None
+        likelihood = self._likelihood(Texts(tokens, lengths), states, image_tokens)[:, 0]
+        rows = torch.repeat_interleave(torch.arange(len(tokens), device=tokens.device), lengths - 1)
+        return likelihood.new_zeros(len(tokens)).index_add(0, rows, likelihood)
 
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]

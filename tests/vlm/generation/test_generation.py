@@ -52,7 +52,7 @@ class Uncached:
     def __init__(self, model: DualEncoder, image: Tensor) -> None:
         self._model = model
         with torch.no_grad():
-            self._image = model.image_tokens(image[None])
+            self._image = model.encode_image_and_tokens(image[None])[1]
 
     @torch.no_grad()
     def __call__(self, tokens: list[int]) -> NextToken:
@@ -121,7 +121,7 @@ def best_caption(model: DualEncoder, image: Tensor, config: GenerationConfig) ->
 def made(model: DualEncoder, images: Tensor, **options: Any) -> list[Generated]:
     config = GenerationConfig.model_validate({"max_length": LENGTH, **options})
     with torch.no_grad():
-        return generate(Prefixes(model, model.image_tokens(images)), marks_of(model), config)
+        return generate(Prefixes(model, model.encode_image_and_tokens(images)[1]), marks_of(model), config)
 
 
 def assert_same(found: Generated, expected: Generated) -> None:
