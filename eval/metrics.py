@@ -80,8 +80,36 @@ GEOMETRY = (
     _NUM_IMAGES,
     _NUM_SKIPPED,
 )
+CAPTIONING = (
+    Metric(
+        "cider_d",
+        "higher",
+        "likeness of generated captions to the references in their telling words (CIDEr-D)",
+        label="CIDEr-D",
+        prominence="headline",
+    ),
+    Metric("bleu_4", "higher", "runs of up to four words that a reference has too (BLEU-4)", label="BLEU-4"),
+    Metric("rouge_l", "higher", "longest common subsequence with a reference (ROUGE-L)", label="ROUGE-L"),
+    Metric(
+        "self_clip_score",
+        "higher",
+        "2.5 times the cosine of image and generated caption, at least 0, by this model's own towers",
+        label="CLIPScore by itself",
+    ),
+    Metric(
+        "true_image_preferred",
+        "higher",
+        "captions that are likelier under their own image than under another",
+        unit="fraction",
+        label="true image preferred",
+    ),
+    Metric("nll_per_token", "lower", "mean of -log p of the reference captions' tokens, in nats", label="NLL a token"),
+    Metric("caption_length", None, "mean number of tokens of generated captions", label="caption length"),
+    _NUM_IMAGES,
+    _NUM_SKIPPED,
+)
 RECALLS_AT_1 = tuple(direction_metrics(direction)[0] for direction in DIRECTIONS)
-_ALL = {metric.name: metric for metric in (*ZERO_SHOT, *RETRIEVAL, *GEOMETRY)}
+_ALL = {metric.name: metric for metric in (*ZERO_SHOT, *RETRIEVAL, *GEOMETRY, *CAPTIONING)}
 
 
 def metric_at_shift(metric: Metric, shift: float) -> Metric:

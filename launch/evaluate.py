@@ -72,7 +72,7 @@ def evaluate_model(
     """
     json_file = None if json_file is None else output_file(json_file, "--json")
     plots = None if plots is None else _plots_folder(plots, config)
-    with _loaded(name, patience, trust=trust) as (model, world):
+    with loaded_model(name, patience, trust=trust) as (model, world):
         context = EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS)
         evaluator = build_evaluator(config, context)
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
@@ -140,7 +140,7 @@ def _shown_progress(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def _loaded(name: str, patience: float, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
+def loaded_model(name: str, patience: float, *, trust: bool) -> Iterator[tuple[DualEncoder, World]]:
     """The model called `name` on each of the launched ranks."""
     together = ranks_together(EngineSettings("ddp", rows_per_rank=1), patience=Patience(patience, "--patience"))
     with together as (accelerator, _):

@@ -3,15 +3,18 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.caption_options import GenerationOptions
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, eval_app
 from launch.launcher import join_launcher
+from launch.options import grouped
 from vlm import __version__
 from vlm.errors import EveryRankError
 
@@ -28,7 +31,7 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "verify-gradients", "eval", "demo")
+_ON_ALL_RANKS = ("train", "caption", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -112,6 +115,27 @@ def train(
     folder = run_recipe(checked, resume=resume, allow_changes=allow_changes)
     if os.environ.get("RANK", "0") == "0":
         print(f"report: {folder / REPORT}")
+
+
+@app.command()
+@grouped
+def caption(
+    model: ModelName,
+    pictures: Annotated[list[str], typer.Argument(help="Image files, or shards.", metavar="IMAGES...|SHARDS...")],
+    generation: GenerationOptions,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Pictures a forward; no caption depends on it.")
+    ] = 64,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write a line of JSON each to this file.")
+    ] = None,
+    trust: TrustModel = False,
+) -> None:
+    """Print a caption of each picture with its log-likelihood. On all ranks that a launcher started."""
+    from launch.caption import caption_pictures, generation_config
+
+    config = generation_config(asdict(generation))
+    caption_pictures(model, pictures, config, batch_size=batch_size, json_file=json_file, trust=trust)
 
 
 @app.command()

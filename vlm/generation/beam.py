@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import log_softmax
 
-from vlm.generation.captions import Generated, Marks, allowed
+from vlm.generation.captions import Generated, Limits, allowed
 from vlm.generation.config import GenerationConfig
 from vlm.generation.prefix import Prefixes
 
@@ -39,23 +39,23 @@ class _Best:
 
 
 def beam_search(
-    prefixes: Prefixes, marks: Marks, config: GenerationConfig, keep_going: Callable[[bool], bool]
+    prefixes: Prefixes, limits: Limits, config: GenerationConfig, keep_going: Callable[[bool], bool]
 ) -> list[Generated]:
     """The caption of the best score of each image, in order."""
     num_images, beams, device = len(prefixes), config.beams, prefixes.device
     ended = [_Best(config.length_penalty) for _ in range(num_images)]
-    tokens = torch.full((num_images, 1), marks.start, device=device)
+    tokens = torch.full((num_images, 1), limits.marks.start, device=device)
     sums = torch.zeros(num_images, 1, device=device)  # log-likelihoods of the open captions, image by image
     told = tokens.new_zeros(num_images, 1, 0)
     logits = prefixes.append(tokens[:, 0]).logits
     is_open, length = True, 0
-    while keep_going(is_open and length < config.max_length):
-        log_p = allowed(log_softmax(logits.float(), dim=1), marks, config, length).unflatten(0, (num_images, -1))
+    while keep_going(is_open and length < limits.max_length):
+        log_p = allowed(log_softmax(logits.float(), dim=1), limits, length).unflatten(0, (num_images, -1))
         # Twice as many as are followed: at most one of each caption's continuations is its end.
         totals = (sums[:, :, None] + log_p).flatten(1)
         best, places = totals.topk(min(2 * beams, totals.shape[1]), dim=1)
         parents, following = places // log_p.shape[2], places % log_p.shape[2]
-        ends = following == marks.end
+        ends = following == limits.marks.end
         for number, place in (ends[:, :beams] & best[:, :beams].isfinite()).nonzero().tolist():
             ended[number].add(told[number, parents[number, place]].tolist(), float(best[number, place]))
         length += 1
@@ -64,10 +64,10 @@ def beam_search(
         sums, parents, following = (values.gather(1, going) for values in (best, parents, following))
         told = torch.cat([told.gather(1, parents[:, :, None].expand(-1, -1, told.shape[2])), following[:, :, None]], 2)
         tops = sums.amax(1).tolist()
-        is_open = not all(one.cannot_be_beaten(top, config.max_length) for one, top in zip(ended, tops, strict=True))
+        is_open = not all(one.cannot_be_beaten(top, limits.max_length) for one, top in zip(ended, tops, strict=True))
         before = log_p.shape[1]
         prefixes.take((torch.arange(num_images, device=device)[:, None] * before + parents).flatten())
-        if length < config.max_length:
+        if length < limits.max_length:
             logits = prefixes.append(following.flatten()).logits
     return [_answer(*of_image) for of_image in zip(ended, told.tolist(), sums.tolist(), strict=True)]
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vlm.errors import UserError
-from vlm.generation.captions import Generated, Marks
+from vlm.generation.captions import Generated, Limits, Marks
 from vlm.generation.config import GenerationConfig
 from vlm.generation.prefix import Prefixes
 from vlm.generation.search import KeepGoing, generate
@@ -15,6 +15,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.counter_rng import uniforms
 
 _DRAWING = ("top_k", "top_p")
+_USUAL_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class CaptionGenerator:
         if model.decoder is None:
             raise UserError("the model has no captioning decoder (model.captioner), so it writes no captions")
         longest = model.text.context_length - 1
-        if config.max_length > longest:
-            raise UserError(f"max_length: found {config.max_length}; the model's texts have {longest} tokens at most")
+        max_length = min(_USUAL_LENGTH, longest) if config.max_length is None else config.max_length
+        if max_length > longest:
+            raise UserError(f"max_length: found {max_length}; the model's texts have {longest} tokens at most")
+        if config.min_length >= max_length:
+            raise UserError(f"min_length: found {config.min_length}; it is below max_length ({max_length})")
         self._model = model
         self._config = config
-        self._marks = marks_of(model)
+        self._max_length = max_length
 
     @torch.no_grad()
     def captions(
@@ -65,13 +69,14 @@ class CaptionGenerator:
     ) -> list[Caption]:
         """The same of images whose tokens are known."""
         prefixes = Prefixes(self._model, image_tokens)
-        made = generate(prefixes, self._marks, self._config, self._draws(ids), keep_going)
+        limits = Limits(marks_of(self._model), self._max_length, self._config.min_length)
+        made = generate(prefixes, limits, self._config, self._draws(ids), keep_going)
         return [Caption(self._text(one), one.log_likelihood, len(one.tokens)) for one in made]
 
     def _draws(self, ids: Int64[Tensor, " images"]) -> Tensor | None:
         if self._config.method not in _DRAWING:
             return None
-        return uniforms(self._config.seed, 0, ids, "caption", self._config.max_length)
+        return uniforms(self._config.seed, 0, ids, "caption", self._max_length)
 
     def _text(self, generated: Generated) -> str:
         return self._model.tokenizer.decode(generated.tokens)

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vlm.generation.config import GenerationConfig
-
 
 @dataclass(frozen=True)
 class Marks:
@@ -15,6 +13,15 @@ class Marks:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The marks of captions, the tokens that they have behind the first at most, and before they may end."""
+
+    marks: Marks
+    max_length: int
+    min_length: int
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,9 @@ class Generated:
 class Writing:
     """One caption of each image that is being written."""
 
-    def __init__(self, num_images: int, marks: Marks, config: GenerationConfig, device: torch.device) -> None:
-        self._marks = marks
-        self._config = config
-        self.tokens: Int64[Tensor, "images length"] = torch.full((num_images, 1), marks.start, device=device)
+    def __init__(self, num_images: int, limits: Limits, device: torch.device) -> None:
+        self._limits = limits
+        self.tokens: Int64[Tensor, "images length"] = torch.full((num_images, 1), limits.marks.start, device=device)
         self._ended: Bool[Tensor, " images"] = torch.zeros(num_images, dtype=torch.bool, device=device)
         self._log_likelihood: Float[Tensor, " images"] = torch.zeros(num_images, device=device)
 
@@ -43,37 +49,35 @@ class Writing:
     @property
     def is_open(self) -> bool:
         """Whether any caption may go on."""
-        return self.num_told < self._config.max_length and not bool(self._ended.all())
+        return self.num_told < self._limits.max_length and not bool(self._ended.all())
 
     def allowed(self, log_p: Float[Tensor, "images vocabulary"]) -> Float[Tensor, "images vocabulary"]:
         """The same, -inf for what must not come next: the first mark, and an end that is too early."""
-        return allowed(log_p, self._marks, self._config, self.num_told)
+        return allowed(log_p, self._limits, self.num_told)
 
     def add(self, tokens: Int64[Tensor, " images"], log_p: Float[Tensor, "images vocabulary"]) -> None:
         """Add a token to each that has not ended, with its log-likelihood."""
-        tokens = torch.where(self._ended, self._marks.end, tokens)
+        tokens = torch.where(self._ended, self._limits.marks.end, tokens)
         told = log_p.gather(1, tokens[:, None])[:, 0]
         self._log_likelihood += torch.where(self._ended, 0.0, told)
         self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
-        self._ended |= tokens == self._marks.end
+        self._ended |= tokens == self._limits.marks.end
 
     def captions(self) -> list[Generated]:
         """All captions, in order."""
         likelihoods = self._log_likelihood.tolist()
         return [
-            Generated(until_end(row, self._marks), likelihood)
+            Generated(until_end(row, self._limits.marks), likelihood)
             for row, likelihood in zip(self.tokens[:, 1:].tolist(), likelihoods, strict=True)
         ]
 
 
-def allowed(
-    log_p: Float[Tensor, "... vocabulary"], marks: Marks, config: GenerationConfig, num_told: int
-) -> Float[Tensor, "... vocabulary"]:
+def allowed(log_p: Float[Tensor, "... vocabulary"], limits: Limits, num_told: int) -> Float[Tensor, "... vocabulary"]:
     """Log-likelihoods of the next token, -inf for the first mark, and for the end before `min_length` tokens."""
     log_p = log_p.clone()
-    log_p[..., marks.start] = -torch.inf
-    if num_told < config.min_length:
-        log_p[..., marks.end] = -torch.inf
+    log_p[..., limits.marks.start] = -torch.inf
+    if num_told < limits.min_length:
+        log_p[..., limits.marks.end] = -torch.inf
     return log_p
 
 

@@ -30,7 +30,12 @@ class GenerationConfig(Config):
     }
 
     method: Method = Field(default="greedy", description="how the next token is chosen")
-    max_length: int = Field(default=32, gt=0, le=4096, description="tokens of a caption at most, its end among them")
+    max_length: int | None = Field(
+        default=None,
+        gt=0,
+        le=4096,
+        description="tokens of a caption at most, its end among them; null: 32, or as many as the model's texts have",
+    )
     min_length: int = Field(default=1, ge=0, le=4096, description="tokens before a caption may end")
     beams: int = Field(default=4, gt=0, le=1024, description="captions that are followed at a time; 1 is greedy")
     length_penalty: float = Field(
@@ -44,6 +49,6 @@ class GenerationConfig(Config):
 
     @model_validator(mode="after")
     def _shorter_than_longest(self) -> "GenerationConfig":
-        if self.min_length >= self.max_length:
+        if self.max_length is not None and self.min_length >= self.max_length:
             raise ValueError(f"min_length: found {self.min_length}; it is below max_length ({self.max_length})")
         return self

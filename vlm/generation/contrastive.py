@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from vlm.generation.captions import Generated, Marks, Writing
+from vlm.generation.captions import Generated, Limits, Writing
 from vlm.generation.choice import contrastive_scores
 from vlm.generation.config import GenerationConfig
 from vlm.generation.prefix import Prefixes
 
 
 def contrastive_search(
-    prefixes: Prefixes, marks: Marks, config: GenerationConfig, keep_going: Callable[[bool], bool]
+    prefixes: Prefixes, limits: Limits, config: GenerationConfig, keep_going: Callable[[bool], bool]
 ) -> list[Generated]:
     """A caption of each image, in order.
 
@@ -22,7 +22,7 @@ def contrastive_search(
     caption's own tokens: neither the first mark's nor an image's.
     """
     num_images, k = len(prefixes), config.k
-    writing = Writing(num_images, marks, config, prefixes.device)
+    writing = Writing(num_images, limits, prefixes.device)
     logits = prefixes.append(writing.tokens[:, -1]).logits
     earlier: Tensor | None = None  # unit states of the tokens so far [images, length, width]
     images = torch.arange(num_images, device=prefixes.device)

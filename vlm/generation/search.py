@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from vlm.generation.beam import beam_search
-from vlm.generation.captions import Generated, Marks, Writing
+from vlm.generation.captions import Generated, Limits, Writing
 from vlm.generation.choice import drawn, likeliest
 from vlm.generation.config import GenerationConfig
 from vlm.generation.contrastive import contrastive_search
@@ -19,7 +19,7 @@ KeepGoing = Callable[[bool], bool]
 
 def generate(
     prefixes: Prefixes,
-    marks: Marks,
+    limits: Limits,
     config: GenerationConfig,
     draws: Float[Tensor, "images max_length"] | None = None,
     keep_going: KeepGoing = bool,
@@ -29,16 +29,16 @@ def generate(
     `draws` are uniform numbers of [0, 1), an image's own for each token, where tokens are drawn, and only there.
     """
     if config.method == "beam" and config.beams > 1:
-        return beam_search(prefixes, marks, config, keep_going)
+        return beam_search(prefixes, limits, config, keep_going)
     if config.method == "contrastive" and config.alpha > 0 and config.k > 1:
-        return contrastive_search(prefixes, marks, config, keep_going)
-    writing = Writing(len(prefixes), marks, config, prefixes.device)
+        return contrastive_search(prefixes, limits, config, keep_going)
+    writing = Writing(len(prefixes), limits, prefixes.device)
     logits = prefixes.append(writing.tokens[:, -1]).logits
     while keep_going(writing.is_open):
         log_p = log_softmax(logits.float(), dim=1)
         allowed = writing.allowed(log_p)
         tokens = likeliest(allowed) if draws is None else drawn(allowed, draws[:, writing.num_told], config)
         writing.add(tokens, log_p)
-        if writing.num_told < config.max_length:
+        if writing.num_told < limits.max_length:
             logits = prefixes.append(writing.tokens[:, -1]).logits
     return writing.captions()

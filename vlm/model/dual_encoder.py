@@ -146,7 +146,7 @@ class DualEncoder(nn.Module):
 
     def encode_image_and_tokens(
         self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch tokens width"]]:
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch tokens token_width"]]:
         """The same, and the tokens that the captioning decoder looks at. Raises UserError for a model without one."""
         embedding, tokens = self._encode_image(images)
         if self.decoder is None or tokens is None:
@@ -155,7 +155,7 @@ class DualEncoder(nn.Module):
 
     def caption_likelihood(
         self,
-        image_tokens: Float[Tensor, "batch tokens width"],
+        image_tokens: Float[Tensor, "batch image_tokens token_width"],
         tokens: Int64[Tensor, "batch length"],
         lengths: Int64[Tensor, " batch"],
     ) -> Float[Tensor, " batch"]:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 from tests.vlm.model.tiny import TEXT, VIT, perturb, some_images
 from vlm.errors import UserError
 from vlm.generation.captioner import CaptionGenerator, marks_of
-from vlm.generation.captions import Generated
+from vlm.generation.captions import Generated, Limits
 from vlm.generation.choice import contrastive_scores, drawn
 from vlm.generation.config import GenerationConfig
 from vlm.generation.prefix import Prefixes
@@ -76,6 +76,7 @@ def possible(log_p: Tensor, told: int, config: GenerationConfig) -> Tensor:
 def written_out(model: DualEncoder, image: Tensor, config: GenerationConfig) -> Generated:
     """Greedy and contrastive search as their definitions have them, token by token."""
     step, tokens, total = Uncached(model, image), [49406], 0.0
+    assert config.max_length is not None
     while len(tokens) <= config.max_length:
         log_p = step.log_p(tokens)
         scores = possible(log_p, len(tokens) - 1, config)
@@ -101,6 +102,7 @@ def best_caption(model: DualEncoder, image: Tensor, config: GenerationConfig) ->
     step = Uncached(model, image)
     open_captions: list[tuple[list[int], float]] = [([49406], 0.0)]
     ended: list[tuple[float, Generated]] = []
+    assert config.max_length is not None
     for length in range(1, config.max_length + 1):
         following = []
         for tokens, total in open_captions:
@@ -120,8 +122,10 @@ def best_caption(model: DualEncoder, image: Tensor, config: GenerationConfig) ->
 
 def made(model: DualEncoder, images: Tensor, **options: Any) -> list[Generated]:
     config = GenerationConfig.model_validate({"max_length": LENGTH, **options})
+    assert config.max_length is not None
+    limits = Limits(marks_of(model), config.max_length, config.min_length)
     with torch.no_grad():
-        return generate(Prefixes(model, model.encode_image_and_tokens(images)[1]), marks_of(model), config)
+        return generate(Prefixes(model, model.encode_image_and_tokens(images)[1]), limits, config)
 
 
 def assert_same(found: Generated, expected: Generated) -> None:
@@ -246,7 +250,7 @@ def test_a_model_without_decoder_and_captions_too_long_for_its_texts_are_refused
     [
         ({"alpha": 0.2}, "alpha: found 0.2, which means nothing with method: greedy"),
         ({"method": "beam", "p": 0.5}, "p: found 0.5, which means nothing with method: beam"),
-        ({"min_length": 32}, "min_length: found 32; it is below max_length"),
+        ({"min_length": 9, "max_length": 9}, "min_length: found 9; it is below max_length"),
     ],
 )
 def test_options_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:

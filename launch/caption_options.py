@@ -1,0 +1,22 @@
+"""The options of `vlm caption`, read before torch is imported."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How captions are generated; None where nothing is said."""
+
+    method: Annotated[str | None, typer.Option(help="greedy (the default), beam, top_k, top_p or contrastive.")] = None
+    max_length: Annotated[int | None, typer.Option(help="Tokens at most, the end among them; 32 by default.")] = None
+    min_length: Annotated[int | None, typer.Option(help="Tokens before a caption may end.")] = None
+    beams: Annotated[int | None, typer.Option(help="Of beam: captions that are followed at a time.")] = None
+    length_penalty: Annotated[float | None, typer.Option(help="Of beam: power of the length to divide by.")] = None
+    k: Annotated[int | None, typer.Option("-k", help="Of top_k and contrastive: tokens to choose among.")] = None
+    p: Annotated[float | None, typer.Option("-p", help="Of top_p: probability of the tokens to choose among.")] = None
+    alpha: Annotated[float | None, typer.Option(help="Of contrastive: weight of unlikeness; 0 is greedy.")] = None
+    temperature: Annotated[float | None, typer.Option(help="Of top_k and top_p: divides the logits.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of top_k and top_p.")] = None
