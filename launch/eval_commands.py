@@ -1,12 +1,13 @@
 """The `vlm eval` commands: thin, one a kind of evaluator, and one for a class of the user's own."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from launch.caption_options import GenerationOptions
 from launch.options import grouped
 
 _OWN_CLASS = "package.module:Class"
@@ -107,6 +108,21 @@ def geometry(
 ) -> None:
     """The two clouds of embeddings and the gap between them; retrieval while the gap is moved."""
     _evaluate("geometry", model, data, keys, shared, {"shifts": shift, "txt": txt}, plots)
+
+
+@eval_app.command(name="caption")
+@grouped
+def captioning(
+    model: ModelName,
+    data: DataPattern,
+    generation: GenerationOptions,
+    shared: SharedOptions,
+    keys: Keys = None,
+    txt: TxtMembers = None,
+) -> None:
+    """Generated captions beside the references: CIDEr-D, BLEU-4, ROUGE-L, and whether the decoder sees the image."""
+    given = {name: value for name, value in asdict(generation).items() if value is not None}
+    _evaluate("caption", model, data, keys, shared, {"txt": txt, "generation": given or None})
 
 
 @eval_app.command(name=_OWN_CLASS)

@@ -75,6 +75,7 @@ def evaluate_model(
     with loaded_model(name, patience, trust=trust) as (model, world):
         context = EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS)
         evaluator = build_evaluator(config, context)
+        evaluator.require(model)
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
         require_same_view(world, records)
         _print_notices(evaluator, world)

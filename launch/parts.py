@@ -41,6 +41,8 @@ def build_parts(recipe: Recipe, world: World, model: DualEncoder) -> RunParts:
     cache = ShardCache(recipe.data.cache, recipe.data.retry)
     context = EvaluationContext(model.image_spec, model.tokenizer, recipe.data.root, cache)
     evaluators = build_evaluators(recipe.evaluate, context)
+    for evaluator in evaluators.values():
+        evaluator.require(model)
     evaluations = []
     for name, evaluator in evaluators.items():
         every = recipe.evaluate[name].every

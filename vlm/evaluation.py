@@ -78,7 +78,8 @@ class Evaluation:
 class Evaluator(Protocol):
     """A measurement of models: all ranks share the work, and the figures depend neither on their number nor on batches.
 
-    A class that derives from it has no notices, no sets and no skipped samples unless it says otherwise.
+    A class that derives from it has no notices, no sets and no skipped samples, and measures any model, unless it says
+    otherwise.
     """
 
     @property
@@ -99,6 +100,10 @@ class Evaluator(Protocol):
     def skipped(self) -> tuple[Skip, ...]:
         """The samples that were of no use so far, as far as this rank knows."""
         return ()
+
+    def require(self, model: Any) -> None:  # noqa: ARG002
+        """Raise UserError for a model that cannot be measured, before anything else is done with it."""
+        return
 
     def run(self, model: Any, world: World) -> Evaluation:
         """Measure `model`, which has the methods of `eval.encoder.Encoder`. Collective."""
