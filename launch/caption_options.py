@@ -11,12 +11,26 @@ class GenerationOptions:
     """How captions are generated; None where nothing is said."""
 
     method: Annotated[str | None, typer.Option(help="greedy (the default), beam, top_k, top_p or contrastive.")] = None
-    max_length: Annotated[int | None, typer.Option(help="Tokens at most, the end among them; 32 by default.")] = None
-    min_length: Annotated[int | None, typer.Option(help="Tokens before a caption may end.")] = None
-    beams: Annotated[int | None, typer.Option(help="Of beam: captions that are followed at a time.")] = None
-    length_penalty: Annotated[float | None, typer.Option(help="Of beam: power of the length to divide by.")] = None
-    k: Annotated[int | None, typer.Option("-k", help="Of top_k and contrastive: tokens to choose among.")] = None
-    p: Annotated[float | None, typer.Option("-p", help="Of top_p: probability of the tokens to choose among.")] = None
-    alpha: Annotated[float | None, typer.Option(help="Of contrastive: weight of unlikeness; 0 is greedy.")] = None
-    temperature: Annotated[float | None, typer.Option(help="Of top_k and top_p: divides the logits.")] = None
-    seed: Annotated[int | None, typer.Option(help="Of top_k and top_p.")] = None
+    max_length: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Tokens at most, the end among them; 32 by default.")
+    ] = None
+    min_length: Annotated[int | None, typer.Option(min=0, max=4096, help="Tokens before a caption may end.")] = None
+    beams: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Of beam: captions that are followed at a time.")
+    ] = None
+    length_penalty: Annotated[
+        float | None, typer.Option(min=0, max=10, help="Of beam: power of the length to divide by.")
+    ] = None
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, max=4096, help="Of top_k and contrastive: tokens to choose among.")
+    ] = None
+    p: Annotated[
+        float | None, typer.Option("-p", min=0, max=1, help="Of top_p: probability of the tokens to choose among.")
+    ] = None
+    alpha: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of contrastive: weight of unlikeness; 0 is greedy.")
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Of top_k and top_p: divides the logits.")
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Of top_k and top_p.")] = None

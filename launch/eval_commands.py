@@ -110,9 +110,9 @@ def geometry(
     _evaluate("geometry", model, data, keys, shared, {"shifts": shift, "txt": txt}, plots)
 
 
-@eval_app.command(name="caption")
+@eval_app.command()
 @grouped
-def captioning(
+def caption(
     model: ModelName,
     data: DataPattern,
     generation: GenerationOptions,

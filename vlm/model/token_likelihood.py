@@ -26,14 +26,18 @@ class _TokenLikelihood(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """log p(target) = logit - lse, and mean(logits) - lse."""
         product = _product_type(states)
-        columns = weight.to(product)
+        columns, vocabulary = weight.to(product), weight.shape[1]
         values = states.new_empty((len(states), 2), dtype=_precise(states.dtype))
         sums = values.new_empty(len(states))
-        for rows in _chunks(len(states), weight.shape[1]):
-            logits = (states[rows].to(product) @ columns).to(values.dtype)
-            sums[rows] = logits.logsumexp(1)
-            values[rows, 0] = logits.gather(1, targets[rows, None])[:, 0] - sums[rows]
-            values[rows, 1] = logits.mean(1) - sums[rows]
+        chunks = _chunks(len(states), vocabulary)
+        buffer = values.new_empty(_size(chunks), vocabulary)
+        for rows in chunks:
+            logits = _logits(states[rows].to(product), columns, buffer)
+            largest = logits.amax(1)
+            values[rows, 0] = logits.gather(1, targets[rows, None])[:, 0]
+            values[rows, 1] = logits.mean(1)
+            sums[rows] = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+        values -= sums[:, None]
         ctx.save_for_backward(states, weight, targets, sums)
         ctx.product = product
         return values
@@ -47,9 +51,11 @@ class _TokenLikelihood(torch.autograd.Function):
         wants_states, wants_weight, _ = ctx.needs_input_grad
         to_states = torch.empty_like(states) if wants_states else None
         to_weight = torch.zeros_like(weight, dtype=gradient.dtype) if wants_weight else None
-        for rows in _chunks(len(states), vocabulary):
+        chunks = _chunks(len(states), vocabulary)
+        buffer = gradient.new_empty(_size(chunks), vocabulary)
+        for rows in chunks:
             part = states[rows].to(ctx.product)
-            to_logits = (part @ columns).to(gradient.dtype).sub_(sums[rows, None]).exp_()
+            to_logits = _logits(part, columns, buffer).sub_(sums[rows, None]).exp_()
             to_logits.mul_(-gradient[rows].sum(1, keepdim=True)).add_(gradient[rows, 1:] / vocabulary)
             to_logits.scatter_add_(1, targets[rows, None], gradient[rows, :1])
             to_logits = to_logits.to(ctx.product)
@@ -58,6 +64,14 @@ class _TokenLikelihood(torch.autograd.Function):
             if to_weight is not None:
                 _add_product(to_weight, part, to_logits)
         return to_states, None if to_weight is None else to_weight.to(weight.dtype), None
+
+
+def _logits(states: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """The logits of some tokens, in a buffer that all chunks share: new memory for each would cost more than it."""
+    logits = buffer[: len(states)]
+    if logits.dtype == states.dtype:
+        return torch.mm(states, columns, out=logits)
+    return logits.copy_(states @ columns)
 
 
 def _add_product(total: Tensor, part: Tensor, to_logits: Tensor) -> None:
@@ -70,6 +84,10 @@ def _add_product(total: Tensor, part: Tensor, to_logits: Tensor) -> None:
 def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
     size = max(1, _CHUNK_LOGITS // vocabulary)
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
+
+
+def _size(chunks: list[slice]) -> int:
+    return max((rows.stop - rows.start for rows in chunks), default=0)
 
 
 def _product_type(states: Tensor) -> torch.dtype:
