@@ -43,10 +43,7 @@ class CaptioningConfig(CaptionedEvaluationConfig):
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """What an image's rank finds out of it.
-
-    The log-likelihoods are those of the image's own first caption, and of another image's, per token and in all.
-    """
+    """An image's generated caption, and under it the log-likelihoods of its own first caption and of another's."""
 
     position: int
     caption: Caption

@@ -39,12 +39,12 @@ def _cosines(ngrams: NGrams, num_images: int) -> NDArray[np.float64]:
     grams_of_images = np.unique(ngrams.reference_keys) % ngrams.num_grams
     documents = np.bincount(grams_of_images, minlength=ngrams.num_grams)
     weights = np.log(num_images / np.maximum(documents, 1))  # of n-grams of all images 0, without rounding
-    of_references = references.counts * weights[references.grams]
-    of_candidates = candidates.counts * weights[candidates.grams]
+    reference_vectors = references.counts * weights[references.grams]
+    candidate_vectors = candidates.counts * weights[candidates.grams]
     common = look_up(ngrams.reference_keys, ngrams.candidate_keys, candidates.counts) * weights[references.grams]
-    products = np.bincount(references.captions, np.minimum(common, of_references) * of_references, len(images))
-    norms_of_candidates = np.sqrt(np.bincount(candidates.captions, of_candidates**2, num_images))
-    norms_of_references = np.sqrt(np.bincount(references.captions, of_references**2, len(images)))
-    norms = norms_of_candidates[images] * norms_of_references
+    products = np.bincount(references.captions, np.minimum(common, reference_vectors) * reference_vectors, len(images))
+    candidate_norms = np.sqrt(np.bincount(candidates.captions, candidate_vectors**2, num_images))
+    reference_norms = np.sqrt(np.bincount(references.captions, reference_vectors**2, len(images)))
+    norms = candidate_norms[images] * reference_norms
     cosines: NDArray[np.float64] = np.divide(products, norms, out=np.zeros(len(images)), where=norms > 0)
     return cosines

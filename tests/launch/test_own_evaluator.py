@@ -42,7 +42,7 @@ class SpreadConfig(ShardEvaluationConfig):
 
 
 class ListConfig(SpreadConfig):
-    """What it builds measures nothing."""
+    """A configuration whose evaluator measures nothing."""
 
     def build(self, context):
         return []

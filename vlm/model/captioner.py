@@ -117,7 +117,7 @@ class CaptionDecoder(nn.Module):
         num_targets: Int64[Tensor, " texts"] | None = None,
         cache: DecoderCache | None = None,
     ) -> NextToken | Float[Tensor, "counted 2"]:
-        """What follows each token, given those before it and its image; texts come image by image, as many for each.
+        """The tokens that follow, given those before them and the image; texts come image by image, as many for each.
 
         With `targets`, the `token_likelihood` of the first `num_targets` of each text, text after text; without, the
         logits of the token after the last. A cache that knows earlier tokens goes on behind them.

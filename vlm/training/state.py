@@ -42,7 +42,7 @@ def memory_groups(objective: Objective) -> dict[str, Group]:
     return {MEMORY: ({name: tensor.numel() for name, tensor in tensors.items()}, tensors.__getitem__)}
 
 
-def own_pieces(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
+def local_memory(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
     """The memory of terms on this rank alone, as a piece for `write_checkpoint`."""
     tensors = {
         f"{name}/{key}": tensor for name, state in objective.states.items() for key, tensor in state.local().items()

@@ -22,7 +22,7 @@ from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engines.base import Engine
 from vlm.training.engines.registry import EngineName
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.state import memory_groups, own_pieces, state_groups
+from vlm.training.state import local_memory, memory_groups, state_groups
 from vlm.training.step import TrainState, train_step
 from vlm.training.teacher import Teacher, TeacherConfig
 
@@ -44,7 +44,7 @@ def state_of(state: TrainState) -> dict[str, Tensor]:
     with torch.no_grad():
         groups = state_groups(state.engine, state.ema, state.teacher) | memory_groups(state.objective)
         tensors = {f"{group}.{name}": whole(name).clone() for group, (sizes, whole) in groups.items() for name in sizes}
-    own = {name: tensor.clone() for part in own_pieces(state.objective).values() for name, tensor in part.items()}
+    own = {name: tensor.clone() for part in local_memory(state.objective).values() for name, tensor in part.items()}
     return {**tensors, **own, "updates": torch.tensor(state.engine.num_updates())}
 
 

@@ -120,7 +120,7 @@ def one_rank(folder: str, parts: list[int]) -> tuple[dict[str, float], dict[str,
     for number in parts[world.rank :: world.size]:
         one.add(batch(skips(2, reason=f"reason {number}", start=10 * number), COUNTS[number]))
     one.flush(3)
-    return one.shares(), one.shares(), one.num_skipped
+    return one.fractions(), one.fractions(), one.num_skipped
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,1 +1,1 @@
-"""What a run does around its steps beside training: each hook is called after every step, in a fixed order."""
+"""The hooks of a run: each is called after every step, in a fixed order, beside training."""

@@ -13,7 +13,7 @@ from vlm.training.batch_source import BatchSource
 from vlm.training.control import RunControl
 from vlm.training.hooks.base import Hook, StepEvent
 from vlm.training.recorder import Recorder
-from vlm.training.state import memory_groups, own_pieces, state_groups
+from vlm.training.state import local_memory, memory_groups, state_groups
 from vlm.training.step import TrainState
 
 
@@ -65,7 +65,7 @@ class Checkpoints(Hook):
         manifest = self._plan.manifest.model_copy(update=changing)
         with torch.no_grad():
             groups = state_groups(engine, self._state.ema, self._state.teacher) | memory_groups(objective)
-            write_checkpoint(run.checkpoints, manifest, groups, engine.world, own_pieces(objective))
+            write_checkpoint(run.checkpoints, manifest, groups, engine.world, local_memory(objective))
         if engine.world.is_main:
             run.history.add("saved", step)
             prune(run.checkpoints, self._plan.keep, step, self._recorder.alarms.good_steps())

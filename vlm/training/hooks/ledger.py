@@ -56,13 +56,13 @@ class Ledger(Hook):
         check_bad_fraction(self._reasons, (step - self._start_step) * self._global_batch, self._max_bad_share)
 
     def counts(self) -> dict[str, int]:
-        """The rows of each source and field over all ranks since `shares` was called: for a checkpoint. Collective."""
+        """The rows of each source and field over all ranks since the last `fractions`, for a checkpoint. Collective."""
         everyone: Counter[str] = Counter()
         for counts in self._run.world.gather_objects(dict(self._counts)):
             everyone.update(counts)
         return dict(everyone)
 
-    def shares(self) -> dict[str, float]:
+    def fractions(self) -> dict[str, float]:
         """The share of each source among the rows of all ranks since the last call, and of each field. Collective."""
         everyone = self.counts()
         self._counts.clear()

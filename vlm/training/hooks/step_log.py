@@ -1,4 +1,4 @@
-"""The lines of a run's log: loss, terms, rates and shares of the data, every so many steps."""
+"""The lines of a run's log: loss, terms, rates and fractions of the data, every so many steps."""
 
 import torch
 
@@ -46,7 +46,7 @@ class StepLog(Hook):
             "samples_per_second": rate,
             "data_wait": wait,
             LEFT_OUT: self._guard.left_out.total,
-            **self._ledger.shares(),
+            **self._ledger.fractions(),
         }
         skipped = f"  skipped {self._ledger.num_skipped}" if self._ledger.num_skipped else ""
         self._recorder.show(event.step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
