@@ -1,6 +1,7 @@
 """`vlm caption`: captions of pictures or of the samples of shards, on all ranks that a launcher started."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,10 +82,10 @@ def caption_pictures(
             local = _local(generator, batches(pictures, model.image_spec, world, batch_size), world)
         captioned = sorted(one for rank in world.gather_objects(local) for one in rank)
         if world.is_main:
-            _print(captioned, sys.stdout)
             if json_file is not None:
                 lines = [json.dumps(_as_json(one), ensure_ascii=False) + "\n" for one in captioned]
                 write_output(json_file, "".join(lines), "--json")
+            _print(captioned, sys.stdout)
         world.barrier()
     return captioned
 
@@ -138,9 +139,12 @@ def _of_shards(patterns: Sequence[str], spec: ImageSpec, world: World, batch_siz
 
 
 def _print(captioned: Sequence[Captioned], to: TextIO) -> None:
-    for one in captioned:
-        print(f"{one_line(one.name)}\t{one.caption.log_likelihood:.3f}\t{one_line(one.caption.text)}", file=to)
-    to.flush()
+    try:
+        for one in captioned:
+            print(f"{one_line(one.name)}\t{one.caption.log_likelihood:.3f}\t{one_line(one.caption.text)}", file=to)
+        to.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
 
 def _as_json(one: Captioned) -> dict[str, object]:

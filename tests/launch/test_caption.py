@@ -1,17 +1,19 @@
 """`vlm caption`: pictures and shards in, captions out, on any number of ranks; what cannot be read is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from launch.caption import caption_pictures, generation_config
+from launch.caption import Captioned, _print, caption_pictures, generation_config
 from launch.main import app
 from tests.data.small_shards import picture, sample, write_shard
 from tests.launch.test_captioner import MODEL, SHORT
 from tests.launch.tiny import train_here, write_tiny_recipe
 from tests.ranks import run_ranks
+from vlm.generation.captioner import Caption
 
 NAMES = [f"{number}.jpg" for number in range(5)]
 
@@ -68,6 +70,14 @@ def test_the_command_prints_a_line_each_and_writes_json(folder: Path, tmp_path: 
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [[one["picture"], one["caption"]] for one in written] == [[line[0], line[2]] for line in lines]
     assert set(written[0]) == {"picture", "caption", "log_likelihood", "num_tokens"}
+
+
+def test_a_reader_that_has_seen_enough_ends_nothing() -> None:
+    """`vlm caption ... | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        _print([Captioned(0, "a.jpg", Caption("a dog", -1.5, 2))] * 10_000, gone)
 
 
 @pytest.mark.parametrize(
