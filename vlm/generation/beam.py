@@ -46,7 +46,7 @@ def beam_search(
     ended = [_Best(config.length_penalty) for _ in range(num_images)]
     tokens = torch.full((num_images, 1), limits.marks.start, device=device)
     sums = torch.zeros(num_images, 1, device=device)  # log-likelihoods of the open captions, image by image
-    told = tokens.new_zeros(num_images, 1, 0)
+    generated = tokens.new_zeros(num_images, 1, 0)
     logits = prefixes.append(tokens[:, 0]).logits
     is_open, length = True, 0
     while keep_going(is_open and length < limits.max_length):
@@ -57,24 +57,28 @@ def beam_search(
         parents, following = places // log_p.shape[2], places % log_p.shape[2]
         ends = following == limits.marks.end
         for number, place in (ends[:, :beams] & best[:, :beams].isfinite()).nonzero().tolist():
-            ended[number].add(told[number, parents[number, place]].tolist(), float(best[number, place]))
+            ended[number].add(generated[number, parents[number, place]].tolist(), float(best[number, place]))
         length += 1
-        # Those that go on are the likeliest of the others: a stable sort moves what has ended behind them.
+        # Those that go on are the likeliest of the others: a stable sort moves what has ended behind them, and where
+        # there are too few others it cannot go on all the same.
+        best = best.masked_fill(ends, -torch.inf)
         going = ends.to(torch.int8).sort(dim=1, stable=True).indices[:, :beams]
         sums, parents, following = (values.gather(1, going) for values in (best, parents, following))
-        told = torch.cat([told.gather(1, parents[:, :, None].expand(-1, -1, told.shape[2])), following[:, :, None]], 2)
+        generated = torch.cat(
+            [generated.gather(1, parents[:, :, None].expand(-1, -1, generated.shape[2])), following[:, :, None]], 2
+        )
         tops = sums.amax(1).tolist()
         is_open = not all(one.cannot_be_beaten(top, limits.max_length) for one, top in zip(ended, tops, strict=True))
         before = log_p.shape[1]
         prefixes.take((torch.arange(num_images, device=device)[:, None] * before + parents).flatten())
         if length < limits.max_length:
             logits = prefixes.append(following.flatten()).logits
-    return [_answer(*of_image) for of_image in zip(ended, told.tolist(), sums.tolist(), strict=True)]
+    return [_answer(*of_image) for of_image in zip(ended, generated.tolist(), sums.tolist(), strict=True)]
 
 
-def _answer(ended: _Best, told: list[list[int]], sums: list[float]) -> Generated:
+def _answer(ended: _Best, generated: list[list[int]], sums: list[float]) -> Generated:
     """The best caption that has ended, or where none has, the likeliest of the longest."""
     if ended.caption is not None:
         return ended.caption
     place = max(range(len(sums)), key=sums.__getitem__)
-    return Generated(tuple(told[place]), sums[place])
+    return Generated(tuple(generated[place]), sums[place])

@@ -42,24 +42,24 @@ class Writing:
         self._log_likelihood: Float[Tensor, " images"] = torch.zeros(num_images, device=device)
 
     @property
-    def num_told(self) -> int:
+    def num_generated(self) -> int:
         """The tokens that follow the first mark."""
         return self.tokens.shape[1] - 1
 
     @property
     def is_open(self) -> bool:
         """Whether any caption may go on."""
-        return self.num_told < self._limits.max_length and not bool(self._ended.all())
+        return self.num_generated < self._limits.max_length and not bool(self._ended.all())
 
     def allowed(self, log_p: Float[Tensor, "images vocabulary"]) -> Float[Tensor, "images vocabulary"]:
         """The same, -inf for what must not come next: the first mark, and an end that is too early."""
-        return allowed(log_p, self._limits, self.num_told)
+        return allowed(log_p, self._limits, self.num_generated)
 
     def add(self, tokens: Int64[Tensor, " images"], log_p: Float[Tensor, "images vocabulary"]) -> None:
         """Add a token to each that has not ended, with its log-likelihood."""
         tokens = torch.where(self._ended, self._limits.marks.end, tokens)
-        told = log_p.gather(1, tokens[:, None])[:, 0]
-        self._log_likelihood += torch.where(self._ended, 0.0, told)
+        log_p_of_tokens = log_p.gather(1, tokens[:, None])[:, 0]
+        self._log_likelihood += torch.where(self._ended, 0.0, log_p_of_tokens)
         self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
         self._ended |= tokens == self._limits.marks.end
 
@@ -72,11 +72,13 @@ class Writing:
         ]
 
 
-def allowed(log_p: Float[Tensor, "... vocabulary"], limits: Limits, num_told: int) -> Float[Tensor, "... vocabulary"]:
+def allowed(
+    log_p: Float[Tensor, "... vocabulary"], limits: Limits, num_generated: int
+) -> Float[Tensor, "... vocabulary"]:
     """Log-likelihoods of the next token, -inf for the first mark, and for the end before `min_length` tokens."""
     log_p = log_p.clone()
     log_p[..., limits.marks.start] = -torch.inf
-    if num_told < limits.min_length:
+    if num_generated < limits.min_length:
         log_p[..., limits.marks.end] = -torch.inf
     return log_p
 

@@ -21,9 +21,10 @@ def contrastive_search(
     norm, and goes on with the one of the highest score. The states that they are compared with are those of the
     caption's own tokens: neither the first mark's nor an image's.
     """
-    num_images, k = len(prefixes), config.k
+    num_images = len(prefixes)
     writing = Writing(num_images, limits, prefixes.device)
     logits = prefixes.append(writing.tokens[:, -1]).logits
+    k = min(config.k, logits.shape[1])
     earlier: Tensor | None = None  # unit states of the tokens so far [images, length, width]
     images = torch.arange(num_images, device=prefixes.device)
     while keep_going(writing.is_open):
@@ -33,7 +34,8 @@ def contrastive_search(
         made = prefixes.append(tokens.flatten())
         states = normalize(made.states[:, -1].float(), dim=1).unflatten(0, (num_images, k))
         likeness = best.new_zeros(best.shape) if earlier is None else (states @ earlier.transpose(1, 2)).amax(2)
-        chosen = contrastive_scores(best.exp(), likeness, config.alpha).argmax(1)
+        scores = contrastive_scores(best.exp(), likeness, config.alpha)
+        chosen = scores.masked_fill(best.isneginf(), -torch.inf).argmax(1)  # what must not come next is no candidate
         writing.add(tokens[images, chosen], log_p)
         prefixes.take(images * k + chosen)
         logits = made.logits.unflatten(0, (num_images, k))[images, chosen]

@@ -46,15 +46,6 @@ class Prefixes:
         for layer in self._text_cache:
             layer.take(rows)
 
-    def keep_images(self, images: Int64[Tensor, " images"]) -> None:
-        """Go on with these images alone, and the captions of each."""
-        per_image = len(self._tokens) // len(self._image_tokens)
-        rows = (images[:, None] * per_image + torch.arange(per_image, device=images.device)).flatten()
-        self._image_tokens = self._image_tokens[images]
-        for layer in self._cache.image:
-            layer.take(images)
-        self.take(rows)
-
     def _states(self) -> Tensor:
         length = self._tokens.shape[1]
         if self._text.remembers:

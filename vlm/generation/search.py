@@ -37,8 +37,8 @@ def generate(
     while keep_going(writing.is_open):
         log_p = log_softmax(logits.float(), dim=1)
         allowed = writing.allowed(log_p)
-        tokens = likeliest(allowed) if draws is None else drawn(allowed, draws[:, writing.num_told], config)
+        tokens = likeliest(allowed) if draws is None else drawn(allowed, draws[:, writing.num_generated], config)
         writing.add(tokens, log_p)
-        if writing.num_told < limits.max_length:
+        if writing.num_generated < limits.max_length:
             logits = prefixes.append(writing.tokens[:, -1]).logits
     return writing.captions()

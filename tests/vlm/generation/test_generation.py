@@ -1,5 +1,7 @@
 """Generated captions: each method against its definition, without cache, one image at a time."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax
 
+from tests.vlm.model.hugging_face import save_whole
 from tests.vlm.model.tiny import TEXT, VIT, perturb, some_images
 from vlm.errors import UserError
 from vlm.generation.captioner import CaptionGenerator, marks_of
-from vlm.generation.captions import Generated, Limits
+from vlm.generation.captions import Generated, Limits, Marks
 from vlm.generation.choice import contrastive_scores, drawn
 from vlm.generation.config import GenerationConfig
 from vlm.generation.prefix import Prefixes
@@ -65,11 +68,14 @@ class Uncached:
         return log_softmax(self(tokens).logits[0].float(), dim=0)
 
 
-def possible(log_p: Tensor, told: int, config: GenerationConfig) -> Tensor:
+CLIP_MARKS = Marks(49406, 49407)
+
+
+def possible(log_p: Tensor, length: int, config: GenerationConfig, marks: Marks = CLIP_MARKS) -> Tensor:
     log_p = log_p.clone()
-    log_p[49406] = -torch.inf
-    if told < config.min_length:
-        log_p[49407] = -torch.inf
+    log_p[marks.start] = -torch.inf
+    if length < config.min_length:
+        log_p[marks.end] = -torch.inf
     return log_p
 
 
@@ -97,26 +103,32 @@ def written_out(model: DualEncoder, image: Tensor, config: GenerationConfig) -> 
     return Generated(tuple(tokens[1:]), total)
 
 
-def best_caption(model: DualEncoder, image: Tensor, config: GenerationConfig) -> Generated:
-    """The best of all captions, by trying them all; only a few tokens are likely at all."""
+def best_caption(
+    model: DualEncoder,
+    image: Tensor,
+    config: GenerationConfig,
+    vocabulary: Sequence[int] = (49407, *range(320, 330)),  # only a few tokens are likely at all
+    marks: Marks = CLIP_MARKS,
+) -> Generated:
+    """The best of all captions, by trying them all."""
     step = Uncached(model, image)
-    open_captions: list[tuple[list[int], float]] = [([49406], 0.0)]
+    open_captions: list[tuple[list[int], float]] = [([marks.start], 0.0)]
     ended: list[tuple[float, Generated]] = []
     assert config.max_length is not None
     for length in range(1, config.max_length + 1):
         following = []
         for tokens, total in open_captions:
             log_p = step.log_p(tokens)
-            scores = possible(log_p, length - 1, config)
-            for token in [49407, *range(320, 330)]:
+            scores = possible(log_p, length - 1, config, marks)
+            for token in vocabulary:
                 if torch.isfinite(scores[token]):
                     following.append(([*tokens, token], total + float(log_p[token])))
         ended += [
             (total / length**config.length_penalty, Generated(tuple(tokens[1:-1]), total))
             for tokens, total in following
-            if tokens[-1] == 49407
+            if tokens[-1] == marks.end
         ]
-        open_captions = [one for one in following if one[0][-1] != 49407]
+        open_captions = [one for one in following if one[0][-1] != marks.end]
     return max(ended, key=lambda scored: scored[0])[1]
 
 
@@ -160,6 +172,42 @@ def test_a_wide_beam_finds_the_best_of_all_captions(text: str, options: dict[str
     config = GenerationConfig.model_validate({"method": "beam", "beams": 300, "max_length": 3, **options})
     for image, caption in zip(images, made(model, images, **config.model_dump()), strict=True):
         assert_same(caption, best_caption(model, image, config))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beams": 500},
+        {"beams": 500, "length_penalty": 10.0, "min_length": 0},
+        {"beams": 500, "min_length": 2},
+    ],
+)
+def test_more_beams_than_tokens_find_the_best_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A text model of transformers with some twenty words, which remembers no keys."""
+    save_whole(tmp_path, "clip")
+    text = {"transformers": str(tmp_path), "pool": "own", "context_length": 16}
+    towers = {"embed_dim": 24, "image": {"vision_cfg": VIT}, "text": text}
+    captioner = {"layers": 1, "heads": 2, "queries": 4, "pooler_heads": 2}
+    model = build_model(ModelConfig.model_validate({"towers": towers, "captioner": captioner}), seed=2).eval()
+    perturb(model)
+    model = model.double()
+    marks, images = marks_of(model), some_images(2)
+    assert model.decoder is not None
+    size = model.decoder.vocabulary.weight.shape[1]
+    assert size < 40
+    with torch.no_grad():  # the end is likely everywhere
+        model.decoder.ln_final.bias.fill_(1.0)
+        model.decoder.vocabulary.weight[:, marks.end] += 0.1
+    config = GenerationConfig.model_validate({"method": "beam", "max_length": 3, **options})
+    for image, caption in zip(images, made(model, images, **config.model_dump()), strict=True):
+        assert_same(caption, best_caption(model, image, config, range(size), marks))
+    embeddings: Any = model.text.get_submodule("model.embeddings.token_embedding")
+    with torch.no_grad():  # what must not come next is the least like all others
+        for mark in (marks.start, marks.end):
+            embeddings.weight[mark] = -embeddings.weight[mark] * 50
+    for caption in made(model, some_images(8), method="contrastive", k=200, alpha=1.0, min_length=3):
+        assert len(caption.tokens) >= 3
+        assert not {marks.start, marks.end} & set(caption.tokens)
 
 
 @pytest.mark.parametrize(
