@@ -1,5 +1,7 @@
 """A captioning decoder attached to the towers of a dual encoder, and the parameters that no output reaches."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -114,7 +116,9 @@ def freeze_unreached(model: DualEncoder, outputs: frozenset[str]) -> list[str]:
     with evaluating(model):
         made: dict[str, Tensor] = model({name: part.to(device) for name, part in inputs.items()}, outputs)
         total = torch.stack([value.float().sum() for value in made.values()]).sum()
-        gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+        gradients: Sequence[Tensor | None] = [None] * len(trainable)
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
     unreached = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
     for name in unreached:
         trainable[name].requires_grad_(False)

@@ -45,6 +45,9 @@ def build_model(
         require_working(model)
         if isinstance(resolved.captioner, CaptionerConfig):
             attach_captioner(model, resolved.captioner)
+        # After what may replace a tower's blocks.
+        _lock(model.image, "image", resolved.lock.image)
+        _lock(model.text, "text", resolved.lock.text)
     if load_pretrained and config.pretrained is not None:
         load_pretrained_weights(model, config)
     model.files = dict(files.used)
@@ -83,8 +86,6 @@ def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles,
     for name, tower, kind in (("image", model.image, towers.image), ("text", model.text, towers.text)):
         if kind.weights_file is not None:
             files.notices += load_tower_weights(tower, kind.weights_file, f"towers.{name}.weights")
-    _lock(model.image, "image", lock.image)
-    _lock(model.text, "text", lock.text)
     if are_halves_of_one(towers) and getattr(towers.image, "reads_model", False):
         _take_scale_and_bias(model, models.scale_and_bias(), config)
     return model

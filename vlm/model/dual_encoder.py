@@ -129,16 +129,23 @@ class DualEncoder(nn.Module):
 
     def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and the tokens that a decoder looks at."""
-        made = self.image(images)
-        embedding, tokens = made if isinstance(made, TowerOutput) else (made, None)
-        if self.image_pooler is not None:
-            embedding, tokens = self.image_pooler(tokens)
-        return _unit_norm(self.image_head(embedding)), tokens
+        features, tokens = self.image_features(images)
+        return _unit_norm(self.image_head(features)), tokens
 
     def _encode_text(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, states = self.text_features(tokens, lengths)
+        return _unit_norm(self.text_head(features)), states
+
+    def image_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What stands before the head: the tower's output, or the pooler's, and the tokens that a decoder looks at."""
+        made = self.image(images)
+        features, tokens = made if isinstance(made, TowerOutput) else (made, None)
+        return (features, tokens) if self.image_pooler is None else self.image_pooler(tokens)
+
+    def text_features(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The text tower's output, and the states of all tokens where a captioner is attached."""
         made = self.text(tokens, lengths)
-        embedding, states = made if isinstance(made, TowerOutput) else (made, None)
-        return _unit_norm(self.text_head(embedding)), states
+        return made if isinstance(made, TowerOutput) else (made, None)
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""
@@ -191,13 +198,13 @@ class BeforeHead:
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tower_dim"]:
         """Outputs of the image tower, of unit norm."""
-        return _unit_norm(self._model.image(images))
+        return _unit_norm(self._model.image_features(images)[0])
 
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch tower_dim"]:
         """Outputs of the text tower, of unit norm."""
-        return _unit_norm(self._model.text(tokens, lengths))
+        return _unit_norm(self._model.text_features(tokens, lengths)[0])
 
     def modules(self) -> Iterator[nn.Module]:
         """The model and all modules in it."""

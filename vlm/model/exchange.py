@@ -185,11 +185,15 @@ def _measure(
         parity.image <= TOLERANCE and parity.text <= TOLERANCE and (parity.likelihood or 0.0) <= LIKELIHOOD_TOLERANCE
     ):
         raise UserError(
-            f"open_clip computes other embeddings from this model: images differ by up to {parity.image:.1e}, "
+            f"open_clip computes something else from this model: images differ by up to {parity.image:.1e}, "
             f"texts by up to {parity.text:.1e} (tolerance {TOLERANCE:.0e})"
-            + ("" if parity.likelihood is None else f", log-likelihoods of tokens by up to {parity.likelihood:.1e}")
+            + ("" if parity.likelihood is None else _likelihood_words(parity.likelihood))
         )
     return parity
+
+
+def _likelihood_words(difference: float) -> str:
+    return f", log-likelihoods of tokens by up to {difference:.1e} (tolerance {LIKELIHOOD_TOLERANCE:.0e})"
 
 
 def _likelihood_distance(model: DualEncoder, images: Tensor, pixels: Tensor, texts: TokenBatch, exported: Any) -> float:
@@ -201,8 +205,8 @@ def _likelihood_distance(model: DualEncoder, images: Tensor, pixels: Tensor, tex
     full = model.text.padded(ids, lengths, model.text.context_length)
     log_p = functional.log_softmax(exported(pixels[:count].to(device), full)["logits"], dim=-1)
     theirs = log_p.gather(2, full[:, 1:, None])[..., 0]
-    told = torch.arange(theirs.shape[1], device=device) < (lengths - 1)[:, None]
-    return float((ours - theirs[told]).abs().max())
+    counted = torch.arange(theirs.shape[1], device=device) < (lengths - 1)[:, None]
+    return float((ours - theirs[counted]).abs().max())
 
 
 @contextmanager

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from tests.vlm.model.hugging_face import save_text_model, save_vision_model
+from tests.vlm.model.hugging_face import save_text_model, save_vision_model, save_whole
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, perturb, some_images, tiny_model
 from vlm.batch import Images, Texts
 from vlm.errors import UserError
+from vlm.model.attach import freeze_unreached
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.open_clip_names import to_open_clip
+from vlm.model.tower_config import ImageTowerConfig, TowerContext
 from vlm.outputs import PAIR
 
 TINY: dict[str, Any] = {"layers": 2, "heads": 2, "queries": 5, "pooler_heads": 2}
@@ -93,6 +95,21 @@ def test_logits_and_embeddings_are_those_of_open_clips_coca(tmp_path: Path, text
         if name in returned and name != "logit_scale":
             assert torch.equal(returned[name].reshape(tensor.shape), tensor), name
     assert {name for name in theirs.state_dict() if "mask" not in name} == set(returned)
+
+
+def test_an_export_whose_decoder_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """open_clip has one activation for all parts, here that of the towers; this decoder has another."""
+    vision = {**VIT, "attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 2}
+    towers = {
+        "embed_dim": 32,
+        "image": {"vision_cfg": vision, "quick_gelu": True},
+        "text": {"text_cfg": {**TEXT, "embed_cls": True}, "quick_gelu": True},
+    }
+    model = build_model(ModelConfig.model_validate({"towers": towers, "captioner": {"layers": 2, "heads": 2}})).eval()
+    perturb(model)
+    with pytest.raises(UserError, match=r"open_clip computes something else .* log-likelihoods of tokens by up to"):
+        export_open_clip(model, tmp_path / "exported", some_images(4), TEXTS)
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize("pooler", ["cascade", "parallel", "single", "tower"])
@@ -241,6 +258,111 @@ def test_a_bidirectional_transformers_tower_is_refused(tmp_path: Path) -> None:
     save_text_model(tmp_path / "bert")
     with pytest.raises(UserError, match=r"model\.captioner"):
         built(text={"transformers": str(tmp_path / "bert"), "context_length": 16})
+
+
+@pytest.mark.parametrize("kind", ["clip", "gpt2"])
+@torch.no_grad()
+def test_a_causal_model_of_transformers_is_captioned(tmp_path: Path, kind: str) -> None:
+    if kind == "clip":
+        save_whole(tmp_path / "text", "clip")
+        text = {"transformers": str(tmp_path / "text"), "pool": "own", "context_length": 16}
+    else:
+        save_text_model(tmp_path / "text", "gpt2")
+        text = {"transformers": str(tmp_path / "text"), "pool": "end", "context_length": 16}
+    model = built(text=text)
+    tokens, lengths = model.tokenizer(TEXTS[3:])
+    image = Images(some_images(1))
+    before = model({"image": image, "text": Texts(tokens, lengths)}, OUTPUTS)["text_likelihood"][:, 1]
+    changed = tokens.clone()
+    changed[0, 3] = 4 + (int(changed[0, 3]) - 3) % 5
+    after = model({"image": image, "text": Texts(changed, lengths)}, OUTPUTS)["text_likelihood"][:, 1]
+    torch.testing.assert_close(after[:3], before[:3], rtol=0, atol=1e-6)
+    assert not torch.allclose(after[3:], before[3:])
+
+
+def test_a_network_of_ones_own_shows_its_tokens_by_an_attribute() -> None:
+    place = f"{__name__}:ShownConfig"
+    model = built(image={place: {}})
+    assert model.image_pooler is not None
+    found = model({"image": Images(some_images(2)), "text": Texts(*model.tokenizer(TEXTS[:2]))}, OUTPUTS)
+    assert found["image"].shape == (2, 24)
+    place = "tests.vlm.model.own_towers:OwnImage"
+    with pytest.raises(UserError, match=r"nobody knows where a Patches has its tokens \(it has no `output_tokens`\)"):
+        built(image={place: {"width": 12}})
+
+
+class Shown(torch.nn.Module):
+    """Mean colours of patches, which it shows beside their projected mean when it is asked to."""
+
+    output_tokens = False
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(3, embed_dim)
+
+    def forward(self, pixels: Tensor) -> Any:
+        tokens = torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(2).transpose(1, 2)
+        embedding = self.projection(tokens.mean(1))
+        return (embedding, tokens) if self.output_tokens else embedding
+
+
+class ShownConfig(ImageTowerConfig):
+    """An image tower of one's own that shows its tokens."""
+
+    def build(self, context: TowerContext) -> torch.nn.Module:
+        return Shown(context.embed_dim)
+
+
+@pytest.mark.parametrize("pooler", ["cascade", "tower"])
+@torch.no_grad()
+def test_before_the_head_it_is_the_same_model_without(pooler: str) -> None:
+    head = {"kind": "linear", "dim": 10}
+    towers = {"embed_dim": 24, "image": {"vision_cfg": VIT}, "text": {"text_cfg": TEXT}}
+    fields = {"towers": towers, "captioner": {**TINY, "pooler": pooler}, "image_head": head, "text_head": head}
+    model = build_model(ModelConfig.model_validate(fields)).eval()
+    tokens = model.tokenizer(TEXTS)
+    reader = model.before_head()
+    image, text = reader.encode_image(some_images(2)), reader.encode_text(*tokens)
+    assert (image.shape, text.shape) == ((2, 24), (4, 24))
+    model.drop_heads()
+    assert torch.equal(model.encode_image(some_images(2)), image)
+    assert torch.equal(model.encode_text(*tokens), text)
+
+
+def test_a_locked_text_tower_keeps_its_weights_and_its_decoder_learns() -> None:
+    towers = {"embed_dim": 24, "image": {"vision_cfg": VIT}, "text": {"text_cfg": TEXT}}
+    fields = {"towers": towers, "captioner": TINY, "lock": {"text": {"all_but": 1}, "image": "all"}}
+    model = build_model(ModelConfig.model_validate(fields))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if "resblocks.0" in name and name.startswith("text.")} == set()
+    assert any(name.startswith("text.transformer.resblocks.1.attn") for name in trained)
+    assert any(name.startswith("decoder.resblocks.0") for name in trained)
+    assert not any(name.startswith("image.trunk.transformer") for name in trained)
+    assert [block.training for block in model.text.blocks()] == [False, True]
+
+
+def test_what_no_output_reaches_is_frozen() -> None:
+    model = built(captioner={**TINY, "pooler": "parallel"})
+    unreached = set(freeze_unreached(model, PAIR))
+    groups = {name.partition(".")[0] for name in unreached}
+    assert groups == {"decoder", "image_pooler", "image"}  # the trunk's own projection, which a pooler replaces
+    assert all(name.startswith("image_pooler.captioning") for name in unreached if name.startswith("image_pooler"))
+    assert freeze_unreached(model, PAIR) == []
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.image_pooler.projection.weight.requires_grad_(True)  # type: ignore[union-attr]
+    assert freeze_unreached(model, frozenset({"text"})) == ["image_pooler.projection.weight"]
+
+
+def test_a_decoder_behind_a_tower_that_looks_ahead_is_left_out_of_an_architecture(tmp_path: Path) -> None:
+    save_text_model(tmp_path / "bert")
+    name = str(tmp_path / "bert")
+    text = {"hf_model_name": name, "hf_tokenizer_name": name, "hf_proj_type": "linear", "context_length": 16}
+    decoder = {"context_length": 16, "width": 32, "heads": 2, "layers": 1, "vocab_size": 20}
+    fields = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": text, "multimodal_cfg": decoder}
+    model = build_model(ModelConfig.model_validate({"architecture": fields}))
+    assert model.decoder is None
+    assert "its caption decoder (multimodal_cfg) is left out" in " ".join(model.notices)
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:
