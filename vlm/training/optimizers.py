@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 
 from vlm.config import Config
@@ -46,6 +46,13 @@ class OptimizerConfig(Config, ABC):
     lr_scale: LrScale = Field(
         default=LrScale(), description="factors of the rate for each tower, at every step of the schedule"
     )
+
+    @model_validator(mode="after")
+    def _says_what_it_keeps(self) -> "OptimizerConfig":
+        if not isinstance(getattr(type(self), "moments", None), tuple):
+            words = "has no `moments`: a tuple of the names of what it keeps of each parameter"
+            raise ValueError(f"{type(self).__name__} {words}")  # noqa: TRY004 - pydantic wants this one
+        return self
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -115,7 +122,24 @@ class OptimizerMaker:
             ]
         )
         set_lr(optimizer.param_groups, self.config.lr)
+        self._check_after_first_step(optimizer)
         return optimizer
+
+    def _check_after_first_step(self, optimizer: torch.optim.Optimizer) -> None:
+        def check(stepped: torch.optim.Optimizer, *_: object) -> None:
+            handle.remove()
+            self._require_saved(stepped)
+
+        handle = optimizer.register_step_post_hook(check)
+
+    def _require_saved(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise EveryRankError for a state that no checkpoint would hold: a run could not go on exactly."""
+        kept = {name for state in optimizer.state.values() for name, value in state.items() if value is not None}
+        if lost := sorted(kept - {"step", *self.moments}):
+            raise EveryRankError(
+                f"optimizer.kind: {self.config.kind} keeps {lost[0]!r} of each parameter, which its `moments` do not "
+                "name: checkpoints would lack it"
+            )
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:

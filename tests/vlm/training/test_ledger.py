@@ -54,6 +54,13 @@ def test_ten_bad_samples_among_the_first_thousand_pass_and_the_eleventh_stops_th
     assert len((tmp_path / "run/ledger.jsonl").read_text().splitlines()) == 11  # the file names the last one too
 
 
+def test_a_checkpoint_comes_after_all_that_was_skipped_before_it(tmp_path: Path) -> None:
+    one = ledger(tmp_path)
+    one.add(batch(skips(2), {"source/web": 3}))
+    assert one.manifest_fields(1) == {"counts": {"source/web": 3}}
+    assert len((tmp_path / "run/ledger.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("bad", "samples", "share", "stops"),
     [

@@ -11,6 +11,7 @@ from tests.ranks import run_ranks
 from tests.vlm.training.toy import GLOBAL_BATCH, WHOLE, Setup, start, toy_batch, toy_model, train_state
 from vlm.checkpoint.format import Checkpoint, write_checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.errors import EveryRankError
 from vlm.objectives import functional
 from vlm.training.engines.registry import EngineName
 from vlm.training.optimizers import OptimizerConfig
@@ -111,3 +112,30 @@ def test_a_run_over_two_engines_is_torchs_own_loop(tmp_path: Path, first: Any, s
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Unnamed(Momentum):
+    """A momentum that no checkpoint would hold."""
+
+    moments: ClassVar[tuple[str, ...]] = ()
+
+
+def test_a_state_that_no_checkpoint_would_hold_ends_the_run_at_its_first_step() -> None:
+    optimizer = Unnamed(kind=f"{__name__}:Unnamed", lr=LR)
+    engine = start(Setup("ddp", optimizer=optimizer), 1)
+    batch = toy_batch(0, 0, 1)
+    with pytest.raises(EveryRankError, match=r"optimizer.kind: .*Unnamed keeps 'momentum_buffer' of each parameter"):
+        train_step(train_state(engine), batch, WHOLE, seed=0, lr=LR)
+    engine.accelerator.end_training()
+
+
+class Silent(OptimizerConfig):
+    """An optimizer that does not say what it keeps."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=self.lr)
+
+
+def test_an_optimizer_says_what_it_keeps() -> None:
+    with pytest.raises(ValueError, match="Silent has no `moments`"):
+        Silent(kind=f"{__name__}:Silent")
