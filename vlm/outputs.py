@@ -62,6 +62,24 @@ def joined(outputs: Sequence[Outputs]) -> dict[str, Tensor]:
     }
 
 
+def split(outputs: Outputs, like: Sequence[Outputs]) -> list[dict[str, Tensor]]:
+    """The rows of joined outputs as those of several micro-batches, of which each has as many; none that are shared."""
+    names = [name for name in outputs if not is_shared(name)]
+    rows = [outputs[name].split([len(one[name]) for one in like]) for name in names]
+    return [dict(zip(names, of_one, strict=True)) for of_one in zip(*rows, strict=True)]
+
+
+def gradients_at(loss: Float[Tensor, ""], leaves: Outputs) -> dict[str, Tensor]:
+    """d loss / d leaf, by name; 0 where the loss does not depend on a leaf."""
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+    }
+
+
 def loss_with(gradients: Outputs, outputs: Outputs) -> Float[Tensor, ""]:
     """A loss whose gradient at each output is the one given, and 0 where none is: engines wait for each parameter."""
     products = [(outputs[name] * gradient).sum() for name, gradient in gradients.items()]

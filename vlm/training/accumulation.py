@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
-from vlm.outputs import Outputs, is_shared, joined, loss_with
+from vlm.outputs import Outputs, gradients_at, is_shared, joined, loss_with, split
 from vlm.training.engines.base import Engine
 from vlm.training.micro_batches import MicroBatch, MicroBatchPlan
 from vlm.training.randomness import seed_step
@@ -44,7 +44,7 @@ def accumulate(
         embedded = [forward(micro_batch, needed.outputs) for micro_batch in micro_batches]
     leaves = _leaves(embedded, micro_batches, objective.pair_needs.outputs)
     loss, terms = objective.evaluate_pairs(leaves, batch, teacher=_of_all_rows(teacher_outputs, micro_batches))
-    gradients = _gradients(_nan_unless_finite(loss), leaves)
+    gradients = gradients_at(_nan_unless_finite(loss), leaves)
     # Whether a step would lower a scale at its limit is a question to the gradient of the whole global batch.
     gradients["logit_scale"] = engine.world.sum(gradients["logit_scale"]) / engine.world.size
     loss = loss.detach()
@@ -113,29 +113,15 @@ def _leaves(embedded: list[Outputs], micro_batches: list[MicroBatch], names: fro
     }
 
 
-def _gradients(total: Float[Tensor, ""], leaves: Outputs) -> dict[str, Tensor]:
-    """d total / d leaf, by name."""
-    if not total.requires_grad:
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
-    }
-
-
 def _by_micro_batch(
     gradients: Outputs, embedded: list[Outputs], micro_batches: list[MicroBatch]
 ) -> list[dict[str, Tensor]]:
     """The gradients of each micro-batch's rows; those of what all rows share belong to the last one."""
-    shared = {name: gradient for name, gradient in gradients.items() if is_shared(name)}
-    by_micro_batch: list[dict[str, Tensor]] = [{} for _ in micro_batches]
     numbers = [micro_batch.number for micro_batch in micro_batches if micro_batch.has_rows]
-    for name in gradients.keys() - shared.keys():
-        sizes = [len(embedded[number][name]) for number in numbers]
-        for number, rows in zip(numbers, gradients[name].split(sizes), strict=True):
-            by_micro_batch[number][name] = rows
-    by_micro_batch[-1] |= shared
+    by_micro_batch: list[dict[str, Tensor]] = [{} for _ in micro_batches]
+    for number, rows in zip(numbers, split(gradients, [embedded[number] for number in numbers]), strict=True):
+        by_micro_batch[number] = rows
+    by_micro_batch[-1] |= {name: gradient for name, gradient in gradients.items() if is_shared(name)}
     return by_micro_batch
 
 
