@@ -68,6 +68,12 @@ class Clock:
         return time.perf_counter(), sum(one.user + one.system for one in used)
 
 
+def apart(module: str, what: str, argument: Any) -> Any:
+    """The answer of a fresh process of a script, which is asked for it by `--ask`."""
+    command = [sys.executable, "-P", "-m", module, "--ask", json.dumps([what, argument])]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
 def peak_above(work: Callable[[], Any]) -> float:
     """By how many MB the peak of this process's memory rises above what it holds before the work."""
     before = psutil.Process().memory_info().rss

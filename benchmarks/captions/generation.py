@@ -10,8 +10,6 @@ captions can do without that class, and its beam search cannot.
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +20,7 @@ from open_clip import coca_model
 from torch import Tensor
 from transformers import TopKLogitsWarper
 
+from benchmarks.processes import apart
 from benchmarks.result_cache import ResultCache, arguments_of_turns, machine
 from vlm.generation.captioner import CaptionGenerator
 from vlm.generation.config import GenerationConfig
@@ -95,12 +94,6 @@ def measure_times(num_turns: int) -> dict[str, list[float]]:
     return times
 
 
-def apart(what: str, argument: Any) -> Any:
-    """The answer of a fresh process."""
-    command = [sys.executable, "-P", "-m", "benchmarks.captions.generation", "--ask", json.dumps([what, argument])]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure what is missing, then print the table."""
     arguments = arguments_of_turns(__doc__)
@@ -108,7 +101,7 @@ def main() -> None:
         print(json.dumps(measure_times(arguments.ask[1])))
         return
     results = ResultCache(arguments.work, "captions-generation", arguments.again)
-    times = results("times", lambda: apart("times", arguments.turns))
+    times = results("times", lambda: apart("benchmarks.captions.generation", "times", arguments.turns))
     print(machine(), "\n")
     print(f"| {NUM_IMAGES} images, {LENGTH} tokens each | s, median (least to most) | of vlm's |\n|---|---|---|")
     for name, found in times.items():

@@ -10,8 +10,6 @@ above states and weights, the gradient of the vocabulary (101 MB) among it in al
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +20,7 @@ from open_clip.loss import CoCaLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.processes import peak_above
+from benchmarks.processes import apart, peak_above
 from benchmarks.result_cache import ResultCache, arguments_of_turns, machine
 from vlm.model.token_likelihood import token_likelihood
 
@@ -91,12 +89,6 @@ def measure_peak(name: str) -> float:
     return peak_above(lambda: step(name, *given))
 
 
-def apart(what: str, argument: Any) -> Any:
-    """The answer of a fresh process."""
-    command = [sys.executable, "-P", "-m", "benchmarks.captions.vocabulary", "--ask", json.dumps([what, argument])]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure what is missing, then print the table."""
     arguments = arguments_of_turns(__doc__)
@@ -106,13 +98,13 @@ def main() -> None:
         print(json.dumps(functions[what](argument)))
         return
     results = ResultCache(arguments.work, "captions-vocabulary", arguments.again)
-    times = results("times", lambda: apart("times", arguments.turns))
+    times = results("times", lambda: apart("benchmarks.captions.vocabulary", "times", arguments.turns))
     print(machine(), "\n")
     print("| 2,048 tokens of 49,408 | s, median (least to most) | of vlm's | peak MB | beside the gradient |")
     print("|---|---|---|---|---|")
     own = statistics.median(times["vlm, in chunks"])
     for name, found in times.items():
-        peak = results(f"peak {name}", partial(apart, "peak", name))
+        peak = results(f"peak {name}", partial(apart, "benchmarks.captions.vocabulary", "peak", name))
         median = statistics.median(found)
         spread = f"{median:.2f} ({min(found):.2f} to {max(found):.2f})"
         print(f"| {name} | {spread} | {median / own:.2f} | {peak:.0f} | {peak - GRADIENT_MB:.0f} |")

@@ -9,8 +9,6 @@ backward. Time: the ways take turns in one process. Memory: what a fresh process
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.processes import peak_above
+from benchmarks.processes import apart, peak_above
 from benchmarks.result_cache import ResultCache, arguments_of_turns, machine
 from vlm.batch import Batch, Images, Texts
 from vlm.distributed.world import World
@@ -89,12 +87,6 @@ def measure_peak(name: str) -> float:
     return peak_above(lambda: seconds(WAYS[name], engine, objective, batch))
 
 
-def apart(what: str, argument: Any) -> Any:
-    """The answer of a fresh process."""
-    command = [sys.executable, "-P", "-m", "benchmarks.training.accumulation", "--ask", json.dumps([what, argument])]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure what is missing, then print the table."""
     arguments = arguments_of_turns(__doc__)
@@ -104,12 +96,12 @@ def main() -> None:
         print(json.dumps(functions[what](argument)))
         return
     results = ResultCache(arguments.work, "accumulation", arguments.again)
-    times = results("times", lambda: apart("times", arguments.turns))
+    times = results("times", lambda: apart("benchmarks.training.accumulation", "times", arguments.turns))
     print(machine(), "\n")
     print("| 512 pairs | s, median (least to most) | of one batch | peak MB |\n|---|---|---|---|")
     whole = statistics.median(times[next(iter(WAYS))])
     for name, found in times.items():
-        peak = results(f"peak {name}", partial(apart, "peak", name))
+        peak = results(f"peak {name}", partial(apart, "benchmarks.training.accumulation", "peak", name))
         median = statistics.median(found)
         print(f"| {name} | {median:.2f} ({min(found):.2f} to {max(found):.2f}) | {median / whole:.2f} | {peak:.0f} |")
 
