@@ -14,8 +14,10 @@ from eval.evaluator import EvaluationContext
 from eval.ranks import NO_GROUP
 from eval.shards import CaptionedEvaluationConfig
 from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import UserError
+from vlm.evaluation import Evaluator
 from vlm.model.tokenizer import TokenBatch
 
 
@@ -33,6 +35,27 @@ class Embedded(NamedTuple):
     text_owners: Int64[Tensor, " texts"]
     text_groups: Int64[Tensor, "texts 1"]
     captions: tuple[str, ...]
+
+
+class CaptionedEvaluator(Evaluator):
+    """The base of evaluators of captioned samples: what they tell of their set."""
+
+    _captioned: "CaptionedImages"
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Lines on the captions that a reader of the figures should know."""
+        return self._captioned.notices
+
+    @property
+    def records(self) -> dict[str, DataRecord]:
+        """The set that is measured on."""
+        return {"shards": self._captioned.held_out.record}
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """The samples that were of no use so far, as far as this rank knows."""
+        return self._captioned.skipped
 
 
 class CaptionedImages:

@@ -10,17 +10,15 @@ from torch import Tensor
 
 from data.loading.heldout import HeldOutBatch
 from eval.caption_metrics.scores import score_captions
-from eval.captioned import CaptionedImages
+from eval.captioned import CaptionedEvaluator, CaptionedImages
 from eval.encoder import Encoder, evaluation_mode, local_range
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.metrics import CAPTIONING
 from eval.progress import report_progress
 from eval.shards import CaptionedEvaluationConfig
-from vlm.batch import Skip
-from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
-from vlm.evaluation import Evaluation, Evaluator
+from vlm.evaluation import Evaluation
 from vlm.generation.captioner import Caption, CaptionGenerator
 from vlm.generation.config import GenerationConfig
 from vlm.model.dual_encoder import DualEncoder
@@ -53,7 +51,7 @@ class CaptionedImage:
     other: float
 
 
-class Captioning(Evaluator):
+class Captioning(CaptionedEvaluator):
     """How near generated captions come to those that people wrote, and whether the decoder looks at the image.
 
     No figure depends on ranks or batches: a caption depends on its image alone, and the other image under which an
@@ -74,21 +72,6 @@ class Captioning(Evaluator):
         half = (len(captioned) + 1) // 2
         # The sample whose first caption is read under another one's image too.
         self._partner = dict(zip(captioned, captioned[half:] + captioned[:half], strict=True))
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines on the captions that a reader of the figures should know."""
-        return self._captioned.notices
-
-    @property
-    def records(self) -> dict[str, DataRecord]:
-        """The set that is measured on."""
-        return {"shards": self._captioned.held_out.record}
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """The samples that were of no use so far, as far as this rank knows."""
-        return self._captioned.skipped
 
     def require(self, model: Encoder) -> None:
         """Raise UserError for a model without decoder, or whose texts are shorter than captions may get."""

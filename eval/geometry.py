@@ -13,18 +13,16 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from eval.captioned import CaptionedImages, Embedded
+from eval.captioned import CaptionedEvaluator, CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.gap import Shift, moved_together
 from eval.metrics import GEOMETRY, RECALLS_AT_1, metric_at_shift
 from eval.ranks import find_matches_shared, score
 from eval.shards import CaptionedEvaluationConfig
-from vlm.batch import Skip
-from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
-from vlm.evaluation import Evaluation, Evaluator, Metric
+from vlm.evaluation import Evaluation, Metric
 from vlm.geometry.clouds import figures_of_clouds, tolerance
 from vlm.geometry.negatives import hardness, score_histograms
 from vlm.model.logit_scale import current_scale
@@ -81,7 +79,7 @@ class MeasuredGeometry:
         return write_plots(self, folder)
 
 
-class Geometry(Evaluator):
+class Geometry(CaptionedEvaluator):
     """Pairs of an image and its first caption as two clouds, and retrieval of all captions under a moving gap.
 
     `separability` is the held-out accuracy of a logistic regression that tells images from texts, every fifth pair held
@@ -100,21 +98,6 @@ class Geometry(Evaluator):
         self._config = config
         self._where = context.where("shards")
         self._captioned = CaptionedImages(config, context)
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines on the captions that a reader of the figures should know."""
-        return self._captioned.notices
-
-    @property
-    def records(self) -> dict[str, DataRecord]:
-        """The set that is measured on."""
-        return {"shards": self._captioned.held_out.record}
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """The samples that were of no use so far, as far as this rank knows."""
-        return self._captioned.skipped
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

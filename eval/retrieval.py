@@ -8,17 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from eval.captioned import CaptionedImages, Embedded
+from eval.captioned import CaptionedEvaluator, CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.examples import Example, Examples, Retrieved, picture
 from eval.metrics import RECALLS, RETRIEVAL
 from eval.ranks import TILE, Matches, find_matches_shared, in_common_group, score
 from eval.shards import CaptionedEvaluationConfig
-from vlm.batch import Skip
-from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
-from vlm.evaluation import Evaluation, Evaluator
+from vlm.evaluation import Evaluation
 
 NUM_EXAMPLES = 6  # best and worst retrievals each
 _NUM_RETRIEVED = 5
@@ -36,7 +34,7 @@ class RetrievalConfig(CaptionedEvaluationConfig):
         return Retrieval(self, context)
 
 
-class Retrieval(Evaluator):
+class Retrieval(CaptionedEvaluator):
     """How often an image finds a caption of its own among all captions, and a caption its image among all.
 
     An image's rank is that of its best caption, and its other captions are not in the way. Where several images have
@@ -52,21 +50,6 @@ class Retrieval(Evaluator):
     def __init__(self, config: RetrievalConfig, context: EvaluationContext) -> None:
         self._config = config
         self._captioned = CaptionedImages(config, context)
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines on the captions that a reader of the figures should know."""
-        return self._captioned.notices
-
-    @property
-    def records(self) -> dict[str, DataRecord]:
-        """The set that is measured on."""
-        return {"shards": self._captioned.held_out.record}
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """The samples that were of no use so far, as far as this rank knows."""
-        return self._captioned.skipped
 
     def run(self, model: Encoder, world: World) -> Evaluation:
         """Ranks of the right ones both ways; examples are the best and the worst images. Collective."""

@@ -18,7 +18,7 @@ from eval.encoder import evaluation_mode, local_range
 from launch.evaluate import loaded_model
 from vlm.config import first_problem
 from vlm.distributed.world import World
-from vlm.errors import UserError, reason
+from vlm.errors import EveryRankError, UserError, reason
 from vlm.generation.captioner import Caption, CaptionGenerator
 from vlm.generation.config import GenerationConfig
 from vlm.model.image_spec import ImageSpec
@@ -81,6 +81,8 @@ def caption_pictures(
             batches = _of_files if all(is_files) else _of_shards
             local = _local(generator, batches(pictures, model.image_spec, world, batch_size), world)
         captioned = sorted(one for rank in world.gather_objects(local) for one in rank)
+        if not captioned:
+            raise EveryRankError(f"{pictures[0]}{' and others' if len(pictures) > 1 else ''}: no picture can be read")
         if world.is_main:
             if json_file is not None:
                 lines = [json.dumps(_as_json(one), ensure_ascii=False) + "\n" for one in captioned]
@@ -123,7 +125,8 @@ def _view(name: str, spec: ImageSpec) -> Tensor | None:
         with open(name, "rb") as file:
             pixels = evaluation_view(file.read(), spec)
     except (BadSampleError, OSError) as error:
-        print(one_line(f"skipped: {name}: {reason(error)}"), file=sys.stderr)
+        words = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        print(one_line(f"skipped: {name}: {words}"), file=sys.stderr)
         return None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 

@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
@@ -58,24 +59,11 @@ def open_stream(
     recipe: Recipe, model: DualEncoder, world: World, *, record: bool = True
 ) -> TrainStream | SequentialStream:
     """The training data of a recipe as a model reads it; without `record`, nothing is written below the run."""
+    reads: dict[str, Any] = {"global_batch": recipe.global_batch, "seed": recipe.seed, "world": world}
     if recipe.data.mode == "sequential":
-        return SequentialStream(
-            recipe.data,
-            model.image_spec,
-            model.tokenizer,
-            global_batch=recipe.global_batch,
-            seed=recipe.seed,
-            world=world,
-        )
-    return TrainStream(
-        recipe.data,
-        model.image_spec,
-        model.tokenizer,
-        global_batch=recipe.global_batch,
-        seed=recipe.seed,
-        world=world,
-        record=Path(recipe.run) if record else None,
-    )
+        return SequentialStream(recipe.data, model.image_spec, model.tokenizer, **reads)
+    folder = Path(recipe.run) if record else None
+    return TrainStream(recipe.data, model.image_spec, model.tokenizer, **reads, record=folder)
 
 
 def rows_per_rank(global_batch: int) -> int:

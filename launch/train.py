@@ -151,7 +151,7 @@ def _begin(recipe: Recipe, state: TrainState, parts: RunParts, run: RunDirectory
     lines = [*start.notices, *lines, *parts.source.notices]
     if run.world.is_main:
         lines += [line for evaluation in parts.evaluations for line in evaluation.evaluator.notices]
-        lines += parts.model.notices
+        lines += [*parts.model.notices, *_untrained(state, parts)]
     problems = parts.source.problems
     run.log_skips([(0, problem) for problem in problems] if run.world.is_main and start.step == 0 else [])
     return [*lines, *_problem_lines(problems)]
@@ -175,6 +175,14 @@ def _progress(
 def _learning_rate(recipe: Recipe, parts: RunParts, num_steps: int) -> LearningRate:
     warmup_steps = recipe.schedule.warmup.steps(recipe.global_batch, parts.source.num_samples)
     return LearningRate(recipe.schedule, recipe.optimizer.lr, warmup_steps, num_steps)
+
+
+def _untrained(state: TrainState, parts: RunParts) -> list[str]:
+    """A line on a captioning decoder that no term of the objective trains."""
+    trains = any(name.startswith("decoder.") for name in state.engine.parameters())
+    if parts.model.decoder is None or trains:
+        return []
+    return ["model.captioner: no term of the objective trains the decoder (caption): its weights stay as they are"]
 
 
 def _problem_lines(problems: Sequence[Skip]) -> list[str]:

@@ -67,6 +67,7 @@ def test_the_command_prints_a_line_each_and_writes_json(folder: Path, tmp_path: 
     assert all(float(line[1]) < 0 for line in lines)
     skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     assert [line.split(": ")[1] for line in skipped] == [names[1], names[2]]
+    assert skipped[1].endswith("none.jpg: No such file or directory")
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [[one["picture"], one["caption"]] for one in written] == [[line[0], line[2]] for line in lines]
     assert set(written[0]) == {"picture", "caption", "log_likelihood", "num_tokens"}
@@ -88,6 +89,8 @@ def test_a_reader_that_has_seen_enough_ends_nothing() -> None:
         (["0.jpg", "--alpha", "0.5"], "alpha: found 0.5, which means nothing with method: greedy"),
         (["0.jpg", "--max-length", "99"], "max_length: found 99; the model's texts have 15 tokens at most"),
         (["none-*.tar"], "none-"),
+        (["none.jpg"], "none.jpg: no picture can be read"),
+        (["none.jpg", "nor.png"], "none.jpg and others: no picture can be read"),
     ],
 )
 def test_wrong_commands_are_one_line(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.retrieval import RetrievalConfig
 from launch.evaluate import evaluate_model
@@ -113,6 +114,30 @@ def test_a_sequential_stream_trains_it(data: Path, tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 6
 
 
+def test_a_decoder_that_no_term_trains_is_told_and_stays(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(recipe(data, tmp_path / "run", objective={"clip": 1.0, "caption": 0.0}))
+    assert "model.captioner: no term of the objective trains the decoder" in capsys.readouterr().out
+    first, last = (Checkpoint(tmp_path / f"run/checkpoints/step-0000000{step}") for step in (3, 6))
+    assert not any(name.startswith("decoder.") for name in last.names("exp_avg"))
+    for name in last.names("weights"):
+        if name.startswith("decoder."):
+            assert torch.equal(first.tensor("weights", name), last.tensor("weights", name))
+
+
+def test_heads_and_a_decoder_are_read_before_and_after(data: Path, tmp_path: Path) -> None:
+    head = {"kind": "linear", "dim": 6}
+    one = {"kind": "retrieval", "shards": "test-*.tar", "batch_size": 4}
+    evaluate = {"after": one, "before": {**one, "embedding": "before_head"}}
+    model = {**MODEL, "image_head": head, "text_head": head}
+    train_here(recipe(data, tmp_path / "run", model=model, evaluate=evaluate))
+    assert {name for line in metrics_of(tmp_path / "run") for name in line} >= {
+        "eval/after/num_images",
+        "eval/before/num_images",
+    }
+
+
 def test_it_learns_its_captions(data: Path, tmp_path: Path) -> None:
     train_here(recipe(data, tmp_path / "run", duration="80 steps", optimizer={"lr": 0.03}, checkpoint_every="80 steps"))
     captions = [line["caption"] for line in metrics_of(tmp_path / "run") if "caption" in line]
@@ -147,7 +172,6 @@ def test_poolers_of_the_paper_have_no_counterpart_in_open_clip(alone: Path, tmp_
         ({"data": {"caption": {"policy": "first"}}}, "set data.caption to `all`"),
         ({"model": {**MODEL, "captioner": {**CAPTIONER, "pooler": "cascaded"}}}, "model.captioner"),
         ({"model": {**MODEL, "captioner": {"preset": "giant"}}}, "model.captioner.*preset"),
-        ({"model": {"open_clip": "coca_roberta-ViT-B-32"}}, "."),
     ],
 )
 def test_wrong_recipes_are_one_line(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
