@@ -56,7 +56,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         """Values weighted by attention. Several sequences in a row may share one memory: as many each.
 
-        Across to a memory whose keys are in the cache, the memory itself is no longer needed.
+        Across to a memory whose keys are in the cache, the memory itself is no longer needed. There a mask is Bool
+        [batch, queries, keys], and a query that may look nowhere gets 0.
         """
         width = x.shape[2]
         if not is_cross:
@@ -72,8 +73,13 @@ class Attention(nn.Module):
             if cache is not None:
                 cache.keys, cache.values = keys, values
         # Nothing is causal here: the sequences of one memory are more queries of it, and no key is copied for them.
-        together = x.reshape(len(keys), -1, width)
-        return self._attend(self._split(self._project(together, 0, 1)), keys, values, mask).reshape(x.shape)
+        num_queries = x.shape[0] * x.shape[1] // max(1, len(keys))
+        queries = self._split(self._project(x.reshape(len(keys), num_queries, width), 0, 1))
+        if mask is None:
+            return self._attend(queries, keys, values, None).reshape(x.shape)
+        looks = mask.any(2, keepdim=True)
+        shown = (mask | ~looks).reshape(len(keys), 1, num_queries, mask.shape[2])  # no softmax of nothing
+        return self._attend(queries, keys, values, shown).reshape(x.shape) * looks
 
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool = False
@@ -155,7 +161,10 @@ class Block(nn.Module):
         causal: bool = False,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """The block's output; `mask` [..., queries, keys] is true where a query may look, or added to the logits."""
+        """The block's output; `mask` [..., queries, keys] is true where a query may look, or added to the logits.
+
+        To a memory it is Bool, and of a query that may look nowhere the MLP alone changes something.
+        """
         if self.is_cross and memory is not None:
             memory = self.ln_1_kv(memory)
         attended = self.attn(self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from open_clip.transformer import AttentionalPooler, QuickGELU
 from torch import Tensor, nn
 
@@ -113,6 +113,7 @@ class CaptionDecoder(nn.Module):
         states: Float[Tensor, "texts length state_width"],
         image: Float[Tensor, "images tokens image_width"],
         *,
+        mask: Bool[Tensor, "texts length tokens"] | None = None,
         targets: Int64[Tensor, "texts length"] | None = None,
         num_targets: Int64[Tensor, " texts"] | None = None,
         cache: DecoderCache | None = None,
@@ -120,7 +121,8 @@ class CaptionDecoder(nn.Module):
         """The tokens that follow, given those before them and the image; texts come image by image, as many for each.
 
         With `targets`, the `token_likelihood` of the first `num_targets` of each text, text after text; without, the
-        logits of the token after the last. A cache that knows earlier tokens goes on behind them.
+        logits of the token after the last. A cache that knows earlier tokens goes on behind them. `mask` is true where
+        a token may look at an image's; one that may look at none gets exactly 0 from each attention to the image.
         """
         x = self.state_projection(states)
         memory: Tensor | None = self.image_projection(image)
@@ -130,7 +132,7 @@ class CaptionDecoder(nn.Module):
         length = x.shape[1]
         for number, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):
             x = block(x, causal=True, cache=None if cache is None else cache.tokens[number])
-            x = cross(x, memory, cache=None if cache is None else cache.image[number])
+            x = cross(x, memory, mask=mask, cache=None if cache is None else cache.image[number])
         x = self.ln_final(x)
         if targets is None or num_targets is None:
             return NextToken(self.vocabulary(x[:, -1]), x)
