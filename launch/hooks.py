@@ -10,6 +10,7 @@ from vlm.checkpoint.manifest import Manifest
 from vlm.duration import Duration
 from vlm.geometry import telemetry
 from vlm.objectives.objective import Objective
+from vlm.outputs import PAIR
 from vlm.training.alarm import Alarms, require_known
 from vlm.training.control import RunControl
 from vlm.training.hooks import step_log
@@ -31,9 +32,14 @@ def require_known_alarms(recipe: Recipe, parts: RunParts, objective: Objective) 
     for evaluation in parts.evaluations:
         kind = f"eval/{evaluation.name}"
         figures[kind] = [f"{kind}/{metric.name}" for metric in evaluation.evaluator.metrics]
-    if recipe.geometry.every is not None:
+    if _sees_pairs(recipe, objective):
         figures["geometry"] = [f"geometry/{name}" for name in telemetry.FIGURES]
     require_known(recipe.alarm, figures)
+
+
+def _sees_pairs(recipe: Recipe, objective: Objective) -> bool:
+    """Whether the geometry of steps is measured: where both images and texts are embedded."""
+    return recipe.geometry.every is not None and objective.pair_needs.outputs >= PAIR
 
 
 def build_alarms(recipe: Recipe, parts: RunParts) -> Alarms:
@@ -58,7 +64,7 @@ def build_hooks(
     if recipe.record_samples:
         hooks.append(SampleRecord(recorder.run))
     hooks += [guard, StepLog(recorder, world, control.clock, ledger, guard, steps(recipe.log_every))]
-    if recipe.geometry.every is not None:
+    if recipe.geometry.every is not None and _sees_pairs(recipe, state.objective):
         hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
     hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
     plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first)

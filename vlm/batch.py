@@ -85,6 +85,17 @@ class Texts(BatchPart):
 
 
 @dataclass(frozen=True)
+class StandIns(BatchPart):
+    """For each text of a part, the text whose embedding stands in for the image, and from what its noise is drawn.
+
+    It is so many rows behind the text itself, in the same part; `words` are of `vlm.objectives.counter_rng`.
+    """
+
+    offsets: Int64[Tensor, " rows"]
+    words: Int64[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """The samples of one global batch that one rank trains on.
 

@@ -5,30 +5,39 @@ samples or `captions` [captions, dim] of its part of that name, or it is shared 
 `logit_bias` [1] where the model has one, and `term/name` for what an objective's term learns beside the model.
 `text_likelihood` [tokens, 2] are the log-likelihoods of the tokens of `text` under a captioning decoder (see
 `vlm.model.token_likelihood`), of all but the first of each text, text after text; the same of `captions`.
+`text_likelihood_from_text` are the same where the embedding of a text stands in for the image's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Outputs = Mapping[str, Tensor]
+Sight = Literal["image", "text"]
 
 PAIR = frozenset({"image", "text"})
 _SHARED = frozenset({"logit_scale", "logit_bias"})
-_LIKELIHOOD = "_likelihood"
+_LIKELIHOODS: Mapping[Sight, str] = {"image": "_likelihood", "text": "_likelihood_from_text"}
 _SLASH = "__of__"  # in a module's keys, where neither `.` nor `/` are welcome
 
 
-def likelihood_of(part: str) -> str:
-    """The output with the likelihoods of the tokens of a part of texts."""
-    return part + _LIKELIHOOD
+def likelihood_of(part: str, sight: Sight = "image") -> str:
+    """The output with the likelihoods of the tokens of a part of texts, by what the decoder is shown."""
+    return part + _LIKELIHOODS[sight]
 
 
-def captioned_parts(outputs: Iterable[str]) -> list[str]:
+def captioned_parts(outputs: Iterable[str], sight: Sight = "image") -> list[str]:
     """The parts of texts the likelihoods of whose tokens are among some outputs, in order."""
-    return sorted(name.removesuffix(_LIKELIHOOD) for name in outputs if name.endswith(_LIKELIHOOD))
+    end = _LIKELIHOODS[sight]
+    return sorted(name.removesuffix(end) for name in outputs if name.endswith(end))
+
+
+def stand_ins_of(part: str) -> str:
+    """The part of a batch that says which texts stand in for images beside a part of texts."""
+    return f"{part}_stand_ins"
 
 
 def is_shared(name: str) -> bool:
@@ -65,6 +74,8 @@ def joined(outputs: Sequence[Outputs]) -> dict[str, Tensor]:
 def split(outputs: Outputs, like: Sequence[Outputs]) -> list[dict[str, Tensor]]:
     """The rows of joined outputs as those of several micro-batches, of which each has as many; none that are shared."""
     names = [name for name in outputs if not is_shared(name)]
+    if not names:
+        return [{} for _ in like]
     rows = [outputs[name].split([len(one[name]) for one in like]) for name in names]
     return [dict(zip(names, of_one, strict=True)) for of_one in zip(*rows, strict=True)]
 

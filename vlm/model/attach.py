@@ -1,6 +1,8 @@
 """A captioning decoder attached to the towers of a dual encoder, and the parameters that no output reaches."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from vlm.errors import EveryRankError, reason
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.embedding_tokens import EmbeddingTokens
+from vlm.model.gap_statistics import GapStatistics, weights_of
 from vlm.model.towers import TowerOutput
 from vlm.model.trial import evaluating
 from vlm.model.vocabulary import num_embeddings
@@ -26,24 +30,29 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
         EveryRankError: the towers tell no tokens, the text tower looks ahead, its texts have no marks at their ends, or
             sizes do not go together.
     """
+    looks_at_tokens = config.pooler != "embedding"
     try:
-        model.image.emit_tokens()
+        if looks_at_tokens:
+            model.image.emit_tokens()
         model.text.emit_tokens()
     except ValueError as error:
         raise EveryRankError(f"model.captioner: {error}") from None
-    image_width, state_width = _token_widths(model)
+    state_width = _token_width(model, "text")
     _require_causal(model)
     _require_marks(model)
     pools_itself = getattr(model.image.trunk, "attn_pool", None) is not None
     pooler = config.pooler or ("tower" if pools_itself else "cascade")
-    if pools_itself and pooler != "tower":
+    if pools_itself and pooler not in ("tower", "embedding"):
         raise EveryRankError(
-            f"model.captioner.pooler: found {pooler}; the image tower pools by attention itself (tower)"
+            f"model.captioner.pooler: found {pooler}; the image tower pools by attention itself (tower, or embedding)"
         )
     width = config.width or state_width
     config = config.model_copy(update={"pooler": pooler, "width": width})
     try:
-        if pooler != "tower":
+        image_width = _token_width(model, "image") if looks_at_tokens else width
+        if pooler == "embedding":
+            model.embedding_tokens = EmbeddingTokens(config, model.embed_dim, width)
+        elif pooler != "tower":
             model.image_pooler = ImagePooler(config, image_width, width, model.tower_dim)
             image_width = width
         quick_gelu = bool(model.config.quick_gelu)
@@ -51,18 +60,35 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
         model.decoder = CaptionDecoder(config, state_width, image_width, vocabulary, quick_gelu=quick_gelu)
     except (AssertionError, ValueError) as error:
         raise EveryRankError(f"model.captioner: {reason(error)}") from None
-    model.config = model.config.model_copy(update={"captioner": config})
+    model.config = model.config.model_copy(update={"captioner": config.without_files()})
+
+
+def read_gap_statistics(model: DualEncoder, config: CaptionerConfig) -> None:
+    """Fill the model's buffers from the file that `config` names, if its gap is corrected.
+
+    Raises:
+        EveryRankError: it names none, or one that cannot be read or is of another model.
+    """
+    if config.gap is None or config.gap.correction == "none":
+        return
+    assert model.embedding_tokens is not None
+    where = "model.captioner.gap.statistics"
+    if config.gap.statistics is None:
+        raise EveryRankError(f"{where}: correction: {config.gap.correction} needs the file that `vlm gap` writes")
+    statistics = GapStatistics.read(Path(config.gap.statistics), weights_of(model), model.embed_dim, where)
+    model.embedding_tokens.gap.fill(statistics)
 
 
 @torch.no_grad()
-def _token_widths(model: DualEncoder) -> tuple[int, int]:
+def _token_width(model: DualEncoder, tower: Literal["image", "text"]) -> int:
     size = model.image_spec.size
     with evaluating(model):
-        image = model.image(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        text = model.text(*model.tokenizer(_TEXTS))
-    assert isinstance(image, TowerOutput)
-    assert isinstance(text, TowerOutput)
-    return image.tokens.shape[-1], text.tokens.shape[-1]
+        if tower == "image":
+            made = model.image(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        else:
+            made = model.text(*model.tokenizer(_TEXTS))
+    assert isinstance(made, TowerOutput)
+    return made.tokens.shape[-1]
 
 
 @torch.no_grad()
@@ -110,7 +136,7 @@ def freeze_unreached(model: DualEncoder, outputs: frozenset[str]) -> list[str]:
         "image": Images(torch.zeros(1, 3, size, size, dtype=torch.uint8)),
         "text": texts,
     }
-    if "captions" in outputs or "captions" in captioned_parts(outputs):
+    if "captions" in {*outputs, *captioned_parts(outputs), *captioned_parts(outputs, "text")}:
         inputs["captions"] = Texts(batch.tokens, batch.lengths, owners=torch.zeros(1, dtype=torch.long))
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with evaluating(model):

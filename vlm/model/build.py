@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlm.errors import EveryRankError
-from vlm.model.attach import attach_captioner
+from vlm.model.attach import attach_captioner, read_gap_statistics
 from vlm.model.batch_norm import without_batch_norm
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import ModelConfig
@@ -50,6 +50,8 @@ def build_model(
         _lock(model.text, "text", resolved.lock.text)
     if load_pretrained and config.pretrained is not None:
         load_pretrained_weights(model, config)
+    if load_pretrained and isinstance(resolved.captioner, CaptionerConfig):
+        read_gap_statistics(model, resolved.captioner)
     model.files = dict(files.used)
     model.notices = (*files.notices, *_left_out(config))
     return model.train()

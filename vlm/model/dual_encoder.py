@@ -9,16 +9,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.batch import BatchPart, Images, Texts
+from vlm.batch import BatchPart, Images, StandIns, Texts
 from vlm.errors import EveryRankError, UserError
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.config import ModelConfig
+from vlm.model.embedding_tokens import EmbeddingTokens
 from vlm.model.heads import build_head
 from vlm.model.image_spec import ImageSpec
 from vlm.model.logit_scale import INITIAL_LOGIT_SCALE, limited_scale
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import ImageTower, TextTower, TowerOutput
-from vlm.outputs import captioned_parts, is_shared, likelihood_of, output_name
+from vlm.outputs import captioned_parts, is_shared, likelihood_of, output_name, stand_ins_of
 
 
 class DualEncoder(nn.Module):
@@ -40,8 +41,10 @@ class DualEncoder(nn.Module):
             for head in (config.image_head, config.text_head)
         )
         self.tokenizer = tokenizer
-        # Once a captioner is attached: the decoder, and the pooler that makes the embedding of an image's tokens.
+        # Once a captioner is attached: the decoder, and the pooler that makes the embedding of an image's tokens, or
+        # the map that makes tokens of the embedding.
         self.image_pooler: ImagePooler | None = None
+        self.embedding_tokens: EmbeddingTokens | None = None
         self.decoder: CaptionDecoder | None = None
         # One element, not none: DeepSpeed and FSDP2 refuse 0-dim parameters.
         scale = INITIAL_LOGIT_SCALE if config.init_logit_scale is None else config.init_logit_scale
@@ -79,20 +82,26 @@ class DualEncoder(nn.Module):
         if self.logit_bias is not None:
             made["logit_bias"] = self.logit_bias * 1
         made |= {output_name(key): parameter * 1 for key, parameter in self.term_parameters.items()}
-        captioned = {part: inputs[part] for part in captioned_parts(outputs) if part in inputs}
+        captioned = [part for part in captioned_parts(outputs) if part in inputs]
+        captioned_from_text = [part for part in captioned_parts(outputs, "text") if part in inputs]
         images, image_tokens = inputs.get("image"), None
         if isinstance(images, Images) and ("image" in outputs or captioned):
             made["image"], image_tokens = self._encode_image(images.pixels)
         texts = {
             name: part
             for name, part in inputs.items()
-            if (name in outputs or name in captioned) and isinstance(part, Texts)
+            if name in {*outputs, *captioned, *captioned_from_text} and isinstance(part, Texts)
         }
         embeddings, states = self._encode_texts(texts)
         made |= embeddings
         for part in captioned:
             assert image_tokens is not None
             made[likelihood_of(part)] = self._likelihood(texts[part], states[part], image_tokens)
+        for part in captioned_from_text:
+            stand_ins = self._tokens_of_texts(embeddings[part], inputs.get(stand_ins_of(part)))
+            made[likelihood_of(part, "text")] = self._likelihood(
+                replace(texts[part], owners=None), states[part], stand_ins
+            )
         return {name: value for name, value in made.items() if is_shared(name) or name in outputs}
 
     def _encode_texts(self, texts: Mapping[str, Texts]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -127,10 +136,24 @@ class DualEncoder(nn.Module):
         )
         return made
 
+    def _tokens_of_texts(self, embeddings: Tensor, stand_ins: BatchPart | None) -> Float[Tensor, "texts tokens width"]:
+        """What the decoder looks at where texts stand in for images; without `stand_ins` each for its own.
+
+        The texts' embeddings are constants here: they would learn to tell more of a text than images do.
+        """
+        assert self.embedding_tokens is not None
+        texts, draws = embeddings.detach(), None
+        if isinstance(stand_ins, StandIns):
+            texts = texts[torch.arange(len(texts), device=texts.device) + stand_ins.offsets]
+            draws = stand_ins.words
+        made: Tensor = self.embedding_tokens(texts, of_texts=True, words=draws)
+        return made
+
     def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and the tokens that a decoder looks at."""
         features, tokens = self.image_features(images)
-        return _unit_norm(self.image_head(features)), tokens
+        embedding = _unit_norm(self.image_head(features))
+        return embedding, tokens if self.embedding_tokens is None else self.embedding_tokens(embedding)
 
     def _encode_text(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         features, states = self.text_features(tokens, lengths)
@@ -184,7 +207,12 @@ class DualEncoder(nn.Module):
         return BeforeHead(self)
 
     def drop_heads(self) -> None:
-        """Take the heads off for good: embeddings are then what the towers make."""
+        """Take the heads off for good: embeddings are then what the towers make.
+
+        Raises UserError for a captioning decoder that looks at what the heads make.
+        """
+        if self.embedding_tokens is not None and (self.config.image_head or self.config.text_head):
+            raise UserError("the captioning decoder (pooler embedding) looks at the embedding behind the heads")
         self.config = self.config.model_copy(update={"image_head": None, "text_head": None})
         self.image_head, self.text_head = nn.Identity(), nn.Identity()
         self.embed_dim = _embed_dim(self.config)

@@ -25,6 +25,7 @@ from vlm.model.weights_file import read_weights
 # Buffers that older releases saved, and a captioning decoder, which a model without one has no use for.
 _WITHOUT_USE = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
 _DECODER = "text_decoder."
+_MAY_BE_FRESH = ("image_head.", "text_head.", "image_pooler.", "embedding_tokens.", "embedding_tokens.gap.", "decoder.")
 
 
 def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
@@ -44,7 +45,7 @@ def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.logit_bias is not None:
         weights.setdefault("logit_bias", model.logit_bias.detach())
-    for head in ("image_head.", "text_head.", "image_pooler.", "decoder."):
+    for head in _MAY_BE_FRESH:
         if not any(name.startswith(head) for name in weights):
             fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(head)}
             weights.update(fresh)

@@ -17,10 +17,28 @@ def uniforms(seed: int, step: int, ids: Int64[Tensor, " rows"], stream: str, cou
     `stream` tells apart what is drawn for one id in one step. (Each id's numbers are SplitMix64's from a state of its
     own: Steele, Lea and Flood, 2014.)
     """
-    name = hashlib.blake2b(f"{stream}\x1f{seed}\x1f{step}".encode(), digest_size=8).digest()
-    states = _mixed(ids ^ int.from_bytes(name, "little", signed=True))
-    places = torch.arange(1, count + 1, device=ids.device) * _STEP
-    return _shifted(_mixed(states[:, None] + places), 11).double() * 2.0**-53
+    return _uniforms(words(seed, step, ids, stream), count)
+
+
+def words(seed: int, step: int, ids: Int64[Tensor, " rows"], stream: str) -> Int64[Tensor, " rows"]:
+    """A word of 64 bits for each id, to draw from where seed and step are no longer known."""
+    return _mixed(ids ^ _hash(f"{stream}\x1f{seed}\x1f{step}"))
+
+
+def numbered(words: Int64[Tensor, " rows"], numbers: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """Words for the first, second, ... thing of each of these."""
+    return _mixed(words ^ _mixed(numbers))
+
+
+def below(words: Int64[Tensor, " rows"], limits: Int64[Tensor, " rows"], stream: str) -> Int64[Tensor, " rows"]:
+    """A whole number from 0 to below its limit out of each word."""
+    return (_uniforms(_mixed(words ^ _hash(stream)), 1)[:, 0] * limits).long()
+
+
+def normals(words: Int64[Tensor, " rows"], count: int, stream: str) -> Float[Tensor, "rows count"]:
+    """`count` numbers of N(0, 1) out of each word, in float64 (Box and Muller, 1958)."""
+    u, v = _uniforms(_mixed(words ^ _hash(stream)), 2 * count).chunk(2, dim=1)
+    return (-2 * torch.log1p(-u)).sqrt() * (2 * math.pi * v).cos()
 
 
 def symmetric_beta(
@@ -33,6 +51,15 @@ def symmetric_beta(
     u, v = uniforms(seed, step, ids, stream, 2).unbind(1)
     radius = (1 - u ** (2 / (2 * shape - 1))).sqrt()
     return (1 + radius * (2 * math.pi * v).cos()) / 2
+
+
+def _uniforms(words: Int64[Tensor, " rows"], count: int) -> Float[Tensor, "rows count"]:
+    places = torch.arange(1, count + 1, device=words.device) * _STEP
+    return _shifted(_mixed(words[:, None] + places), 11).double() * 2.0**-53
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _mixed(words: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.batch import Batch
+from vlm.batch import Batch, BatchPart
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, nearest
 from vlm.objectives.local_part import LocalPart
@@ -16,7 +16,7 @@ from vlm.objectives.pairs import ExtraNegatives, Pairs
 from vlm.objectives.state import RunFacts, TermState
 from vlm.objectives.step import PairStep, StepRows
 from vlm.objectives.term import LocalTerm, Needs, PairTerm, Provider, Term, needs_of
-from vlm.outputs import Outputs, is_shared, term_parameters
+from vlm.outputs import PAIR, Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
 
 Loss = Float[Tensor, ""]
@@ -31,7 +31,8 @@ class _Provided(NamedTuple):
 class Objective:
     """A weighted sum of terms. One of weight 0 is left out: it is not computed, and needs nothing.
 
-    `needs` are those of all terms and providers, `pair_needs` those of pair terms and providers alone.
+    `needs` are those of all terms and providers; `pair_needs` those of pair terms and providers alone, with images and
+    texts where any term has them embedded: these are looked at after a step.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Objective:
             state = config.start(self.facts)
             if state is not None:
                 self.states[name] = state
-        self.pair_needs: Needs = needs_of([*self.pair_terms.values(), *self.providers.values()])
-        self.needs: Needs = self.pair_needs | needs_of(self.local_terms.values())
+        pair_needs = needs_of([*self.pair_terms.values(), *self.providers.values()])
+        self.needs: Needs = pair_needs | needs_of(self.local_terms.values())
+        self.pair_needs: Needs = replace(pair_needs, outputs=pair_needs.outputs | (self.needs.outputs & PAIR))
 
     def parameters(self) -> dict[str, Tensor]:
         """First values of what terms learn beside the model, as `term/name`."""
@@ -64,6 +66,13 @@ class Objective:
             for name, term in self.terms.items()
             for parameter, value in term.parameters(self.facts).items()
         }
+
+    def prepared(self, batch: Batch) -> Batch:
+        """This rank's part of a global batch with what the local terms add to it for the model."""
+        added: dict[str, BatchPart] = {}
+        for term in self.local_terms.values():
+            added |= term.adds(batch, self.facts.seed)
+        return replace(batch, parts={**batch.parts, **added}) if added else batch
 
     def count(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """The units of each local term in the global batch; `batch` is this rank's part of it. Collective.

@@ -1,7 +1,7 @@
 """The contracts of what an objective is made of: terms on pairs, terms on parts of a batch, providers of negatives."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlm.batch import Batch
+from vlm.batch import Batch, BatchPart
 from vlm.config import Config
 from vlm.objectives.local_part import LocalPart
 from vlm.objectives.pairs import ExtraNegatives
@@ -97,6 +97,13 @@ class LocalTerm(Term):
     divided by their number, whatever micro-batch or rank they are in.
     """
 
+    def adds(self, batch: Batch, seed: int) -> Mapping[str, BatchPart]:  # noqa: ARG002
+        """Parts for the model beside those of the data, such as what is drawn: of this rank's rows of a global batch.
+
+        Draws are keyed by seed, step and sample (`vlm.objectives.counter_rng`), so that no split changes them.
+        """
+        return {}
+
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """The units (tokens, regions, samples) of this rank's rows of a global batch."""
@@ -133,8 +140,8 @@ class Provider(Config):
 
 
 def needs_of(configs: "Iterable[Term | Provider]") -> Needs:
-    """The needs of several terms and providers together: images and texts at least, for both towers train."""
-    total = Needs()
+    """The needs of several terms and providers together."""
+    total = Needs(outputs=frozenset())
     for config in configs:
         total = total | config.needs()
     return total

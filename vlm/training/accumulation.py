@@ -35,7 +35,7 @@ def accumulate(
     2021): memory is one micro-batch's graph and O(rows dim). A loss that is no finite number makes the gradient NaN on
     all ranks, whatever the term's own gradient is.
     """
-    micro_batches, counts = plan.of(batch), objective.count(batch)
+    counts, micro_batches = objective.count(batch), plan.of(objective.prepared(batch))
     forward = _Forward(engine, batch.step, seed)
     teacher_outputs = _teacher_outputs(teacher, objective, micro_batches)
     keeps_graph = len(micro_batches) == 1
@@ -67,7 +67,7 @@ def remember(
     engine: Engine, objective: Objective, batch: Batch, plan: MicroBatchPlan, seed: int, teacher: Teacher | None = None
 ) -> None:
     """Let what the objective remembers see the global batch as a step would, without a gradient. Collective."""
-    micro_batches, counts = plan.of(batch), objective.count(batch)
+    counts, micro_batches = objective.count(batch), plan.of(objective.prepared(batch))
     forward = _Forward(engine, batch.step, seed)
     teacher_outputs = _teacher_outputs(teacher, objective, micro_batches)
     embedded = [forward(micro_batch, objective.needs.outputs) for micro_batch in micro_batches]

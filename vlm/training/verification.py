@@ -44,7 +44,7 @@ def parameter_group(name: str) -> str:
     if name in ("logit_scale", "logit_bias"):
         return name.replace("_", " ")
     tower = name.partition(".")[0]
-    if tower in ("decoder", "image_pooler"):
+    if tower in ("decoder", "image_pooler", "embedding_tokens"):
         return tower.replace("_", " ")
     return f"{tower} head" if _HEAD.search(name) else f"{tower} tower"
 
@@ -106,7 +106,7 @@ def reference_gradients(
 
 def _value(model: DualEncoder, objective: Objective, batches: list[Batch], rows: int | None, seed: int) -> Tensor:
     """The objective over all ranks' samples, each micro-batch embedded as its rank embeds it."""
-    batches = [batch.to(objective.exchange.world.device) for batch in batches]
+    batches = [objective.prepared(batch.to(objective.exchange.world.device)) for batch in batches]
     plan = MicroBatchPlan(sum(map(len, batches)), len(batches), rows)
     teacher = _teacher_outputs(model, objective, batches) if objective.needs.teacher_outputs else None
     embedded = []

@@ -112,7 +112,7 @@ def test_an_export_whose_decoder_computes_something_else_is_refused(tmp_path: Pa
     assert not (tmp_path / "exported").exists()
 
 
-@pytest.mark.parametrize("pooler", ["cascade", "parallel", "single", "tower"])
+@pytest.mark.parametrize("pooler", ["cascade", "parallel", "single", "tower", "embedding"])
 @torch.no_grad()
 def test_a_token_changes_nothing_before_it(pooler: str) -> None:
     model = built(captioner={**TINY, "pooler": pooler}, text={"text_cfg": {**TEXT, **CLASS_TOKEN}})
@@ -170,7 +170,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
     assert told.tolist() == pytest.approx([-float(torch.tensor(49408.0).log())] * len(told), rel=1e-6)
 
 
-@pytest.mark.parametrize("pooler", ["cascade", "tower"])
+@pytest.mark.parametrize("pooler", ["cascade", "tower", "embedding"])
 @torch.no_grad()
 def test_without_cross_attention_the_image_is_not_seen(pooler: str) -> None:
     model = built(captioner={**TINY, "pooler": pooler})
