@@ -25,7 +25,7 @@ from vlm.model.image_spec import ImageSpec
 from vlm.paths import output_file, write_output
 from vlm.terminal import one_line
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 PATIENCE = 60.0  # seconds
 
 
@@ -72,9 +72,9 @@ def caption_pictures(
     its picture and, where tokens are drawn, on its place among them: neither on ranks nor on batches.
     """
     json_file = None if json_file is None else output_file(json_file, "--json")
-    is_files = [Path(picture).suffix.lower() in _PICTURES for picture in pictures]
+    is_files = [Path(picture).suffix.lower() in PICTURES for picture in pictures]
     if any(is_files) and not all(is_files):
-        raise UserError(f"{pictures[is_files.index(False)]} is no picture ({', '.join(_PICTURES)}), unlike others")
+        raise UserError(f"{pictures[is_files.index(False)]} is no picture ({', '.join(PICTURES)}), unlike others")
     with loaded_model(name, patience, trust=trust) as (model, world):
         generator = CaptionGenerator(model, config)
         with evaluation_mode(model):

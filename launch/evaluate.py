@@ -79,7 +79,7 @@ def evaluate_model(
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
         require_same_view(world, records)
         _print_notices(evaluator, world)
-        with _shown_progress(world):
+        with shown_progress(world):
             evaluation = evaluator.run(model, world)
         _print_skipped(evaluator, world)
         if world.is_main:
@@ -116,7 +116,7 @@ def _print_skipped(evaluator: Evaluator, world: World) -> None:
 
 
 @contextmanager
-def _shown_progress(world: World) -> Iterator[None]:
+def shown_progress(world: World) -> Iterator[None]:
     """Say within the block how far the evaluation is: a bar on a terminal, elsewhere a line every ten seconds."""
     console = Terminal(stderr=True)
     if not world.is_main:

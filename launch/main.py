@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.caption_options import GenerationOptions
+from launch.caption_options import CaptionOutputOptions, GenerationOptions, require_no_output
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, eval_app
@@ -123,6 +123,7 @@ def caption(
     model: ModelName,
     pictures: Annotated[list[str], typer.Argument(help="Image files, or shards.", metavar="IMAGES...|SHARDS...")],
     generation: GenerationOptions,
+    output: CaptionOutputOptions,
     batch_size: Annotated[
         int, typer.Option(min=1, max=2**16, help="Pictures a forward; no caption depends on it.")
     ] = 64,
@@ -131,11 +132,17 @@ def caption(
     ] = None,
     trust: TrustModel = False,
 ) -> None:
-    """Print a caption of each picture with its log-likelihood. On all ranks that a launcher started."""
+    """Print a caption of each picture with its log-likelihood, or write shards with them (--out). On all ranks."""
     from launch.caption import caption_pictures, generation_config
 
     config = generation_config(asdict(generation))
-    caption_pictures(model, pictures, config, batch_size=batch_size, json_file=json_file, trust=trust)
+    if output.out is None:
+        require_no_output(output)
+        caption_pictures(model, pictures, config, batch_size=batch_size, json_file=json_file, trust=trust)
+        return
+    from launch.caption_shards import caption_shards
+
+    caption_shards(model, pictures, config, output, batch_size=batch_size, json_file=json_file, trust=trust)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data.convert.classes import CLASSES, Classes, find_classes
 from data.convert.entry import ColumnRoles, Entry, entry_of
 from data.convert.indexing import index_folder, index_shard
-from data.convert.journal import JOURNAL, Journal, open_journal
+from data.convert.journal import Journal, JournalKind, open_journal
 from data.convert.shard import ShardJob, ShardResult, write_shard
 from data.convert.source import BuildSource, open_table
 from data.convert.table import Groups, SourceTable
@@ -27,7 +27,11 @@ from vlm.atomic import write_text
 from vlm.errors import UserError
 from vlm.paths import output_folder
 
+BuildJournal = Journal[ShardResult]
 LEDGER: Final = "build-ledger.jsonl"
+JOURNAL: Final = "build-journal.jsonl"
+BUILD: Final = JournalKind(JOURNAL, ShardResult, "build", "building")
+_WHERE: Final = "vlm data build"
 _ASIDE = ".build-images"
 _PROBED_ROWS = 64
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -111,7 +115,7 @@ def build_shards(
     groups = Groups(table.image_paths(), len(table))
     build = _Build(table, columns, classes, groups, folder.absolute(), source.image_root, options)
     try:
-        with open_journal(build.folder, build.plan(), f"{options.prefix}-*.tar") as journal:
+        with open_journal(build.folder, build.plan(), BUILD, f"{options.prefix}-*.tar") as journal:
             with WorkerPool(_num_workers(workers)) as processes:
                 try:
                     build.run(journal, processes, report)
@@ -121,7 +125,7 @@ def build_shards(
             if classes is not None:
                 write_text(build.folder / CLASSES, json.dumps({"classes": classes.names}, indent=1) + "\n")
             summary = build.summary(journal)
-            index_folder(summary.shards)
+            index_folder(summary.shards, _WHERE)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     if summary.num_bad > options.max_bad_share * build.num_samples:
@@ -166,7 +170,7 @@ class _Build:
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.options.prefix}-{number:06d}.tar"
 
-    def run(self, journal: Journal, processes: WorkerPool, report: Callable[[BuildProgress], None]) -> None:
+    def run(self, journal: BuildJournal, processes: WorkerPool, report: Callable[[BuildProgress], None]) -> None:
         """Write what is missing."""
         missing = [number for number in range(self.num_shards) if not self._is_there(journal.results.get(number))]
         for number in missing:
@@ -181,11 +185,11 @@ class _Build:
         report(self._progress(journal))
         for shard in processes.as_done(write_shard, self._jobs(missing)):
             if shard.num_samples:
-                index_shard(self.shard(shard.number))
+                index_shard(self.shard(shard.number), _WHERE)
             journal.add(shard)
             report(self._progress(journal))
 
-    def summary(self, journal: Journal) -> BuildSummary:
+    def summary(self, journal: BuildJournal) -> BuildSummary:
         shards = [journal.results[number] for number in range(self.num_shards)]
         bad = [row for shard in shards for row in shard.bad]
         return BuildSummary(
@@ -205,7 +209,7 @@ class _Build:
         path = self.shard(shard.number)
         return (path.stat().st_size if path.exists() else 0) == shard.num_bytes
 
-    def _progress(self, journal: Journal) -> BuildProgress:
+    def _progress(self, journal: BuildJournal) -> BuildProgress:
         shards = journal.results.values()
         bad = sum(len(shard.bad) for shard in shards)
         return BuildProgress("building", sum(shard.num_samples for shard in shards) + bad, self.num_samples, bad)
@@ -272,7 +276,7 @@ def _num_workers(workers: int | None) -> int:
     return num_cores() if workers is None else workers
 
 
-def _ledger(journal: Journal) -> str:
+def _ledger(journal: BuildJournal) -> str:
     shards = [journal.results[number] for number in sorted(journal.results)]
     return "".join(json.dumps(asdict(row)) + "\n" for shard in shards for row in shard.bad)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.convert.entry import Blob, Entry, TextFile
 from data.convert.image import StoredImage, prepare_image
+from data.convert.journal import FinishedShard
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import MOST_CAPTIONS, MOST_CHARACTERS, listed, readable
 from data.samples.labels import class_number
@@ -40,10 +41,9 @@ class BadRow:
 
 
 @dataclass(frozen=True)
-class ShardResult:
+class ShardResult(FinishedShard):
     """The outcome of one shard; `num_bytes` is 0 where no sample was usable, so that there is no file."""
 
-    number: int
     num_samples: int
     num_bytes: int
     bad: tuple[BadRow, ...]

@@ -1,6 +1,5 @@
 """Pass 3: the verdicts on one shard, its filtered copy, and how many each rule dropped."""
 
-import io
 import json
 import tarfile
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from data.filter.extract import Extracted, write_table
 from data.filter.rules import AlignRules
 from data.filter.verdicts import NO_RULE, RULES, Lists, apply_rules, drops
 from data.samples.captions import listed
-from vlm.atomic import flush_to_disk
+from data.shards.tar_writing import add_member, tar_aside
 
 LEVELS: Final = ("samples", "captions")
 
@@ -92,17 +91,10 @@ def write_kept(shard: str, captions_by_place: Mapping[int, set[int]], path: Path
     Members are copied bit by bit, in their stored order; only a sample that loses some of several captions has its json
     written anew, and its txt where that held one of those. The same samples make the same file, always.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with OpenShard(shard) as open_shard, tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
-            for sample in open_shard:
-                if sample.position in captions_by_place:
-                    _add(sample, captions_by_place[sample.position], tar)
-        flush_to_disk(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with OpenShard(shard) as open_shard, tar_aside(path) as tar:
+        for sample in open_shard:
+            if sample.position in captions_by_place:
+                _add(sample, captions_by_place[sample.position], tar)
 
 
 def _add(sample: StoredSample, captions: set[int], tar: tarfile.TarFile) -> None:
@@ -115,10 +107,7 @@ def _add(sample: StoredSample, captions: set[int], tar: tarfile.TarFile) -> None
             stored = with_captions(fields, captions)
         if suffix == "txt" and len(left) < len(all_captions) and stored.decode("utf-8", "replace").strip() not in left:
             stored = left[0].encode()
-        member = tarfile.TarInfo(f"{sample.key}.{suffix}")
-        member.size = len(stored)
-        member.mode = 0o644
-        tar.addfile(member, io.BytesIO(stored))
+        add_member(tar, sample.key, suffix, stored)
 
 
 def with_captions(fields: Mapping[str, Any], places: set[int]) -> bytes:

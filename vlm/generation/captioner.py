@@ -1,6 +1,7 @@
 """Captions of images by a model: pictures in, texts with their likelihood out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -46,6 +47,11 @@ class CaptionGenerator:
         self._model = model
         self._config = config
         self._max_length = max_length
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that the captions depend on beside the model, as JSON holds it."""
+        return {**self._config.meaningful(), "max_length": self._max_length}
 
     @torch.no_grad()
     def captions(

@@ -52,3 +52,11 @@ class GenerationConfig(Config):
         if self.max_length is not None and self.min_length >= self.max_length:
             raise ValueError(f"min_length: found {self.min_length}; it is below max_length ({self.max_length})")
         return self
+
+    def meaningful(self) -> dict[str, Any]:
+        """The options that change something with this method, as JSON holds them."""
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in self.only_with or self.method in self.only_with[name][1]
+        }

@@ -21,6 +21,8 @@ from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import ImageTower, TextTower, TowerOutput
 from vlm.outputs import captioned_parts, is_shared, likelihood_of, output_name, stand_ins_of
 
+_NO_DECODER = "the model has no captioning decoder (model.captioner)"
+
 
 class DualEncoder(nn.Module):
     """Images and texts as unit vectors of one space (CLIP: Radford et al., 2021; SigLIP adds the bias).
@@ -180,7 +182,7 @@ class DualEncoder(nn.Module):
         """The same, and the tokens that the captioning decoder looks at. Raises UserError for a model without one."""
         embedding, tokens = self._encode_image(images)
         if self.decoder is None or tokens is None:
-            raise UserError("the model has no captioning decoder (model.captioner)")
+            raise UserError(_NO_DECODER)
         return embedding, tokens
 
     def caption_likelihood(
@@ -190,8 +192,25 @@ class DualEncoder(nn.Module):
         lengths: Int64[Tensor, " batch"],
     ) -> Float[Tensor, " batch"]:
         """The log-likelihood of one text for each image: of all its tokens but the first."""
-        states = self._encode_text(tokens, lengths)[1]
-        assert states is not None
+        return self.likelihood_of_states(image_tokens, self.encode_text_and_states(tokens, lengths)[1], tokens, lengths)
+
+    def encode_text_and_states(
+        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch length state_width"]]:
+        """Unit-norm embeddings, and the states of all tokens. Raises UserError for a model without decoder."""
+        embedding, states = self._encode_text(tokens, lengths)
+        if states is None:
+            raise UserError(_NO_DECODER)
+        return embedding, states
+
+    def likelihood_of_states(
+        self,
+        image_tokens: Float[Tensor, "images image_tokens token_width"],
+        states: Float[Tensor, "batch length state_width"],
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
+        """The same of texts whose states are known, which come image by image, as many for each."""
         likelihood = self._likelihood(Texts(tokens, lengths), states, image_tokens)[:, 0]
         rows = torch.repeat_interleave(torch.arange(len(tokens), device=tokens.device), lengths - 1)
         return likelihood.new_zeros(len(tokens)).index_add(0, rows, likelihood)
