@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
 Part = TypeVar("Part", bound="BatchPart")
+
+DOCUMENTS, DOCUMENT_IMAGES = "documents", "document_images"
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,26 @@ class StandIns(BatchPart):
 
 
 @dataclass(frozen=True)
+class Documents(Texts):
+    """Texts with images between their tokens; the images are a part of their own, document after document.
+
+    A token looks at the images `seen_from` to `seen_to` (exclusive) of its document's `num_images` while it tells the
+    next token; the loss counts those tokens that are to be `told`. A document rides along with a sample, its owner.
+    """
+
+    told: Bool[Tensor, "rows length"]
+    seen_from: Int64[Tensor, "rows length"]
+    seen_to: Int64[Tensor, "rows length"]
+    num_images: Int64[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """The samples of one global batch that one rank trains on.
 
     `parts` holds `image` and `text`, one row a sample, and `captions` where the caption policy gives all captions of a
-    sample, its first the one that is its `text`. `counts` says how many samples are of each source and how many
-    captions of each field.
+    sample, its first the one that is its `text`; `documents` and `document_images` where the data has documents, whose
+    keys are `document_keys`. `counts` says how many samples are of each source and how many captions of each field.
     """
 
     step: int
@@ -111,6 +127,7 @@ class Batch:
     labels: Int64[Tensor, " samples"] | None = None
     skipped: tuple[Skip, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    document_keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Samples of this rank."""

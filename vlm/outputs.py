@@ -4,8 +4,9 @@ An output has a row for each row of something, such as `image` [samples, dim] an
 samples or `captions` [captions, dim] of its part of that name, or it is shared by all rows: `logit_scale` [1],
 `logit_bias` [1] where the model has one, and `term/name` for what an objective's term learns beside the model.
 `text_likelihood` [tokens, 2] are the log-likelihoods of the tokens of `text` under a captioning decoder (see
-`vlm.model.token_likelihood`), of all but the first of each text, text after text; the same of `captions`.
-`text_likelihood_from_text` are the same where the embedding of a text stands in for the image's.
+`vlm.model.token_likelihood`), of all but the first of each text, text after text; the same of `captions`, and of
+`documents`, whose tokens see the images before them. `text_likelihood_from_text` are the same where the embedding of a
+text stands in for the image's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,16 +1,18 @@
 """A captioning decoder attached to the towers of a dual encoder, and the parameters that no output reaches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vlm.batch import BatchPart, Images, Texts
+from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Images, Texts
 from vlm.errors import EveryRankError, reason
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
+from vlm.model.document_memory import without_images
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.embedding_tokens import EmbeddingTokens
 from vlm.model.gap_statistics import GapStatistics, weights_of
@@ -138,6 +140,9 @@ def freeze_unreached(model: DualEncoder, outputs: frozenset[str]) -> list[str]:
     }
     if "captions" in {*outputs, *captioned_parts(outputs), *captioned_parts(outputs, "text")}:
         inputs["captions"] = Texts(batch.tokens, batch.lengths, owners=torch.zeros(1, dtype=torch.long))
+    if DOCUMENTS in captioned_parts(outputs):
+        document = replace(without_images(texts), num_images=torch.ones(1, dtype=torch.long))
+        inputs |= {DOCUMENTS: document, DOCUMENT_IMAGES: inputs["image"]}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with evaluating(model):
         made: dict[str, Tensor] = model({name: part.to(device) for name, part in inputs.items()}, outputs)

@@ -9,10 +9,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.batch import BatchPart, Images, StandIns, Texts
+from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, StandIns, Texts
 from vlm.errors import EveryRankError, UserError
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.config import ModelConfig
+from vlm.model.document_memory import document_likelihood
 from vlm.model.embedding_tokens import EmbeddingTokens
 from vlm.model.heads import build_head
 from vlm.model.image_spec import ImageSpec
@@ -77,18 +78,21 @@ class DualEncoder(nn.Module):
     ) -> dict[str, Tensor]:
         """The named outputs of a batch's parts (`vlm.outputs`): embeddings of unit norm, and what all rows share.
 
-        An output whose part is not there is left out. All texts go through one call of the tower.
+        An output whose part is not there is left out. All images go through one call of their tower, and all texts but
+        documents, which are longer, through one of theirs.
         """
         # Views, not the parameters themselves: engines that shard parameters take theirs back after the forward.
         made = {"logit_scale": limited_scale(self.logit_scale)}
         if self.logit_bias is not None:
             made["logit_bias"] = self.logit_bias * 1
         made |= {output_name(key): parameter * 1 for key, parameter in self.term_parameters.items()}
-        captioned = [part for part in captioned_parts(outputs) if part in inputs]
+        captioned = [part for part in captioned_parts(outputs) if part in inputs and part != DOCUMENTS]
         captioned_from_text = [part for part in captioned_parts(outputs, "text") if part in inputs]
-        images, image_tokens = inputs.get("image"), None
-        if isinstance(images, Images) and ("image" in outputs or captioned):
-            made["image"], image_tokens = self._encode_image(images.pixels)
+        documents = inputs.get(DOCUMENTS) if likelihood_of(DOCUMENTS) in outputs else None
+        images, image_tokens, document_tokens = inputs.get("image"), None, None
+        if isinstance(images, Images) and ("image" in outputs or captioned or documents is not None):
+            in_documents = None if documents is None else inputs[DOCUMENT_IMAGES]
+            made["image"], image_tokens, document_tokens = self._encode_images(images, in_documents)
         texts = {
             name: part
             for name, part in inputs.items()
@@ -104,6 +108,9 @@ class DualEncoder(nn.Module):
             made[likelihood_of(part, "text")] = self._likelihood(
                 replace(texts[part], owners=None), states[part], stand_ins
             )
+        if isinstance(documents, Documents):
+            assert document_tokens is not None
+            made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, document_tokens, inputs["text"])
         return {name: value for name, value in made.items() if is_shared(name) or name in outputs}
 
     def _encode_texts(self, texts: Mapping[str, Texts]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -150,6 +157,17 @@ class DualEncoder(nn.Module):
             draws = stand_ins.words
         made: Tensor = self.embedding_tokens(texts, of_texts=True, words=draws)
         return made
+
+    def _encode_images(
+        self, images: Images, in_documents: BatchPart | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Embeddings and tokens of the samples' images, and the tokens of those in documents, by one forward."""
+        if not isinstance(in_documents, Images):
+            return *self._encode_image(images.pixels), None
+        embedding, tokens = self._encode_image(torch.cat([images.pixels, in_documents.pixels]))
+        assert tokens is not None
+        num_samples = len(images.pixels)
+        return embedding[:num_samples], tokens[:num_samples], tokens[num_samples:]
 
     def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and the tokens that a decoder looks at."""

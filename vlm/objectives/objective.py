@@ -20,7 +20,7 @@ from vlm.outputs import PAIR, Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
 
 Loss = Float[Tensor, ""]
-_REMEDIES = {"captions": "set data.caption to `all`"}
+_REMEDIES = {"captions": "set data.caption to `all`", "documents": "set data.documents"}
 
 
 class _Provided(NamedTuple):

@@ -29,6 +29,7 @@ from vlm.objectives.terms import (  # noqa: F401 - each registers itself
     group_excluded,
     hard,
     individual_temperature,
+    interleaved,
     momentum_distillation,
     multi_head,
     multi_positive,

@@ -1,15 +1,17 @@
 """A rehearsal of the first step, before anything is written: what would be refused there is refused here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm.batch import Batch, BatchPart, Images, Texts
+from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Texts
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
+from vlm.model.document_memory import without_images
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -33,10 +35,12 @@ def rehearse(  # noqa: PLR0913 - what model, recipe and data bring
     labels: bool,
     captions: bool,
     images: bool = True,
+    documents: bool = False,
 ) -> None:
     """Embed one pair, and evaluate an objective like the run's on some drawn embeddings. Changes nothing.
 
-    `labels`, `captions` and `images` say whether the data brings them. The cost is one forward of one pair.
+    `labels`, `captions`, `images` and `documents` say whether the data brings them. The cost is one forward of one
+    pair.
 
     Raises:
         EveryRankError: a tower cannot read what data will give it, or a term misses something in model or data.
@@ -44,7 +48,8 @@ def rehearse(  # noqa: PLR0913 - what model, recipe and data bring
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         _embed_a_pair(model)
-        batch = _batch(min(num_pairs, _MOST_PAIRS), labels=labels, captions=captions, images=images)
+        brings = {"labels": labels, "captions": captions, "images": images, "documents": documents}
+        batch = _batch(min(num_pairs, _MOST_PAIRS), **brings)
         facts = RunFacts(model.embed_dim, len(batch), 1, 1, 0, World())
         exchange = Exchange(World(), similarity.model_copy(update={"group_ranks": None}))
         try:
@@ -99,15 +104,19 @@ def _require_decoder(model: DualEncoder, objective: Objective) -> None:
             )
 
 
-def _batch(num_pairs: int, *, labels: bool, captions: bool, images: bool) -> Batch:
+def _batch(num_pairs: int, *, labels: bool, captions: bool, images: bool, documents: bool) -> Batch:
     rows = torch.arange(num_pairs)
     texts = Texts(torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2))
+    pictures = Images(torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8))
     parts: dict[str, BatchPart] = {"text": texts}
     if images:
-        parts["image"] = Images(torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8))
+        parts["image"] = pictures
     if captions:
         tokens, lengths, owners = (tensor.repeat_interleave(2, 0) for tensor in (texts.tokens, texts.lengths, rows))
         parts["captions"] = Texts(tokens, lengths, owners=owners)
+    if documents:
+        document = without_images(texts)
+        parts |= {DOCUMENTS: replace(document, told=~document.told, owners=rows), DOCUMENT_IMAGES: pictures.take(0, 0)}
     keys = tuple(map(str, rows.tolist()))
     return Batch(0, rows, keys, parts, labels=rows // 2 if labels else None)
 

@@ -52,8 +52,8 @@ def test_every_term_and_provider_passes_where_model_and_data_have_what_it_needs(
     terms = all_of(TERMS, Terms)
     assert len(terms) >= 15
     for name in terms:
-        captioned = tiny_model(captioner={"preset": "tiny"}) if name == "caption" else model
-        rehearsed(captioned, {name: {}}, num_pairs=num_pairs)
+        captioned = tiny_model(captioner={"preset": "tiny"}) if name in ("caption", "interleaved") else model
+        rehearsed(captioned, {name: {}}, num_pairs=num_pairs, documents=True)
     for name in all_of(PROVIDERS, Providers):
         rehearsed(model, {"clip": 1.0}, {name: {}}, num_pairs=num_pairs)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
