@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 Norm = Callable[[int], nn.Module]
+_SHORT = 2**14  # queries times keys
 
 
 @dataclass
@@ -88,7 +89,8 @@ class Attention(nn.Module):
         is_causal = causal and not earlier and queries.shape[2] > 1
         if causal and earlier and queries.shape[2] > 1:
             mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(earlier)
-        attended = scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
+        attend = _attend_in_steps if _is_slow_fused(queries, keys) else scaled_dot_product_attention
+        attended = attend(queries, keys, values, mask, is_causal=is_causal)
         joined: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return joined
 
@@ -101,6 +103,25 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
         return heads
+
+
+def _is_slow_fused(queries: Tensor, keys: Tensor) -> bool:
+    """Whether torch's fused attention is slow: on CPU, eight times for the gradient of short rows in bf16."""
+    is_bf16 = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
+    return is_bf16 and torch.is_grad_enabled() and queries.shape[2] * keys.shape[2] <= _SHORT
+
+
+def _attend_in_steps(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
+) -> Tensor:
+    """What `scaled_dot_product_attention` computes, one step after the other, with the softmax in fp32."""
+    scores = (queries @ keys.transpose(2, 3)).float() * queries.shape[3] ** -0.5
+    if is_causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    attended: Tensor = scores.softmax(3).to(values.dtype) @ values
+    return attended
 
 
 class Mlp(nn.Module):

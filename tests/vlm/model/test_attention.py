@@ -1,9 +1,13 @@
 """Blocks that remember keys: what they make of tokens piece by piece, and of several sequences of one memory."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from vlm.model.attention import Attention, Block, LayerCache
+from vlm.model.attention import Attention, Block, LayerCache, _attend_in_steps
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 
@@ -51,3 +55,39 @@ def test_several_sequences_of_one_memory_are_each_its_own() -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="a width of 12 does not divide into 5 heads"):
         Attention(WIDTH, 5)
+
+
+MASKS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "shown": {"mask": torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).bool()},
+    "added": {"mask": torch.tensor([[0.0, -1, 2], [1, 0, -torch.inf], [3, 0, 0], [0, 0, 0.5]], dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_attention_in_steps_is_torchs_with_its_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    shapes = [(2, 3, 4, 5), (2, 3, 3, 5), (2, 3, 3, 5)]
+    rows = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    options = {{"mask": "attn_mask"}.get(key, key): value for key, value in MASKS[name].items()}
+    weights = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    queries, keys, values = rows
+    expected = scaled_dot_product_attention(queries, keys, values, **options)
+    found = _attend_in_steps(queries, keys, values, **MASKS[name])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the softmax is one of fp32
+    for one, other in zip(*(torch.autograd.grad(made, rows, weights) for made in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_under_bf16_has_the_gradient_of_fp32() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 2, 2.0), torch.randn(3, 6, 16)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    precise = torch.autograd.grad(block(x, causal=True).sum(), list(block.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        made: Tensor = block(x, causal=True)
+    found = torch.autograd.grad(made.float().sum(), list(block.parameters()))
+    for one, other in zip(found, precise, strict=True):
+        assert float((one - other).norm()) <= 0.03 * float(other.norm()) + 1e-3
