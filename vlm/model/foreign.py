@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from vlm.errors import UserError, reason
 from vlm.model.clean_configuration import CONFIG, as_configuration, without_code
+from vlm.model.shipped_tokenizers import SHIPPED, shipped_tokenizer
 
 TowerName = Literal["image", "text"]
 IMAGE_PROCESSOR = "preprocessor_config.json"
@@ -79,7 +80,9 @@ class ForeignFiles:
             for key, content in (self._saved or {}).items()
             if key.removeprefix(_TOKENIZER) in (*_TOKENIZER_FILES, CONFIG) and key.startswith(_TOKENIZER)
         }
-        if not saved:
+        if not saved and name.startswith(SHIPPED):
+            saved = shipped_tokenizer(name)
+        elif not saved:
             self._require_trusted(_TOKENIZER.rstrip("."), name)
             contents = {file: _read(name, file) for file in (*_TOKENIZER_FILES, CONFIG)}
             saved = {file: content for file, content in contents.items() if content}

@@ -1,7 +1,9 @@
 """Token ids are open_clip's, only the padding is shorter."""
 
 import pickle
+import re
 from pathlib import Path
+from random import Random
 
 import open_clip
 import pytest
@@ -9,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.scenes.captions import caption
+from data.scenes.layout import sample_scene
 from tests.vlm.model.hugging_face import save_tokenizer
 from tests.vlm.model.tiny import CONTEXT, TEXTS
 from vlm.errors import UserError
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 
 REFERENCE = open_clip.get_tokenizer("ViT-B-32")
+SCENES = Tokenizer(full_tokenizer({"hf_tokenizer_name": "vlm:scenes", "context_length": 256}), shorten=True)
 SHORT = Tokenizer(full_tokenizer({"context_length": CONTEXT}), shorten=True)
 
 
@@ -47,6 +52,30 @@ def test_a_reduction_is_left_to_open_clip() -> None:
     tokens, lengths = found([*TEXTS, "word " * 100])
     assert torch.equal(tokens[:4], REFERENCE(TEXTS, context_length=CONTEXT)[:, : tokens.shape[1]])
     assert lengths.tolist() == [4, 9, 3, 11, CONTEXT]
+
+
+def test_each_word_of_a_scene_is_one_token_of_the_shipped_tokenizer() -> None:
+    tokenizer = Tokenizer(full_tokenizer({"hf_tokenizer_name": "vlm:scenes", "context_length": 64}), shorten=True)
+    rng = Random(5)
+    texts = [one.text for _ in range(300) for one in caption(sample_scene(rng), rng)]
+    tokens, lengths = tokenizer(texts)
+    # Punctuation stands alone; so does each side of a hyphen.
+    words = [len(re.findall(r"[\w]+|[^\w\s]", text)) for text in texts]
+    assert lengths.tolist() == [number + 2 for number in words]
+    assert int(tokens.max()) == 501  # the token at the end, which open_clip's towers find by its size
+    assert [tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths, strict=True)] == texts
+
+
+@given(st.text("abz AQZ09 .,;!?'\"()-éüßñ犬снег🐶\n\t", max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_the_shipped_tokenizer_takes_any_text(text: str) -> None:
+    (row,), (length,) = SCENES([text])
+    assert SCENES.decode(row[: int(length)].tolist()) == " ".join(text.lower().split())
+
+
+def test_an_unknown_shipped_tokenizer_is_one_line() -> None:
+    with pytest.raises(UserError, match="no tokenizer vlm:scene comes with vlm; nearest: vlm:scenes"):
+        full_tokenizer({"hf_tokenizer_name": "vlm:scene"})
 
 
 def test_full_length_when_the_tower_may_not_be_shortened() -> None:
