@@ -1,18 +1,22 @@
 """Generated captions of held-out images, beside those that people wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from data.images.views import evaluation_view
 from data.loading.heldout import HeldOutBatch
+from data.samples.bad_sample import BadSampleError
 from eval.caption_metrics.scores import score_captions
 from eval.captioned import CaptionedEvaluator, CaptionedImages
 from eval.encoder import Encoder, evaluation_mode, local_range
 from eval.evaluator import EVALUATORS, EvaluationContext
+from eval.examples import CaptionExample, Examples, GeneratedCaption, picture
 from eval.metrics import CAPTIONING
 from eval.progress import report_progress
 from eval.shards import CaptionedEvaluationConfig
@@ -22,8 +26,10 @@ from vlm.evaluation import Evaluation
 from vlm.generation.captioner import Caption, CaptionGenerator
 from vlm.generation.config import GenerationConfig
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 
+NUM_EXAMPLES = 6  # best and worst captions each
 _CLIP_SCORE_FACTOR = 2.5  # Hessel et al., 2021
 
 
@@ -49,6 +55,39 @@ class CaptionedImage:
     own: float
     own_tokens: int
     other: float
+
+
+class ChosenExample(NamedTuple):
+    """An image by its position in the set, the CIDEr-D of its caption, and its captions by method."""
+
+    position: int
+    cider_d: float
+    captions: Mapping[str, Caption]
+
+
+@dataclass(frozen=True)
+class CaptioningExamples:
+    """The images whose captions score best and worst; their pictures are read when they are written."""
+
+    captioned: CaptionedImages
+    best: Sequence[ChosenExample]
+    worst: Sequence[ChosenExample]
+
+    def write(self, folder: Path) -> Sequence[Path]:
+        """Write pictures and listing as `Examples` does."""
+        best, worst = ([self._example(one) for one in chosen] for chosen in (self.best, self.worst))
+        return Examples(best=best, worst=worst).write(folder)
+
+    def _example(self, chosen: ChosenExample) -> CaptionExample:
+        held_out = self.captioned.held_out
+        return CaptionExample(
+            image=picture(held_out.stored_image(chosen.position)),
+            captions=list(held_out.captions[chosen.position]),
+            cider_d=chosen.cider_d,
+            generated=[
+                GeneratedCaption(method, one.text, one.log_likelihood) for method, one in chosen.captions.items()
+            ],
+        )
 
 
 class Captioning(CaptionedEvaluator):
@@ -80,16 +119,17 @@ class Captioning(CaptionedEvaluator):
         CaptionGenerator(model, self._config.generation)
 
     def run(self, model: Encoder, world: World) -> Evaluation:
-        """Generate, read and compare. Collective."""
+        """Generate, read and compare; examples are the images with the best and the worst captions. Collective."""
         assert isinstance(model, DualEncoder)
         with evaluation_mode(model, precision=self._config.precision):
             local = self._of_this_rank(model, world)
-        found = sorted((one for rank in world.gather_objects(local) for one in rank), key=lambda one: one.position)
-        if not found:
-            raise UserError(f"{self._where}: none of the images can be read")
-        scores = score_captions(
-            [one.caption.text for one in found], [list(self._references[one.position]) for one in found]
-        )
+            found = sorted((one for rank in world.gather_objects(local) for one in rank), key=lambda one: one.position)
+            if not found:
+                raise UserError(f"{self._where}: none of the images can be read")
+            scores = score_captions(
+                [one.caption.text for one in found], [list(self._references[one.position]) for one in found]
+            )
+            examples = self._examples(model, world, found, scores.cider_d_by_image.tolist())
         others = {self._partner[one.position]: one.other for one in found}
         read = [one for one in found if one.position in others]
         figures = {
@@ -103,7 +143,36 @@ class Captioning(CaptionedEvaluator):
             "num_images": len(found),
             "num_skipped": len(self._captioned.held_out) - len(found),
         }
-        return Evaluation(figures)
+        return Evaluation(figures, examples=examples)
+
+    def _examples(
+        self, model: DualEncoder, world: World, found: Sequence[CaptionedImage], scores: Sequence[float]
+    ) -> "CaptioningExamples":
+        """The best and the worst, with the captions of another method too. Every rank writes all: they are few."""
+        order = sorted(range(len(found)), key=lambda number: (-scores[number], found[number].position))
+        best, worst = order[:NUM_EXAMPLES], order[::-1][:NUM_EXAMPLES]
+        chosen = sorted({found[number].position for number in (*best, *worst)})
+        method = "greedy" if self._config.generation.method == "contrastive" else "contrastive"
+        options = self._config.generation.model_dump(include={"max_length", "min_length"})
+        generator = CaptionGenerator(model, GenerationConfig(method=method, **options))
+        images = torch.stack([self._view(place, model.image_spec) for place in chosen]).to(world.device)
+        others = generator.captions(images, torch.tensor(chosen, device=world.device))
+        by_position = dict(zip(chosen, others, strict=True))
+
+        def example(number: int) -> ChosenExample:
+            one = found[number]
+            captions = {self._config.generation.method: one.caption, method: by_position[one.position]}
+            return ChosenExample(one.position, scores[number], captions)
+
+        return CaptioningExamples(self._captioned, [example(one) for one in best], [example(one) for one in worst])
+
+    def _view(self, position: int, spec: ImageSpec) -> Tensor:
+        """An image that could be read before; a black one where it is gone since, whose example cannot be written."""
+        try:
+            pixels = evaluation_view(self._captioned.held_out.stored_image(position), spec)
+        except (BadSampleError, OSError):
+            return torch.zeros(3, spec.size, spec.size, dtype=torch.uint8)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
     def _of_this_rank(self, model: DualEncoder, world: World) -> list[CaptionedImage]:
         config, held_out = self._config, self._captioned.held_out

@@ -1,10 +1,10 @@
-"""The best and worst retrievals of runs, as pictures inside the page."""
+"""The best and worst images of runs, as pictures inside the page."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.samples.bad_sample import BadSampleError
 from eval.examples import EXAMPLES_FILE, picture
@@ -14,19 +14,28 @@ from vlm.paths import below
 from vlm.training.run_files import EXAMPLES
 
 _MOST_CAPTIONS = 2
-_KINDS = {"best": "Best retrievals", "worst": "Worst retrievals"}
+_GOOD_CIDER_D = 1.0
+
+
+class Line(NamedTuple):
+    """A line of a card: a text, the number beside it, and whether the text is right; None where nobody can say."""
+
+    text: str
+    value: str
+    correct: bool | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image (None: it is lost), its true captions, and what it retrieved: text, whether it is its own, cosine."""
+    """One image (None: it is lost), its true captions, how well the model did, and the texts that it chose or wrote."""
 
     picture: str | None
-    rank: str
-    is_first: bool
+    badge: str
+    is_good: bool
     captions: list[str]
     num_more: int
-    retrieved: list[tuple[str, bool, str]]
+    lines: list[Line]
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
     """A gallery for each kind of examples that a run wrote."""
     return [
         Gallery(
-            _KINDS.get(kind, kind),
+            f"{kind} {'captions' if 'generated' in examples[0] else 'retrievals'}".capitalize(),
             evaluation if len(runs) == 1 else f"{evaluation}, {name}",
             [_card(run, evaluation, example) for example in examples],
         )
@@ -54,16 +63,28 @@ def galleries(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Gallery]:
 
 
 def _card(run: RunRecord, evaluation: str, example: Mapping[str, Any]) -> Card:
+    badge, is_good, lines = _generated(example) if "generated" in example else _retrieved(example)
     return Card(
         picture=_embedded(run.path / EXAMPLES / evaluation, str(example["image"])),
-        rank=four_digits(example["rank"]),
-        is_first=example["rank"] == 1,
+        badge=badge,
+        is_good=is_good,
         captions=list(example["captions"][:_MOST_CAPTIONS]),
         num_more=max(0, len(example["captions"]) - _MOST_CAPTIONS),
-        retrieved=[
-            (caption["text"], caption["correct"], f"{caption['score']:.2f}") for caption in example["retrieved"]
-        ],
+        lines=lines,
     )
+
+
+def _retrieved(example: Mapping[str, Any]) -> tuple[str, bool, list[Line]]:
+    lines = [Line(one["text"], f"{one['score']:.2f}", one["correct"]) for one in example["retrieved"]]
+    return f"rank {four_digits(example['rank'])}", example["rank"] == 1, lines
+
+
+def _generated(example: Mapping[str, Any]) -> tuple[str, bool, list[Line]]:
+    lines = [
+        Line(one["text"], f"{one['log_likelihood']:.1f}", label=one["method"].replace("_", " "))
+        for one in example["generated"]
+    ]
+    return f"CIDEr-D {example['cider_d']:.2f}", example["cider_d"] >= _GOOD_CIDER_D, lines
 
 
 def _embedded(folder: Path, name: str) -> str | None:

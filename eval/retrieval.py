@@ -11,7 +11,7 @@ from pydantic import Field
 from eval.captioned import CaptionedEvaluator, CaptionedImages, Embedded
 from eval.encoder import Encoder, evaluation_mode
 from eval.evaluator import EVALUATORS, EvaluationContext
-from eval.examples import Example, Examples, Retrieved, picture
+from eval.examples import Examples, RetrievalExample, Retrieved, picture
 from eval.metrics import RECALLS, RETRIEVAL
 from eval.ranks import TILE, Matches, find_matches_shared, in_common_group, score
 from eval.shards import CaptionedEvaluationConfig
@@ -87,21 +87,21 @@ class RetrievalExamples:
         """Write pictures and listing as `Examples` does."""
         return self.choose(NUM_EXAMPLES).write(folder)
 
-    def choose(self, count: int) -> Examples:
+    def choose(self, count: int) -> Examples[RetrievalExample]:
         """The `count` best and the `count` worst."""
         keys = list(zip(self.matches.ranks.tolist(), (-self.matches.scores).tolist(), strict=True))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         best, worst = order[:count], order[::-1][:count]
         return Examples(best=[self._example(image) for image in best], worst=[self._example(image) for image in worst])
 
-    def _example(self, image: int) -> Example:
+    def _example(self, image: int) -> RetrievalExample:
         embedded = self.embedded
         owner = int(embedded.image_owners[image])
         scores = score(embedded.images[image : image + 1], embedded.texts)[0]
         nearest = scores.sort(descending=True, stable=True).indices[:_NUM_RETRIEVED].tolist()
         right = in_common_group(embedded.image_groups[image : image + 1], embedded.text_groups)[0]
         retrieved = [Retrieved(embedded.captions[text], bool(right[text]), float(scores[text])) for text in nearest]
-        return Example(
+        return RetrievalExample(
             image=picture(self.captioned.held_out.stored_image(owner)),
             captions=list(self.captioned.held_out.captions[owner]),
             rank=int(self.matches.ranks[image]),

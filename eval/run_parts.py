@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, TypeAdapter, ValidationError
 
 from vlm.config import first_problem
 from vlm.errors import UserError
@@ -66,11 +66,34 @@ class _Retrieved(_StoredPart):
     score: float
 
 
-class _Example(_StoredPart):
+class _Generated(_StoredPart):
+    method: str
+    text: str
+    log_likelihood: float
+
+
+class _RetrievalExample(_StoredPart):
     image: str
     captions: list[str]
     rank: Count
     retrieved: list[_Retrieved]
+
+
+class _CaptionExample(_StoredPart):
+    image: str
+    captions: list[str]
+    cider_d: float
+    generated: list[_Generated]
+
+
+def _kind_of_example(value: Any) -> str:
+    return "caption" if isinstance(value, Mapping) and "generated" in value else "retrieval"
+
+
+_Example = Annotated[
+    Annotated[_RetrievalExample, Tag("retrieval")] | Annotated[_CaptionExample, Tag("caption")],
+    Discriminator(_kind_of_example),
+]
 
 
 class _Examples(_StoredPart):
@@ -151,7 +174,7 @@ def declared_metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, Metric]]:
 
 
 def read_examples(path: Path) -> dict[str, Any]:
-    """The listed retrievals by kind. Raises UserError for damage."""
+    """The listed examples by kind. Raises UserError for damage."""
     return _checked(path, read_json_object(path), _Examples)
 
 

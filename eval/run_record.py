@@ -29,9 +29,9 @@ class RunRecord:
 
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
     of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
-    many samples of a source were left out for a reason, `examples` the retrievals of an evaluation by kind, `declared`
-    the metrics of an evaluation as its evaluator declared them. `left_out` counts the steps whose loss or gradient was
-    no finite number.
+    many samples of a source were left out for a reason, `examples` the best and worst images of an evaluation,
+    `declared` its metrics as its evaluator declared them. `left_out` counts the steps whose loss or gradient was no
+    finite number.
     """
 
     path: Path
@@ -114,7 +114,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _examples(path: Path) -> dict[str, dict[str, Any]]:
-    """The listed retrievals of each evaluation; what else lies in the folder is left alone."""
+    """The listed examples of each evaluation; what else lies in the folder is left alone."""
     names = sorted(file.parent.name for file in path.glob(f"{EXAMPLES}/[!.]*/{EXAMPLES_FILE}"))
     return {name: read_examples(below(path, f"{EXAMPLES}/{name}/{EXAMPLES_FILE}", "report")) for name in names}
 

@@ -1,5 +1,6 @@
 """The evaluation of generated captions: its figures written out, on any number of ranks and in any batches."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,30 @@ def test_the_figures_are_what_they_say(folder: Path) -> None:
         text = model.encode_text(*model.tokenizer(captions))
     expected = 2.5 * (image * text).sum(1).clamp(min=0).mean()
     assert found["self_clip_score"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_run_shows_the_best_and_the_worst_captions(folder: Path) -> None:
+    shards, name = [str(folder / "test-00.tar")], str(folder / "run")
+    greedy, contrastive = (
+        [one.caption for one in caption_pictures(name, shards, generation_config({"max_length": 8, "method": method}))]
+        for method in ("greedy", "contrastive")
+    )
+    scores = score_captions([one.text for one in greedy[:7]], REFERENCES).cider_d_by_image.tolist()
+    order = sorted(range(7), key=lambda number: (-scores[number], number))
+    listing = json.loads((folder / "run/examples/held/examples.json").read_text())
+    for kind, numbers in (("best", order[:6]), ("worst", order[::-1][:6])):
+        shown = listing[kind]
+        assert [one["captions"] for one in shown] == [REFERENCES[number] for number in numbers]
+        assert [one["cider_d"] for one in shown] == pytest.approx([scores[number] for number in numbers], abs=1e-9)
+        for one, number in zip(shown, numbers, strict=True):
+            assert [made["method"] for made in one["generated"]] == ["greedy", "contrastive"]
+            assert [made["text"] for made in one["generated"]] == [greedy[number].text, contrastive[number].text]
+            likelihoods = [greedy[number].log_likelihood, contrastive[number].log_likelihood]
+            assert [made["log_likelihood"] for made in one["generated"]] == pytest.approx(likelihoods, rel=1e-4)
+            assert (folder / "run/examples/held" / one["image"]).read_bytes() == picture(number)
+    page = (folder / "run/report.html").read_text()
+    assert "Best captions" in page
+    assert f"<em>greedy</em> {greedy[order[0]].text}" in page
 
 
 def view(folder: Path, number: int) -> Any:

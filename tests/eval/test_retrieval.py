@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.loading.heldout import HeldOutSet
-from eval.examples import Examples
+from eval.examples import Examples, RetrievalExample
 from eval.retrieval import Retrieval, RetrievalConfig, RetrievalExamples
 from tests.data.small_shards import SAMPLE, sample, write_shard
 from tests.data.small_shards import picture as picture_of
@@ -91,7 +91,7 @@ def test_captions_of_several_images_are_told(tmp_path: Path) -> None:
     assert evaluation(captioned_shard(tmp_path, CAPTIONS[:5])).notices == ()
 
 
-def examples_of(pattern: str, count: int) -> Examples:
+def examples_of(pattern: str, count: int) -> Examples[RetrievalExample]:
     examples = evaluation(pattern).run(SmallEncoder(), World()).examples
     assert isinstance(examples, RetrievalExamples)
     return examples.choose(count)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.examples import Example, Examples, Retrieved
+from eval.examples import Examples, RetrievalExample, Retrieved
 from eval.run_record import read_run
 from tests.eval.runs import evaluated, logged, write_ledger, write_run
 from vlm.distributed.world import World
@@ -107,6 +107,7 @@ EXAMPLE = (
             "best.0.retrieved.0.score: found",
         ),
         ("examples/a/examples.json", f'{{"best": [{EXAMPLE.replace("1", "true")}]}}', "best.0.rank: found True"),
+        ("examples/a/examples.json", '{"best": [{"image": "a.jpg", "captions": [], "generated": []}]}', "cider_d"),
     ],
 )
 def test_damage_is_one_line_that_names_the_file(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -127,7 +128,7 @@ def test_no_bit_of_a_sealed_file_flips_unseen(tmp_path: Path, name: str) -> None
     directory = RunDirectory(run, World())
     directory.claim(resuming=True)
     directory.start({"seed": 1, "model": {"open_clip": "ViT"}}, {"threads": 3, "engine": "ddp"})
-    Examples([Example(b"x", ["a caption"], 1, [Retrieved("found", True, 0.5)])], []).write(run / "examples/a")
+    Examples([RetrievalExample(b"x", ["a caption"], 1, [Retrieved("found", True, 0.5)])], []).write(run / "examples/a")
     path, read = run / name, read_run(run)
     whole = path.read_bytes()
     for place in range(0, 8 * len(whole), 9):  # each bit of a byte in turn, of every byte but one in nine
