@@ -40,13 +40,21 @@ _TEXTS = (
 
 
 def export_model(
-    name: str, to: str, folder: Path, data: Sequence[str], *, before_head: bool = False, trust: bool = False
+    name: str,
+    to: str,
+    folder: Path,
+    data: Sequence[str],
+    *,
+    before_head: bool = False,
+    without_decoder: bool = False,
+    trust: bool = False,
 ) -> Parity:
     """Write the model called `name` to the new folder `folder` in the format `to`, and return how equal it is there.
 
     `to` is a name in `EXPORT_FORMATS`, or a class of one's own as `package.module:Class`. The parity is measured on the
     first samples of `data`, or else on drawn pictures and a few texts: what the model was trained on is not needed.
-    `before_head` leaves out the projection heads; for `trust` see `load_model`.
+    `before_head` leaves out the projection heads, `without_decoder` the captioning decoder; for `trust` see
+    `load_model`.
     """
     try:
         export_format = EXPORT_FORMATS.find(to)()
@@ -56,6 +64,8 @@ def export_model(
     model = load_model(name, trust=trust)
     if before_head:
         model.drop_heads()
+    if without_decoder:
+        model.drop_decoder()
     if not data:
         return export_format.export(model, folder, drawn_images(NUM_CHECKED, model.image_spec.size), _TEXTS)
     samples = HeldOutSet(data, model.image_spec, limit=NUM_CHECKED, where="--data")

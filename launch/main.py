@@ -196,12 +196,16 @@ def export(
         typer.Option(help="Check the parity on the first samples of these shards, not on drawn pictures."),
     ] = None,
     before_head: Annotated[bool, typer.Option("--before-head", help="Leave out the projection heads.")] = False,
+    without_decoder: Annotated[
+        bool, typer.Option("--without-decoder", help="Leave out the captioning decoder.")
+    ] = False,
     trust: TrustModel = False,
 ) -> None:
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
     from launch.export import export_model
 
-    parity = export_model(checkpoint, to, folder, data or (), before_head=before_head, trust=trust)
+    options = {"before_head": before_head, "without_decoder": without_decoder, "trust": trust}
+    parity = export_model(checkpoint, to, folder, data or (), **options)
     print(f"exported to {folder}")
     print(
         f"parity with {to} in fp32: images differ by at most {parity.image:.1e} ({parity.num_images} checked), "

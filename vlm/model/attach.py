@@ -35,7 +35,7 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
     looks_at_tokens = config.pooler != "embedding"
     try:
         if looks_at_tokens:
-            model.image.emit_tokens()
+            model.image.emit_tokens(config.feature_map)
         model.text.emit_tokens()
     except ValueError as error:
         raise EveryRankError(f"model.captioner: {error}") from None

@@ -58,13 +58,23 @@ class CaptionerConfig(Config):
     text's embedding may stand in for it (`gap`).
     """
 
-    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"gap": ("pooler", ("embedding",))}
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "gap": ("pooler", ("embedding",)),
+        "feature_map": ("pooler", (None, "cascade", "parallel", "single", "tower")),
+    }
 
     preset: Preset | None = Field(default=None, description="CoCa's sizes; keys that are written beside go first")
     pooler: Pooler | None = Field(
         default=None,
         description="how the image's tokens reach embedding and decoder; null: cascade, or tower for an image tower "
         "that pools by attention itself",
+    )
+    feature_map: int | None = Field(
+        default=None,
+        ge=-64,
+        lt=64,
+        description="of a timm trunk's list of feature maps, the one that becomes the image's tokens; -2: the last but "
+        "one, usually twice as fine; null: what the trunk pools",
     )
     queries: int = Field(
         default=256, gt=0, le=65536, description="learned queries for the decoder; of an embedding, its tokens"

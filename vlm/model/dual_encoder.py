@@ -12,6 +12,7 @@ from torch.nn import functional
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, StandIns, Texts
 from vlm.errors import EveryRankError, UserError
 from vlm.model.captioner import CaptionDecoder, ImagePooler
+from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import ModelConfig
 from vlm.model.document_memory import document_likelihood
 from vlm.model.embedding_tokens import EmbeddingTokens
@@ -253,6 +254,17 @@ class DualEncoder(nn.Module):
         self.config = self.config.model_copy(update={"image_head": None, "text_head": None})
         self.image_head, self.text_head = nn.Identity(), nn.Identity()
         self.embed_dim = _embed_dim(self.config)
+
+    def drop_decoder(self) -> None:
+        """Take the captioning decoder off for good. Raises UserError where its pooler makes the embedding of images."""
+        if self.image_pooler is not None:
+            assert isinstance(self.config.captioner, CaptionerConfig)
+            raise UserError(
+                f"the captioner's pooler ({self.config.captioner.pooler}) makes the embedding of images; without the "
+                "decoder there is none"
+            )
+        self.decoder = self.embedding_tokens = None
+        self.config = self.config.model_copy(update={"captioner": "none"})
 
 
 class BeforeHead:

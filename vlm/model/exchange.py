@@ -109,10 +109,12 @@ def _decoder_fields(model: DualEncoder) -> dict[str, Any]:
     assert isinstance(captioner, CaptionerConfig)
     assert decoder is not None
     fitted = isinstance(decoder.state_projection, nn.Identity) and isinstance(decoder.image_projection, nn.Identity)
-    if captioner.pooler != "tower" or not fitted or captioner.mlp_ratio != _MLP_RATIO:
+    is_held = captioner.pooler == "tower" and captioner.feature_map is None and captioner.mlp_ratio == _MLP_RATIO
+    if not (fitted and is_held):
         raise UserError(
             f"open_clip has no counterpart of the captioner (pooler {captioner.pooler}): its decoder looks at the "
             "image tower's own tokens, all of one width, with MLPs four times as wide"
+            + ("; --without-decoder exports the dual encoder alone" if captioner.pooler == "tower" else "")
         )
     return {
         "context_length": model.text.context_length,

@@ -11,15 +11,24 @@ from torch import Tensor, nn
 TokenReader = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def token_reader(trunk: nn.Module) -> TokenReader:
+def token_reader(trunk: nn.Module, feature_map: int | None = None) -> TokenReader:
     """The forward of a trunk that tells its tokens too.
 
     open_clip's ViTs, transformers' models and networks of one's own have an attribute `output_tokens`, which is set;
-    timm's models and ResNets are listened to where they pool.
+    timm's models and ResNets are listened to where they pool. `feature_map` is one of a timm model's own list.
 
     Raises:
-        ValueError: nobody knows where this trunk has its tokens.
+        ValueError: nobody knows where this trunk has its tokens, or it has no such feature map.
     """
+    if isinstance(trunk, TimmModel) and feature_map is not None:
+        maps = list(getattr(trunk.trunk, "feature_info", ()))
+        if not -len(maps) <= feature_map < len(maps):
+            raise ValueError(f"there is no feature map {feature_map}: the trunk lists {len(maps)}")
+        chosen = maps[feature_map]
+        module = trunk.trunk.get_submodule(chosen["module"])
+        return _Listener(trunk, module, "forward", channels=chosen["num_chs"])
+    if feature_map is not None:
+        raise ValueError(f"feature_map: a {type(trunk).__name__} lists no feature maps, as timm's models do")
     if isinstance(trunk, TimmModel):
         return _Listener(trunk, trunk.trunk, "forward_features", channels=trunk.trunk.num_features)
     if isinstance(trunk, ModifiedResNet):

@@ -84,9 +84,9 @@ class ImageTower(Tower):
             return self.trunk(pixels)  # type: ignore[no-any-return]
         return TowerOutput(*self._with_tokens(pixels))
 
-    def emit_tokens(self) -> None:
-        """Let every forward tell its tokens too, for good. Raises ValueError for a trunk whose tokens nobody knows."""
-        self._with_tokens = token_reader(self.trunk)
+    def emit_tokens(self, feature_map: int | None = None) -> None:
+        """Let every forward tell its tokens too, for good; see `token_reader`, and what it raises."""
+        self._with_tokens = token_reader(self.trunk, feature_map)
 
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return repeated_blocks(self.trunk)

@@ -18,11 +18,13 @@ from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
+from vlm.model.foreign import ForeignFiles
 from vlm.model.open_clip_names import to_open_clip
 from vlm.model.tower_config import ImageTowerConfig, TowerContext
 from vlm.outputs import PAIR
 
 TINY: dict[str, Any] = {"layers": 2, "heads": 2, "queries": 5, "pooler_heads": 2}
+CONVOLUTIONAL = {"vision_cfg": {"timm_model_name": "test_nfnet", "timm_proj": "linear", "image_size": 64}}
 CLASS_TOKEN = {"embed_cls": True, "correct_cls_mask": True}
 OUTPUTS = PAIR | {"text_likelihood"}
 
@@ -225,6 +227,28 @@ def test_every_kind_of_image_tower_shows_its_tokens(tmp_path: Path, kind: str, p
         torch.testing.assert_close(plain.encode_text(*plain.tokenizer(TEXTS[:2])), found["text"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["test_nfnet", "test_vit", "tf_efficientnet_lite0"])
+@torch.no_grad()
+def test_a_finer_map_of_a_timm_trunk_is_timms_own(name: str) -> None:
+    size = 160 if name == "test_vit" else 64
+    vision = {"timm_model_name": name, "timm_proj": "linear", "image_size": size}
+    model = built(captioner={**TINY, "pooler": "tower", "feature_map": -2}, image={"vision_cfg": vision})
+    images = some_images(2, size)
+    embedding, found = model.encode_image_and_tokens(images)
+    pixels = (images / 255 - model.image.mean) / model.image.std
+    trunk: Any = model.image.trunk.trunk
+    if name == "test_vit":
+        patches = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels))))
+        expected = trunk.blocks[:-1](patches)
+    else:
+        layers = (
+            [trunk.stem, *trunk.stages[:3]] if name == "test_nfnet" else [trunk.conv_stem, trunk.bn1, *trunk.blocks[:5]]
+        )
+        expected = torch.nn.Sequential(*layers)(pixels).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(embedding, model.encode_image(images), rtol=0, atol=0)
+
+
 def test_the_configuration_rebuilds_the_model() -> None:
     model = built(captioner={"preset": "tiny", "queries": 3})
     config = ModelConfig.model_validate(model.config.model_dump(mode="json"))
@@ -246,6 +270,11 @@ def test_the_configuration_rebuilds_the_model() -> None:
         (
             {"image": {"vision_cfg": {**VIT, "attentional_pool": True}}, "captioner": {**TINY, "pooler": "cascade"}},
             "model.captioner.pooler: found cascade; the image tower pools by attention itself",
+        ),
+        ({"captioner": {**TINY, "feature_map": -2}}, "a VisionTransformer lists no feature maps, as timm's models do"),
+        (
+            {"image": CONVOLUTIONAL, "captioner": {**TINY, "feature_map": 9}},
+            "model.captioner: there is no feature map 9: the trunk lists 5",
         ),
     ],
 )
@@ -352,6 +381,29 @@ def test_what_no_output_reaches_is_frozen() -> None:
         parameter.requires_grad_(False)
     model.image_pooler.projection.weight.requires_grad_(True)  # type: ignore[union-attr]
     assert freeze_unreached(model, frozenset({"text"})) == ["image_pooler.projection.weight"]
+
+
+def test_without_its_decoder_a_model_is_exported(tmp_path: Path) -> None:
+    text = {"text_cfg": {**TEXT, "hf_tokenizer_name": "vlm:scenes", "vocab_size": 502}}
+    model = built(captioner={**TINY, "pooler": "tower", "feature_map": -2}, image=CONVOLUTIONAL, text=text)
+    images, texts = some_images(4, 64), ["two red stars", "3 small circles above a heart", "un café", ""]
+    with pytest.raises(UserError, match="--without-decoder exports the dual encoder alone"):
+        export_open_clip(model, tmp_path / "refused", images, texts)
+    embeddings = model.encode_image(images), model.encode_text(*model.tokenizer(texts))
+    model.drop_decoder()
+    parity = export_open_clip(model, tmp_path / "exported", images, texts)
+    assert max(parity.image, parity.text) < 1e-5
+    again = build_model(model.config, load_pretrained=False, files=ForeignFiles(model.files))
+    again.load_state_dict(model.state_dict())
+    again.eval()
+    found = again.encode_image(images), again.encode_text(*again.tokenizer(texts))
+    for one, other in zip(found, embeddings, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_decoder_whose_pooler_makes_the_embedding_stays() -> None:
+    with pytest.raises(UserError, match=r"the captioner's pooler \(cascade\) makes the embedding of images"):
+        built().drop_decoder()
 
 
 def test_a_decoder_behind_a_tower_that_looks_ahead_is_left_out_of_an_architecture(tmp_path: Path) -> None:
