@@ -75,9 +75,13 @@ class Writing:
 def allowed(
     log_p: Float[Tensor, "... vocabulary"], limits: Limits, num_generated: int
 ) -> Float[Tensor, "... vocabulary"]:
-    """Log-likelihoods of the next token, -inf for the first mark, and for the end before `min_length` tokens."""
+    """Log-likelihoods of the next token, -inf for the first mark, and for the end before `min_length` tokens.
+
+    A first mark that is the last one too, as GPT-2's, may come as the end.
+    """
     log_p = log_p.clone()
-    log_p[..., limits.marks.start] = -torch.inf
+    if limits.marks.start != limits.marks.end:
+        log_p[..., limits.marks.start] = -torch.inf
     if num_generated < limits.min_length:
         log_p[..., limits.marks.end] = -torch.inf
     return log_p

@@ -82,7 +82,7 @@ def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles,
     context = TowerContext(towers.embed_dim, spec.size, bool(resolved.quick_gelu), files, models)
     freeze, lock = resolved.freeze_batch_norm, resolved.lock
     trunk = without_batch_norm(towers.image.build(context), "image", freeze=freeze, locked=lock.image == "all")
-    text, tokenizer = _text_tower(towers.text, context)
+    text, tokenizer = _text_tower(towers.text, context, captioned=isinstance(resolved.captioner, CaptionerConfig))
     without_batch_norm(text, "text", freeze=freeze, locked=lock.text == "all")
     model = DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
     for name, tower, kind in (("image", model.image, towers.image), ("text", model.text, towers.text)):
@@ -111,11 +111,11 @@ def _take_scale_and_bias(model: DualEncoder, learned: Mapping[str, Tensor], conf
         model.logit_bias.copy_(learned["logit_bias"])
 
 
-def _text_tower(config: TextTowerConfig, context: TowerContext) -> tuple[TextTower, Tokenizer]:
-    full = full_tokenizer(config.tokenizer_fields(), context.files)
-    tower = config.build(context, Tokenizer(full, shorten=False))
+def _text_tower(config: TextTowerConfig, context: TowerContext, *, captioned: bool) -> tuple[TextTower, Tokenizer]:
+    full = full_tokenizer(config.tokenizer_fields(), context.files, marked=captioned)
+    tower = config.build(context, Tokenizer(full, shorten=False, marked=captioned))
     vocabulary = require_vocabulary(full, tower, learned=config.brings_vocabulary)
-    return tower, Tokenizer(full, shorten=tower.may_shorten, vocabulary=vocabulary)
+    return tower, Tokenizer(full, shorten=tower.may_shorten, vocabulary=vocabulary, marked=captioned)
 
 
 def _left_out(config: ModelConfig) -> list[str]:

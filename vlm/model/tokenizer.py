@@ -15,6 +15,7 @@ from vlm.errors import UserError, reason
 from vlm.model.byte_pairs import BytePairs
 from vlm.model.byte_pairs import clip_token_counts as clip_token_counts
 from vlm.model.foreign import TOKENIZER_CONFIG, TOKENIZER_JSON, ForeignFiles, folder_of
+from vlm.model.marked_texts import marked_texts
 
 # Whatever the library raises about files that make no tokenizer (those in Rust raise Exception itself).
 _LOAD_ERRORS = (Exception,)
@@ -41,10 +42,13 @@ class Tokenizer:
     """open_clip's token ids without the padding that the text tower can do without.
 
     A text's length counts its tokens up to and including the end token. With `shorten` a batch is as long as the
-    longest of its texts, else as the context length. Objects of this class travel into data workers (pickled).
+    longest of its texts, else as the context length. `marked` sets the marks of captions where the tokenizer has not.
+    Objects of this class travel into data workers (pickled).
     """
 
-    def __init__(self, full: FullTokenizer, *, shorten: bool, vocabulary: int | None = None) -> None:
+    def __init__(
+        self, full: FullTokenizer, *, shorten: bool, vocabulary: int | None = None, marked: bool = False
+    ) -> None:
         self._full = full
         self._vocabulary = vocabulary  # of the text tower
         self._unknown = UnknownTokens(_unknown_id(full))
@@ -53,11 +57,16 @@ class Tokenizer:
         self.pad_id = _pad_id(full)
         plain = isinstance(full, SimpleTokenizer) and full.reduction_fn is None
         self._byte_pairs = BytePairs(full) if plain else None
+        self._marked = marked_texts(full) if marked else None
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """The ids and lengths of `texts`; more than the context length is cut as open_clip cuts it."""
         if self._byte_pairs is not None:
             return self._padded(self._byte_pairs(texts))
+        if self._marked is not None:
+            made = self._padded(self._marked(texts))
+            self._require_known(*made)
+            return made
         ids = self._full(list(texts)).long()
         lengths = self._lengths(ids)
         self._require_known(ids, lengths)
@@ -119,10 +128,13 @@ class UnknownTokens:
             )
 
 
-def full_tokenizer(text_cfg: Mapping[str, Any], files: ForeignFiles | None = None) -> FullTokenizer:
+def full_tokenizer(
+    text_cfg: Mapping[str, Any], files: ForeignFiles | None = None, *, marked: bool = False
+) -> FullTokenizer:
     """The tokenizer that open_clip pairs with a text tower of this `text_cfg`.
 
-    `hf_tokenizer_name` may also be a local folder. Raises UserError when a Hugging Face tokenizer cannot be loaded.
+    `hf_tokenizer_name` may also be a local folder. Texts that are `marked` may be padded by their end, where there is
+    no other padding. Raises UserError when a Hugging Face tokenizer cannot be loaded.
     """
     context_length = text_cfg.get("context_length") or DEFAULT_CONTEXT_LENGTH
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
@@ -152,6 +164,8 @@ def full_tokenizer(text_cfg: Mapping[str, Any], files: ForeignFiles | None = Non
     except _LOAD_ERRORS as error:
         raise _cannot_be_loaded(name, error) from error
     loaded.tokenizer.name_or_path = name
+    if marked and loaded.tokenizer.pad_token_id is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     if loaded.tokenizer.pad_token_id is None:
         raise UserError(f"hf_tokenizer_name {name}: the tokenizer has no padding token, which batches of texts need")
     return cast(FullTokenizer, loaded)

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vlm.errors import UserError
+from vlm.model.attention import LayerCache
+from vlm.model.causal_models import CausalModel, sees_all
 from vlm.model.towers import TextTower, TowerOutput
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
@@ -67,10 +69,16 @@ class TransformersTextTower(TextTower):
         self._emits_tokens = False
         pooled = _trainable_where_used(model, lambda: self._pooled(tokens, lengths)[0])
         self.projection = _projection(pooled, embed_dim) if projection is None else projection
+        self._causal = _causal_model(model, context_length)
 
     def emit_tokens(self) -> None:
         """Let every forward tell the last hidden states too; whoever asks finds out whether they look ahead."""
         self._emits_tokens = True
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it is a causal language model whose layers are known."""
+        return self._causal is not None
 
     @property
     def may_shorten(self) -> bool:
@@ -78,9 +86,16 @@ class TransformersTextTower(TextTower):
         return self.model.config.model_type in _EXACTLY_MASKED
 
     def forward(
-        self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
+        self,
+        tokens: Int64[Tensor, "batch length"],
+        lengths: Int64[Tensor, " batch"],
+        cache: list[LayerCache] | None = None,
     ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts, padded back to the context length where the model needs it."""
+        if cache is not None:
+            assert self._causal is not None
+            following = self._causal.norm(self._causal.next_states(self._causal.tokens(tokens), cache))
+            return TowerOutput(following[:, -1], following)
         length = tokens.shape[1] if self.may_shorten else self.context_length
         pooled, states = self._pooled(self.padded(tokens, lengths, length), lengths)
         embedding = self.projection(pooled)
@@ -100,6 +115,15 @@ class TransformersTextTower(TextTower):
         if self._pool == "end":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1], hidden
         return (hidden * mask[..., None]).sum(1) / lengths[:, None], hidden
+
+
+def _causal_model(model: Any, context_length: int) -> CausalModel | None:
+    """The parts of a model that can go on behind tokens that it knows; None where nobody knows how."""
+    try:
+        causal = CausalModel(model)
+    except UserError:
+        return None
+    return causal if sees_all(model.config, context_length) else None
 
 
 def _hidden_states(output: Any) -> Float[Tensor, "batch tokens width"]:

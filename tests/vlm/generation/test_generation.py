@@ -1,5 +1,6 @@
 """Generated captions: each method against its definition, without cache, one image at a time."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax
 
-from tests.vlm.model.hugging_face import save_whole
+from tests.vlm.model.hugging_face import save_language_model, save_whole
 from tests.vlm.model.tiny import TEXT, VIT, perturb, some_images
 from vlm.errors import UserError
 from vlm.generation.captioner import CaptionGenerator, marks_of
@@ -49,6 +50,23 @@ def model_of(text: str = "class token", pooler: str = "cascade") -> DualEncoder:
     return model.double()
 
 
+def model_with_words(text: str) -> DualEncoder:
+    """A model of some twenty words whose text tower is made of a causal language model of transformers."""
+    captioner = {"layers": 1, "heads": 2, "queries": 4, "pooler_heads": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        save_language_model(Path(folder), text.split()[-1])
+        written = {"transformers": folder, "pool": "end", "context_length": 16}
+        towers = {"embed_dim": 24, "image": {"vision_cfg": VIT}, "text": written}
+        model = build_model(ModelConfig.model_validate({"towers": towers, "captioner": captioner}), seed=2).eval()
+    perturb(model)
+    decoder: Any = model.decoder
+    with torch.no_grad():
+        decoder.vocabulary.weight *= 4
+        for cross in decoder.cross_attn:  # images count more than words
+            cross.attn.out_proj.weight *= 40
+    return model.double()
+
+
 class Uncached:
     """The definition of what comes next: the whole beginning through both halves."""
 
@@ -73,7 +91,8 @@ CLIP_MARKS = Marks(49406, 49407)
 
 def possible(log_p: Tensor, length: int, config: GenerationConfig, marks: Marks = CLIP_MARKS) -> Tensor:
     log_p = log_p.clone()
-    log_p[marks.start] = -torch.inf
+    if marks.start != marks.end:
+        log_p[marks.start] = -torch.inf
     if length < config.min_length:
         log_p[marks.end] = -torch.inf
     return log_p
@@ -81,11 +100,12 @@ def possible(log_p: Tensor, length: int, config: GenerationConfig, marks: Marks 
 
 def written_out(model: DualEncoder, image: Tensor, config: GenerationConfig) -> Generated:
     """Greedy and contrastive search as their definitions have them, token by token."""
-    step, tokens, total = Uncached(model, image), [49406], 0.0
+    marks = marks_of(model)
+    step, tokens, total = Uncached(model, image), [marks.start], 0.0
     assert config.max_length is not None
     while len(tokens) <= config.max_length:
         log_p = step.log_p(tokens)
-        scores = possible(log_p, len(tokens) - 1, config)
+        scores = possible(log_p, len(tokens) - 1, config, marks)
         if config.method == "greedy":
             token = int(scores.argmax())
         else:
@@ -97,7 +117,7 @@ def written_out(model: DualEncoder, image: Tensor, config: GenerationConfig) -> 
                 likeness.append(float(max(cosines)) if cosines else 0.0)
             token = int(candidates[((1 - config.alpha) * best.exp() - config.alpha * torch.tensor(likeness)).argmax()])
         total += float(log_p[token])
-        if token == 49407:
+        if token == marks.end:
             break
         tokens.append(token)
     return Generated(tuple(tokens[1:]), total)
@@ -172,6 +192,26 @@ def test_a_wide_beam_finds_the_best_of_all_captions(text: str, options: dict[str
     config = GenerationConfig.model_validate({"method": "beam", "beams": 300, "max_length": 3, **options})
     for image, caption in zip(images, made(model, images, **config.model_dump()), strict=True):
         assert_same(caption, best_caption(model, image, config))
+
+
+@pytest.mark.parametrize("text", ["gpt2", "llama"])
+def test_causal_models_of_transformers_remember_their_keys(text: str) -> None:
+    model, images = model_with_words(text), some_images(3)
+    assert model.text.remembers
+    decoder: Any = model.decoder
+    size, marks = decoder.vocabulary.weight.shape[1], marks_of(model)
+    assert (marks.start == marks.end) == (text == "gpt2")
+    for options in ({"min_length": 2}, {"method": "contrastive", "k": 3, "alpha": 0.3}):
+        config = GenerationConfig.model_validate({"max_length": 5, **options})
+        found = made(model, images, **config.model_dump())
+        assert len({caption.tokens for caption in found}) > 1
+        for image, caption in zip(images, found, strict=True):
+            assert_same(caption, written_out(model, image, config))
+    with torch.no_grad():  # the end is likely
+        decoder.vocabulary.weight[:, marks.end] = decoder.vocabulary.weight.mean(1) + decoder.ln_final.bias
+    config = GenerationConfig(method="beam", beams=400, max_length=2)
+    for image, caption in zip(images, made(model, images, **config.model_dump()), strict=True):
+        assert_same(caption, best_caption(model, image, config, range(size), marks))
 
 
 @pytest.mark.parametrize(

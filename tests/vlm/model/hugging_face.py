@@ -51,6 +51,47 @@ def save_text_model(folder: Path, kind: str = "bert", *, weights: bool = True) -
     _save(transformers.AutoConfig.for_model(kind, **fields), folder, weights=weights)
 
 
+def save_language_model(folder: Path, kind: str = "gpt2", *, weights: bool = True, **fields: Any) -> Any:
+    """A three-layer causal language model with its tokenizer, which sets no end to a text, and GPT-2's no beginning."""
+    size = _save_plain_tokenizer(folder, "gpt2" if kind.startswith("gpt") else "llama")
+    sizes: dict[str, Any] = {"vocab_size": size, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 0}
+    sizes["eos_token_id"] = 0 if kind.startswith("gpt") else 1
+    if kind == "gpt_neo":
+        sizes |= {"num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local"], 1], [["global"], 1]]}
+        sizes.pop("num_hidden_layers")
+    elif kind == "opt":
+        sizes |= {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+    elif kind == "gpt2":
+        sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    elif kind != "gpt_neox":
+        sizes |= {"num_key_value_heads": 2}
+    configuration = transformers.AutoConfig.for_model(kind, **{**sizes, **fields})
+    transformers.set_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configuration)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    configuration.save_pretrained(folder)
+    if weights:
+        model.save_pretrained(folder)
+    return model.eval()
+
+
+def _save_plain_tokenizer(folder: Path, kind: str) -> int:
+    """A word-level tokenizer: of GPT-2's kind with one mark that it never sets, or of Llama's, which begins texts."""
+    first, last = ("<|endoftext|>", "<|endoftext|>") if kind == "gpt2" else ("<s>", "</s>")
+    words = [*dict.fromkeys([first, last, "<unk>"]), *sorted({word for text in TEXTS for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if kind == "llama":
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=first, eos_token=last, unk_token="<unk>"
+    ).save_pretrained(folder)
+    return len(words)
+
+
 def save_vision_model(folder: Path, kind: str = "vit", **fields: Any) -> None:
     """A two-layer vision model of the kind for images of 32 pixels."""
     sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
