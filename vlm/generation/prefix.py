@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.model.attention import LayerCache
-from vlm.model.captioner import CaptionDecoder, DecoderCache, NextToken
+from vlm.model.captioner import DecoderCache, NextToken
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.towers import TowerOutput
 
@@ -17,7 +17,7 @@ class Prefixes:
     """
 
     def __init__(self, model: DualEncoder, image_tokens: Float[Tensor, "images tokens width"]) -> None:
-        assert isinstance(model.decoder, CaptionDecoder)
+        assert model.decoder is not None
         self._text, self._decoder = model.text, model.decoder
         self._image_tokens = image_tokens
         self._tokens = torch.zeros(len(image_tokens), 0, dtype=torch.long, device=image_tokens.device)

@@ -16,6 +16,7 @@ from vlm.model.document_memory import without_images
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.embedding_tokens import EmbeddingTokens
 from vlm.model.gap_statistics import GapStatistics, weights_of
+from vlm.model.language_model import restrict_training, split_decoder
 from vlm.model.towers import TowerOutput
 from vlm.model.trial import evaluating
 from vlm.model.vocabulary import num_embeddings
@@ -48,8 +49,8 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
         raise EveryRankError(
             f"model.captioner.pooler: found {pooler}; the image tower pools by attention itself (tower, or embedding)"
         )
-    width = config.width or state_width
-    config = config.model_copy(update={"pooler": pooler, "width": width})
+    width, split = config.width or state_width, config.language_model
+    config = config.model_copy(update={"pooler": pooler, "width": width if split is None else None})
     try:
         image_width = _token_width(model, "image") if looks_at_tokens else width
         if pooler == "embedding":
@@ -57,9 +58,13 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
         elif pooler != "tower":
             model.image_pooler = ImagePooler(config, image_width, width, model.tower_dim)
             image_width = width
-        quick_gelu = bool(model.config.quick_gelu)
-        vocabulary = num_embeddings(model.text)
-        model.decoder = CaptionDecoder(config, state_width, image_width, vocabulary, quick_gelu=quick_gelu)
+        if split is not None:
+            model.decoder = split_decoder(model, config, image_width)
+            restrict_training(model, split)
+        else:
+            quick_gelu = bool(model.config.quick_gelu)
+            vocabulary = num_embeddings(model.text)
+            model.decoder = CaptionDecoder(config, state_width, image_width, vocabulary, quick_gelu=quick_gelu)
     except (AssertionError, ValueError) as error:
         raise EveryRankError(f"model.captioner: {reason(error)}") from None
     model.config = model.config.model_copy(update={"captioner": config.without_files()})

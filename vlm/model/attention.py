@@ -1,6 +1,6 @@
 """Pre-norm attention blocks with open_clip's parameters, which remember keys and values from one token to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -149,17 +149,18 @@ class Block(nn.Module):
         is_cross: bool = False,
         activation: Callable[[], nn.Module] = nn.GELU,
         layer_scale: float | None = None,
+        gate: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
         self.is_cross = is_cross
         self.ln_1: nn.Module = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
-        self.ls_1: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls_1: nn.Module = gate() if layer_scale is None else LayerScale(width, layer_scale)
         if is_cross:
             self.ln_1_kv: nn.Module = nn.LayerNorm(width)
         self.ln_2: nn.Module = nn.LayerNorm(width)
         self.mlp: nn.Module = Mlp(width, int(width * mlp_ratio), activation())
-        self.ls_2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls_2: nn.Module = gate() if layer_scale is None else LayerScale(width, layer_scale)
 
     @staticmethod
     def of_open_clip(block: ResidualAttentionBlock, kind: "type[Block] | None" = None) -> "Block":
@@ -191,3 +192,14 @@ class Block(nn.Module):
         attended = self.attn(self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross)
         x = x + self.ls_1(attended)
         return x + self.ls_2(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+
+
+def initialise_blocks(blocks: Iterable[nn.Module], width: int, layers: int) -> None:
+    """Normal weights, narrower where they are added to the stream of 2 x 2 x layers blocks (as GPT-2)."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (4 * layers) ** -0.5)
+        nn.init.zeros_(block.attn.out_proj.bias)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)  # type: ignore[union-attr, arg-type]
+        nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (4 * layers) ** -0.5)  # type: ignore[union-attr, arg-type]

@@ -79,10 +79,12 @@ def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles,
     towers = resolved.towers
     assert towers is not None
     models, spec = TransformersModels(), image_spec(resolved)
-    context = TowerContext(towers.embed_dim, spec.size, bool(resolved.quick_gelu), files, models)
+    captioner = resolved.captioner if isinstance(resolved.captioner, CaptionerConfig) else None
+    split = None if captioner is None else captioner.language_model
+    context = TowerContext(towers.embed_dim, spec.size, bool(resolved.quick_gelu), files, models, split)
     freeze, lock = resolved.freeze_batch_norm, resolved.lock
     trunk = without_batch_norm(towers.image.build(context), "image", freeze=freeze, locked=lock.image == "all")
-    text, tokenizer = _text_tower(towers.text, context, captioned=isinstance(resolved.captioner, CaptionerConfig))
+    text, tokenizer = _text_tower(towers.text, context, captioned=captioner is not None)
     without_batch_norm(text, "text", freeze=freeze, locked=lock.text == "all")
     model = DualEncoder(skeleton, ImageTower(trunk, spec), text, tokenizer)
     for name, tower, kind in (("image", model.image, towers.image), ("text", model.text, towers.text)):

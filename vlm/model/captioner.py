@@ -1,5 +1,6 @@
 """The captioning decoder of a dual encoder, and the poolers of images before it (CoCa: Yu et al., 2022)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.transformer import AttentionalPooler, QuickGELU
 from torch import Tensor, nn
 
-from vlm.model.attention import Block, LayerCache
+from vlm.model.attention import Block, LayerCache, initialise_blocks
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.token_likelihood import token_likelihood
 from vlm.model.towers import TowerOutput
@@ -76,7 +77,47 @@ class Vocabulary(nn.Module):
         return states @ self.weight if targets is None else token_likelihood(states, self.weight, targets)
 
 
-class CaptionDecoder(nn.Module):
+class Decoder(nn.Module, ABC):
+    """The second half of a causal text model, which looks at images: it goes on from a text tower's token states."""
+
+    vocabulary: Vocabulary
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks, in the order of the forward."""
+
+    @abstractmethod
+    def forward(
+        self,
+        states: Float[Tensor, "texts length state_width"],
+        image: Float[Tensor, "images tokens image_width"],
+        *,
+        mask: Bool[Tensor, "texts length tokens"] | None = None,
+        targets: Int64[Tensor, "texts length"] | None = None,
+        num_targets: Int64[Tensor, " texts"] | None = None,
+        cache: DecoderCache | None = None,
+    ) -> NextToken | Float[Tensor, "counted 2"]:
+        """The tokens that follow, given those before them and the image; texts come image by image, as many for each.
+
+        With `targets`, the `token_likelihood` of the first `num_targets` of each text, text after text; without, the
+        logits of the token after the last. A cache that knows earlier tokens goes on behind them. `mask` is true where
+        a token may look at an image's; one that may look at none gets exactly 0 from each attention to the image.
+        """
+
+    def told(
+        self,
+        states: Float[Tensor, "texts length width"],
+        targets: Int64[Tensor, "texts length"] | None,
+        num_targets: Int64[Tensor, " texts"] | None,
+    ) -> NextToken | Float[Tensor, "counted 2"]:
+        """What a forward returns, of the states behind its last norm."""
+        if targets is None or num_targets is None:
+            return NextToken(self.vocabulary(states[:, -1]), states)
+        counted = torch.arange(states.shape[1], device=states.device) < num_targets[:, None]
+        return self.vocabulary(states[counted], targets[counted])  # type: ignore[no-any-return]
+
+
+class CaptionDecoder(Decoder):
     """The second half of a causal text model: pairs of a block over the tokens so far and one over the image's."""
 
     def __init__(
@@ -96,19 +137,18 @@ class CaptionDecoder(nn.Module):
                 layer_scale=config.layer_scale,
             )
 
-        self.state_projection = _fitted(state_width, width)
-        self.image_projection = _fitted(image_width, width)
+        self.state_projection = fitted(state_width, width)
+        self.image_projection = fitted(image_width, width)
         self.resblocks = nn.ModuleList(block(is_cross=False) for _ in range(config.layers))
         self.cross_attn = nn.ModuleList(block(is_cross=True) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(width)
         self.vocabulary = Vocabulary(width, vocabulary)
-        self._initialise(width, config.layers)
+        initialise_blocks(self.blocks(), width, config.layers)
 
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated blocks, in the order of the forward."""
+    def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return [block for pair in zip(self.resblocks, self.cross_attn, strict=True) for block in pair]
 
-    def forward(
+    def forward(  # noqa: D102
         self,
         states: Float[Tensor, "texts length state_width"],
         image: Float[Tensor, "images tokens image_width"],
@@ -118,37 +158,17 @@ class CaptionDecoder(nn.Module):
         num_targets: Int64[Tensor, " texts"] | None = None,
         cache: DecoderCache | None = None,
     ) -> NextToken | Float[Tensor, "counted 2"]:
-        """The tokens that follow, given those before them and the image; texts come image by image, as many for each.
-
-        With `targets`, the `token_likelihood` of the first `num_targets` of each text, text after text; without, the
-        logits of the token after the last. A cache that knows earlier tokens goes on behind them. `mask` is true where
-        a token may look at an image's; one that may look at none gets exactly 0 from each attention to the image.
-        """
         x = self.state_projection(states)
         memory: Tensor | None = self.image_projection(image)
         if cache is not None and not cache.tokens:
             cache.tokens = [LayerCache() for _ in self.resblocks]
             cache.image = [LayerCache() for _ in self.cross_attn]
-        length = x.shape[1]
         for number, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):
             x = block(x, causal=True, cache=None if cache is None else cache.tokens[number])
             x = cross(x, memory, mask=mask, cache=None if cache is None else cache.image[number])
-        x = self.ln_final(x)
-        if targets is None or num_targets is None:
-            return NextToken(self.vocabulary(x[:, -1]), x)
-        counted = torch.arange(length, device=x.device) < num_targets[:, None]
-        return self.vocabulary(x[counted], targets[counted])  # type: ignore[no-any-return]
-
-    def _initialise(self, width: int, layers: int) -> None:
-        """Normal weights, narrower where they are added to the stream of 2 x 2 x layers blocks (as GPT-2)."""
-        for block in self.blocks():
-            assert isinstance(block, Block)
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (4 * layers) ** -0.5)
-            nn.init.zeros_(block.attn.out_proj.bias)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)  # type: ignore[union-attr, arg-type]
-            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (4 * layers) ** -0.5)  # type: ignore[union-attr, arg-type]
+        return self.told(self.ln_final(x), targets, num_targets)
 
 
-def _fitted(width: int, wanted: int) -> nn.Module:
+def fitted(width: int, wanted: int) -> nn.Module:
+    """A linear map to another width, where it is another."""
     return nn.Identity() if width == wanted else nn.Linear(width, wanted)

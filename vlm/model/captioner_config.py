@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vlm.config import Config
+from vlm.model.language_model_config import LanguageModelConfig
 from vlm.paths import LocalPath
 
 Pooler = Literal["cascade", "parallel", "single", "tower", "embedding"]
@@ -55,13 +56,20 @@ class CaptionerConfig(Config):
     the embedding. parallel: that one attends to the tokens too. single: one set of queries, whose first is the
     embedding. tower: the image tower keeps its embedding, and the decoder looks at the tower's own tokens. embedding:
     it looks at the embedding itself, behind any head, as a linear map makes `queries` tokens of it (4 by default); a
-    text's embedding may stand in for it (`gap`).
+    text's embedding may stand in for it (`gap`). A language model that is split brings the decoder's layers; `heads`
+    and `mlp_ratio` are then those of its gated blocks.
     """
 
     only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
         "gap": ("pooler", ("embedding",)),
         "feature_map": ("pooler", (None, "cascade", "parallel", "single", "tower")),
     }
+
+    language_model: LanguageModelConfig | None = Field(
+        default=None,
+        description="the text tower is the first layers of a causal language model, and the decoder the others with "
+        "gated cross-attention; null: a decoder of its own",
+    )
 
     preset: Preset | None = Field(default=None, description="CoCa's sizes; keys that are written beside go first")
     pooler: Pooler | None = Field(
@@ -92,6 +100,15 @@ class CaptionerConfig(Config):
     gap: GapConfig | None = Field(
         default=None, description="how texts' embeddings come to stand in for images'; null: as they are"
     )
+
+    @model_validator(mode="after")
+    def _layers_of_one_kind(self) -> "CaptionerConfig":
+        if self.language_model is not None:
+            for name in ("preset", "layers", "width", "layer_scale"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: found {value}, which the language model (language_model) brings itself")
+        return self
 
     @model_validator(mode="before")
     @classmethod

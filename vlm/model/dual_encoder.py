@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, StandIns, Texts
 from vlm.errors import EveryRankError, UserError
-from vlm.model.captioner import CaptionDecoder, ImagePooler
+from vlm.model.captioner import Decoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import ModelConfig
 from vlm.model.document_memory import document_likelihood
@@ -49,7 +49,7 @@ class DualEncoder(nn.Module):
         # the map that makes tokens of the embedding.
         self.image_pooler: ImagePooler | None = None
         self.embedding_tokens: EmbeddingTokens | None = None
-        self.decoder: CaptionDecoder | None = None
+        self.decoder: Decoder | None = None
         # One element, not none: DeepSpeed and FSDP2 refuse 0-dim parameters.
         scale = INITIAL_LOGIT_SCALE if config.init_logit_scale is None else config.init_logit_scale
         start = torch.full((1,), math.log(scale), dtype=torch.float32)

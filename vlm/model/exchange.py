@@ -18,6 +18,7 @@ from vlm.aside import folder_aside
 from vlm.atomic import write_text
 from vlm.batch import Images, Texts
 from vlm.errors import UserError, reason
+from vlm.model.captioner import CaptionDecoder
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import is_hub_name, names_of_open_clip, write_beside
@@ -107,7 +108,7 @@ def _decoder_fields(model: DualEncoder) -> dict[str, Any]:
     """open_clip's `multimodal_cfg` of a decoder. Raises UserError for one that its CoCa class cannot hold."""
     captioner, decoder = model.config.captioner, model.decoder
     assert isinstance(captioner, CaptionerConfig)
-    assert decoder is not None
+    assert isinstance(decoder, CaptionDecoder)
     fitted = isinstance(decoder.state_projection, nn.Identity) and isinstance(decoder.image_projection, nn.Identity)
     is_held = captioner.pooler == "tower" and captioner.feature_map is None and captioner.mlp_ratio == _MLP_RATIO
     if not (fitted and is_held):

@@ -134,11 +134,13 @@ def write_beside(folder: Path, used: Mapping[str, bytes]) -> None:
 
 def require_readable_weights(name: str) -> None:
     """Raise UserError for weights that are only a part of a model, or whose index leads out of the folder."""
+    # With peft the library would follow an adapter to another model.
+    options = {f"_raise_exceptions_for_{problem}": False for problem in ("missing_entries", "connection_errors")}
+    if cached_file(name, "adapter_config.json", **options) is not None:
+        raise UserError(f"{name} holds an adapter, not a whole model: merge it into its model first")
     folder = Path(name)
     if not os.path.isdir(folder):
         return
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{name} holds an adapter, not a whole model: merge it into its model first")
     for index in folder.glob("*.index.json"):
         weight_map = _parsed(_limited(index), str(index)).get("weight_map", {})
         files = weight_map.values() if isinstance(weight_map, dict) else [weight_map]

@@ -1,4 +1,4 @@
-"""A causal language model split in two: the text tower, and the decoder that looks at images (COSMO: Wang et al., 2024)."""
+"""A causal language model split in two: a text tower, and a decoder that looks at images (COSMO: Wang et al., 2024)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,7 @@ class LoraConfig(Config):
     """Low-rank additions to linear maps: W x + alpha / rank B A x, with B = 0 at the start (Hu et al., 2022)."""
 
     rank: int = Field(default=8, gt=0, le=4096, description="of each addition")
-    alpha: float = Field(default=16.0, gt=0, le=65536, description="additions are multiplied by alpha / rank")
+    alpha: int = Field(default=16, gt=0, le=65536, description="additions are multiplied by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what the additions read")
     targets: tuple[str, ...] | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from torch import nn
 from vlm.config import Config, located_problem
 from vlm.errors import nearest
 from vlm.model.foreign import ForeignFiles
+from vlm.model.language_model_config import LanguageModelConfig
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower
 from vlm.model.transformers_models import TransformersModels
@@ -23,13 +24,17 @@ Kind = TypeVar("Kind", bound="TowerConfig")
 
 @dataclass(frozen=True)
 class TowerContext:
-    """The surroundings of a tower that is built: width of the embedding, side of images, files of other libraries."""
+    """The surroundings of a tower that is built: width of the embedding, side of images, files of other libraries.
+
+    `split` is how a text tower leaves its last layers to a decoder; None: it keeps all.
+    """
 
     embed_dim: int
     image_size: int
     quick_gelu: bool
     files: ForeignFiles
     models: TransformersModels
+    split: LanguageModelConfig | None = None
 
 
 class TowerConfig(Config, ABC):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm.checkpoint.folder import MANIFEST
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.errors import UserError
+from vlm.model.language_model_tower import LanguageModelTower
 from vlm.model.open_clip_folder import WEIGHTS_FILES
 from vlm.model.open_clip_towers import PaddedTextTower
 from vlm.model.towers import ImageTower, TextTower
@@ -81,7 +82,7 @@ def _network_of(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
         return network, "trunk."
     if isinstance(network, HFTextEncoder):
         return network, "transformer."
-    if isinstance(network, TransformersImageTrunk | TransformersTextTower):
+    if isinstance(network, TransformersImageTrunk | TransformersTextTower | LanguageModelTower):
         return network, "model."
     return network, ""
 

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from vlm.checkpoint.folder import MANIFEST
 from vlm.errors import UserError
+from vlm.model.causal_models import family_of, sees_all
 from vlm.model.clean_configuration import CONFIG, refusing
 from vlm.model.foreign import ForeignFiles, TowerName
+from vlm.model.language_model_tower import LanguageModelTower, cut
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.tower_config import (
     IMAGE_TOWERS,
@@ -60,21 +62,21 @@ class _TransformersConfig(TowerConfig):
         return named if self.weights is None else (f"towers.{tower_name}.weights", self.weights)
 
     def _load(
-        self, configuration: PreTrainedConfig, context: TowerContext, tower_name: TowerName
+        self, configuration: PreTrainedConfig, context: TowerContext, tower_name: TowerName, cls: Any = AutoModel
     ) -> tuple[Any, set[int]]:
         """The model, and the identities of its parameters without weights; what is left out becomes a notice."""
         if self.weights is None or not self.reads_model:
-            return context.models.load(self.transformers, configuration, pretrained=self.reads_model)
+            return context.models.load(self.transformers, configuration, pretrained=self.reads_model, cls=cls)
         left_out: list[str] = []
         if os.path.isdir(self.weights):
-            loaded = context.models.load(self.weights, configuration, pretrained=True, left_out=left_out)
+            loaded = context.models.load(self.weights, configuration, pretrained=True, cls=cls, left_out=left_out)
         elif not os.path.isfile(self.weights):
             raise UserError("no such file or folder")
         elif self.pool == "own":
             raise UserError(f"one half of a CLIP or SigLIP is read from a folder with its {CONFIG}")
         else:
             with file_as_folder(Path(self.weights)) as folder:
-                loaded = context.models.load(str(folder), configuration, pretrained=True, left_out=left_out)
+                loaded = context.models.load(str(folder), configuration, pretrained=True, cls=cls, left_out=left_out)
         context.files.notices += left_out_words(" ".join(self._place(tower_name)), left_out)
         return loaded
 
@@ -148,11 +150,12 @@ class TransformersTextConfig(_TransformersConfig, TextTowerConfig):
     """A transformers text model with its tokenizer, or the text half of its CLIP or SigLIP.
 
     `pool` says what is projected to the embedding: the mean of the last hidden states, the first, the one at the end
-    token, or the model's pooler; `own` is the text half of a CLIP or SigLIP, with its projection.
+    token, or the model's pooler; `own` is the text half of a CLIP or SigLIP, with its projection. `query` is a learned
+    query that attends to the states of the text's tokens, `class` a learned token behind them, of causal models.
     """
 
     tokenizer: str | None = Field(default=None, description="null: the one saved with the transformers model")
-    pool: Literal["own", "mean", "first", "end", "pooler"] | None = Field(
+    pool: Literal["own", "mean", "first", "end", "pooler", "query", "class"] | None = Field(
         default=None, description="what is projected to the embedding; null: own for a CLIP or SigLIP, else mean"
     )
     context_length: int | None = Field(
@@ -188,6 +191,8 @@ class TransformersTextConfig(_TransformersConfig, TextTowerConfig):
         assert self.context_length is not None
         with refusing(*self._place("text")):
             configuration = context.files.configuration("text", self.transformers)
+            if context.split is not None or self.pool == "class":
+                return self._language_model(configuration, context, tokenizer.pad_id)
             model, missing = self._load(configuration, context, "text")
             if getattr(configuration, "is_encoder_decoder", False):
                 model = model.get_encoder()
@@ -199,6 +204,27 @@ class TransformersTextConfig(_TransformersConfig, TextTowerConfig):
                 tower = TransformersTextTower(text, self.pool or "mean", *place)
             require_weights(tower, missing)
             return tower
+
+    def _language_model(
+        self, configuration: PreTrainedConfig, context: TowerContext, pad_id: int
+    ) -> LanguageModelTower:
+        """A causal language model, or what a decoder leaves of it."""
+        assert self.context_length is not None
+        family_of(configuration)
+        pool, split = self.pool or "mean", context.split
+        if pool in ("own", "pooler"):
+            raise UserError(f"pool: found {pool}; a language model has query, class, mean, end or first")
+        if split is not None and self.weights_file is not None:
+            raise UserError("a checkpoint's text tower has not all layers of a language model; model.pretrained has")
+        num_places = self.context_length + (pool == "class")
+        if not sees_all(configuration, num_places) or num_places > configuration.max_position_embeddings:
+            raise UserError(f"context_length: found {self.context_length}; the model reads no texts of that length")
+        cls = AutoModel if split is None else AutoModelForCausalLM
+        model, missing = self._load(configuration, context, "text", cls)
+        require_weights(model, missing)
+        upper = None if split is None else cut(model, split.unimodal_layers)
+        place = (self.context_length, pad_id, context.embed_dim)
+        return LanguageModelTower(model if split is None else model.base_model, pool, *place, upper)
 
 
 def _default_pool(tower_name: TowerName, configuration: PreTrainedConfig) -> str:

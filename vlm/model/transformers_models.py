@@ -22,11 +22,17 @@ class TransformersModels:
         self._models: dict[tuple[str, bool], Any] = {}
 
     def load(
-        self, name: str, configuration: PreTrainedConfig, *, pretrained: bool, left_out: list[str] | None = None
+        self,
+        name: str,
+        configuration: PreTrainedConfig,
+        *,
+        pretrained: bool,
+        cls: Any = AutoModel,
+        left_out: list[str] | None = None,
     ) -> tuple[Any, set[int]]:
         """The model, and the identities of its parameters of which its files hold nothing; see `load`."""
         if not hasattr(configuration, "text_config"):
-            return load(name, configuration, pretrained=pretrained, left_out=left_out)
+            return load(name, configuration, pretrained=pretrained, cls=cls, left_out=left_out)
         key = (name, pretrained)
         if key not in self._models:
             self._models[key] = load(name, configuration, pretrained=pretrained, left_out=left_out)

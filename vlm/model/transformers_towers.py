@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlm.errors import UserError
 from vlm.model.attention import LayerCache
 from vlm.model.causal_models import CausalModel, sees_all
+from vlm.model.text_query import TextQuery
 from vlm.model.towers import TextTower, TowerOutput
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
@@ -67,9 +68,14 @@ class TransformersTextTower(TextTower):
         tokens = torch.zeros(1, context_length, dtype=torch.long)
         lengths = torch.full((1,), context_length)
         self._emits_tokens = False
+        if pool == "query":
+            self.query = TextQuery(model.config.hidden_size, model.config.num_attention_heads)
         pooled = _trainable_where_used(model, lambda: self._pooled(tokens, lengths)[0])
         self.projection = _projection(pooled, embed_dim) if projection is None else projection
         self._causal = _causal_model(model, context_length)
+
+    def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
+        return [self.query, self.projection] if self._pool == "query" else super().projection_parts()
 
     def emit_tokens(self) -> None:
         """Let every forward tell the last hidden states too; whoever asks finds out whether they look ahead."""
@@ -110,6 +116,8 @@ class TransformersTextTower(TextTower):
         hidden: Tensor = output.last_hidden_state
         if self._pool == "pooler":
             return _pooler_output(output), hidden
+        if self._pool == "query":
+            return self.query(hidden, lengths), hidden
         if self._pool == "first":
             return hidden[:, 0], hidden
         if self._pool == "end":

@@ -176,13 +176,12 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
 @torch.no_grad()
 def test_without_cross_attention_the_image_is_not_seen(pooler: str) -> None:
     model = built(captioner={**TINY, "pooler": pooler})
-    assert model.decoder is not None
+    decoder: Any = model.decoder
     images = some_images(len(TEXTS))
     assert not torch.allclose(
         torch.cat(likelihood(model, TEXTS, images)), torch.cat(likelihood(model, TEXTS, 255 - images))
     )
-    cross: Any
-    for cross in model.decoder.cross_attn:
+    for cross in decoder.cross_attn:
         cross.attn.out_proj.weight.zero_()
         cross.attn.out_proj.bias.zero_()
     assert torch.equal(torch.cat(likelihood(model, TEXTS, images)), torch.cat(likelihood(model, TEXTS, 255 - images)))

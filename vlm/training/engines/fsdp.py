@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm.batch import Batch
 from vlm.errors import EveryRankError, reason
-from vlm.model.captioner import CaptionDecoder
+from vlm.model.captioner import Decoder
 from vlm.model.towers import Tower
 from vlm.outputs import PAIR
 from vlm.training.engines.base import (
@@ -142,7 +142,7 @@ def _sharded(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
         child for child in module.children() if not isinstance(child, nn.ParameterDict) and list(child.parameters())
     ]
     for child in modules:
-        for block in child.blocks() if isinstance(child, Tower | CaptionDecoder) else ():
+        for block in child.blocks() if isinstance(child, Tower | Decoder) else ():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(child, mesh=mesh, reshard_after_forward=True)
     root: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
