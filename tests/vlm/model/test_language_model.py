@@ -138,7 +138,8 @@ def test_the_query_and_the_gated_block_have_their_closed_forms(tmp_path: Path) -
 
 def _written_out(block: Any, x: Tensor, memory: Tensor, shares: tuple[float, float]) -> Tensor:
     def normed(rows: Tensor, norm: Any) -> Tensor:
-        return layer_norm(rows, (len(norm.weight),)) * norm.weight + norm.bias
+        made: Tensor = layer_norm(rows, (len(norm.weight),)) * norm.weight + norm.bias
+        return made
 
     parts = [normed(x, block.ln_1), *[normed(memory, block.ln_1_kv)] * 2]
     weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
