@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vlm.batch import BatchPart, Documents, Texts
-from vlm.model.captioner import CaptionDecoder
+from vlm.model.captioner import Decoder
 
 
 @runtime_checkable
 class Captioner(Protocol):
     """A model with a captioning decoder."""
 
-    decoder: CaptionDecoder | None
+    decoder: Decoder | None
 
     def text_features(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The text tower's output, and the states of all tokens."""
