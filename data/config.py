@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.images.augment import AugmentConfig
 from data.samples.captions import CaptionConfig
+from data.samples.documents import DocumentsConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
 from vlm.config import Config
@@ -41,7 +42,7 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    """The training data: sources of webdataset shards, their mix and order, captions, augmentation, and loading.
+    """The training data: sources of webdataset shards, their mix and order, captions, augmentation, documents, loading.
 
     Relative patterns lie below `root` (or the current folder). The order of `sources` is part of the order of samples.
     """
@@ -57,6 +58,9 @@ class DataConfig(Config):
     augment: Annotated[AugmentConfig, Field(description="What becomes of images; sources may differ.")] = (
         AugmentConfig()
     )
+    documents: Annotated[
+        DocumentsConfig | None, Field(description="Documents of texts and images beside the pairs of each step.")
+    ] = None
     lanes: Annotated[
         int | None,
         Field(
@@ -90,6 +94,12 @@ class DataConfig(Config):
         weighted = [name for name, source in self.sources.items() if source.weight != 1.0]
         if self.mix == "once" and weighted:
             raise ValueError(f"`mix: once` takes shares from sizes; sources.{weighted[0]}.weight says otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _documents_are_indexed(self) -> "DataConfig":
+        if self.documents is not None and self.mode == "sequential":
+            raise ValueError("`mode: sequential` streams pairs alone; documents need mode: indexed")
         return self
 
     def caption_of(self, source: str) -> CaptionConfig:

@@ -58,7 +58,8 @@ def build_hooks(
         return max(1, duration.steps(recipe.global_batch, source.num_samples))
 
     counts = manifest.counts if world.is_main else None
-    ledger = Ledger(recorder.run, source.max_bad_share, recipe.global_batch, start.step, counts)
+    documents = recipe.data.documents.per_step if recipe.data.documents else 0
+    ledger = Ledger(recorder.run, source.max_bad_share, recipe.global_batch + documents, start.step, counts)
     guard = Guard(recorder, recipe.max_bad_steps, manifest.left_out)
     hooks: list[Hook] = [ledger]
     if recipe.record_samples:

@@ -9,6 +9,7 @@ from typing import Any
 from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
 from data.shards.cache import ShardCache
+from data.source_names import recipe_key
 from eval.evaluator import EvaluationContext
 from eval.recipe import build_evaluators
 from launch.limits import require_batches_fit, require_enough_samples
@@ -49,7 +50,7 @@ def build_parts(recipe: Recipe, world: World, model: DualEncoder) -> RunParts:
         every = recipe.evaluate[name].every
         steps = None if every is None else max(1, every.steps(recipe.global_batch, source.num_samples))
         evaluations.append(ScheduledEvaluation(name, evaluator, steps))
-    records = {f"data.sources.{summary.name}": summary.record for summary in source.sources}
+    records = {recipe_key(summary.name): summary.record for summary in source.sources}
     for name, evaluator in evaluators.items():
         records |= {f"evaluate.{name}.{key}": record for key, record in evaluator.records.items()}
     return RunParts(model, source, evaluations, records)

@@ -17,11 +17,11 @@ from vlm.paths import LocalPath
 from vlm.training.config import TrainingConfig
 
 # Where the data lies: a resumed run compares what it holds instead.
-_PLACES = re.compile(r"data\.root|data\.sources\.[^.]+\.shards")
+_PLACES = re.compile(r"data\.root|data\.(documents\.)?sources\.[^.]+\.shards")
 
 # What may differ between the ranks of a run: where each of them reads, and how.
 _OF_A_RANK = re.compile(
-    r"data\.(root|workers|prefetch|(cache|retry)\..*|sources\.[^.]+\.shards)|evaluate\.[^.]+\.shards"
+    r"data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.shards)|evaluate\.[^.]+\.shards"
 )
 
 # What may differ between a run and its resumption: none of it changes what is learned.
@@ -77,8 +77,12 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 def resolve_order(recipe: Recipe) -> Recipe:
     """The recipe with the number of lanes written out: it is fixed for the run, whatever a later default would be."""
-    lanes = default_lanes(recipe.global_batch) if recipe.data.lanes is None else recipe.data.lanes
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"lanes": lanes})})
+    data, documents = recipe.data, recipe.data.documents
+    changes: dict[str, Any] = {"lanes": data.lanes or default_lanes(recipe.global_batch)}
+    if documents is not None:
+        lanes = documents.lanes or default_lanes(documents.per_step)
+        changes["documents"] = documents.model_copy(update={"lanes": lanes})
+    return recipe.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

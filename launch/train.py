@@ -127,6 +127,7 @@ def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:
         recipe.similarity,
         num_pairs=recipe.global_batch,
         labels=parts.source.labelled,
+        documents=recipe.data.documents is not None,
         captions=any(recipe.data.caption_of(name).policy == "all" for name in recipe.data.sources),
     )
     return parts

@@ -153,7 +153,7 @@ class Batch:
         return torch.arange(len(self), device=self.sample_ids.device) if owners is None else owners
 
     def take(self, start: int, stop: int) -> "Batch":
-        """Samples `start` to `stop` of these; what was skipped and counted stays with the whole."""
+        """Samples `start` to `stop` of these; what was skipped, counted and listed stays with the whole."""
         return replace(
             self,
             sample_ids=self.sample_ids[start:stop],
@@ -162,6 +162,7 @@ class Batch:
             labels=None if self.labels is None else self.labels[start:stop],
             skipped=(),
             counts={},
+            document_keys=(),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -191,6 +192,7 @@ class Batch:
             first,
             sample_ids=torch.cat([batch.sample_ids for batch in batches]),
             keys=tuple(key for batch in batches for key in batch.keys),
+            document_keys=tuple(key for batch in batches for key in batch.document_keys),
             parts={
                 name: type(part).cat([batch.parts[name] for batch in batches], sizes)
                 for name, part in first.parts.items()

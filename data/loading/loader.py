@@ -4,20 +4,22 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data.config import DataConfig
 from data.images.views import training_view
+from data.loading.documents import DocumentLoader, LoadedDocuments
 from data.loading.pixel_ring import PixelRing, Slot
-from data.loading.substitution import ShardRow, Substitution, SubstitutionLog, no_substitute, substitutes
+from data.loading.slots import SlotReader
+from data.loading.substitution import ShardRow
 from data.loading.workers import WorkerInfo
-from data.order.order import Order
 from data.randomness import Draws
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import ChosenCaptions, captions_by_field, choose
@@ -25,7 +27,7 @@ from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source
 from data.shards.store import is_remote
-from vlm.batch import Batch, BatchPart, Images, Skip, Texts
+from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Skip, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
 
@@ -35,15 +37,23 @@ _MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
 
 
 class SentBatch(NamedTuple):
-    """A batch on its way between processes: its pixels go apart, through the ring where there is room."""
+    """A batch on its way between processes: its pixels go apart, through the ring where there is room.
+
+    Behind those of the samples lie those of documents, the owner of each in `in_documents`.
+    """
 
     batch: Batch
-    pixels: UInt8[Tensor, "samples 3 height width"] | Slot
+    pixels: UInt8[Tensor, "images 3 height width"] | Slot
+    in_documents: Int64[Tensor, " images"] | None = None
 
     def received(self, ring: PixelRing) -> Batch:
         """The whole batch, in the training process."""
-        images = Images(ring.images(self.pixels))
-        return replace(self.batch, parts={"image": images, **self.batch.parts})
+        pixels, num_samples = ring.images(self.pixels), len(self.batch)
+        parts: dict[str, BatchPart] = {"image": Images(pixels[:num_samples])}
+        if self.in_documents is not None:
+            stop = num_samples + len(self.in_documents)
+            parts[DOCUMENT_IMAGES] = Images(pixels[num_samples:stop], owners=self.in_documents)
+        return replace(self.batch, parts={**parts, **self.batch.parts})
 
 
 class TrainingExample(NamedTuple):
@@ -91,21 +101,18 @@ class BatchLoader:
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        order: Order,
-        slots: range,
+        slots: SlotReader,
         reader: SampleReader,
         tokenizer: Tokenize,
-        log: SubstitutionLog,
+        documents: DocumentLoader | None = None,
     ) -> None:
-        self._sources = tuple(sources)
-        self._order = order
         self._slots = slots
         self._reader = reader
         self._tokenizer = tokenizer
-        self._log = log
-        self._shard_numbers: dict[tuple[int, str], int] = {}
-        remote = any(is_remote(source.shards[0]) for source in sources)
+        self._documents = documents
+        read = [slots] if documents is None else [slots, documents.slots]
+        self._read = tuple(read)
+        remote = any(is_remote(source.shards[0]) for one in read for source in one.sources)
         # Ahead of use, the ranks of a node may together fill half of its cache.
         room = reader.config.cache.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cache = reader.reader.cache
@@ -115,72 +122,27 @@ class BatchLoader:
 
     def use_ring(self, workers: int, prefetch: int) -> PixelRing:
         """Send the pixels through memory that is used again, shared with workers that are forked from now on."""
-        self._ring = PixelRing.ahead(workers, prefetch, len(self._slots), self._reader.image.size)
+        rows = len(self._slots.slots) + (0 if self._documents is None else self._documents.most_images)
+        self._ring = PixelRing.ahead(workers, prefetch, rows, self._reader.image.size)
         return self._ring
 
     def __call__(self, step: int, worker: WorkerInfo) -> SentBatch:
         """The rows of one step, bad samples replaced; `worker` gets its status set at each sample."""
         self._fetch_ahead(step, worker)
-        picks = self._order.picks(step, self._slots)
         images, buffer = self._ring.room(worker.number)
         examples: list[TrainingExample] = []
         skipped: list[Skip] = []
-        for row, (number, epoch, *place) in enumerate(zip(*(column.tolist() for column in picks), strict=True)):
-            source, slot = self._sources[number], self._slots[row]
-            worker.set_status(f"step {step}: {source.shards[place[0]]}")
-            example, skip = self._example(step, slot, number, epoch, (place[0], place[1]), buffer[row])
+        for row, pick in enumerate(self._slots.picks(step)):
+            worker.set_status(self._slots.status(step, pick))
+            example, skip = self._slots.read(step, pick, partial(self._reader.read, pixels=buffer[row]))
             examples.append(example)
             if skip is not None:
                 skipped.append(skip)
-        self._log.discard_before(step)
-        return collate(step, images, examples, tuple(skipped), self._tokenizer)
-
-    def _example(
-        self, step: int, slot: int, number: int, epoch: int, place: ShardRow, pixels: NDArray[np.uint8]
-    ) -> tuple[TrainingExample, Skip | None]:
-        source = self._sources[number]
-        substitution = self._log.find(step, slot)
-        names = (source.shards[place[0]], source.stable_names[place[0]])
-        if substitution is not None and not substitution.is_about(names, place[1]):
-            substitution = None
-        try:
-            if substitution is None:
-                return self._reader.read(source, place, epoch, pixels), None
-            return self._reader.read(source, self._place(number, substitution), epoch, pixels), substitution.skip
-        except BadSampleError as error:
-            reason = str(error) if substitution is None else substitution.skip.reason
-        return self._substitute(step, slot, number, epoch, place, reason, pixels)
-
-    def _substitute(
-        self, step: int, slot: int, number: int, epoch: int, place: ShardRow, reason: str, pixels: NDArray[np.uint8]
-    ) -> tuple[TrainingExample, Skip]:
-        source, last, tried = self._sources[number], reason, 1
-        for candidate in substitutes(self._order, self._reader.seed, step, slot):
-            try:
-                example = self._reader.read(source, candidate, epoch, pixels)
-            except BadSampleError as error:
-                last, tried = f"{source.shards[candidate[0]]}: {error}", tried + 1
-                continue
-            substitute = f"{example.sample.shard}:{example.sample.key}"
-            skip = source.skip(place[0], source.key_or_row(*place, self._reader.reader), reason, substitute)
-            names = source.stable_names[candidate[0]], source.stable_names[place[0]]
-            self._log.record(Substitution(step, slot, place[1], names[0], candidate[1], skip, names[1]))
-            return example, skip
-        raise no_substitute(source.name, tried, last)
-
-    def _place(self, number: int, substitution: Substitution) -> ShardRow:
-        """The present shard and row of a substitute."""
-        if not self._shard_numbers:
-            self._shard_numbers = {
-                (source, name): shard
-                for source, one in enumerate(self._sources)
-                for names in (one.shards, one.stable_names)
-                for shard, name in enumerate(names)
-            }
-        shard = self._shard_numbers.get((number, substitution.shard))
-        if shard is None:
-            raise BadSampleError(f"its substitute's shard {substitution.shard} is no longer there")
-        return shard, substitution.row
+        self._slots.discard_before(step)
+        sent = collate(step, images, examples, tuple(skipped), self._tokenizer)
+        if self._documents is None:
+            return sent
+        return with_documents(sent, self._documents.load(step, buffer[len(examples) :], worker))
 
     def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
@@ -188,8 +150,7 @@ class BatchLoader:
         if self._prefetcher is None or not worker.is_first or not due:
             return
         self._has_prefetched = True
-        ahead = self._order.shards_ahead(step, self._slots)
-        stamps = {self._sources[source].shards[shard]: self._sources[source].stamp(shard) for source, shard in ahead}
+        stamps = {name: stamp for slots in self._read for name, stamp in slots.shards_ahead(step).items()}
         self._prefetcher.ask(list(stamps), stamps)
 
 
@@ -212,6 +173,18 @@ def collate(
         counts=_counts(examples),
     )
     return SentBatch(batch, pixels)
+
+
+def with_documents(sent: SentBatch, documents: LoadedDocuments) -> SentBatch:
+    """The batch with documents that ride along with its samples; their pixels lie behind those of the samples."""
+    batch = replace(
+        sent.batch,
+        parts={**sent.batch.parts, DOCUMENTS: documents.part},
+        skipped=(*sent.batch.skipped, *documents.skipped),
+        counts={**sent.batch.counts, **documents.counts},
+        document_keys=documents.keys,
+    )
+    return sent._replace(batch=batch, in_documents=documents.image_owners)
 
 
 def _texts(examples: Sequence[TrainingExample], tokenizer: Tokenize) -> dict[str, BatchPart]:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
+from data.loading.document_stream import DocumentStream
 from data.loading.loader import BatchLoader, SampleReader, Tokenize
+from data.loading.slots import SlotReader
 from data.loading.substitution import SubstitutionLog
-from data.loading.summary import SourceSummary, batch_notices
+from data.loading.summary import batch_notices, summarised
 from data.loading.workers import load_ahead
 from data.order.order import Order, SourceCounts
 from data.shards.cache import ShardCache
@@ -46,28 +48,35 @@ class TrainStream:
     ) -> None:
         if global_batch < world.size:
             raise UserError(f"a global batch of {global_batch} leaves some of {world.size} ranks without a sample")
-        require_lanes(config.lanes, global_batch)
+        require_lanes(config.lanes, global_batch, "data.lanes", "global batch")
         self._config = config
         self._world = world
         cache = ShardCache(config.cache, config.retry)
         sources = [_open(config, name, cache) for name in config.sources]
         self.num_samples = sum(source.num_samples for source in sources)
-        self.problems = tuple(problem for source in sources for problem in source.problems(cache))
+        problems = tuple(problem for source in sources for problem in source.problems(cache))
         self.max_bad_share = config.max_bad_share
         self.labelled = all(source.labelled for source in sources)
         self.order = _order(config, sources, global_batch, seed)
-        fractions = [count / self.order.mix.period for count in self.order.mix.counts]
-        self.sources = tuple(
-            SourceSummary(source.name, source.shards, source.num_samples, fraction, source.content)
-            for source, fraction in zip(sources, fractions, strict=True)
-        )
+        pairs = summarised(sources, self.order)
         slots = range(world.rank * global_batch // world.size, (world.rank + 1) * global_batch // world.size)
-        self._log = SubstitutionLog(None if record is None else record / "substitutions", f"rank-{world.rank:05d}")
-        reader = SampleReader(config, image, seed, ShardReader(cache))
-        self._load = BatchLoader(sources, self.order, slots, reader, tokenizer, self._log)
-        self._restored: list[dict[str, Any]] = []
+        folder, writer = None if record is None else record / "substitutions", f"rank-{world.rank:05d}"
+        self._log = SubstitutionLog(folder, writer)
+        shard_reader = ShardReader(cache)
+        reader = SampleReader(config, image, seed, shard_reader)
+        self._documents, documents = None, None
+        if config.documents is not None:
+            require_lanes(config.documents.lanes, config.documents.per_step, "data.documents.lanes", "documents")
+            log = SubstitutionLog(None if folder is None else folder / "documents", writer)
+            self._documents = DocumentStream(config, config.documents, cache, log, seed)
+            documents = self._documents.loader(image, tokenizer, shard_reader, global_batch, slots)
+        self.sources = (*pairs, *(() if self._documents is None else self._documents.sources))
+        self.problems = (*problems, *(() if self._documents is None else self._documents.problems))
+        read = SlotReader(sources, self.order, slots, self._log, seed, shard_reader)
+        self._load = BatchLoader(read, reader, tokenizer, documents)
+        self._restored: dict[str, list[dict[str, Any]]] = {}
         self.notices = (
-            *batch_notices(self.sources, global_batch),
+            *batch_notices(pairs, global_batch),
             *_cache_notices(config, self.order, sources, world),
         )
 
@@ -77,7 +86,8 @@ class TrainStream:
         Raises:
             UserError: a source has nothing usable left, or no batch came within the recipe's patience.
         """
-        self._log.load(start_step, self._restored)
+        for name, log in self._logs().items():
+            log.load(start_step, self._restored.get(name, ()))
         workers, prefetch = self._config.workers, self._config.prefetch
         ring = self._load.use_ring(workers, prefetch)
         yield from load_ahead(
@@ -92,25 +102,34 @@ class TrainStream:
 
     def state(self, step: int) -> dict[str, Any]:
         """State of the stream after `step` steps, for a checkpoint: the substitutions made ahead. Collective."""
-        everyone = self._world.gather_objects(self._log.state(step))
-        records = {(record["step"], record["slot"]): record for rank in everyone for record in rank}
-        return {"substitutions": [records[slot] for slot in sorted(records)]}
+        state = {}
+        for name, log in self._logs().items():
+            everyone = self._world.gather_objects(log.state(step))
+            records = {(record["step"], record["slot"]): record for rank in everyone for record in rank}
+            state[name] = [records[slot] for slot in sorted(records)]
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, at whatever world size."""
-        self._restored = list(state.get("substitutions", ()))
+        self._restored = {name: list(state.get(name, ())) for name in self._logs()}
 
     def discard_before(self, step: int) -> None:
         """Drop records that no checkpoint can lead back to, the oldest being of `step`."""
-        self._log.discard_folders_before(step)
+        for log in self._logs().values():
+            log.discard_folders_before(step)
+
+    def _logs(self) -> dict[str, SubstitutionLog]:
+        """The records of substitutions by their names in a checkpoint."""
+        logs = {"substitutions": self._log}
+        return logs if self._documents is None else {**logs, "document_substitutions": self._documents.log}
 
 
-def require_lanes(lanes: int | None, global_batch: int) -> None:
-    """Raise UserError when a global batch cannot be dealt to so many lanes."""
+def require_lanes(lanes: int | None, global_batch: int, key: str, what: str) -> None:
+    """Raise UserError, which begins with `key`, when so many samples a step cannot be dealt to so many lanes."""
     if lanes is not None and global_batch % lanes:
         near = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
         best = min(near, key=lambda n: abs(n - lanes))
-        raise UserError(f"data.lanes: {lanes} does not divide the global batch of {global_batch}; nearest: {best}")
+        raise UserError(f"{key}: {lanes} does not divide the {what} of {global_batch}; nearest: {best}")
 
 
 def _cache_notices(config: DataConfig, order: Order, sources: Sequence[Source], world: World) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.order.order import Order, Picks
 from data.randomness import Draws
+from data.source_names import recipe_key
 from vlm.aside import remove_files
 from vlm.batch import Skip
 from vlm.errors import UserError
@@ -192,4 +193,4 @@ def _planned(order: Order, step: int, source: int) -> dict[ShardRow, None]:
 
 def no_substitute(source: str, tried: int, last: str) -> UserError:
     """The error that ends a run whose source has nothing usable left."""
-    return UserError(f"data.sources.{source}: {tried:,} samples in a row cannot be used; the last is {last}")
+    return UserError(f"{recipe_key(source)}: {tried:,} samples in a row cannot be used; the last is {last}")

@@ -1,8 +1,10 @@
 """Summary of a run's data at its start: its sources, and how they go together with the global batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from data.order.order import Order
+from data.shards.source import Source
 from vlm.checkpoint.data_record import DataRecord
 
 
@@ -28,6 +30,14 @@ class SourceSummary:
     def record(self) -> DataRecord:
         """The identity of the source's data, for checkpoints."""
         return DataRecord(samples=self.num_samples, shards=self.num_shards, content=self.content)
+
+
+def summarised(sources: Sequence[Source], order: Order) -> tuple[SourceSummary, ...]:
+    """The summaries of the sources of an order."""
+    return tuple(
+        SourceSummary(source.name, source.shards, source.num_samples, count / order.mix.period, source.content)
+        for source, count in zip(sources, order.mix.counts, strict=True)
+    )
 
 
 def batch_notices(sources: Iterable[SourceSummary], global_batch: int) -> tuple[str, ...]:

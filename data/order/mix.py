@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from data.source_names import recipe_key
 from vlm.errors import UserError
 
 WINDOW_BATCHES = 1_000
@@ -93,7 +94,7 @@ def make_mix(weights: Mapping[str, float], global_batch: int, lanes: int) -> Mix
     for (name, weight), count in zip(weights.items(), counts, strict=True):
         if count == 0:
             raise UserError(
-                f"data.sources.{name}: its weight {weight:g} is less than one sample in {WINDOW_BATCHES:,} batches"
+                f"{recipe_key(name)}: its weight {weight:g} is less than one sample in {WINDOW_BATCHES:,} batches"
             )
     return Mix(tuple(counts), lanes, global_batch // lanes)
 

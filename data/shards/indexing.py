@@ -52,7 +52,8 @@ def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
     fields: dict[str, int] = {}
     captions: list[str] = []
     content = hashlib.sha256()
-    for array in (index.key_ends, index.keys, index.offsets > 0, index.sizes):
+    of_documents = () if index.images is None else (index.images.image_names, index.images.image_sizes)
+    for array in (index.key_ends, index.keys, index.offsets > 0, index.sizes, *of_documents):
         content.update(np.ascontiguousarray(array).data)
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -1,7 +1,8 @@
 """The index of one shard: every sample's id, key and byte offsets, in a small file beside it.
 
 The file ends in a checksum of all that is before it, which every reader compares: 0.5 ms a megabyte, which is some
-10,000 samples. A file of the first format, which had none, is not believed: the shard is read anew.
+10,000 samples. A file of the first format, which had none, is not believed: the shard is read anew. Where a shard has
+documents, arrays of their images come on top; files without are as they were before there were any.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import logging
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
-from data.shards.tar import Extent, Listing, Problem, image_suffix, only
+from data.shards.tar import Extent, Listing, Problem, document_images, image_suffix, only
 from vlm.atomic import write_bytes
 from vlm.config import Config
 from vlm.errors import reason
@@ -31,6 +32,13 @@ FORMAT = "vlm-shard-index-2"
 FORMAT_WITHOUT_CHECKSUM = "vlm-shard-index-1"
 PARTS = ("image", "txt", "json", "cls")
 _ARRAYS = {"ids": np.int64, "key_ends": np.int64, "keys": np.uint8, "offsets": np.int64, "sizes": np.int64}
+_OF_DOCUMENTS = {
+    "image_ends": np.int64,
+    "image_offsets": np.int64,
+    "image_sizes": np.int64,
+    "image_name_ends": np.int64,
+    "image_names": np.uint8,
+}
 _SEAL = "seal"  # bytes come last in a safetensors file, by name: these are its end
 _SEAL_BYTES = 16
 _NO_MATCH = "its checksum does not match"
@@ -50,11 +58,33 @@ class Header(Config):
 
 
 @dataclass(frozen=True, eq=False)
+class DocumentImages:
+    """The images of the documents of one shard, `image_ends[i - 1]` to `image_ends[i]` those of its i-th sample."""
+
+    image_ends: NDArray[np.int64]
+    image_offsets: NDArray[np.int64]
+    image_sizes: NDArray[np.int64]
+    image_name_ends: NDArray[np.int64]
+    image_names: NDArray[np.uint8]
+
+    def of(self, row: int) -> dict[str, Extent]:
+        """The extents of the images of one sample by their members' suffixes."""
+        start, stop = (self.image_ends[row - 1] if row else 0), self.image_ends[row]
+        extents = {}
+        for number in range(start, stop):
+            name_start = self.image_name_ends[number - 1] if number else 0
+            name = self.image_names[name_start : self.image_name_ends[number]].tobytes()
+            extent = Extent(int(self.image_offsets[number]), int(self.image_sizes[number]))
+            extents[name.decode("utf-8", "surrogatepass")] = extent
+        return extents
+
+
+@dataclass(frozen=True, eq=False)
 class ShardIndex:
     """The samples of one shard, in the order stored.
 
-    `ids[i]` is a hash of the i-th key; `offsets[i, part]` is 0 for a part that the sample lacks. Loaded from a file,
-    the arrays are views of it.
+    `ids[i]` is a hash of the i-th key; `offsets[i, part]` is 0 for a part that the sample lacks. `images` are those of
+    documents, beside the one image of a pair. Loaded from a file, the arrays are views of it.
     """
 
     header: Header
@@ -63,6 +93,7 @@ class ShardIndex:
     keys: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    images: DocumentImages | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,9 +109,12 @@ class ShardIndex:
         return self.keys[start : self.key_ends[row]].tobytes().decode("utf-8", "surrogatepass")
 
     def extents(self, row: int) -> dict[str, Extent]:
-        """The extents of the parts of one sample, by "image", "txt", "json" and "cls"."""
+        """The extents of the parts of one sample: "image", "txt", "json", "cls", and a document's images by suffix."""
         offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
-        return {part: Extent(offset, size) for part, offset, size in zip(PARTS, offsets, sizes, strict=True) if offset}
+        extents = {
+            part: Extent(offset, size) for part, offset, size in zip(PARTS, offsets, sizes, strict=True) if offset
+        }
+        return extents if self.images is None else {**self.images.of(row), **extents}
 
     def same_keys(self, other: "ShardIndex") -> bool:
         """Whether both list the same samples in the same order."""
@@ -90,16 +124,23 @@ class ShardIndex:
 def make_index(listing: Listing, stamp: Stamp) -> ShardIndex:
     """The index of a shard with these members, without statistics of its captions."""
     keys, rows, problems = [], [], list(listing.problems)
+    images: list[dict[str, Extent]] = []
     nothing = Extent(0, 0)
     for key, members in listing.samples.items():
-        suffix = image_suffix(members)
-        if suffix is None:
+        suffix, in_document = image_suffix(members), document_images(members)
+        if suffix is None and not in_document:
             problems.append(Problem(key, f"it has no image, {only(members)}"))
             continue
         keys.append(key.encode("utf-8", "surrogatepass"))
-        rows.append([members[suffix], *(members.get(part, nothing) for part in PARTS[1:])])
+        rows.append([members[suffix] if suffix else nothing, *(members.get(part, nothing) for part in PARTS[1:])])
+        images.append(in_document)
     extents = np.asarray(rows, dtype=np.int64).reshape(len(rows), len(PARTS), 2)
-    statistics = ShardStatistics(samples=len(keys), labelled=int((extents[:, PARTS.index("cls"), 0] > 0).sum()))
+    statistics = ShardStatistics(
+        samples=len(keys),
+        labelled=int((extents[:, PARTS.index("cls"), 0] > 0).sum()),
+        documents=sum(map(bool, images)),
+        document_images=sum(map(len, images)),
+    )
     return ShardIndex(
         Header(bytes=stamp.size, version=stamp.version, statistics=statistics, problems=tuple(problems)),
         ids=np.fromiter((key_id(key) for key in keys), dtype=np.int64, count=len(keys)),
@@ -107,6 +148,19 @@ def make_index(listing: Listing, stamp: Stamp) -> ShardIndex:
         keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
         offsets=np.ascontiguousarray(extents[:, :, 0]),
         sizes=np.ascontiguousarray(extents[:, :, 1]),
+        images=_images_of(images) if any(images) else None,
+    )
+
+
+def _images_of(by_sample: Sequence[Mapping[str, Extent]]) -> DocumentImages:
+    extents = [extent for images in by_sample for extent in images.values()]
+    names = [name.encode("utf-8", "surrogatepass") for images in by_sample for name in images]
+    return DocumentImages(
+        image_ends=np.cumsum([len(images) for images in by_sample], dtype=np.int64),
+        image_offsets=np.asarray([extent.offset for extent in extents], dtype=np.int64),
+        image_sizes=np.asarray([extent.size for extent in extents], dtype=np.int64),
+        image_name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+        image_names=np.frombuffer(b"".join(names), dtype=np.uint8),
     )
 
 
@@ -118,6 +172,8 @@ def key_id(key: bytes) -> int:
 def to_bytes(index: ShardIndex) -> bytes:
     """The sidecar's content: a safetensors file."""
     arrays = {name: np.asarray(getattr(index, name), dtype=kind) for name, kind in _ARRAYS.items()}
+    if index.images is not None:
+        arrays |= {name: np.asarray(getattr(index.images, name), dtype=kind) for name, kind in _OF_DOCUMENTS.items()}
     arrays[_SEAL] = np.zeros(_SEAL_BYTES, dtype=np.uint8)
     stored = bytes(to_safetensors(arrays, metadata={"index": index.header.model_dump_json()}))[:-_SEAL_BYTES]
     return stored + _seal(memoryview(stored))
@@ -157,7 +213,9 @@ def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
             return None
         if header.format != FORMAT:
             raise ValueError(f"its format is {header.format!r:.60}, not {FORMAT!r}")
-        arrays = {name: _array(content, 8 + length, layout[name], kind) for name, kind in _ARRAYS.items()}
+        has_documents = "image_ends" in layout
+        kinds = {**_ARRAYS, **(_OF_DOCUMENTS if has_documents else {})}
+        arrays = {name: _array(content, 8 + length, layout[name], kind) for name, kind in kinds.items()}
         _require_possible(arrays)
     except (struct.error, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         _log.warning("%s", _unreadable(where, reason(error) if is_intact else _NO_MATCH))
@@ -165,7 +223,8 @@ def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
     if not is_intact:
         _log.warning("%s", _unreadable(where, _NO_MATCH))
         return None
-    return ShardIndex(header, **arrays)
+    images = DocumentImages(**{name: arrays.pop(name) for name in _OF_DOCUMENTS}) if has_documents else None
+    return ShardIndex(header, **arrays, images=images)
 
 
 def _require_possible(arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -174,8 +233,22 @@ def _require_possible(arrays: Mapping[str, NDArray[Any]]) -> None:
     shapes = arrays["offsets"].shape == arrays["sizes"].shape == (samples, len(PARTS)) and ends.shape == (samples,)
     if not shapes or min(int(arrays[name].min(initial=0)) for name in ("offsets", "sizes", "key_ends")) < 0:
         raise ValueError("its parts do not fit together")
-    if samples and (int(np.diff(ends).min(initial=0)) < 0 or int(ends[-1]) != len(arrays["keys"])):
+    fits = _divide(ends, len(arrays["keys"]))
+    if "image_ends" in arrays:
+        counts = {len(arrays[name]) for name in ("image_offsets", "image_sizes", "image_name_ends")}
+        fits &= arrays["image_ends"].shape == (samples,) and len(counts) == 1
+        fits &= _divide(arrays["image_ends"], counts.pop())
+        fits &= _divide(arrays["image_name_ends"], len(arrays["image_names"]))
+        fits &= min(int(arrays[name].min(initial=0)) for name in _OF_DOCUMENTS) >= 0
+    if not fits:
         raise ValueError("its parts do not fit together")
+
+
+def _divide(ends: NDArray[Any], length: int) -> bool:
+    """Whether so many things end at these places, one after another."""
+    if not len(ends):
+        return length == 0
+    return int(ends[0]) >= 0 and int(np.diff(ends).min(initial=0)) >= 0 and int(ends[-1]) == length
 
 
 def _unreadable(where: str, why: str) -> str:

@@ -42,7 +42,9 @@ class Sample:
 
     @property
     def image(self) -> bytes:
-        """The stored image file."""
+        """The stored image file. Raises BadSampleError where there is none, as in a document."""
+        if "image" not in self.parts:
+            raise BadSampleError("it has no image")
         return self.parts["image"]
 
     @cached_property
@@ -196,6 +198,15 @@ def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root:
         hint = next((_hint(problem) for problem in source.problems(index.cache)), "")
         raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}{hint}")
     return source
+
+
+def require_documents(source: Source, where: str) -> None:
+    """Refuse a source without any document. Raises UserError, which begins with `where`."""
+    if not source.statistics.documents:
+        more = f" and {len(source.shards) - 1} more" if len(source.shards) > 1 else ""
+        raise UserError(
+            f"{where}: no document in {source.shards[0]}{more}: one has a json member, and images KEY.0.jpg, KEY.1.png"
+        )
 
 
 def _hint(problem: Skip) -> str:

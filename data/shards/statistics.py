@@ -19,20 +19,23 @@ Count = Annotated[int, Field(ge=0, lt=2**40)]
 class ShardStatistics(Config):
     """Counts over the samples of one shard, or of many.
 
-    `fields` says how many samples hold text under a name: "txt", or a field of their json. `tokens[n]` counts
-    the captions of n tokens of CLIP's byte pairs, start and end included; the last place counts all longer ones too.
+    `documents` are samples with images between their texts, which `document_images` counts. `fields` says how many
+    samples hold text under a name: "txt", or a field of their json. `tokens[n]` counts the captions of n tokens of
+    CLIP's byte pairs, start and end included; the last place counts all longer ones too.
     """
 
     samples: Count = 0
     labelled: Count = 0
     captions: Count = 0
+    documents: Count = 0
+    document_images: Count = 0
     fields: dict[str, Count] = Field(default={})
     tokens: tuple[Count, ...] = Field(default=(), max_length=LONGEST + 1)
 
 
 def sum_statistics(by_shard: Iterable[ShardStatistics]) -> ShardStatistics:
     """The statistics of all samples together."""
-    total = {"samples": 0, "labelled": 0, "captions": 0}
+    total = dict.fromkeys(("samples", "labelled", "captions", "documents", "document_images"), 0)
     fields: dict[str, int] = {}
     tokens = np.zeros(LONGEST + 1, dtype=np.int64)
     for statistics in by_shard:

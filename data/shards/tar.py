@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -123,8 +123,9 @@ def add_member(member: Member, samples: dict[str, dict[str, Extent]]) -> Problem
         return Problem(key, f"member {name} points outside the shard")
     if member.kind != "file":
         return Problem(key, f"member {name} is a {member.kind}, which is not read")
-    if member.size > MOST_BYTES.get(suffix, member.size):
-        return Problem(key, f"member {name} has {member.size:,} bytes; at most {MOST_BYTES[suffix]:,} are read")
+    most = MOST_BYTES.get(kind_of_member(suffix), member.size)
+    if member.size > most:
+        return Problem(key, f"member {name} has {member.size:,} bytes; at most {most:,} are read")
     members = samples.setdefault(key, {})
     if suffix in members:
         return Problem(key, f"member {name} {TWICE}; the first one is used")
@@ -141,6 +142,19 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
 def image_suffix(suffixes: Container[str]) -> str | None:
     """The suffix of a sample's image, the first of `IMAGE_SUFFIXES` among its members'; None for one without image."""
     return next((suffix for suffix in IMAGE_SUFFIXES if suffix in suffixes), None)
+
+
+def document_images(members: Mapping[str, Extent]) -> dict[str, Extent]:
+    """The images of a document by suffix (0.jpg of KEY.0.jpg), of a sample that has a json member; else none."""
+    if "json" not in members:
+        return {}
+    images = (suffix for suffix in members if "." in suffix and kind_of_member(suffix) in IMAGE_SUFFIXES)
+    return {suffix: members[suffix] for suffix in images}
+
+
+def kind_of_member(suffix: str) -> str:
+    """What a member is by its suffix: jpg of 0.jpg."""
+    return suffix.rpartition(".")[2]
 
 
 def shown_name(name: str) -> str:
@@ -174,8 +188,9 @@ def _what_else(start: bytes, what: str) -> str:
 
 def is_filled_up(suffix: str, end: bytes) -> bool:
     """Whether a picture or text with this `end` was filled up with zeros, as a copy that is longer than its bytes."""
-    count = 1 if suffix in TEXT_SUFFIXES else _END  # WebP is padded with one
-    return suffix in MOST_BYTES and len(end) >= count and not any(end[-count:])
+    kind = kind_of_member(suffix)
+    count = 1 if kind in TEXT_SUFFIXES else _END  # WebP is padded with one
+    return kind in MOST_BYTES and len(end) >= count and not any(end[-count:])
 
 
 def _end_of(member: Member, descriptor: int) -> bytes:

@@ -62,9 +62,9 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """The ids and lengths of `texts`; more than the context length is cut as open_clip cuts it."""
         if self._byte_pairs is not None:
-            return self._padded(self._byte_pairs(texts))
+            return self.padded(self._byte_pairs(texts))
         if self._marked is not None:
-            made = self._padded(self._marked(texts))
+            made = self.padded(self._marked(texts))
             self._require_known(*made)
             return made
         ids = self._full(list(texts)).long()
@@ -74,18 +74,31 @@ class Tokenizer:
             ids = ids[:, : int(lengths.max())].clone()
         return TokenBatch(ids, lengths)
 
+    def inner(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text without the marks at its ends; at most a context of them, marks included."""
+        if self._byte_pairs is not None:
+            return [row[1:-1] for row in self._byte_pairs(texts)]
+        ids, lengths = self(texts)
+        return [row[1 : length - 1] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """The ids of the marks at the ends of a text, of a tokenizer that has such."""
+        ids, lengths = self(["a"])
+        return int(ids[0, 0]), int(ids[0, lengths[0] - 1])
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without the marks at its ends and without double spaces."""
         library = getattr(self._full, "tokenizer", None)
         text = self._full.decode(tokens) if library is None else library.decode(tokens, skip_special_tokens=True)  # type: ignore[attr-defined]
         return " ".join(text.split())
 
-    def _padded(self, rows: list[list[int]]) -> TokenBatch:
-        """A batch of rows that each end in the end token."""
+    def padded(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
+        """A batch of rows that each end in the end token, which stays where one is cut."""
         context = self.context_length
         shortened = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
         lengths = np.fromiter(map(len, shortened), np.int64, len(shortened))
-        width = int(lengths.max()) if self.shorten and shortened else context
+        width = int(lengths.max(initial=2)) if self.shorten else context
         ids = np.full((len(shortened), width), self.pad_id, np.int64)
         ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(shortened), np.int64, lengths.sum())
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from vlm.atomic import write_text
-from vlm.batch import Batch, Skip
+from vlm.batch import DOCUMENTS, Batch, Skip
 from vlm.checkpoint.folder import adopt, clear_unfinished, complete_checkpoints, move
 from vlm.distributed.world import World
 from vlm.ends.failures import FAILURES, Failures
@@ -273,7 +273,8 @@ class RunDirectory:
     def record_samples(self, step: int, batch: Batch) -> None:
         """Append the keys that this rank trained on in `step`."""
         self._samples.parent.mkdir(exist_ok=True)
-        _append(self._samples, [{"step": step, "keys": list(batch.keys)}])
+        documents = {"documents": list(batch.document_keys)} if DOCUMENTS in batch.parts else {}
+        _append(self._samples, [{"step": step, "keys": list(batch.keys), **documents}])
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:

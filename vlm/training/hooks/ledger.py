@@ -17,13 +17,13 @@ class Ledger(Hook):
         self,
         run: RunDirectory,
         max_bad_share: float,
-        global_batch: int,
+        samples_per_step: int,
         start_step: int,
         counts: Mapping[str, int] | None = None,
     ) -> None:
         self._run = run
         self._max_bad_share = max_bad_share
-        self._global_batch = global_batch
+        self._samples_per_step = samples_per_step
         self._start_step = start_step
         self._skips: list[tuple[int, Skip]] = []
         self._counts: Counter[str] = Counter(counts or {})
@@ -53,7 +53,7 @@ class Ledger(Hook):
         self._skips = []
         self.num_skipped += len(skips)
         self._reasons.update(reasons_of(skips))
-        check_bad_fraction(self._reasons, (step - self._start_step) * self._global_batch, self._max_bad_share)
+        check_bad_fraction(self._reasons, (step - self._start_step) * self._samples_per_step, self._max_bad_share)
 
     def counts(self) -> dict[str, int]:
         """The rows of each source and field over all ranks since the last `fractions`, for a checkpoint. Collective."""
