@@ -8,8 +8,13 @@ def document_source(name: str) -> str:
     return f"{_DOCUMENTS}{name}"
 
 
+def is_of_documents(source: str) -> bool:
+    """Whether a source is one of documents."""
+    return source.startswith(_DOCUMENTS)
+
+
 def recipe_key(source: str) -> str:
     """The key of a source in a recipe."""
-    if source.startswith(_DOCUMENTS):
+    if is_of_documents(source):
         return f"data.documents.sources.{source.removeprefix(_DOCUMENTS)}"
     return f"data.sources.{source}"

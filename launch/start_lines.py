@@ -8,6 +8,7 @@ import torch
 
 from data.loading.sequential import SequentialStream
 from data.loading.stream import TrainStream
+from data.source_names import is_of_documents
 from launch.recipe import Recipe
 from vlm.distributed.world import World
 from vlm.model.config import ModelConfig
@@ -49,12 +50,17 @@ def _but(lock: Literal["all"] | AllBut) -> str:
 
 def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int, start_step: int) -> str:
     """Samples, steps and epochs, and where training begins."""
-    shards = sum(summary.num_shards for summary in source.sources)
+    pairs, documents = (
+        [one for one in source.sources if is_of_documents(one.name) == wanted] for wanted in (False, True)
+    )
+    shards = sum(summary.num_shards for summary in pairs)
     epochs = num_steps * batch / source.num_samples
+    num_documents = sum(summary.num_samples for summary in documents)
+    beside = f"; beside them {num_documents:,} documents" if documents else ""
     begins = f"goes on from step {start_step:,}" if start_step else "begins at step 0"
     return (
         f"data {source.num_samples:,} samples in {shards:,} shard{'' if shards == 1 else 's'}: {batch:,} a step, "
-        f"{num_steps:,} steps, {epochs:.4g} epochs; {begins}"
+        f"{num_steps:,} steps, {epochs:.4g} epochs; {begins}{beside}"
     )
 
 
