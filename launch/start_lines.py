@@ -50,10 +50,8 @@ def _but(lock: Literal["all"] | AllBut) -> str:
 
 def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int, start_step: int) -> str:
     """Samples, steps and epochs, and where training begins."""
-    pairs, documents = (
-        [one for one in source.sources if is_of_documents(one.name) == wanted] for wanted in (False, True)
-    )
-    shards = sum(summary.num_shards for summary in pairs)
+    documents = [summary for summary in source.sources if is_of_documents(summary.name)]
+    shards = sum(summary.num_shards for summary in source.sources if summary not in documents)
     epochs = num_steps * batch / source.num_samples
     num_documents = sum(summary.num_samples for summary in documents)
     beside = f"; beside them {num_documents:,} documents" if documents else ""
