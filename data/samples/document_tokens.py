@@ -11,6 +11,8 @@ from data.samples.documents import DocumentsConfig, ImagePlace, Piece
 from vlm.batch import Documents
 from vlm.model.tokenizer import Tokenizer
 
+_SHORTEST = 2  # tokens: two marks
+
 
 class DocumentTokens(NamedTuple):
     """The tokens of one document, the images `before` each, whether it is `told`; and the suffixes of the images."""
@@ -66,6 +68,8 @@ class DocumentTokenizer:
     def part(self, documents: Sequence[DocumentTokens], owners: Sequence[int]) -> Documents:
         """Several documents as a part of a batch, in which each rides along with a sample."""
         tokens, lengths = self.tokenizer.padded([one.ids for one in documents])
+        if self.tokenizer.shorten and not documents:
+            tokens = tokens[:, :_SHORTEST]  # beside other batches, those of no documents are not to be the longest
         told = torch.zeros(tokens.shape, dtype=torch.bool)
         seen_to = torch.zeros_like(tokens)
         for row, one in enumerate(documents):

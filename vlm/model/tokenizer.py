@@ -98,7 +98,7 @@ class Tokenizer:
         context = self.context_length
         shortened = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
         lengths = np.fromiter(map(len, shortened), np.int64, len(shortened))
-        width = int(lengths.max(initial=2)) if self.shorten else context
+        width = int(lengths.max()) if self.shorten and shortened else context
         ids = np.full((len(shortened), width), self.pad_id, np.int64)
         ids[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(shortened), np.int64, lengths.sum())
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
