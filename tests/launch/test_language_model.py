@@ -12,7 +12,7 @@ from launch.recipe import load_recipe
 from launch.verify_gradients import verify
 from tests.data.small_shards import with_json, write_shard
 from tests.launch.small import metrics_of
-from tests.launch.tiny import assert_same_run, stopped_at, train_here, write_tiny_recipe
+from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny_recipe
 from tests.vlm.model.hugging_face import save_language_model
 from tests.vlm.model.tiny import TEXTS
 from vlm.checkpoint.format import Checkpoint
@@ -21,7 +21,7 @@ from vlm.errors import UserError
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
 
 
-def recipe(folder: Path, run: Path, kind: str, split: dict[str, Any]) -> str:
+def recipe(folder: Path, run: Path, kind: str, split: dict[str, Any], **changes: Any) -> str:
     """Six steps of both terms on samples with one to three captions, in micro-batches."""
     samples = [with_json(n, captions=[f"{TEXTS[(n + k) % 4]} {n}" for k in range(1 + n % 3)]) for n in range(14)]
     write_shard(folder / "train-00.tar", samples)
@@ -41,6 +41,7 @@ def recipe(folder: Path, run: Path, kind: str, split: dict[str, Any]) -> str:
         global_batch=7,
         micro_batch=4,
         optimizer={"lr": 0.02},
+        **changes,
     )
 
 
@@ -65,6 +66,23 @@ def test_its_whole_life(tmp_path: Path) -> None:
     assert found["num_images"] == 6
     with pytest.raises(UserError, match="open_clip has no counterpart of the text tower"):
         export_model(str(run), "open_clip", tmp_path / "exported", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_on_two_ranks_it_learns_and_writes_the_same(tmp_path: Path, engine: str) -> None:
+    written = recipe(tmp_path, tmp_path / "run", "llama", {"train": "lora"})
+    train_here(written)
+    evaluate = {"captions": {"kind": "caption", "shards": "test-*.tar", "batch_size": 4}}
+    written = recipe(tmp_path, tmp_path / "ranks", "llama", {"train": "lora"}, evaluate=evaluate, engine=engine)
+    train_ranks(2, written)
+    losses = [[line["loss"] for line in metrics_of(tmp_path / run) if "loss" in line] for run in ("run", "ranks")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    shards = str(tmp_path / "test-*.tar")
+    alone = evaluate_model(str(tmp_path / "ranks"), CaptioningConfig(kind="caption", shards=shards))
+    ranks = {name: value for line in metrics_of(tmp_path / "ranks") for name, value in line.items()}
+    for name in ("nll_per_token", "rouge_l", "caption_length"):
+        assert ranks[f"eval/captions/{name}"] == pytest.approx(alone[name], rel=1e-5), name
 
 
 def test_all_of_it_learns_its_captions(tmp_path: Path) -> None:

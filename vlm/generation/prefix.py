@@ -50,7 +50,7 @@ class Prefixes:
         length = self._tokens.shape[1]
         if self._text.remembers:
             lengths = torch.ones_like(self._tokens[:, 0])
-            made = self._text(self._tokens[:, -1:], lengths, self._text_cache)
+            made = self._text(self._tokens[:, -1:], lengths, cache=self._text_cache)
         else:
             made = self._text(self._tokens, torch.full_like(self._tokens[:, 0], length))
         assert isinstance(made, TowerOutput)

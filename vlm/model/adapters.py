@@ -37,3 +37,13 @@ def adapters_of(layers: Sequence[nn.Module], config: LoraConfig, targets: Sequen
     peft.inject_adapter_in_model(options, nn.ModuleList(layers))
     adapted: list[Any] = [part for layer in layers for part in layer.modules() if hasattr(part, "lora_A")]
     return [new for part in adapted for new in (part.lora_A, part.lora_B, part.lora_dropout)]
+
+
+def merge(layers: nn.Module) -> None:
+    """Add each adapter to the map that it stands beside, for good: the same function, by the map alone."""
+    adapted = [(name, part) for name, part in layers.named_modules() if hasattr(part, "lora_A")]
+    for name, part in adapted:
+        library: Any = part
+        library.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(layers.get_submodule(parent), last, library.get_base_layer())

@@ -256,11 +256,17 @@ class DualEncoder(nn.Module):
         self.embed_dim = _embed_dim(self.config)
 
     def drop_decoder(self) -> None:
-        """Take the captioning decoder off for good. Raises UserError where its pooler makes the embedding of images."""
+        """Take the captioning decoder off for good.
+
+        Raises UserError where its pooler makes the embedding of images, or it is a part of the text tower's model.
+        """
+        captioner = self.config.captioner
+        if isinstance(captioner, CaptionerConfig) and captioner.language_model is not None:
+            raise UserError("the decoder and the text tower are one language model (captioner.language_model)")
         if self.image_pooler is not None:
-            assert isinstance(self.config.captioner, CaptionerConfig)
+            assert isinstance(captioner, CaptionerConfig)
             raise UserError(
-                f"the captioner's pooler ({self.config.captioner.pooler}) makes the embedding of images; without the "
+                f"the captioner's pooler ({captioner.pooler}) makes the embedding of images; without the "
                 "decoder there is none"
             )
         self.decoder = self.embedding_tokens = None

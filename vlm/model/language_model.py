@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vlm.errors import EveryRankError
-from vlm.model.adapters import adapters_of
+from vlm.model.adapters import adapters_of, merge
 from vlm.model.attention import Block, LayerCache, initialise_blocks
 from vlm.model.captioner import Decoder, DecoderCache, NextToken, Vocabulary, fitted
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.causal_models import begin, places_of, run_layer
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.language_model_config import LanguageModelConfig
+from vlm.model.language_model_config import LanguageModelConfig, LoraConfig
 from vlm.model.language_model_tower import LanguageModelTower, UpperHalf
 
 
@@ -135,3 +135,21 @@ def restrict_training(model: DualEncoder, config: LanguageModelConfig) -> None:
         adapters = adapters_of(list(decoder.layers), config.lora, targets)
     text.lock()
     decoder.lock(adapters)
+
+
+@torch.no_grad()
+def merge_adapters(model: DualEncoder) -> None:
+    """Add the adapters of a split language model to its own weights, for good: the same model, without adapters."""
+    text, decoder, captioner = model.text, model.decoder, model.config.captioner
+    assert isinstance(captioner, CaptionerConfig)
+    if captioner.language_model is None or captioner.language_model.train != "lora":
+        return
+    assert isinstance(text, LanguageModelTower)
+    assert isinstance(decoder, LanguageModelDecoder)
+    merge(text.model)
+    merge(decoder.layers)
+    text.drop_adapters()
+    decoder.lock([])
+    split = captioner.language_model.model_copy(update={"train": "none", "lora": LoraConfig()})
+    captioner = captioner.model_copy(update={"language_model": split})
+    model.config = model.config.model_copy(update={"captioner": captioner})

@@ -108,6 +108,11 @@ class LanguageModelTower(TextTower):
         """Let these parts of its layers train where the layers are locked."""
         self._adapters += adapters
 
+    def drop_adapters(self) -> None:
+        """Forget them: they are merged into the layers, which stay locked."""
+        self._adapters = []
+        self.lock()
+
     def forward(
         self,
         tokens: Int64[Tensor, "batch length"],

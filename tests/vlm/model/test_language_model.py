@@ -21,7 +21,7 @@ from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.foreign import ForeignFiles
-from vlm.model.language_model import TanhGate
+from vlm.model.language_model import TanhGate, merge_adapters
 from vlm.outputs import PAIR
 
 OUTPUTS = PAIR | {"text_likelihood"}
@@ -230,6 +230,28 @@ def test_a_checkpoints_configuration_and_files_rebuild_it(tmp_path: Path) -> Non
     assert torch.equal(twin.encode_text(*texts), model.encode_text(*texts))
     with pytest.raises(UserError, match="open_clip has no counterpart"):
         export_open_clip(model, tmp_path / "exported", images, TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@torch.no_grad()
+def test_merged_adapters_leave_the_same_model_without_them(tmp_path: Path, kind: str) -> None:
+    save_language_model(tmp_path, kind)
+    model = built(tmp_path, {"train": "lora", "lora": {"rank": 2}})
+    perturb(model)
+    texts, images = model.tokenizer(TEXTS), some_images(4)
+    before = told(model, *texts, images), model.encode_text(*texts)
+    plain = built(tmp_path)
+    merge_adapters(model)
+    torch.testing.assert_close(told(model, *texts, images), before[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(*texts), before[1], rtol=0, atol=1e-5)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    twin = build_model(model.config, load_pretrained=False, files=ForeignFiles(model.files)).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(told(twin, *texts, images), told(model, *texts, images))
+    trained = {name for name, parameter in twin.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with pytest.raises(UserError, match="one language model"):
+        model.drop_decoder()
 
 
 @torch.no_grad()
