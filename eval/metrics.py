@@ -39,6 +39,13 @@ ZERO_SHOT = (
     Metric("num_samples", description="images that were classified", unit="count", label="samples"),
     _NUM_SKIPPED,
 )
+_LIKELIEST = {
+    "top1": "images whose class has the likeliest prompt under the captioning decoder",
+    "top5": "images with fewer than five classes as likely as their own",
+}
+GENERATIVE_ZERO_SHOT = tuple(
+    replace(metric, description=_LIKELIEST.get(metric.name, metric.description)) for metric in ZERO_SHOT
+)
 
 
 def direction_metrics(direction: str) -> tuple[Metric, ...]:

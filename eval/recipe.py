@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from eval import captioning, geometry, retrieval, zeroshot  # noqa: F401 (each registers its evaluator)
+from eval import captioning, generative, geometry, retrieval, zeroshot  # noqa: F401 (each registers its evaluator)
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
 from vlm.errors import UserError
 from vlm.evaluation import Evaluator

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from eval.progress import report_progress
 from launch.caption import PATIENCE, PICTURES
 from launch.caption_options import CaptionOutputOptions
 from launch.evaluate import loaded_model, shown_progress
+from vlm.distributed.world import World
 from vlm.errors import EveryRankError, reason
 from vlm.generation.captioner import CaptionGenerator
 from vlm.generation.config import GenerationConfig
@@ -63,6 +64,7 @@ def caption_shards(
     require_no_command(tuple(names), "SHARDS")
     out = output_folder(output.out, "--out", files=(JOURNAL, LEDGER))
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
+        _require_same_shards(names, world)
         generator = CaptionGenerator(model, config)
         origin = Origin(weights_identity(model), generator.options)
         captioner = ShardCaptioner(model, generator, batch_size)
@@ -75,6 +77,14 @@ def caption_shards(
             _print(folder, summary)
         world.barrier()
     return summary
+
+
+def _require_same_shards(names: Mapping[str, str], world: World) -> None:
+    """Raise EveryRankError where a pattern means other shards on some machine. Collective."""
+    first, *others = world.gather_objects(list(names.values()))
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise EveryRankError(f"SHARDS: rank {rank} sees other shards than rank 0: every machine needs the same")
 
 
 class _Tile(NamedTuple):

@@ -26,6 +26,8 @@ DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {
 OwnData = Annotated[
     list[str] | None, typer.Option("--data", help="Its `shards`: names, {00..03} and * patterns; repeatable.")
 ]
+ClassNames = Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")]
+Templates = Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")]
 TxtMembers = Annotated[
     str | None, typer.Option(help='Of a txt member: "whole", "lines" (a caption each), or by the set\'s layout.')
 ]
@@ -75,15 +77,33 @@ eval_app = typer.Typer(cls=_Kinds, help="Measure a checkpoint, a run, or an open
 def zeroshot(
     model: ModelName,
     data: DataPattern,
-    classes: Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")],
+    classes: ClassNames,
     shared: SharedOptions,
     keys: Keys = None,
-    templates: Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")] = None,
+    templates: Templates = None,
     shift: Shifts = None,
 ) -> None:
     """Zero-shot classification of labelled shards: top-1, top-5, mean per-class recall."""
     options = {"classes": classes, "templates": templates, "shifts": shift}
     _evaluate("zeroshot", model, data, keys, shared, options)
+
+
+@eval_app.command()
+@grouped
+def generative_zeroshot(
+    model: ModelName,
+    data: DataPattern,
+    classes: ClassNames,
+    shared: SharedOptions,
+    keys: Keys = None,
+    templates: Templates = None,
+    normalise: Annotated[
+        str | None, typer.Option(help="Of a prompt's likelihood: total, token (a mean) or prior (over the text's own).")
+    ] = None,
+) -> None:
+    """Zero-shot classification by the captioning decoder: the class whose prompt is the likeliest caption."""
+    options = {"classes": classes, "templates": templates, "normalise": normalise}
+    _evaluate("generative_zeroshot", model, data, keys, shared, options)
 
 
 @eval_app.command()

@@ -133,7 +133,9 @@ def write_captions(
     Raises:
         UserError: the folder holds something else, a shard that is done has changed since, or one cannot be read.
     """
-    states = [shard_state(shard) for shard in folder.shards]
+    # As rank 0 sees them, also where each machine has a copy of its own.
+    found = [shard_state(shard) for shard in folder.shards] if world.is_main else []
+    states: list[str] = world.gather_objects(found)[0]
     with _journal(folder, world) as journal:
         finished = {} if journal is None else _finished(folder, journal, states)
         results: dict[int, CaptionedShard] = world.gather_objects(finished)[0]

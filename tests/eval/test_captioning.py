@@ -27,6 +27,7 @@ from vlm.errors import UserError
 WORDS = ["red", "a dog on the wet grass", "two cats", "a bus"]
 REFERENCES = [[f"{WORDS[(n + k) % 4]} and a tree" for k in range(1 + n % 3)] for n in range(7)]
 EVALUATE = {"kind": "caption", "shards": "test-*.tar", "batch_size": 3, "generation": {"max_length": 8}}
+CLASSIFY = {"kind": "generative_zeroshot", "shards": "labelled-*.tar", "classes": WORDS, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken, silent = with_json(7, captions=["a cut one"]), with_json(8, captions=[])
     write_shard(folder / "test-00.tar", [*samples[:7], {**broken, "jpg": picture(7)[:90]}, silent])
     changes = {**SHORT, "objective": {"clip": 1.0, "caption": 2.0}, "duration": "40 steps", "optimizer": {"lr": 0.03}}
-    changes |= {"checkpoint_every": "40 steps", "evaluate": {"held": EVALUATE}}
+    write_shard(folder / "labelled-00.tar", [{**one, "cls": number % 4} for number, one in enumerate(samples[:9])])
+    changes |= {"checkpoint_every": "40 steps", "evaluate": {"held": EVALUATE, "classes": CLASSIFY}}
     train_here(write_tiny_recipe(folder, folder / "run", model=MODEL, **changes))
     return folder
 
@@ -146,24 +148,43 @@ def test_a_run_logs_them_and_the_command_prints_them(folder: Path) -> None:
     assert "cider_d" in done.stdout
 
 
-def sharded(folder: Path, engine: str) -> float:
+def test_classes_are_logged_by_the_likelihood_of_their_prompts(folder: Path) -> None:
+    (logged,) = [line for line in metrics_of(folder / "run") if "eval/classes/top1" in line]
+    options = ["--data", str(folder / "labelled-00.tar"), "--classes", str(folder / "classes.json")]
+    (folder / "classes.json").write_text(json.dumps(WORDS))
+    arguments = ["eval", "generative-zeroshot", str(folder / "run"), *options, "--json", str(folder / "found.json")]
+    done = CliRunner().invoke(app, arguments, standalone_mode=False)
+    assert done.exception is None, done.output
+    found = json.loads((folder / "found.json").read_text())
+    assert found["num_samples"] == 9
+    for name in ("top1", "top5", "mean_per_class_recall", "num_samples", "num_skipped"):
+        assert logged[f"eval/classes/{name}"] == pytest.approx(found[name])
+
+
+def sharded(folder: Path, engine: str) -> tuple[float, float]:
+    """The NLL of references, and the top-1 of classes."""
     evaluate = {"held": {**EVALUATE, "shards": str(folder / "test-*.tar")}}
+    evaluate["classes"] = {**CLASSIFY, "shards": str(folder / "labelled-*.tar")}
     changes = {**SHORT, "objective": {"clip": 1.0, "caption": 2.0}, "duration": "2 steps", "evaluate": evaluate}
     run = folder / f"run-{engine}"
     name = write_tiny_recipe(folder, run, model=MODEL, engine=engine, **changes)
     train_here(name)
-    (logged,) = [line for line in metrics_of(run) if "eval/held/nll_per_token" in line]
-    return float(logged["eval/held/nll_per_token"])
+    logged: dict[str, Any] = {}
+    for line in metrics_of(run):
+        logged |= line
+    return float(logged["eval/held/nll_per_token"]), float(logged["eval/classes/top1"])
 
 
 @pytest.mark.slow
-def test_sharded_ranks_generate_in_step(folder: Path) -> None:
-    found = [run_ranks(sharded, 2, folder, engine, group=False)[0] for engine in ("zero3", "fsdp")]
-    assert found == pytest.approx([sharded(folder, "ddp")] * 2, rel=1e-4)
+def test_sharded_ranks_generate_and_classify_in_step(folder: Path) -> None:
+    alone = sharded(folder, "ddp")
+    for engine in ("zero3", "fsdp"):
+        assert run_ranks(sharded, 2, folder, engine, group=False)[0] == pytest.approx(alone, rel=1e-4)
 
 
-def test_a_model_without_decoder_is_one_line(folder: Path, tmp_path: Path) -> None:
-    changes = {"model": {**MODEL, "captioner": "none"}, "evaluate": {"held": {**EVALUATE, "shards": "test-*.tar"}}}
+@pytest.mark.parametrize("evaluation", [EVALUATE, CLASSIFY])
+def test_a_model_without_decoder_is_one_line(folder: Path, tmp_path: Path, evaluation: dict[str, Any]) -> None:
+    changes = {"model": {**MODEL, "captioner": "none"}, "evaluate": {"held": evaluation}}
     name = write_tiny_recipe(folder, tmp_path / "run", **{**changes, "duration": "1 step"})
     with pytest.raises(UserError, match=r"evaluate\.held\.kind: the model has no captioning decoder"):
         train(load_recipe(name))

@@ -1,8 +1,6 @@
 """Statistics of what the images and texts of one model differ by, in a file that knows whose they are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -12,12 +10,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vlm.errors import EveryRankError, reason
+from vlm.model.identity import tensors_identity
 from vlm.paths import write_output
 
 _FORMAT = "vlm-gap-1"
 _TENSORS = ("image_mean", "text_mean", "covariance")
 _EMBEDDING = ("image.", "text.", "image_head.", "text_head.", "image_pooler.")
-_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class GapStatistics:
         Raises UserError, which begins with `where`, where it cannot be written.
         """
         tensors = {name: getattr(self, name).float().cpu().contiguous() for name in _TENSORS}
-        metadata = {"format": _FORMAT, "weights": weights, "tensors": _digest(tensors)}
+        metadata = {"format": _FORMAT, "weights": weights, "tensors": tensors_identity(tensors)}
         write_output(path, save(tensors, metadata), where)
 
     @staticmethod
@@ -72,7 +70,7 @@ class GapStatistics:
             raise EveryRankError(f"{where}: {path}: {reason(error)}; `vlm gap` writes it") from None
         if metadata.get("format") != _FORMAT or len(tensors) < len(_TENSORS):
             raise EveryRankError(f"{where}: {path} is no file of `vlm gap`")
-        if metadata.get("tensors") != _digest(tensors):
+        if metadata.get("tensors") != tensors_identity(tensors):
             raise EveryRankError(f"{where}: {path} is damaged (its checksum does not match)")
         if [list(tensor.shape) for tensor in tensors.values()] != [[dim], [dim], [dim, dim]]:
             found = tensors["image_mean"].shape[0]
@@ -84,20 +82,10 @@ class GapStatistics:
 
 def weights_of(model: nn.Module) -> str:
     """The identity of the weights that make a dual encoder's embeddings: towers and heads, whatever stands beside."""
-    return _digest(
+    return tensors_identity(
         {
             name: tensor
             for name, tensor in model.state_dict().items()
             if name.startswith(_EMBEDDING) and tensor.is_floating_point()
         }
     )
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and values in fp32, whatever the order and the device."""
-    digest = blake2b(digest_size=_DIGEST_BYTES)
-    for name in sorted(tensors):
-        values = tensors[name].detach().float().cpu().contiguous()
-        digest.update(f"{name}\n{list(values.shape)}\n".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()

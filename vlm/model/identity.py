@@ -1,20 +1,23 @@
-"""The identity of a model's weights, wherever they lie and however they are stored."""
+"""The identity of weights, wherever they lie and in whatever order they are stored."""
 
-import hashlib
+from collections.abc import Mapping
+from hashlib import blake2b
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-_DIGITS = 16
+_DIGEST_BYTES = 16
 
 
 def weights_identity(model: nn.Module) -> str:
-    """16 hexadecimal digits of the SHA-256 of all weights by name: the same for the same numbers under these names.
+    """The identity of all of a model's weights, which have to be whole: an engine may have sharded them."""
+    return tensors_identity(model.state_dict())
 
-    The weights have to be whole, which those of a model that an engine shards are not.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:_DIGITS]
+
+def tensors_identity(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and values in fp32, whatever the order and the device."""
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for name in sorted(tensors):
+        values = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}\n{list(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
