@@ -76,7 +76,14 @@ def test_version_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert said(monkeypatch, capsys, "--version") == (0, f"vlm {__version__}\n", "")
     code, out, _ = said(monkeypatch, capsys, "recipes")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["flickr8k-tiny", "scenes"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "coca-2b",
+        "coca-base",
+        "coca-large",
+        "coca-tiny",
+        "flickr8k-tiny",
+        "scenes",
+    ]
     code, out, _ = said(monkeypatch, capsys, "recipes", "scenes")
     assert out.startswith("# The demo: ")
     assert "timm_model_name: test_nfnet" in out

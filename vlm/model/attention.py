@@ -1,7 +1,6 @@
 """Pre-norm attention blocks with open_clip's parameters, which remember keys and values from one token to the next."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,26 +10,58 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 Norm = Callable[[int], nn.Module]
 _SHORT = 2**14  # queries times keys
+_LEAST_ROOM = 32  # tokens
 
 
-@dataclass
 class LayerCache:
-    """Keys and values of one layer [batch, heads, length, head_dim]: all so far, or all there will ever be."""
+    """Keys and values of one layer [batch, heads, length, head_dim]: all so far, or all there will ever be.
 
-    keys: Float[Tensor, "batch heads length head_dim"] | None = None
-    values: Float[Tensor, "batch heads length head_dim"] | None = None
+    They stand in buffers with room for more, so that a token copies its own alone.
+    """
+
+    def __init__(self) -> None:
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self.length = 0
+
+    @property
+    def keys(self) -> Float[Tensor, "batch heads length head_dim"] | None:
+        """Of the tokens so far; None before the first."""
+        return None if self._keys is None else self._keys[:, :, : self.length]
+
+    @property
+    def values(self) -> Float[Tensor, "batch heads length head_dim"] | None:
+        """Of the same tokens."""
+        return None if self._values is None else self._values[:, :, : self.length]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, these among them."""
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        self.keys, self.values = keys, values
-        return keys, values
+        """All keys and values so far, these among them. For generation: no gradient goes back through them."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        self._keys = _with_room(self._keys, keys, start, self.length)
+        self._values = _with_room(self._values, values, start, self.length)
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def keep(self, keys: Tensor, values: Tensor) -> None:
+        """Take these for all there will ever be: head by head, as every later token reads them."""
+        self._keys, self._values, self.length = keys.contiguous(), values.contiguous(), keys.shape[2]
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows of the batch, in this order; a row may come several times."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[rows], self._values[rows]
+
+
+def _with_room(known: Tensor | None, new: Tensor, start: int, length: int) -> Tensor:
+    """A buffer that holds what is known, and has room for `length` tokens."""
+    if known is not None and known.shape[2] >= length:
+        return known
+    batch, heads, _, head_dim = new.shape
+    buffer = new.new_empty(batch, heads, max(length, 2 * start, _LEAST_ROOM), head_dim)
+    if known is not None:
+        buffer[:, :, :start] = known[:, :, :start]
+    return buffer
 
 
 class Attention(nn.Module):
@@ -72,7 +103,7 @@ class Attention(nn.Module):
             assert memory is not None
             keys, values = (self._split(part) for part in self._project(memory, 1, 3).split(width, 2))
             if cache is not None:
-                cache.keys, cache.values = keys, values
+                cache.keep(keys, values)
         # Nothing is causal here: the sequences of one memory are more queries of it, and no key is copied for them.
         num_queries = x.shape[0] * x.shape[1] // max(1, len(keys))
         queries = self._split(self._project(x.reshape(len(keys), num_queries, width), 0, 1))
@@ -187,7 +218,7 @@ class Block(nn.Module):
 
         To a memory it is Bool, and of a query that may look nowhere the MLP alone changes something.
         """
-        if self.is_cross and memory is not None:
+        if self.is_cross and memory is not None and (cache is None or cache.keys is None):
             memory = self.ln_1_kv(memory)
         attended = self.attn(self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross)
         x = x + self.ls_1(attended)

@@ -159,7 +159,8 @@ class CaptionDecoder(Decoder):
         cache: DecoderCache | None = None,
     ) -> NextToken | Float[Tensor, "counted 2"]:
         x = self.state_projection(states)
-        memory: Tensor | None = self.image_projection(image)
+        is_known = cache is not None and bool(cache.tokens)
+        memory: Tensor | None = None if is_known else self.image_projection(image)
         if cache is not None and not cache.tokens:
             cache.tokens = [LayerCache() for _ in self.resblocks]
             cache.image = [LayerCache() for _ in self.cross_attn]

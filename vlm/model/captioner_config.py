@@ -17,7 +17,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"layers": 2, "width": 128, "heads": 4, "queries": 16, "pooler_heads": 4},
     "base": {"layers": 12, "width": 768, "heads": 12, "queries": 256, "pooler_heads": 12},
     "large": {"layers": 12, "width": 1024, "heads": 16, "queries": 256, "pooler_heads": 16},
-    "2b": {"layers": 18, "width": 1408, "heads": 16, "mlp_ratio": 4.3637, "queries": 256, "pooler_heads": 16},
+    "2b": {"layers": 18, "width": 1408, "heads": 16, "queries": 256, "pooler_heads": 16},
 }
 
 _EMBEDDING_TOKENS = 4  # of CLOSE

