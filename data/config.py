@@ -55,6 +55,13 @@ class DataConfig(Config):
     caption: Annotated[CaptionConfig, Field(description="Which captions a step reads; sources may differ.")] = (
         CaptionConfig()
     )
+    images: Annotated[
+        bool,
+        Field(
+            description="false: none are read or decoded, and samples with a text alone are used too; for objectives "
+            "that look at none."
+        ),
+    ] = True
     augment: Annotated[AugmentConfig, Field(description="What becomes of images; sources may differ.")] = (
         AugmentConfig()
     )
@@ -94,6 +101,12 @@ class DataConfig(Config):
         weighted = [name for name, source in self.sources.items() if source.weight != 1.0]
         if self.mix == "once" and weighted:
             raise ValueError(f"`mix: once` takes shares from sizes; sources.{weighted[0]}.weight says otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _documents_have_images(self) -> "DataConfig":
+        if self.documents is not None and not self.images:
+            raise ValueError("images: found false; the images of documents are read")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from data.shards.manifest import NAME
 from data.shards.patterns import expand_shards
 from data.shards.source import Source
 from data.shards.store import is_remote
-from data.shards.tar import shown_name
+from data.shards.tar import NO_IMAGE, shown_name
 from vlm.terminal import Terminal, one_line
 
 _QUANTILES = (0.5, 0.9, 0.99)
@@ -38,8 +38,12 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     source = Source("SHARDS", entries, index)
-    console.print(_table(source))
+    console.print(_table(source, texts_alone=sum(entry.imageless or 0 for entry in entries.values())))
+    # Shards in which no sample has an image are made for training on texts; in others it is a problem.
+    of_texts = {name for name, entry in entries.items() if entry.imageless and not entry.samples}
     for problem in source.problems(cache):
+        if problem.shard in of_texts and problem.reason.startswith(NO_IMAGE):
+            continue
         line = f"left out: {problem.shard} {shown_name(problem.key)}: {problem.reason}"
         console.print(one_line(line), soft_wrap=True)
     for folder in dict.fromkeys(map(folder_of, shards)):
@@ -48,13 +52,15 @@ def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | 
     return source
 
 
-def _table(source: Source) -> Table:
+def _table(source: Source, texts_alone: int) -> Table:
     texts = source.statistics
     table = Table(title=f"{len(source.shards):,} shards")
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("samples", f"{source.num_samples:,}")
     table.add_row("samples a shard, least and most", f"{source.counts.min():,} to {source.counts.max():,}")
+    if texts_alone:
+        table.add_row("samples of a text alone (data.images: false)", f"{texts_alone:,}")
     table.add_row("stored", f"{source.mean_bytes * len(source.shards) / 1e9:,.2f} GB")
     table.add_row("with a label", f"{texts.labelled:,}")
     table.add_row("captions", f"{texts.captions:,}")

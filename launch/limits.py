@@ -39,7 +39,7 @@ def require_batches_fit(recipe: Recipe, rows_per_rank: int, image_size: int, emb
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     held = recipe.data.workers * recipe.data.prefetch + _HELD
-    pixels = rows_per_rank * held * _CHANNELS * image_size**2
+    pixels = rows_per_rank * held * _CHANNELS * image_size**2 if recipe.data.images else 0
     _require_memory(f"global_batch: {recipe.global_batch:,} pairs, {held} batches held ready,", pixels * ranks)
     for key, size in _queues(recipe):
         remembered = size * embed_dim * _FLOAT_BYTES * _MODALITIES

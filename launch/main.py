@@ -12,7 +12,7 @@ import typer
 from launch.caption_options import CaptionOutputOptions, GenerationOptions, require_no_output
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
-from launch.eval_commands import ModelName, TrustModel, eval_app
+from launch.eval_commands import ModelName, TrustModel, TxtMembers, eval_app
 from launch.launcher import join_launcher
 from launch.options import grouped
 from vlm import __version__
@@ -31,7 +31,7 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "caption", "verify-gradients", "eval", "demo")
+_ON_ALL_RANKS = ("train", "caption", "gap", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -143,6 +143,23 @@ def caption(
     from launch.caption_shards import caption_shards
 
     caption_shards(model, pictures, config, output, batch_size=batch_size, json_file=json_file, trust=trust)
+
+
+@app.command()
+def gap(
+    model: ModelName,
+    shards: Annotated[list[str], typer.Argument(help="Shards of captioned images.", metavar="SHARDS...")],
+    out: Annotated[Path, typer.Option(help="Write the statistics to this file.")],
+    batch_size: Annotated[int, typer.Option(min=1, max=2**20, help="Rows a forward; no figure depends on it.")] = 256,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**12, help="Only the first so many samples.")] = None,
+    txt: TxtMembers = None,
+    trust: TrustModel = False,
+) -> None:
+    """Measure what a model's images and texts differ by: `statistics` of model.captioner.gap. On all ranks."""
+    from launch.gap import captioned_images, write_gap
+
+    config = captioned_images(shards, batch_size=batch_size, limit=limit, txt=txt)
+    write_gap(model, config, out, trust=trust)
 
 
 @app.command()

@@ -26,6 +26,8 @@ from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
+from vlm.objectives.objective import Objective
+from vlm.outputs import captioned_parts
 from vlm.paths import output_folder
 from vlm.training.assembly import assemble, build_objective
 from vlm.training.clock import Clock
@@ -89,7 +91,7 @@ def _train(
     state = assemble(recipe, settings, accelerator, parts.model, objective)
     if start.checkpoint is not None:
         _restore(start.checkpoint, state, parts)
-    notices = _begin(recipe, state, parts, run, start)
+    notices = [*_begin(recipe, state, parts, run, start), *_unread_images(recipe, objective)]
     watch.teller.record_in(run.path)
     watch.lost_now = lambda: lost_words(run.checkpoint_steps())
     trackers = start_trackers(accelerator, recipe.trackers, run.path, recipe.model_dump(mode="json"), start.step)
@@ -129,6 +131,7 @@ def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:
         labels=parts.source.labelled,
         documents=recipe.data.documents is not None,
         captions=any(recipe.data.caption_of(name).policy == "all" for name in recipe.data.sources),
+        images=recipe.data.images,
     )
     return parts
 
@@ -184,6 +187,14 @@ def _untrained(state: TrainState, parts: RunParts) -> list[str]:
     if parts.model.decoder is None or trains:
         return []
     return ["model.captioner: no term of the objective trains the decoder (caption): its weights stay as they are"]
+
+
+def _unread_images(recipe: Recipe, objective: Objective) -> list[str]:
+    """A line on images that are decoded for nobody."""
+    outputs = objective.needs.outputs | objective.needs.teacher_outputs
+    if not recipe.data.images or "image" in outputs or captioned_parts(outputs):
+        return []
+    return ["data.images: no term of the objective looks at images; false would leave them unread"]
 
 
 def _problem_lines(problems: Sequence[Skip]) -> list[str]:

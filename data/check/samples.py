@@ -1,7 +1,8 @@
 """The one place where the tools read shards: every complete sample as stored, and what the tar itself lacks.
 
-Training reads by the index (`data.shards.reader`), which holds the four parts that it trains on, and no sample without
-an image. The tools believe no index: they list the tar itself, and report or copy every member of every sample.
+Training reads by the index (`data.shards.reader`), which holds the four parts that it trains on, and no sample with
+neither an image nor a text. The tools believe no index: they list the tar itself, and report or copy every member of
+every sample.
 """
 
 import hashlib

@@ -25,8 +25,10 @@ from data.samples.bad_sample import BadSampleError
 from data.samples.captions import ChosenCaptions, captions_by_field, choose
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
+from data.shards.sidecar import PARTS
 from data.shards.source import Sample, Source
 from data.shards.store import is_remote
+from data.shards.tar import TEXT_SUFFIXES
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Skip, Texts
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
@@ -43,11 +45,13 @@ class SentBatch(NamedTuple):
     """
 
     batch: Batch
-    pixels: UInt8[Tensor, "images 3 height width"] | Slot
+    pixels: UInt8[Tensor, "images 3 height width"] | Slot | None
     in_documents: Int64[Tensor, " images"] | None = None
 
-    def received(self, ring: PixelRing) -> Batch:
+    def received(self, ring: PixelRing | None) -> Batch:
         """The whole batch, in the training process."""
+        if ring is None or self.pixels is None:
+            return self.batch
         pixels, num_samples = ring.images(self.pixels), len(self.batch)
         parts: dict[str, BatchPart] = {"image": Images(pixels[:num_samples])}
         if self.in_documents is not None:
@@ -73,26 +77,31 @@ class SampleReader:
     seed: int
     reader: ShardReader
 
-    def read(self, source: Source, place: ShardRow, epoch: int, pixels: NDArray[np.uint8]) -> TrainingExample:
-        """The caption and label of a stored sample, its crop written to `pixels` [3, size, size].
+    def ring(self, workers: int, prefetch: int, rows: int) -> PixelRing | None:
+        """Memory for what so many processes hold ready of batches of `rows`; None where no images are read."""
+        return PixelRing.ahead(workers, prefetch, rows, self.image.size) if self.config.images else None
+
+    def read(self, source: Source, place: ShardRow, epoch: int, pixels: NDArray[np.uint8] | None) -> TrainingExample:
+        """The caption and label of a stored sample, its crop written to `pixels` [3, size, size]; None: not read.
 
         Raises:
             BadSampleError: it cannot be used.
         """
         try:
-            sample = source.read(*place, self.reader)
+            sample = source.read(*place, self.reader, TEXT_SUFFIXES if pixels is None else PARTS)
         except OSError as error:
             raise BadSampleError(f"it cannot be read ({error.strerror or error})") from error
         return self.view(sample, epoch, pixels)
 
-    def view(self, sample: Sample, epoch: int, pixels: NDArray[np.uint8]) -> TrainingExample:
+    def view(self, sample: Sample, epoch: int, pixels: NDArray[np.uint8] | None) -> TrainingExample:
         """The same of a sample that was read. Raises as `read`."""
         key = (self.seed, epoch, sample.id)
         policy = self.config.caption_of(sample.source)
         captions = captions_by_field(sample.parts.get("txt"), sample.fields, policy)
         caption = choose(captions, policy, Draws("caption", *key))
         label = sample.label
-        training_view(sample.image, self.image, self.config.augment_of(sample.source), key, pixels)
+        if pixels is not None:
+            training_view(sample.image, self.image, self.config.augment_of(sample.source), key, pixels)
         return TrainingExample(sample, caption, label)
 
 
@@ -120,16 +129,16 @@ class BatchLoader:
         self._has_prefetched = False
         self._ring = self.use_ring(0, 0)
 
-    def use_ring(self, workers: int, prefetch: int) -> PixelRing:
+    def use_ring(self, workers: int, prefetch: int) -> PixelRing | None:
         """Send the pixels through memory that is used again, shared with workers that are forked from now on."""
         rows = len(self._slots.slots) + (0 if self._documents is None else self._documents.most_images)
-        self._ring = PixelRing.ahead(workers, prefetch, rows, self._reader.image.size)
+        self._ring = self._reader.ring(workers, prefetch, rows)
         return self._ring
 
     def __call__(self, step: int, worker: WorkerInfo) -> SentBatch:
         """The rows of one step, bad samples replaced; `worker` gets its status set at each sample."""
         self._fetch_ahead(step, worker)
-        images, buffer = self._ring.room(worker.number)
+        images, buffer = room_for(self._ring, worker, len(self._slots.slots))
         examples: list[TrainingExample] = []
         skipped: list[Skip] = []
         for row, pick in enumerate(self._slots.picks(step)):
@@ -142,6 +151,7 @@ class BatchLoader:
         sent = collate(step, images, examples, tuple(skipped), self._tokenizer)
         if self._documents is None:
             return sent
+        assert isinstance(buffer, np.ndarray)  # images are read where there are documents
         return with_documents(sent, self._documents.load(step, buffer[len(examples) :], worker))
 
     def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
@@ -154,9 +164,16 @@ class BatchLoader:
         self._prefetcher.ask(list(stamps), stamps)
 
 
+def room_for(
+    ring: PixelRing | None, worker: WorkerInfo, rows: int
+) -> tuple[Slot | Tensor | None, NDArray[np.uint8] | list[None]]:
+    """The handle to send and the memory for each row's pixels; nothing where no images are read."""
+    return (None, [None] * rows) if ring is None else ring.room(worker.number)
+
+
 def collate(
     step: int,
-    pixels: UInt8[Tensor, "samples 3 size size"] | Slot,
+    pixels: UInt8[Tensor, "samples 3 size size"] | Slot | None,
     examples: Sequence[TrainingExample],
     skipped: tuple[Skip, ...],
     tokenizer: Tokenize,

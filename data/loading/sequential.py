@@ -9,7 +9,7 @@ from typing import Any
 import webdataset
 
 from data.config import DataConfig
-from data.loading.loader import SampleReader, SentBatch, Tokenize, TrainingExample, collate
+from data.loading.loader import SampleReader, SentBatch, Tokenize, TrainingExample, collate, room_for
 from data.loading.pixel_ring import PixelRing
 from data.loading.summary import SourceSummary, batch_notices
 from data.loading.workers import WorkerInfo, load_ahead
@@ -23,7 +23,7 @@ from data.shards.sidecar import key_id
 from data.shards.source import Sample, sample_id, stable_names
 from data.shards.store import is_command, open_stream, store_of
 from data.shards.streaming import Streamed, stream_samples
-from data.shards.tar import TEXT_SUFFIXES, Problem, image_suffix, shown_name
+from data.shards.tar import NO_IMAGE, TEXT_SUFFIXES, Problem, image_suffix, shown_name
 from vlm.batch import Batch, Skip
 from vlm.distributed.world import World
 from vlm.errors import UserError
@@ -79,13 +79,15 @@ class SequentialStream:
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's rows of `num_steps` batches; another `start_step` draws other shards."""
         sources = {
-            source.name: _EndlessSource(source.name, source.shards, source.num_samples, self._config.retry)
+            source.name: _EndlessSource(
+                source.name, source.shards, source.num_samples, self._config.retry, self._config.images
+            )
             for source in self.sources
         }
         key = (self._reader.seed, start_step, self._world.rank)
         workers, prefetch = self._config.workers, self._config.prefetch
-        ring = PixelRing.ahead(workers, prefetch, self._rows, self._reader.image.size)
-        load = SequentialLoader(sources, self._fractions, ring, self._reader, self._tokenizer, key)
+        ring = self._reader.ring(workers, prefetch, self._rows)
+        load = SequentialLoader(sources, self._fractions, self._rows, ring, self._reader, self._tokenizer, key)
         yield from load_ahead(
             load,
             range(start_step, start_step + num_steps),
@@ -114,13 +116,15 @@ class SequentialLoader:
         self,
         sources: Mapping[str, "_EndlessSource"],
         fractions: Mapping[str, float],
-        ring: PixelRing,
+        rows: int,
+        ring: PixelRing | None,
         reader: SampleReader,
         tokenizer: Tokenize,
         key: tuple[int, ...],
     ) -> None:
         self._sources = dict(sources)
         self._fractions = dict(fractions)
+        self._rows = rows
         self._ring = ring
         self._reader = reader
         self._tokenizer = tokenizer
@@ -133,11 +137,11 @@ class SequentialLoader:
             self._streams = {
                 name: source.stream((*self._key, worker.number), worker) for name, source in self._sources.items()
             }
-        images, buffer = self._ring.room(worker.number)
+        images, buffer = room_for(self._ring, worker, self._rows)
         draws = Draws("sequential-mix", *self._key, step)
         examples: list[TrainingExample] = []
         skipped: list[Skip] = []
-        for row in range(len(buffer)):
+        for row in range(self._rows):
             name = draws.weighted(self._fractions)
             example, skips = self._next(name, step, buffer[row])
             examples.append(example)
@@ -172,6 +176,7 @@ class _EndlessSource:
     shards: tuple[str, ...]
     num_samples: int
     retry: RetryConfig
+    images: bool = True
 
     def require_hope(self, skips: Sequence[Skip]) -> None:
         """Raise UserError where as many samples in a row are useless as the source has, and from all over it."""
@@ -227,11 +232,14 @@ class _EndlessSource:
             return Skip(self.name, shard, stored.key, stored.reason, "the next one" if stored.key else "")
         key, members = stored
         suffix = image_suffix(members)
-        if suffix is None:
-            return Skip(self.name, shard, key, "it has no image", "the next one")
+        if self.images and suffix is None:
+            return Skip(self.name, shard, key, NO_IMAGE, "the next one")
+        if not self.images and not {"txt", "json"} & members.keys():
+            return Skip(self.name, shard, key, "it has no text", "the next one")
+        image = {"image": members[suffix]} if self.images and suffix is not None else {}
         parts = {part: members[part] for part in TEXT_SUFFIXES if part in members}
         number = sample_id(self.name, stable_name, key_id(key.encode("utf-8", "surrogatepass")))
-        return Sample(self.name, shard, key, number, {"image": members[suffix], **parts})
+        return Sample(self.name, shard, key, number, {**image, **parts})
 
 
 def _declared(name: str, num_samples: int | None) -> int:

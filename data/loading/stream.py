@@ -147,7 +147,7 @@ def _cache_notices(config: DataConfig, order: Order, sources: Sequence[Source], 
 
 def _open(config: DataConfig, name: str, cache: ShardCache) -> Source:
     index = FolderIndex(cache, f"data.sources.{name}.shards")
-    source = open_source(name, config.sources[name].patterns, index, root=config.root)
+    source = open_source(name, config.sources[name].patterns, index, root=config.root, images=config.images)
     require_captions(source, config.caption_of(name), f"data.sources.{name}")
     return source
 

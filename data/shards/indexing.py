@@ -38,11 +38,17 @@ def index_file(file: Path, shown: str, stamp: Stamp, where: str) -> ShardIndex:
     except NoTarError as error:
         listing = Listing({}, (Problem("", f"it {str(error).removeprefix(f'{where}: {shown} ')}"),))
     index = make_index(listing, stamp)
-    statistics, content = _read_texts(file, index)
-    return replace(index, header=index.header.model_copy(update={"statistics": statistics, "content": content}))
+    header, first = index.header, index.num_with_image
+    assert header.imageless is not None
+    statistics, content = _read_texts(file, index, range(first), header.statistics)
+    update: dict[str, object] = {"statistics": statistics, "content": content}
+    if header.imageless.samples:
+        imageless, imageless_content = _read_texts(file, index, range(first, len(index)), header.imageless)
+        update |= {"imageless": imageless, "imageless_content": imageless_content}
+    return replace(index, header=header.model_copy(update=update))
 
 
-def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
+def _read_texts(file: Path, index: ShardIndex, rows: range, counted: ShardStatistics) -> tuple[ShardStatistics, str]:
     """Statistics of the texts, and a hash of all that is cheap to read of the content: keys, sizes, texts, labels.
 
     It depends neither on where the shard lies nor on how its tar was written.
@@ -52,12 +58,16 @@ def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
     fields: dict[str, int] = {}
     captions: list[str] = []
     content = hashlib.sha256()
-    of_documents = () if index.images is None else (index.images.image_names, index.images.image_sizes)
-    for array in (index.key_ends, index.keys, index.offsets > 0, index.sizes, *of_documents):
+    before, end = (int(index.key_ends[row - 1]) if row else 0 for row in (rows.start, rows.stop))
+    chosen = slice(rows.start, rows.stop)
+    arrays = (index.key_ends[chosen] - before, index.keys[before:end], index.offsets[chosen] > 0, index.sizes[chosen])
+    images = None if rows.start else index.images  # no sample of a text alone has any
+    of_documents = () if images is None else (images.image_names, images.image_sizes)
+    for array in (*arrays, *of_documents):
         content.update(np.ascontiguousarray(array).data)
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        for row in range(len(index)):
+        for row in rows:
             extents = index.extents(row)
             texts = {part: read_extent(descriptor, extents[part]) for part in TEXT_SUFFIXES if part in extents}
             for text in texts.values():
@@ -71,7 +81,7 @@ def _read_texts(file: Path, index: ShardIndex) -> tuple[ShardStatistics, str]:
         pass  # a cut shard: its last texts are counted by whoever can read them
     finally:
         os.close(descriptor)
-    statistics = index.header.statistics.model_copy(
+    statistics = counted.model_copy(
         update={
             "captions": len(captions),
             "fields": fields,

@@ -29,7 +29,8 @@ _LARGEST = 1 << 30  # of the JSON; a million shards need a tenth
 class ShardEntry(NamedTuple):
     """Facts about a shard that are known without opening it; `problems` counts what its headers showed to be unusable.
 
-    `content` is the hash in its sidecar; "" where an index of the first format did not say.
+    `content` is the hash in its sidecar; "" where an index of the first format did not say. `imageless` counts the
+    samples of texts alone beside its `samples`; None where an index of before they were listed does not say.
     """
 
     bytes: int | None
@@ -39,6 +40,8 @@ class ShardEntry(NamedTuple):
     captions: int
     problems: int
     content: str = ""
+    imageless: int | None = 0
+    imageless_content: str = ""
 
     @staticmethod
     def of(index: ShardIndex) -> "ShardEntry":
@@ -47,15 +50,18 @@ class ShardEntry(NamedTuple):
         return ShardEntry(
             bytes=header.bytes,
             version=header.version,
-            samples=len(index),
+            samples=index.num_with_image,
             labelled=texts.labelled,
             captions=texts.captions,
             problems=len(header.problems),
             content=header.content,
+            imageless=None if header.imageless is None else header.imageless.samples,
+            imageless_content=header.imageless_content,
         )
 
 
 _COLUMNS = ShardEntry._fields
+_LATER = ("content", "imageless", "imageless_content")  # which early versions did not write
 _COUNTS = ("samples", "labelled", "captions", "problems")
 
 
@@ -81,8 +87,10 @@ def parse_manifest(content: bytes, where: str) -> FolderManifest:
     """
     with _unpacking(content, where) as values:
         names, stored = values["names"], values["shards"]
-        columns = {name: stored[name] for name in _COLUMNS if name != "content"}
+        columns = {name: stored[name] for name in _COLUMNS if name not in _LATER}
         columns["content"] = stored["content"] if values["format"] == FORMAT else [""] * len(names)
+        columns["imageless"] = stored.get("imageless", [None] * len(names))
+        columns["imageless_content"] = stored.get("imageless_content", [""] * len(names))
         _require_possible(names, columns)
         entries = map(ShardEntry._make, zip(*columns.values(), strict=True))
         return FolderManifest(dict(zip(names, entries, strict=True)))
@@ -98,7 +106,10 @@ def _require_possible(names: list[str], columns: Mapping[str, list[Any]]) -> Non
     sizes = [size for size in columns["bytes"] if size is not None]
     if not _are(sizes, int) or not _within(sizes, 1 << 60):
         raise ValueError("sizes that are none")
-    if not _are(columns["version"], str) or not _are(columns["content"], str):
+    imageless = [count for count in columns["imageless"] if count is not None]
+    if not _are(imageless, int) or not _within(imageless, 1 << 40):
+        raise ValueError("imageless that are no counts")
+    if not all(_are(columns[name], str) for name in ("version", "content", "imageless_content")):
         raise ValueError("versions that are no text")
 
 

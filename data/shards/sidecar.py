@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
-from data.shards.tar import Extent, Listing, Problem, document_images, image_suffix, only
+from data.shards.tar import NO_IMAGE, Extent, Listing, Problem, document_images, image_suffix, only
 from vlm.atomic import write_bytes
 from vlm.config import Config
 from vlm.errors import reason
@@ -47,7 +47,11 @@ _log = logging.getLogger(__name__)
 
 
 class Header(Config):
-    """Facts in a sidecar about its shard as a whole; `content` is a hash of keys, sizes and texts ("": not read)."""
+    """Facts in a sidecar about its shard as a whole; `content` is a hash of keys, sizes and texts ("": not read).
+
+    `statistics` and `content` are of the samples with an image, `imageless` and `imageless_content` of those that have
+    a txt or json alone (None: of an index that did not list them), which are problems too for whoever needs images.
+    """
 
     format: str = FORMAT
     bytes: int | None
@@ -55,6 +59,8 @@ class Header(Config):
     statistics: ShardStatistics
     problems: tuple[Problem, ...]
     content: str = ""
+    imageless: ShardStatistics | None = None
+    imageless_content: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +87,7 @@ class DocumentImages:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The samples of one shard, in the order stored.
+    """The samples of one shard, in the order stored: those with an image, then those of texts alone.
 
     `ids[i]` is a hash of the i-th key; `offsets[i, part]` is 0 for a part that the sample lacks. `images` are those of
     documents, beside the one image of a pair. Loaded from a file, the arrays are views of it.
@@ -97,6 +103,11 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_with_image(self) -> int:
+        """So many of the samples, the first, have an image."""
+        return len(self) - (0 if self.header.imageless is None else self.header.imageless.samples)
 
     @property
     def stamp(self) -> Stamp:
@@ -117,39 +128,70 @@ class ShardIndex:
         return extents if self.images is None else {**self.images.of(row), **extents}
 
     def same_keys(self, other: "ShardIndex") -> bool:
-        """Whether both list the same samples in the same order."""
-        return np.array_equal(self.key_ends, other.key_ends) and np.array_equal(self.keys, other.keys)
+        """Whether both list the same samples in the same order; of those without an image, if both list them."""
+        knows_all = self.header.imageless is not None and other.header.imageless is not None
+        mine, others = (
+            index.key_ends if knows_all else index.key_ends[: index.num_with_image] for index in (self, other)
+        )
+        if not np.array_equal(mine, others):
+            return False
+        num_bytes = int(mine[-1]) if len(mine) else 0
+        return np.array_equal(self.keys[:num_bytes], other.keys[:num_bytes])
+
+
+class _Row(NamedTuple):
+    """A sample that an index lists: its key, the extents of its `PARTS`, and a document's images by suffix."""
+
+    key: bytes
+    extents: list[Extent]
+    images: dict[str, Extent]
 
 
 def make_index(listing: Listing, stamp: Stamp) -> ShardIndex:
     """The index of a shard with these members, without statistics of its captions."""
-    keys, rows, problems = [], [], list(listing.problems)
-    images: list[dict[str, Extent]] = []
+    with_image, imageless, problems = _rows_of(listing)
+    rows = [*with_image, *imageless]
+    extents = np.asarray([row.extents for row in rows], dtype=np.int64).reshape(len(rows), len(PARTS), 2)
+    labelled = extents[: len(with_image), PARTS.index("cls"), 0] > 0
+    statistics = ShardStatistics(
+        samples=len(with_image),
+        labelled=int(labelled.sum()),
+        documents=sum(bool(row.images) for row in rows),
+        document_images=sum(len(row.images) for row in rows),
+    )
+    return ShardIndex(
+        Header(
+            bytes=stamp.size,
+            version=stamp.version,
+            statistics=statistics,
+            problems=tuple(problems),
+            imageless=ShardStatistics(samples=len(imageless)),
+        ),
+        ids=np.fromiter((key_id(row.key) for row in rows), dtype=np.int64, count=len(rows)),
+        key_ends=np.cumsum([len(row.key) for row in rows], dtype=np.int64),
+        keys=np.frombuffer(b"".join(row.key for row in rows), dtype=np.uint8),
+        offsets=np.ascontiguousarray(extents[:, :, 0]),
+        sizes=np.ascontiguousarray(extents[:, :, 1]),
+        images=_images_of([row.images for row in rows]) if statistics.documents else None,
+    )
+
+
+def _rows_of(listing: Listing) -> tuple[list[_Row], list[_Row], list[Problem]]:
+    """The samples with an image, or several; those of texts alone, which are problems too; and all problems."""
+    with_image, imageless, problems = list[_Row](), list[_Row](), list(listing.problems)
     nothing = Extent(0, 0)
     for key, members in listing.samples.items():
         suffix, in_document = image_suffix(members), document_images(members)
-        if suffix is None and not in_document:
-            problems.append(Problem(key, f"it has no image, {only(members)}"))
+        texts = [members.get(part, nothing) for part in PARTS[1:]]
+        extents = [members[suffix] if suffix else nothing, *texts]
+        row = _Row(key.encode("utf-8", "surrogatepass"), extents, in_document)
+        if suffix is not None or in_document:
+            with_image.append(row)
             continue
-        keys.append(key.encode("utf-8", "surrogatepass"))
-        rows.append([members[suffix] if suffix else nothing, *(members.get(part, nothing) for part in PARTS[1:])])
-        images.append(in_document)
-    extents = np.asarray(rows, dtype=np.int64).reshape(len(rows), len(PARTS), 2)
-    statistics = ShardStatistics(
-        samples=len(keys),
-        labelled=int((extents[:, PARTS.index("cls"), 0] > 0).sum()),
-        documents=sum(map(bool, images)),
-        document_images=sum(map(len, images)),
-    )
-    return ShardIndex(
-        Header(bytes=stamp.size, version=stamp.version, statistics=statistics, problems=tuple(problems)),
-        ids=np.fromiter((key_id(key) for key in keys), dtype=np.int64, count=len(keys)),
-        key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
-        keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        offsets=np.ascontiguousarray(extents[:, :, 0]),
-        sizes=np.ascontiguousarray(extents[:, :, 1]),
-        images=_images_of(images) if any(images) else None,
-    )
+        problems.append(Problem(key, f"{NO_IMAGE}, {only(members)}"))
+        if "txt" in members or "json" in members:
+            imageless.append(row)
+    return with_image, imageless, problems
 
 
 def _images_of(by_sample: Sequence[Mapping[str, Extent]]) -> DocumentImages:

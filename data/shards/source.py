@@ -1,7 +1,7 @@
 """One source: its shards, how many samples each holds, and the sample in any place of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -20,11 +20,11 @@ from data.shards.indexing import Indexer
 from data.shards.manifest import ShardEntry
 from data.shards.patterns import expand_shards
 from data.shards.reader import ShardReader
-from data.shards.sidecar import PARTS
+from data.shards.sidecar import PARTS, ShardIndex
 from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
-from data.shards.tar import IMAGE_SUFFIXES, Problem, shown_name
+from data.shards.tar import IMAGE_SUFFIXES, NO_IMAGE, Problem, shown_name
 from vlm.batch import Skip
 from vlm.checkpoint.data_record import runs_of_shards
 from vlm.errors import UserError
@@ -64,16 +64,22 @@ class Sample:
 
 
 class Source:
-    """The samples of one source by shard and row, without the shards being open."""
+    """The samples of one source by shard and row, without the shards being open.
 
-    def __init__(self, name: str, entries: dict[str, ShardEntry], index: FolderIndex) -> None:
+    Those without an image are problems. Where no images are needed (`images`), they come last in each shard.
+    """
+
+    def __init__(self, name: str, entries: dict[str, ShardEntry], index: FolderIndex, *, images: bool = True) -> None:
         self.name = name
         self._entries = entries
         self._index = index
+        self._imageless = {} if images else {name: entry.imageless or 0 for name, entry in entries.items()}
         self.shards = tuple(entries)
-        self.counts = np.fromiter((entry.samples for entry in entries.values()), np.int64, len(entries))
+        counts = (entry.samples + self._imageless.get(name, 0) for name, entry in entries.items())
+        self.counts = np.fromiter(counts, np.int64, len(entries))
         self.num_samples = int(self.counts.sum())
         self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
+        self.labelled &= not any(self._imageless.values())
         self.has_labels = any(entry.labelled for entry in entries.values())
         self.mean_bytes = sum(entry.bytes or 0 for entry in entries.values()) / len(entries)
         self.stable_names = stable_names(self.shards)
@@ -120,6 +126,9 @@ class Source:
         if not all(entry.content for entry in entries):
             return ()
         lines = [f"{name}\n{one.samples} {one.content}\n" for name, one in zip(self.stable_names, entries, strict=True)]
+        for number, shard in enumerate(self.shards):
+            if self._imageless.get(shard):
+                lines[number] += f"{entries[number].imageless} {entries[number].imageless_content}\n"
         texts = ("".join(lines[run.start : run.stop]) for run in runs_of_shards(len(lines)))
         return tuple(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for text in texts)
 
@@ -136,10 +145,24 @@ class Source:
         """Whether any sample has text where the policy looks for it."""
         if policy.fields is None and any(entry.captions for entry in self._entries.values()):
             return True
-        return not self.statistics.fields.keys().isdisjoint(policy.places)
+        if not self.statistics.fields.keys().isdisjoint(policy.places):
+            return True
+        texts_alone = (index.header.imageless for index in self._indexes_of_imageless())
+        return any(one is not None and not one.fields.keys().isdisjoint(policy.places) for one in texts_alone)
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The names under which samples have texts: "txt", or fields of their json."""
+        texts_alone = (index.header.imageless for index in self._indexes_of_imageless())
+        return frozenset(self.statistics.fields).union(*(one.fields for one in texts_alone if one is not None))
+
+    def _indexes_of_imageless(self) -> Iterator[ShardIndex]:
+        """The index of each shard whose samples of texts alone are used."""
+        indexer = Indexer(self._index.cache, self._index.where)
+        return (indexer(name) for name, count in self._imageless.items() if count)
 
     def problems(self, cache: ShardCache) -> tuple[Skip, ...]:
-        """Everything unusable that indexing came upon: cut shards, samples without an image."""
+        """Everything unusable that indexing came upon: cut shards, samples without an image where one is needed."""
         indexer = Indexer(cache, self.name)
         skips = []
         for name, entry in self._entries.items():
@@ -147,7 +170,8 @@ class Source:
                 continue
             try:
                 index = indexer.find(name, Stamp(entry.bytes, entry.version))
-                problems = (indexer(name) if index is None else index).header.problems
+                index = indexer(name) if index is None else index
+                problems = _without(index) if self._imageless else index.header.problems
             except UserError as error:
                 problems = (Problem("", f"of {entry.problems:,} things that cannot be used nothing is known: {error}"),)
             skips += [Skip(self.name, name, problem.key, problem.reason, "") for problem in problems]
@@ -185,18 +209,26 @@ def stable_names(shards: Sequence[str]) -> tuple[str, ...]:
     return tuple(name[start:] for name in names)
 
 
-def open_source(name: str, patterns: Sequence[str], index: FolderIndex, *, root: str | None = None) -> Source:
+def open_source(
+    name: str, patterns: Sequence[str], index: FolderIndex, *, root: str | None = None, images: bool = True
+) -> Source:
     """The source whose shards `patterns` name; what no index covers yet is indexed.
 
     Raises:
-        UserError: a pattern matches nothing, a shard cannot be read, or no shard holds an image.
+        UserError: a pattern matches nothing, a shard cannot be read, or no shard holds an image (a text, where no
+            `images` are needed).
     """
     shards = expand_shards(patterns, root, index.where)
-    source = Source(name, index.load_or_build(shards), index)
+    entries = index.load_or_build(shards)
+    if not images:
+        unknown = [name for name, entry in entries.items() if entry.imageless is None and entry.problems]
+        entries |= index.load_or_build(unknown, fresh=True) if unknown else {}
+    source = Source(name, entries, index, images=images)
     if not source.num_samples:
+        what = f"image ({', '.join(IMAGE_SUFFIXES)})" if images else "text (txt, json)"
         more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
         hint = next((_hint(problem) for problem in source.problems(index.cache)), "")
-        raise UserError(f"{index.where}: no image ({', '.join(IMAGE_SUFFIXES)}) in {shards[0]}{more}{hint}")
+        raise UserError(f"{index.where}: no {what} in {shards[0]}{more}{hint}")
     return source
 
 
@@ -207,6 +239,12 @@ def require_documents(source: Source, where: str) -> None:
         raise UserError(
             f"{where}: no document in {source.shards[0]}{more}: one has a json member, and images KEY.0.jpg, KEY.1.png"
         )
+
+
+def _without(index: ShardIndex) -> tuple[Problem, ...]:
+    """The problems of a shard but for samples without an image that are used all the same."""
+    used = {index.key(row) for row in range(index.num_with_image, len(index))}
+    return tuple(one for one in index.header.problems if not (one.key in used and one.reason.startswith(NO_IMAGE)))
 
 
 def _hint(problem: Skip) -> str:
@@ -222,7 +260,7 @@ def require_captions(source: Source, policy: CaptionConfig, where: str) -> None:
     policy_fields = policy.places
     if source.has_captions(policy):
         return
-    stored_fields = source.statistics.fields
+    stored_fields = source.fields
     more = f" and {len(source.shards) - 1} more" if len(source.shards) > 1 else ""
     expected = ", ".join(name if name == TXT else f"json:{name}" for name in policy_fields)
     shown = ", ".join(sorted(name if name == TXT else f"json:{name}" for name in stored_fields))

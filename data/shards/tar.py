@@ -17,6 +17,7 @@ MOST_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, 256 << 20), **dict.fromkeys(TEXT_S
 """The most bytes of a member that is read: what a header claims is memory that a reader takes."""
 
 TWICE = "comes twice"
+NO_IMAGE = "it has no image"
 _BEFORE = "the samples before it are used"
 FILLED_UP = f"the last sample is filled up with zeros; {_BEFORE}"
 _END = 2  # bytes that tell

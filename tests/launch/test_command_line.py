@@ -83,6 +83,7 @@ def test_version_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "coca-tiny",
         "flickr8k-tiny",
         "scenes",
+        "text-only-captions",
     ]
     code, out, _ = said(monkeypatch, capsys, "recipes", "scenes")
     assert out.startswith("# The demo: ")

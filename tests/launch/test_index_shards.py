@@ -35,6 +35,17 @@ def test_a_folder_is_indexed_and_what_is_left_out_is_said(tmp_path: Path) -> Non
     assert "000008: it has no image, only txt" in words
 
 
+def test_shards_of_texts_alone_are_counted_not_listed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "texts.tar", [sample(n, txt=f"text {n}") for n in range(5)])
+    write_shard(tmp_path / "mixed.tar", [sample(7), sample(8, txt="alone")])
+    result = CliRunner().invoke(data_app, ["index", str(tmp_path / "*.tar")])
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "samples │ 1" in words
+    assert "samples of a text alone (data.images: false) │ 6" in words
+    assert words.count("it has no image") == 1
+
+
 def test_a_remote_folder_gets_its_index_and_a_run_reads_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

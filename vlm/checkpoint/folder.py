@@ -35,6 +35,15 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
     return {step: by_step[step] for step in sorted(step for step in by_step if step is not None)}
 
 
+def checkpoint_at(path: Path) -> Path | None:
+    """The checkpoint that `path` is, or the newest complete one of the run that it is; None where it is neither."""
+    if os.path.isfile(path / MANIFEST):  # which says False, too, of a name that is too long for any path
+        return path
+    if not os.path.isdir(path / "checkpoints"):
+        return None
+    return next(reversed(complete_checkpoints(path / "checkpoints").values()), None)
+
+
 def clear_unfinished(folder: Path) -> None:
     """Remove what a crash left of checkpoints that were never completed; what somebody else put there stays."""
     for path in folder.glob(f"step-*{PARTIAL}"):

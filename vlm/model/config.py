@@ -105,8 +105,8 @@ class Towers(Config):
 class ModelConfig(Config):
     """One dual encoder. Exactly one of `open_clip`, `architecture`, `transformers` and `towers` says what it is.
 
-    `pretrained` is a tag that open_clip knows for that model, or the path of a local checkpoint. Fields that are None
-    follow the model and what stands beside its pretrained weights. A head stands behind all that these call a
+    `pretrained` is a tag that open_clip knows for that model, or the path of a local checkpoint or run. Fields that are
+    None follow the model and what stands beside its pretrained weights. A head stands behind all that these call a
     tower, its projection to the embedding included.
     """
 
@@ -119,7 +119,7 @@ class ModelConfig(Config):
     )
     towers: Towers | None = Field(default=None, description="two towers of any kind")
     pretrained: str | None = Field(
-        default=None, description="open_clip's tag, or a local checkpoint; null: from scratch"
+        default=None, description="open_clip's tag, or a local checkpoint or run; null: from scratch"
     )
     image_head: HeadConfig | None = Field(default=None, description="a projection head behind the image tower")
     text_head: HeadConfig | None = Field(default=None, description="a projection head behind the text tower")

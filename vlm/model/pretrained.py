@@ -10,7 +10,7 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, list_pretrained_tags_by_model
 from torch import Tensor, nn
 
-from vlm.checkpoint.folder import MANIFEST
+from vlm.checkpoint.folder import MANIFEST, checkpoint_at
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.errors import UserError, nearest, reason
 from vlm.model.config import ModelConfig
@@ -29,7 +29,7 @@ _MAY_BE_FRESH = ("image_head.", "text_head.", "image_pooler.", "embedding_tokens
 
 
 def load_pretrained_weights(model: DualEncoder, config: ModelConfig) -> None:
-    """Load what `config.pretrained` names into `model`: open_clip's tag, a weights file, or a folder that holds one.
+    """Load what `config.pretrained` names into `model`: open_clip's tag, a weights file, a folder with one, a run.
 
     Position embeddings are resized to the model's image size and context length; a projection head of which the weights
     hold nothing keeps its fresh ones. Raises UserError when nothing is found, when a file cannot be read safely, and,
@@ -66,8 +66,10 @@ def _find(config: ModelConfig) -> Path:
         except (OSError, RuntimeError) as error:
             raise UserError(f"pretrained {config.pretrained}: the download failed: {reason(error)}") from error
     path = Path(config.pretrained)
-    if os.path.isfile(path) or os.path.isfile(path / MANIFEST):  # False of a name that is too long for any path
+    if os.path.isfile(path):  # False of a name that is too long for any path
         return path
+    if (checkpoint := checkpoint_at(path)) is not None:
+        return checkpoint
     for name in WEIGHTS_FILES:
         if os.path.isfile(path / name):
             return path / name

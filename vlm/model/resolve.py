@@ -1,7 +1,6 @@
 """A model configuration with everything written out that names, tags and folders decide."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import open_clip
 from open_clip.coca_model import MultimodalCfg
 from open_clip.pretrained import get_pretrained_cfg
 
-from vlm.checkpoint.folder import MANIFEST
+from vlm.checkpoint.folder import checkpoint_at
 from vlm.checkpoint.format import Checkpoint
 from vlm.errors import UserError, nearest
 from vlm.model.captioner_config import CaptionerConfig
@@ -91,8 +90,8 @@ def pretrained_record(config: ModelConfig) -> Mapping[str, Any]:
     if config.pretrained is None:
         return {}
     path = Path(config.pretrained)
-    if os.path.isfile(path / MANIFEST):
-        model = Checkpoint(path).manifest.model
+    if (checkpoint := checkpoint_at(path)) is not None:
+        model = Checkpoint(checkpoint).manifest.model
         named = {"mean": model.get("image_mean"), "std": model.get("image_std")}
         named |= {name: model.get(name) for name in ("interpolation", "resize_mode", "quick_gelu")}
         return {name: value for name, value in named.items() if value is not None}

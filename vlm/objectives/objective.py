@@ -55,7 +55,9 @@ class Objective:
             state = config.start(self.facts)
             if state is not None:
                 self.states[name] = state
-        pair_needs = needs_of([*self.pair_terms.values(), *self.providers.values()])
+        comparing: list[PairTerm | Provider] = [*self.pair_terms.values(), *self.providers.values()]
+        compared = frozenset(kind for config in comparing for kind in config.between)
+        pair_needs = needs_of(comparing) | Needs(outputs=compared)
         self.needs: Needs = pair_needs | needs_of(self.local_terms.values())
         self.pair_needs: Needs = replace(pair_needs, outputs=pair_needs.outputs | (self.needs.outputs & PAIR))
 
