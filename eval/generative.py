@@ -61,8 +61,9 @@ class GenerativeZeroShot(LabelledEvaluator):
     of n tokens, so that a long name is not punished; with `prior`, the class's is divided by the same under an image
     without content, all of its pixels the mean that the image tower subtracts: log p(class | image) - log p(class) is
     the pointwise mutual information, so that a name is not preferred for being common (VisualGPTScore: Lin et al.,
-    2024). That image belongs to the model, so no figure depends on which other images are classified. Top-5 is the
-    share of images with fewer than five classes as likely as their own.
+    2024). That image belongs to the model, so no figure depends on which other images are classified. `total` was right
+    most often on rendered scenes (benchmarks/captions). Top-5 is the share of images with fewer than five classes as
+    likely as their own.
 
     The text tower reads each prompt once, the image tower each image once, and the decoder every pair of them, as many
     on every rank.
