@@ -25,6 +25,7 @@ def check(  # noqa: PLR0913 - the options of the command line
     ] = None,
     distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which the same picture may differ.")] = 4,
     tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Count the CLIP tokens of captions.")] = True,
+    mark: Annotated[str, typer.Option(help="The place of an image in the text of a document.")] = "<image>",
     listed: Annotated[
         int, typer.Option(min=0, max=10**9, help="Findings and groups of a kind that the JSON names.")
     ] = 100,
@@ -38,7 +39,7 @@ def check(  # noqa: PLR0913 - the options of the command line
     """Read every sample once: counts, sizes, caption lengths, duplicates, and all that training could not use."""
     from data.check.report import CheckConfig
 
-    config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens)
+    config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens, mark=mark)
     report = run_check(shards, against or (), config, json_file=json_file, plots=plots, workers=workers)
     if max_bad_share is not None and report.bad_share > max_bad_share:
         print(f"bad samples: {report.bad_share:.2%}, more than {max_bad_share:.2%}")

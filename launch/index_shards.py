@@ -63,6 +63,9 @@ def _table(source: Source, texts_alone: int) -> Table:
         table.add_row("samples of a text alone (data.images: false)", f"{texts_alone:,}")
     table.add_row("stored", f"{source.mean_bytes * len(source.shards) / 1e9:,.2f} GB")
     table.add_row("with a label", f"{texts.labelled:,}")
+    if texts.documents:
+        table.add_row("documents", f"{texts.documents:,}")
+        table.add_row("images a document", f"{texts.document_images / texts.documents:,.2f}")
     table.add_row("captions", f"{texts.captions:,}")
     for name, count in sorted(texts.fields.items(), key=lambda item: -item[1])[:8]:
         table.add_row(f"samples with text in {name}", f"{count:,}")

@@ -1,6 +1,6 @@
 """Samples that are there more than once: the same picture, the same file, the same key; here or in another set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,17 @@ class SampleName:
 
 @dataclass(frozen=True)
 class DuplicateGroups:
-    """Samples that are alike: in `groups` groups of two or more, `samples` together; the first groups by name."""
+    """Samples that are alike: in `groups` groups of two or more, `samples` together; the first groups by name.
+
+    Of documents it is their pictures that are counted.
+    """
 
     groups: int
     samples: int
     listed: tuple[tuple[SampleName, ...], ...]
+
+
+Names = Callable[[Iterable[int]], dict[int, SampleName]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,15 @@ class Locator:
     def __init__(self, scans: Sequence[ShardScan]) -> None:
         self._shards = [scan.shard for scan in scans]
         self._ends = np.cumsum([scan.num_samples for scan in scans])
+        starts = self._ends - [scan.num_samples for scan in scans]
+        by_shard = [start + scan.picture_samples for start, scan in zip(starts, scans, strict=True)]
+        self._of_pictures = np.concatenate([np.zeros(0, dtype=np.int64), *by_shard])
+
+    def of_pictures(self, positions: Iterable[int]) -> dict[int, SampleName]:
+        """The shard and key of the samples of these pictures, by the pictures' positions in the whole set."""
+        samples = {position: int(self._of_pictures[position]) for position in positions}
+        names = self.names(samples.values())
+        return {position: names[sample] for position, sample in samples.items()}
 
     def names(self, positions: Iterable[int]) -> dict[int, SampleName]:
         """The shard and key of each of these samples."""
@@ -93,12 +108,12 @@ def find_duplicates(
     keys = _together(scan.key_hashes for scan in scans)
     hashed, filed = np.flatnonzero(pictures != NO_HASH), np.flatnonzero(files != NO_HASH)
     return Duplicates(
-        files=_groups(filed, group_near(files[filed], 0), where, listed),
-        equal_pictures=_groups(hashed, group_near(pictures[hashed], 0), where, listed),
-        near_pictures=_groups(hashed, group_near(pictures[hashed], distance_bits), where, listed),
+        files=_groups(filed, group_near(files[filed], 0), where.of_pictures, listed),
+        equal_pictures=_groups(hashed, group_near(pictures[hashed], 0), where.of_pictures, listed),
+        near_pictures=_groups(hashed, group_near(pictures[hashed], distance_bits), where.of_pictures, listed),
         distance_bits=distance_bits,
         unhashed=len(pictures) - len(hashed),
-        keys=_groups(np.arange(len(keys)), group_near(keys, 0), where, listed),
+        keys=_groups(np.arange(len(keys)), group_near(keys, 0), where.names, listed),
         against=_overlap(pictures, where, against, distance_bits, listed) if against else None,
     )
 
@@ -107,12 +122,12 @@ def _together(arrays: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return np.concatenate([np.zeros(0, dtype=np.uint64), *arrays])
 
 
-def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], where: Locator, listed: int) -> DuplicateGroups:
+def _groups(positions: NDArray[np.int64], labels: NDArray[np.int64], named: Names, listed: int) -> DuplicateGroups:
     """Groups of equal labels; labels are rows of `positions`, which ascend."""
     sizes = np.bincount(labels, minlength=1)
     heads = np.flatnonzero(sizes > 1)
     members = {int(head): positions[np.flatnonzero(labels == head)].tolist() for head in heads[:listed]}
-    names = where.names(position for group in members.values() for position in group)
+    names = named(position for group in members.values() for position in group)
     return DuplicateGroups(
         groups=len(heads),
         samples=int(sizes[heads].sum()),
@@ -128,7 +143,7 @@ def _overlap(
     rows = np.flatnonzero(pictures != NO_HASH)
     near = HashIndex(others[hashed], distance_bits).nearest(pictures[rows])
     samples, references = rows[near.rows][:listed].tolist(), hashed[near.references][:listed].tolist()
-    names, other_names = where.names(samples), Locator(against).names(references)
+    names, other_names = where.of_pictures(samples), Locator(against).of_pictures(references)
     matches = tuple(
         Match(names[sample], other_names[reference], int(bits))
         for sample, reference, bits in zip(samples, references, near.distances, strict=False)

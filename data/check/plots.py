@@ -19,6 +19,7 @@ _PLOTS = {
     "image_sizes": (("image_width_px", "image_height_px"), "pixels", 1, False),
     "image_aspect": (("image_aspect_thousandths",), "width / height", 1000, True),
     "image_bytes": (("image_bytes",), "bytes", 1, True),
+    "images_per_document": (("images_per_document",), "images a document", 1, False),
     "caption_characters": (("caption_characters",), "characters", 1, False),
     "caption_words": (("caption_words",), "words", 1, False),
     "captions_per_sample": (("captions_per_sample",), "captions a sample", 1, False),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.check.duplicates import Duplicates, find_duplicates
 from data.check.histogram import Distribution, Histogram
-from data.check.scan import DISTRIBUTIONS, ScanJob, ShardScan, scan_shard
+from data.check.scan import DISTRIBUTIONS, OF_DOCUMENTS, ScanJob, ShardScan, scan_shard
 from data.processes import WorkerPool
 from vlm.config import Config
 from vlm.paths import write_output
@@ -25,6 +25,9 @@ class CheckConfig(Config):
     distance_bits: int = Field(default=4, ge=0, le=16, description="picture hashes that differ in at most so many bits")
     listed: int = Field(
         default=100, ge=0, le=10**9, description="groups, matches and findings of a kind that are named"
+    )
+    mark: str = Field(
+        default="<image>", min_length=1, max_length=100, description="the place of an image in the text of a document"
     )
     clip_tokens: bool = Field(default=True, description="count the CLIP tokens of captions")
 
@@ -87,9 +90,9 @@ def check_shards(
     """Read all shards once, in `workers` processes (default: one a core): the report, and the full histograms.
 
     `against` are shards whose pictures should not be among them. `progress` gets each shard's number of samples.
-    Memory grows by 24 bytes a sample, whatever the samples hold; the report does not depend on `workers`.
+    Memory grows by 8 bytes a sample and 24 a picture, whatever they hold; the report does not depend on `workers`.
     """
-    jobs = [ScanJob(shard, clip_tokens=config.clip_tokens, listed=config.listed) for shard in shards]
+    jobs = [ScanJob(shard, clip_tokens=config.clip_tokens, listed=config.listed, mark=config.mark) for shard in shards]
     others = [ScanJob(shard, texts=False, listed=0) for shard in against]
     scans = []
     with WorkerPool(workers) as pool:
@@ -142,6 +145,7 @@ def _distributions(histograms: dict[str, Histogram]) -> dict[str, Distribution]:
     return {
         name.removesuffix(_THOUSANDTHS): histogram.describe(1000 if name.endswith(_THOUSANDTHS) else 1)
         for name, histogram in histograms.items()
+        if name != OF_DOCUMENTS or histogram.describe().count
     }
 
 

@@ -1,6 +1,6 @@
 """The one place where the tools read shards: every complete sample as stored, and what the tar itself lacks.
 
-Training reads by the index (`data.shards.reader`), which holds the four parts that it trains on, and no sample with
+Training reads by the index (`data.shards.reader`), which holds the parts that it trains on, and no sample with
 neither an image nor a text. The tools believe no index: they list the tar itself, and report or copy every member of
 every sample.
 """
@@ -15,9 +15,19 @@ from typing import Any, Final, NamedTuple
 
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import read_captions, read_fields
+from data.samples.documents import ImagePlace, document_pieces
 from data.samples.labels import class_number
 from data.shards.cache import ShardCache
-from data.shards.tar import TWICE, Extent, Problem, image_suffix, list_shard, only, read_extent
+from data.shards.tar import (
+    TWICE,
+    Extent,
+    Problem,
+    document_images,
+    image_suffix,
+    list_shard,
+    only,
+    read_extent,
+)
 from vlm.errors import UserError
 
 UNREADABLE_SHARD: Final = "unreadable shard"
@@ -33,6 +43,7 @@ UNREADABLE_CAPTION: Final = "unreadable caption"
 NO_CAPTION: Final = "no caption"
 EMPTY_CAPTION: Final = "empty caption"
 UNREADABLE_LABEL: Final = "unreadable label"
+UNREADABLE_DOCUMENT: Final = "unreadable document"
 
 
 class Finding(NamedTuple):
@@ -80,6 +91,29 @@ class StoredSample:
         if not self.members[suffix].size:
             raise self._error(EMPTY_IMAGE, "its image has 0 bytes")
         return self.read(suffix)
+
+    @property
+    def in_document(self) -> tuple[str, ...]:
+        """The suffixes of the images of a document, which has no image without a number; else none."""
+        return () if image_suffix(self.members) else tuple(document_images(self.members))
+
+    def document_image(self, suffix: str) -> bytes:
+        """One of a document's image files. Raises FindingError for an empty one."""
+        if not self.members[suffix].size:
+            raise self._error(EMPTY_IMAGE, f"its image {suffix} has 0 bytes")
+        return self.read(suffix)
+
+    def document_text(self, mark: str) -> str:
+        """The texts of a document, joined. Raises FindingError where texts and images do not go together."""
+        try:
+            pieces = document_pieces(self.fields(), mark)
+        except BadSampleError as error:
+            raise self._error(UNREADABLE_DOCUMENT, str(error)) from error
+        for piece in pieces:
+            if isinstance(piece, ImagePlace) and piece.suffix not in self.in_document:
+                reason = f"its json names an image {piece.suffix!r:.60}, which is not among its members"
+                raise self._error(UNREADABLE_DOCUMENT, reason)
+        return " ".join(piece.strip() for piece in pieces if isinstance(piece, str))
 
     def fields(self) -> dict[str, Any]:
         """The fields of its json member; none where it has no such member.

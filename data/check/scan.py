@@ -1,6 +1,7 @@
-"""The scan of one whole shard, with all that the report needs: three 64-bit hashes a sample, and tallies."""
+"""The scan of one whole shard, with all that the report needs: a hash a sample, two a picture, and tallies."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +21,16 @@ from data.check.samples import (
     hash64,
 )
 from data.samples.bad_sample import BadSampleError
+from data.shards.tar import kind_of_member
 from vlm.errors import UserError
 
+OF_DOCUMENTS = "images_per_document"
 DISTRIBUTIONS = (
     "image_width_px",
     "image_height_px",
     "image_aspect_thousandths",
     "image_bytes",
+    OF_DOCUMENTS,
     "captions_per_sample",
     "caption_characters",
     "caption_words",
@@ -36,18 +40,23 @@ DISTRIBUTIONS = (
 
 @dataclass(frozen=True)
 class ScanJob:
-    """A shard to read; without `texts` for its images' hashes alone. At most `listed` findings of a kind are kept."""
+    """A shard to read; without `texts` for its images' hashes alone. At most `listed` findings of a kind are kept.
+
+    `mark` is the place of an image in the text of a document.
+    """
 
     shard: str
     texts: bool = True
     clip_tokens: bool = False
     listed: int = 100
+    mark: str = "<image>"
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """The contents of one shard; row i of each hash array is its sample i.
+    """The contents of one shard; row i of `key_hashes` is its sample i, and row j of the others a picture of a sample.
 
+    A sample without a picture has a row of hashes that are none. `picture_samples` are the samples of the rows.
     `num_entries` are its samples and what was refused or lost around them, `num_bad` those that cannot be used.
     """
 
@@ -61,6 +70,7 @@ class ShardScan:
     image_hashes: NDArray[np.uint64]
     file_hashes: NDArray[np.uint64]
     key_hashes: NDArray[np.uint64]
+    picture_samples: NDArray[np.int64]
     num_findings: Counter[str]
     findings: tuple[Finding, ...]
 
@@ -75,6 +85,8 @@ class _Notes:
     values: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in DISTRIBUTIONS})
     captions: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    pictures: list[tuple[int, int, int]] = field(default_factory=list)  # sample, hash of the picture, of the file
     num_bad: int = 0
 
 
@@ -85,38 +97,61 @@ def scan_shard(job: ScanJob) -> ShardScan:
         open_shard = OpenShard(job.shard)
     except UserError as error:
         notes.findings.append(Finding(UNREADABLE_SHARD, "", str(error).removeprefix("shards: ")))
-        return _result(job, notes, np.zeros((0, 3), dtype=np.uint64), num_bytes=0)
+        return _result(job, notes, num_bytes=0)
     with open_shard as shard:
-        hashes = np.full((len(shard), 3), NO_HASH, dtype=np.uint64)
         for sample in shard:
             before = len(notes.findings)
-            _scan_sample(sample, notes, hashes[sample.position], job.texts)
+            _scan_sample(sample, notes, job)
             notes.num_bad += len(notes.findings) > before
     notes.findings.extend(shard.findings)
     if job.clip_tokens and notes.captions:
         from vlm.model.tokenizer import clip_token_counts  # brings torch and open_clip, which nothing else here needs
 
         notes.values["caption_clip_tokens"] = clip_token_counts(notes.captions).tolist()
-    return _result(job, notes, hashes, num_bytes=shard.num_bytes)
+    return _result(job, notes, num_bytes=shard.num_bytes)
 
 
-def _scan_sample(sample: StoredSample, notes: _Notes, hashes: NDArray[np.uint64], texts: bool) -> None:
-    """Note one sample; its row of `hashes` is image, file, key."""
-    notes.tallies["suffixes"].update(sample.members.keys())
-    hashes[2] = hash64(sample.key.encode("utf-8", "surrogatepass"))
+def _scan_sample(sample: StoredSample, notes: _Notes, job: ScanJob) -> None:
+    """Note one sample, and each of its pictures."""
+    in_document = sample.in_document
+    kinds = (kind_of_member(suffix) if suffix in in_document else suffix for suffix in sample.members)
+    notes.tallies["suffixes"].update(kinds)
+    notes.keys.append(hash64(sample.key.encode("utf-8", "surrogatepass")))
+    for suffix in in_document or (None,):
+        notes.pictures.append((sample.position, *_picture_hashes(sample, suffix, notes)))
+    if job.texts and in_document:
+        _note_document(sample, notes, job.mark)
+    elif job.texts:
+        _note_texts(sample, notes)
+
+
+def _picture_hashes(sample: StoredSample, suffix: str | None, notes: _Notes) -> tuple[int, int]:
+    """The hash of a picture and of its file, `NO_HASH` where there is none; None is the image of a pair."""
+    hash_of_file = NO_HASH
     try:
-        stored = sample.image()
-        hashes[1] = hash64(stored)
+        stored = sample.image() if suffix is None else sample.document_image(suffix)
+        hash_of_file = hash64(stored)
         notes.values["image_bytes"].append(len(stored))
         picture = picture_info(stored)
-        hashes[0] = picture.hash
         _note_picture(picture, notes)
     except FindingError as error:
         notes.findings.append(error.finding)
     except (BadSampleError, OSError) as error:
         notes.findings.append(Finding(UNDECODABLE_IMAGE, sample.key, str(error)))
-    if texts:
-        _note_texts(sample, notes)
+    else:
+        return picture.hash, hash_of_file
+    return NO_HASH, hash_of_file
+
+
+def _note_document(sample: StoredSample, notes: _Notes, mark: str) -> None:
+    """Note the texts of a document, as one caption."""
+    notes.values[OF_DOCUMENTS].append(len(sample.in_document))
+    try:
+        text = sample.document_text(mark)
+    except FindingError as error:
+        notes.findings.append(error.finding)
+        return
+    _note_captions((text,), notes)
 
 
 def _note_picture(picture: PictureInfo, notes: _Notes) -> None:
@@ -134,13 +169,17 @@ def _note_texts(sample: StoredSample, notes: _Notes) -> None:
     except FindingError as error:
         notes.findings.append(error.finding)
         return
+    _note_captions(captions, notes)
+
+
+def _note_captions(captions: Sequence[str], notes: _Notes) -> None:
     notes.captions.extend(captions)
     notes.values["captions_per_sample"].append(len(captions))
     notes.values["caption_characters"].extend(map(len, captions))
     notes.values["caption_words"].extend(len(caption.split()) for caption in captions)
 
 
-def _result(job: ScanJob, notes: _Notes, hashes: NDArray[np.uint64], num_bytes: int) -> ShardScan:
+def _result(job: ScanJob, notes: _Notes, num_bytes: int) -> ShardScan:
     kinds = Counter(finding.kind for finding in notes.findings)
     counts: Counter[str] = Counter()
     listed = []
@@ -153,15 +192,16 @@ def _result(job: ScanJob, notes: _Notes, hashes: NDArray[np.uint64], num_bytes: 
     around = len(refused) + kinds[DAMAGED_SHARD] + kinds[UNREADABLE_SHARD]
     return ShardScan(
         shard=job.shard,
-        num_samples=len(hashes),
-        num_entries=len(hashes) + around,
+        num_samples=len(notes.keys),
+        num_entries=len(notes.keys) + around,
         num_bad=notes.num_bad + around,
         num_bytes=num_bytes,
         tallies=notes.tallies,
         histograms={name: Histogram(values) for name, values in notes.values.items()},
-        image_hashes=hashes[:, 0].copy(),
-        file_hashes=hashes[:, 1].copy(),
-        key_hashes=hashes[:, 2].copy(),
+        image_hashes=np.array([picture for _, picture, _ in notes.pictures], dtype=np.uint64),
+        file_hashes=np.array([file for _, _, file in notes.pictures], dtype=np.uint64),
+        key_hashes=np.array(notes.keys, dtype=np.uint64),
+        picture_samples=np.array([sample for sample, _, _ in notes.pictures], dtype=np.int64),
         num_findings=kinds,
         findings=tuple(listed),
     )
