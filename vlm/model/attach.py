@@ -41,8 +41,8 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
     except ValueError as error:
         raise EveryRankError(f"model.captioner: {error}") from None
     state_width = _token_width(model, "text")
-    _require_causal(model)
     _require_marks(model)
+    _require_causal(model)
     pools_itself = getattr(model.image.trunk, "attn_pool", None) is not None
     pooler = config.pooler or ("tower" if pools_itself else "cascade")
     if pools_itself and pooler not in ("tower", "embedding"):

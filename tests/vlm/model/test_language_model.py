@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, log_softmax
+from torch.nn.functional import gelu, layer_norm, linear, log_softmax, normalize
 
 from tests.vlm.model.hugging_face import save_language_model, save_text_model
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, perturb, some_images
@@ -275,6 +275,13 @@ def test_pools_are_those_of_a_tower_without_a_decoder_too(tmp_path: Path, pool: 
     together = model.encode_text(*model.tokenizer(TEXTS))
     for row, one in enumerate(TEXTS):
         torch.testing.assert_close(model.encode_text(*model.tokenizer([one]))[0], together[row], rtol=0, atol=1e-6)
+    if pool == "class":  # the library's own forward of the text's tokens and one more
+        text_tower: Any = model.text
+        ids = model.tokenizer(TEXTS[1:2]).tokens
+        embedded = torch.cat([text_tower.model.wte(ids), text_tower.class_token.expand(1, 1, -1)], 1)
+        state = text_tower.model(inputs_embeds=embedded).last_hidden_state[:, -1]
+        expected = text_tower.projection(text_tower.pooled_norm(state))
+        torch.testing.assert_close(normalize(expected)[0], together[1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
