@@ -133,7 +133,7 @@ def begin(cache: list[LayerCache] | None, num_layers: int) -> int:
         return 0
     if not cache:
         cache.extend(LayerCache() for _ in range(num_layers))
-    return 0 if cache[0].keys is None else cache[0].keys.shape[2]
+    return cache[0].length
 
 
 def places_of(states: Float[Tensor, "batch length width"], start: int, rotary: nn.Module | None) -> Places:

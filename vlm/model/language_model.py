@@ -66,7 +66,8 @@ class LanguageModelDecoder(Decoder):
         cache: DecoderCache | None = None,
     ) -> NextToken | Float[Tensor, "counted 2"]:
         """The tokens that follow, as any decoder tells them."""
-        memory = self.image_projection(image)
+        is_known = cache is not None and bool(cache.image)
+        memory: Tensor | None = None if is_known else self.image_projection(image)
         if cache is not None and not cache.image:
             cache.image = [LayerCache() for _ in self.cross_attn]
         start = begin(None if cache is None else cache.tokens, len(self.layers))
