@@ -168,7 +168,6 @@ def test_a_language_models_is_too(kind: str, train: str) -> None:
         ("ddp", 3, None, {}),
         ("ddp", 3, 1, {}),
         ("fsdp", 3, 2, {}),
-        ("ddp", 3, 2, {"kind": "opt", "train": "lora"}),
         ("fsdp", 3, 2, {"kind": "gpt2", "train": "lora"}),
     ],
 )
