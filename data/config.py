@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data.documents_config import DocumentsConfig
 from data.images.augment import AugmentConfig
 from data.samples.captions import CaptionConfig
-from data.samples.documents import DocumentsConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
 from vlm.config import Config

@@ -1,13 +1,13 @@
 """The documents of a run by number of step: their sources, their order, and what stands in for bad ones."""
 
 from data.config import DataConfig
+from data.documents_config import DocumentsConfig
 from data.loading.documents import DocumentLoader, DocumentReader, document_slots
 from data.loading.slots import SlotReader
 from data.loading.substitution import SubstitutionLog
 from data.loading.summary import summarised
 from data.order.order import Order, SourceCounts
 from data.samples.document_tokens import DocumentTokenizer
-from data.samples.documents import DocumentsConfig
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from data.documents_config import DocumentsConfig
 from data.samples.bad_sample import BadSampleError
-from data.samples.documents import DocumentsConfig, ImagePlace, Piece
+from data.samples.documents import ImagePlace, Piece
 from vlm.batch import Documents
 from vlm.model.tokenizer import Tokenizer
 

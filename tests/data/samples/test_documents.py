@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from data.documents_config import DocumentsConfig
 from data.samples.bad_sample import BadSampleError
 from data.samples.document_tokens import DocumentTokenizer, DocumentTokens
-from data.samples.documents import DocumentsConfig, ImagePlace, document_pieces
+from data.samples.documents import ImagePlace, document_pieces
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 
 CONTEXT = 12
