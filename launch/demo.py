@@ -38,7 +38,8 @@ def _print_results(scenes: Path, run: Path, seconds: float) -> None:
     console.print("\nTry next:")
     classes = f"--data '{scenes}/zeroshot-*.tar' --classes {scenes}/zeroshot-classes.json"
     console.print(f"  vlm eval zeroshot {run} {classes}")
-    console.print(f"  vlm export {run} --to open_clip {run.parent}/open_clip")
+    console.print(f"  vlm caption {run} '{scenes}/retrieval-*.tar' --method contrastive | head")
+    console.print(f"  vlm export {run} --to open_clip --without-decoder {run.parent}/open_clip")
     console.print(f"  vlm train {RECIPE} data.root={scenes} run={run.parent}/longer duration='60 epochs'")
 
 
