@@ -98,7 +98,10 @@ def main() -> None:
         if run != NO_DECODER:
             fraction = f"{results(f'{run} greedy', partial(named, work, run, 'greedy'))['fraction']:.1%}"
         print(f"| {run} | {shown} | {fraction} | {figures['minutes']:.1f} |", flush=True)
-    best = arguments.runs[-1]
+    decoders = [run for run in arguments.runs if run != NO_DECODER]
+    if not decoders:
+        return
+    best = decoders[-1]
     print(f"\n| captions, {best} | main group named rightly | seconds for 1,000 images |\n|---|---|---|")
     for method in METHODS:
         found = results(f"{best} {method}", partial(named, work, best, method))
