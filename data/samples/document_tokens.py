@@ -1,7 +1,8 @@
 """A document as a model reads it: tokens of its texts, cut to its context, and which images each of them sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from vlm.batch import Documents
 from vlm.model.tokenizer import Tokenizer
 
 _SHORTEST = 2  # tokens: two marks
+_TOGETHER = 16  # texts that are tokenized at a time
 
 
 class DocumentTokens(NamedTuple):
@@ -42,16 +44,16 @@ class DocumentTokenizer:
         """
         limit = min(self.config.max_tokens or self.tokenizer.context_length, self.tokenizer.context_length) - 1
         texts = [piece for piece in pieces if isinstance(piece, str)]
-        placed, *inner = self.tokenizer.inner([self.config.image_text, *texts])
+        (placed,) = self.tokenizer.inner([self.config.image_text])
+        inner = chain.from_iterable(map(self.tokenizer.inner, _in_groups(texts)))  # none far behind the cut
         begin, end = self.tokenizer.marks
         ids, before, told, images = [begin], [0], [False], list[str]()
-        left = iter(inner)
         for piece in pieces:
             if len(ids) >= limit or (isinstance(piece, ImagePlace) and len(images) == self.config.max_images):
                 break
             if isinstance(piece, ImagePlace):
                 images.append(piece.suffix)
-            added = placed if isinstance(piece, ImagePlace) else next(left)
+            added = placed if isinstance(piece, ImagePlace) else next(inner)
             ids += added
             before += [len(images)] * len(added)
             told += [isinstance(piece, str)] * len(added)
@@ -87,3 +89,7 @@ class DocumentTokenizer:
             num_images=torch.tensor([len(one.images) for one in documents], dtype=torch.int64),
             owners=torch.tensor(owners, dtype=torch.int64),
         )
+
+
+def _in_groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER))

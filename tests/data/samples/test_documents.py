@@ -1,5 +1,6 @@
 """Stored documents: both forms, what is wrong with some, and the tokens and images that a model reads of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -103,6 +104,20 @@ def test_what_lies_behind_the_cut_is_left_out_images_too(
     found = tokens(pieces, **fields)
     assert (found.ids, found.images) == (ids, images)
     assert found.before[-1] == len(images)
+
+
+def test_what_lies_far_behind_the_cut_is_not_tokenized() -> None:
+    texts: list[str] = []
+
+    class Counting(Tokenizer):
+        def inner(self, given: Sequence[str]) -> list[list[int]]:
+            texts.extend(given)
+            return super().inner(given)
+
+    tokenizer = DocumentTokenizer(Counting(full_tokenizer({"context_length": CONTEXT}), shorten=True), config())
+    pieces = ["", *["a"] * 30, *["dog " * 1000] * 1000]
+    assert tokenizer(pieces).ids == (BEGIN, *[A] * (CONTEXT - 2), END)
+    assert len(texts) < 50
 
 
 def test_a_document_whose_text_begins_behind_the_cut_is_bad() -> None:
