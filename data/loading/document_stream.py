@@ -64,6 +64,6 @@ def _open(data: DataConfig, documents: DocumentsConfig, name: str, cache: ShardC
     source_name = document_source(name)
     where = recipe_key(source_name)
     index = FolderIndex(cache, f"{where}.shards")
-    source = open_source(source_name, documents.sources[name].patterns, index, root=data.root)
+    source = open_source(source_name, documents.sources[name].patterns, index, root=data.root, documents=True)
     require_documents(source, where)
     return source

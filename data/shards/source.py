@@ -210,9 +210,18 @@ def stable_names(shards: Sequence[str]) -> tuple[str, ...]:
 
 
 def open_source(
-    name: str, patterns: Sequence[str], index: FolderIndex, *, root: str | None = None, images: bool = True
+    name: str,
+    patterns: Sequence[str],
+    index: FolderIndex,
+    *,
+    root: str | None = None,
+    images: bool = True,
+    documents: bool = False,
 ) -> Source:
     """The source whose shards `patterns` name; what no index covers yet is indexed.
+
+    To earlier versions texts alone and documents were samples without an image, which their indexes do not list: where
+    these are wanted (no `images`, or `documents`), such shards are indexed anew.
 
     Raises:
         UserError: a pattern matches nothing, a shard cannot be read, or no shard holds an image (a text, where no
@@ -220,7 +229,7 @@ def open_source(
     """
     shards = expand_shards(patterns, root, index.where)
     entries = index.load_or_build(shards)
-    if not images:
+    if not images or documents:
         unknown = [name for name, entry in entries.items() if entry.imageless is None and entry.problems]
         entries |= index.load_or_build(unknown, fresh=True) if unknown else {}
     source = Source(name, entries, index, images=images)

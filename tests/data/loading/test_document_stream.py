@@ -9,6 +9,13 @@ import torch
 
 from data.config import DataConfig
 from data.loading.stream import TrainStream
+from data.shards.cache import ShardCache
+from data.shards.folder_index import FolderIndex
+from data.shards.indexing import Indexer
+from data.shards.manifest import NAME, FolderManifest, ShardEntry, manifest_bytes
+from data.shards.sidecar import Header, ShardIndex, save_index
+from data.shards.statistics import ShardStatistics
+from data.shards.tar import Problem
 from tests.data.documents import colour, document, num_images, plain_picture, text_of, write_documents
 from tests.data.small_shards import sample, write_shard, write_source
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Documents, Images
@@ -216,6 +223,30 @@ def test_what_cannot_be_trained_on_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         stream(folder, documents, **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_documents_that_an_earlier_version_indexed_as_samples_without_an_image_are_found(tmp_path: Path) -> None:
+    write_source(tmp_path, [9], "pairs")
+    write_documents(tmp_path, [2, 3])
+    index = FolderIndex(ShardCache(), "x")
+    entries = {}
+    for name in (tmp_path / "docs-00.tar", tmp_path / "docs-01.tar"):
+        new = Indexer(index.cache, "x")(str(name))
+        problems = tuple(Problem(new.key(row), "it has no image, only json, 0.png") for row in range(len(new)))
+        old = Header(
+            bytes=new.header.bytes,
+            version=new.header.version,
+            statistics=ShardStatistics(),
+            problems=problems,
+            content="a",
+        )
+        nothing = {field: getattr(new, field)[:0] for field in ("ids", "key_ends", "keys", "offsets", "sizes")}
+        save_index(ShardIndex(old, **nothing), Path(f"{name}.idx"))
+        entries[name.name] = ShardEntry.of(ShardIndex(old, **nothing))
+    del entries["docs-01.tar"]  # of one, the sidecar alone is old
+    (tmp_path / NAME).write_bytes(manifest_bytes(FolderManifest(entries)))
+    data = stream(tmp_path, {})
+    assert (data.sources[-1].num_samples, data.problems) == (5, ())
 
 
 def test_a_sequential_stream_has_no_documents(folder: Path) -> None:
