@@ -183,6 +183,8 @@ def _finished(folder: CaptionFolder, journal: Journal[CaptionedShard], states: l
     """The shards whose copies are there, whole. Raises UserError where one has changed since it was copied."""
     finished = {}
     for number, one in journal.results.items():
+        if not 0 <= number < len(states):
+            continue  # no shard of this plan, whoever wrote it there
         path = folder.path(number)
         if (path.stat().st_size if path.exists() else 0) != one.num_bytes:
             continue

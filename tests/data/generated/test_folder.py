@@ -15,7 +15,7 @@ import pytest
 from data.check.samples import FindingError, StoredSample
 from data.filter.names import output_names
 from data.generated.fields import CaptionField, GeneratedCaption, Origin
-from data.generated.folder import JOURNAL, LEDGER, CaptionFolder, CaptionSummary, write_captions
+from data.generated.folder import CAPTIONING, JOURNAL, LEDGER, CaptionFolder, CaptionSummary, write_captions
 from data.loading.heldout import HeldOutSet
 from data.shards.cache import ShardCache
 from tests.data.filter.by_webdataset import read_by_webdataset
@@ -151,6 +151,16 @@ def test_killed_torn_and_gone_on_it_is_the_same_bytes(shards: list[str], tmp_pat
     captioned.clear()
     write_captions(folder(shards, out), noting, World())
     assert captioned == []
+
+
+def test_a_line_of_the_journal_about_a_shard_that_is_not_there_counts_for_nothing(
+    shards: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    summary = summary_of(shards, out)
+    with (out / JOURNAL).open("a") as journal:
+        journal.writelines(CAPTIONING.line(replace(summary.shards[1], number=number)) for number in (-2, 99))
+    assert summary_of(shards, out) == summary
 
 
 def summary_of(shards: list[str], out: Path, **changes: Any) -> CaptionSummary:
