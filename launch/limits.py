@@ -1,5 +1,6 @@
 """Limits of this machine: a recipe that would take more by one of its numbers is refused before it is tried."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,9 +39,16 @@ def require_batches_fit(recipe: Recipe, rows_per_rank: int, image_size: int, emb
         EveryRankError: it names the key, what it takes, and what there is.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    documents = recipe.data.documents
     held = recipe.data.workers * recipe.data.prefetch + _HELD
-    pixels = rows_per_rank * held * _CHANNELS * image_size**2 if recipe.data.images else 0
-    _require_memory(f"global_batch: {recipe.global_batch:,} pairs, {held} batches held ready,", pixels * ranks)
+    image = held * _CHANNELS * image_size**2 if recipe.data.images else 0
+    _require_memory(
+        f"global_batch: {recipe.global_batch:,} pairs, {held} batches held ready,", rows_per_rank * image * ranks
+    )
+    if documents is not None:
+        images = math.ceil(documents.per_step * rows_per_rank / recipe.global_batch) * documents.max_images
+        words = f"{documents.per_step:,} a step of up to {documents.max_images:,} images each"
+        _require_memory(f"data.documents: {words}, {held} batches held ready,", images * image * ranks)
     for key, size in _queues(recipe):
         remembered = size * embed_dim * _FLOAT_BYTES * _MODALITIES
         _require_memory(f"{key}: {size:,} pairs of embeddings", remembered * ranks)

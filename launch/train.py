@@ -99,7 +99,8 @@ def _train(
     with _progress(recipe, parts, run, start, control.num_steps) as progress:
         for line in notices:
             progress.say(line)
-        check_bad_fraction(reasons_of(parts.source.problems), parts.source.num_samples, parts.source.max_bad_share)
+        stored = sum(source.num_samples for source in parts.source.sources)  # with documents, as the problems are
+        check_bad_fraction(reasons_of(parts.source.problems), stored, parts.source.max_bad_share)
         progress.say("training begins: the first batch is being loaded")
         recorder = Recorder(run, trackers, build_alarms(recipe, parts), progress, recipe.global_batch)
         trainer = Trainer(

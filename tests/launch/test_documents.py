@@ -10,7 +10,7 @@ import pytest
 from launch.recipe import load_recipe
 from launch.train import train
 from launch.verify_gradients import verify
-from tests.data.documents import document, write_documents
+from tests.data.documents import Stored, document, write_documents
 from tests.data.small_shards import write_shard, write_source
 from tests.launch.small import metrics_of
 from tests.launch.test_captioner import MODEL, losses
@@ -75,6 +75,17 @@ def test_stopped_and_resumed_it_is_bit_for_bit_the_same(alone: Path, tmp_path: P
     train_here(str(alone.with_suffix(".yaml")), (f"run={tmp_path / 'run'}",), resume="auto")
     assert_same_run(tmp_path / "run", alone)
     assert documents_of(tmp_path / "run") == documents_of(alone)
+
+
+def test_what_is_bad_among_documents_is_a_share_of_them_and_the_pairs(tmp_path: Path) -> None:
+    """11 of 1,124 are less than the share allowed, of the 24 pairs alone they would be more."""
+    write_source(tmp_path, [24], "train")
+    one = document(0)
+    documents: list[Stored] = [{**one, "__key__": f"d{number}"} for number in range(1089)]
+    bad: list[Stored] = [{"__key__": f"x{number}", "cls": 1} for number in range(11)]
+    write_shard(tmp_path / "docs-00.tar", [*documents, *bad])
+    train_here(recipe(tmp_path, tmp_path / "run", duration="1 steps", data={"max_bad_share": 0.01}))
+    assert len(ledger_of(tmp_path / "run")) == 11
 
 
 @pytest.mark.slow

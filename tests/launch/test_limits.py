@@ -37,6 +37,12 @@ def test_batches_and_queues_larger_than_memory_are_refused(tmp_path: Path) -> No
     recipe = recipe_with(tmp_path, "global_batch=16000000", "data.workers=4")
     with pytest.raises(EveryRankError, match=r"global_batch: 16,000,000 pairs, 10 batches held ready, take 22,430 GiB"):
         require_batches_fit(recipe, 16_000_000, 224, 512)  # 16e6 x 10 x 3 x 224^2 / 2^30
+    documents = "data.documents={sources: {web: {shards: x.tar}}, per_step: 1000, max_images: 1024}"
+    recipe = recipe_with(tmp_path, documents, "data.workers=4")
+    with pytest.raises(
+        EveryRankError, match=r"data.documents: 1,000 a step of up to 1,024 images each.* take 1,436 GiB"
+    ):
+        require_batches_fit(recipe, recipe.global_batch, 224, 512)  # 1000 x 1024 x 10 x 3 x 224^2 / 2^30
     recipe = recipe_with(tmp_path, "providers.queue.size=67108864", "objective.momentum_distillation=1")
     with pytest.raises(EveryRankError, match=r"providers.queue.size: 67,108,864 pairs of embeddings take 4,096 GiB"):
         require_batches_fit(recipe, 12, 224, 8192)
