@@ -41,6 +41,8 @@ _OF_DOCUMENTS = {
 }
 _SEAL = "seal"  # bytes come last in a safetensors file, by name: these are its end
 _SEAL_BYTES = 16
+_ASCII = 128
+_CONTINUES_MASK, _CONTINUES = 0b1100_0000, 0b1000_0000  # of bytes of UTF-8 within a character
 _NO_MATCH = "its checksum does not match"
 
 _log = logging.getLogger(__name__)
@@ -258,7 +260,7 @@ def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
         has_documents = "image_ends" in layout
         kinds = {**_ARRAYS, **(_OF_DOCUMENTS if has_documents else {})}
         arrays = {name: _array(content, 8 + length, layout[name], kind) for name, kind in kinds.items()}
-        _require_possible(arrays)
+        _require_possible(header, arrays)
     except (struct.error, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         _log.warning("%s", _unreadable(where, reason(error) if is_intact else _NO_MATCH))
         return None
@@ -269,21 +271,32 @@ def parse_index(content: mmap.mmap | bytes, where: str) -> ShardIndex | None:
     return ShardIndex(header, **arrays, images=images)
 
 
-def _require_possible(arrays: Mapping[str, NDArray[Any]]) -> None:
+def _require_possible(header: Header, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError where whoever wrote the file meant harm: a right checksum, and places that cannot be."""
     ends, samples = arrays["key_ends"], len(arrays["ids"])
     shapes = arrays["offsets"].shape == arrays["sizes"].shape == (samples, len(PARTS)) and ends.shape == (samples,)
     if not shapes or min(int(arrays[name].min(initial=0)) for name in ("offsets", "sizes", "key_ends")) < 0:
         raise ValueError("its parts do not fit together")
-    fits = _divide(ends, len(arrays["keys"]))
+    fits = _are_texts(ends, arrays["keys"]) and (header.imageless is None or header.imageless.samples <= samples)
     if "image_ends" in arrays:
         counts = {len(arrays[name]) for name in ("image_offsets", "image_sizes", "image_name_ends")}
         fits &= arrays["image_ends"].shape == (samples,) and len(counts) == 1
         fits &= _divide(arrays["image_ends"], counts.pop())
-        fits &= _divide(arrays["image_name_ends"], len(arrays["image_names"]))
+        fits &= _are_texts(arrays["image_name_ends"], arrays["image_names"])
         fits &= min(int(arrays[name].min(initial=0)) for name in _OF_DOCUMENTS) >= 0
     if not fits:
         raise ValueError("its parts do not fit together")
+
+
+def _are_texts(ends: NDArray[Any], stored: NDArray[Any]) -> bool:
+    """Whether texts in UTF-8, surrogates allowed, end at these places of what is stored."""
+    if not _divide(ends, len(stored)):
+        return False
+    if int(stored.max(initial=0)) < _ASCII:
+        return True
+    stored.tobytes().decode("utf-8", "surrogatepass")
+    starts = stored[ends[ends < len(stored)]]
+    return not ((starts & _CONTINUES_MASK) == _CONTINUES).any()
 
 
 def _divide(ends: NDArray[Any], length: int) -> bool:
