@@ -8,10 +8,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from vlm.errors import UserError
 from vlm.terminal import Terminal, one_line
 
 if TYPE_CHECKING:
-    from data.check.duplicates import Duplicates
     from data.check.report import CheckConfig, CheckReport
 
 _SHOWN_EXAMPLES = 5
@@ -25,6 +25,12 @@ def check(  # noqa: PLR0913 - the options of the command line
     ] = None,
     distance: Annotated[int, typer.Option(min=0, max=16, help="Hash bits in which the same picture may differ.")] = 4,
     tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Count the CLIP tokens of captions.")] = True,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images/--no-images", help="Read images; without, a text alone is a sample, as with data.images: false."
+        ),
+    ] = True,
     mark: Annotated[str, typer.Option(help="The place of an image in the text of a document.")] = "<image>",
     listed: Annotated[
         int, typer.Option(min=0, max=10**9, help="Findings and groups of a kind that the JSON names.")
@@ -37,9 +43,15 @@ def check(  # noqa: PLR0913 - the options of the command line
     workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Read every sample once: counts, sizes, caption lengths, duplicates, and all that training could not use."""
-    from data.check.report import CheckConfig
+    from pydantic import ValidationError
 
-    config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens, mark=mark)
+    from data.check.report import CheckConfig
+    from vlm.config import first_problem
+
+    try:
+        config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens, mark=mark, images=images)
+    except ValidationError as error:
+        raise UserError(f"--{first_problem(error, CheckConfig)}") from error
     report = run_check(shards, against or (), config, json_file=json_file, plots=plots, workers=workers)
     if max_bad_share is not None and report.bad_share > max_bad_share:
         print(f"bad samples: {report.bad_share:.2%}, more than {max_bad_share:.2%}")
@@ -65,6 +77,8 @@ def run_check(
     plots = None if plots is None else output_folder(plots, "--plots", files=PLOTS)
     names = expand_shards(tuple(patterns), None, "SHARDS")
     given = tuple(against)
+    if given and not config.images:
+        raise UserError("--against: compares pictures, and --no-images reads none")
     others = expand_shards(given, None, "--against") if given else ()
     require_no_command((*names, *others), "SHARDS")
     console = Terminal()
@@ -84,7 +98,7 @@ def run_check(
 
 def print_report(report: "CheckReport", console: Terminal) -> None:
     """The report as tables: what is there, its distributions, what is wrong with it, what is there twice."""
-    for table in (_counts(report), _distributions(report), _problems(report), _duplicates(report.duplicates)):
+    for table in (_counts(report), _distributions(report), _problems(report), _duplicates(report)):
         if table.row_count:
             console.print(table)
     for kind, problems in report.problems.items():
@@ -125,18 +139,18 @@ def _problems(report: "CheckReport") -> Table:
     return table
 
 
-def _duplicates(duplicates: "Duplicates") -> Table:
+def _duplicates(report: "CheckReport") -> Table:
+    duplicates = report.duplicates
     table = Table("duplicates", title="Duplicates")
     table.add_column("groups", justify="right")
     table.add_column("samples", justify="right")
     near = f"pictures within {duplicates.distance_bits} bits"
-    rows = {
+    pictures = {
         "files": duplicates.files,
         "equal pictures": duplicates.equal_pictures,
         near: duplicates.near_pictures,
-        "keys": duplicates.keys,
     }
-    for name, groups in rows.items():
+    for name, groups in {**(pictures if report.images else {}), "keys": duplicates.keys}.items():
         table.add_row(name, f"{groups.groups:,}", f"{groups.samples:,}")
     if duplicates.against is not None:
         table.add_row("pictures of the other set", "", f"{duplicates.against.samples:,}")

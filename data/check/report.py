@@ -30,6 +30,10 @@ class CheckConfig(Config):
         default="<image>", min_length=1, max_length=100, description="the place of an image in the text of a document"
     )
     clip_tokens: bool = Field(default=True, description="count the CLIP tokens of captions")
+    images: bool = Field(
+        default=True,
+        description="read images; without, texts alone are samples, as to training with data.images: false",
+    )
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ class Problems:
 class CheckReport:
     """All that was found. `bytes` are those of the (unpacked) tars; `bad_share` is `bad_samples` of `entries`.
 
-    Entries are the samples and what was refused or lost beside them: unsafe members by key, damaged and unreadable
-    shards as one each. Distributions have their unit in their name.
+    Where no `images` were read, nothing is known of them. Entries are the samples and what was refused or lost beside
+    them: unsafe members by key, damaged and unreadable shards as one each. Distributions have their unit in their name.
     """
 
     shards: int
+    images: bool
     samples: int
     entries: int
     bad_samples: int
@@ -92,7 +97,8 @@ def check_shards(
     `against` are shards whose pictures should not be among them. `progress` gets each shard's number of samples.
     Memory grows by 8 bytes a sample and 24 a picture, whatever they hold; the report does not depend on `workers`.
     """
-    jobs = [ScanJob(shard, clip_tokens=config.clip_tokens, listed=config.listed, mark=config.mark) for shard in shards]
+    options = {"clip_tokens": config.clip_tokens, "images": config.images}
+    jobs = [ScanJob(shard, **options, listed=config.listed, mark=config.mark) for shard in shards]
     others = [ScanJob(shard, texts=False, listed=0) for shard in against]
     scans = []
     with WorkerPool(workers) as pool:
@@ -111,6 +117,7 @@ def _report(
     entries, bad = sum(scan.num_entries for scan in scans), sum(scan.num_bad for scan in scans)
     return CheckReport(
         shards=len(scans),
+        images=config.images,
         samples=sum(scan.num_samples for scan in scans),
         entries=entries,
         bad_samples=bad,

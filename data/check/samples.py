@@ -109,8 +109,9 @@ class StoredSample:
             pieces = document_pieces(self.fields(), mark)
         except BadSampleError as error:
             raise self._error(UNREADABLE_DOCUMENT, str(error)) from error
+        images = set(self.in_document)
         for piece in pieces:
-            if isinstance(piece, ImagePlace) and piece.suffix not in self.in_document:
+            if isinstance(piece, ImagePlace) and piece.suffix not in images:
                 reason = f"its json names an image {piece.suffix!r:.60}, which is not among its members"
                 raise self._error(UNREADABLE_DOCUMENT, reason)
         return " ".join(piece.strip() for piece in pieces if isinstance(piece, str))
@@ -126,8 +127,8 @@ class StoredSample:
         except BadSampleError as error:
             raise self._error(UNREADABLE_JSON, str(error)) from error
 
-    def captions(self, fields: dict[str, Any]) -> tuple[str, ...]:
-        """All its captions, stripped; none for a sample with a class (`cls`) and no text.
+    def captions(self, fields: dict[str, Any], *, needed: bool = False) -> tuple[str, ...]:
+        """All its captions, stripped; none, unless they are `needed`, for a sample with a class (`cls`) and no text.
 
         Raises:
             FindingError: they are missing, empty, or no UTF-8 text.
@@ -137,7 +138,7 @@ class StoredSample:
             captions = read_captions(text, fields)
         except BadSampleError as error:
             raise self._error(UNREADABLE_CAPTION, str(error)) from error
-        if captions or "cls" in self.members:
+        if captions or ("cls" in self.members and not needed):
             return captions
         if text is None and not fields.keys() & {"caption", "captions"}:
             raise self._error(NO_CAPTION, "it has no caption")

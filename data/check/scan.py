@@ -42,7 +42,8 @@ DISTRIBUTIONS = (
 class ScanJob:
     """A shard to read; without `texts` for its images' hashes alone. At most `listed` findings of a kind are kept.
 
-    `mark` is the place of an image in the text of a document.
+    `mark` is the place of an image in the text of a document. Without `images` none is read or missed, as in training
+    with `data.images: false`, to which a document is a sample like others.
     """
 
     shard: str
@@ -50,6 +51,7 @@ class ScanJob:
     clip_tokens: bool = False
     listed: int = 100
     mark: str = "<image>"
+    images: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,16 @@ def scan_shard(job: ScanJob) -> ShardScan:
 
 def _scan_sample(sample: StoredSample, notes: _Notes, job: ScanJob) -> None:
     """Note one sample, and each of its pictures."""
-    in_document = sample.in_document
+    in_document = dict.fromkeys(sample.in_document)
     kinds = (kind_of_member(suffix) if suffix in in_document else suffix for suffix in sample.members)
     notes.tallies["suffixes"].update(kinds)
     notes.keys.append(hash64(sample.key.encode("utf-8", "surrogatepass")))
-    for suffix in in_document or (None,):
+    for suffix in (in_document or (None,)) if job.images else ():
         notes.pictures.append((sample.position, *_picture_hashes(sample, suffix, notes)))
-    if job.texts and in_document:
+    if job.texts and job.images and in_document:
         _note_document(sample, notes, job.mark)
     elif job.texts:
-        _note_texts(sample, notes)
+        _note_texts(sample, notes, alone=not job.images)
 
 
 def _picture_hashes(sample: StoredSample, suffix: str | None, notes: _Notes) -> tuple[int, int]:
@@ -162,10 +164,11 @@ def _note_picture(picture: PictureInfo, notes: _Notes) -> None:
     notes.values["image_aspect_thousandths"].append(round(1000 * picture.width / picture.height))
 
 
-def _note_texts(sample: StoredSample, notes: _Notes) -> None:
+def _note_texts(sample: StoredSample, notes: _Notes, *, alone: bool) -> None:
+    """Note the captions of a sample; where they are used `alone`, a class is not enough."""
     try:
         sample.label()
-        captions = sample.captions(sample.fields())
+        captions = sample.captions(sample.fields(), needed=alone)
     except FindingError as error:
         notes.findings.append(error.finding)
         return

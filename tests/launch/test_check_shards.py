@@ -34,6 +34,39 @@ def test_check_prints_tables_writes_files_and_ends_with_1_above_the_allowed_shar
     assert "bad samples: 10.00%, more than 9.00%" in result.output
 
 
+def test_texts_alone_are_samples_where_no_images_are_read(tmp_path: Path) -> None:
+    texts = [sample(n, txt=f"text {n}") for n in range(3)]
+    others = [sample(3), sample(4, jpg=b"damaged", txt="of no account"), sample(5, cls=1), sample(6, txt=" ")]
+    shard = str(write_shard(tmp_path / "a.tar", [*texts, *others]))
+    options = ("--no-tokens", "--workers", "1", "--json", str(tmp_path / "a.json"))
+    assert run(check, shard, *options).exit_code == 0
+    assert json.loads((tmp_path / "a.json").read_text())["bad_samples"] == 6
+    result = run(check, shard, *options, "--no-images")
+    assert result.exit_code == 0, result.output
+    assert "pictures" not in result.output
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["images"], report["samples"], report["bad_samples"]) == (False, 7, 2)
+    assert report["distributions"]["captions_per_sample"]["count"] == 5
+    assert {kind: one["listed"][0]["key"] for kind, one in report["problems"].items()} == {
+        "no caption": "000005",
+        "empty caption": "000006",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--no-images", "--against", "SHARD"), "--against: compares pictures, and --no-images reads none"),
+        (("--mark", ""), "--mark: "),
+    ],
+)
+def test_what_the_check_cannot_do_is_told_before_the_work(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    shard = str(write_shard(tmp_path / "a.tar", [sample(0)]))
+    result = run(check, shard, *(shard if word == "SHARD" else word for word in options))
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith(words)
+
+
 def test_filter_prints_what_each_rule_dropped(tmp_path: Path) -> None:
     image = stored(photo(0))
     samples = [sample(0, jpg=image, txt="a good text"), sample(1, jpg=image, txt="short")]

@@ -1,14 +1,21 @@
 """Shards of documents in the index and the check: every image of a document, and what does not go together."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from data.check.report import CheckConfig, check_shards
+from data.check.samples import OpenShard
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex
 from data.shards.indexing import Indexer
 from data.shards.sidecar import make_index, parse_index, to_bytes
 from data.shards.stamp import Stamp
-from data.shards.tar import list_shard
+from data.shards.statistics import ShardStatistics
+from data.shards.tar import Extent, list_shard
 from tests.data.check.photos import photo, stored
 from tests.data.documents import document, num_images, plain_picture
 from tests.data.small_shards import sample, write_shard
@@ -88,8 +95,52 @@ def test_a_right_checksum_does_not_make_impossible_places_possible(tmp_path: Pat
     documents = write_shard(tmp_path / "docs.tar", [document(number) for number in range(4)])
     index = Indexer(ShardCache(), "x")(str(documents))
     assert index.images is not None
-    for name in ("image_ends", "image_offsets", "image_name_ends"):
+    for name, place, value in (
+        ("image_ends", -1, -5),
+        ("image_offsets", 0, -5),
+        ("image_name_ends", -1, -5),
+        ("image_names", 0, 0xFF),  # in no text
+    ):
         changed = getattr(index.images, name).copy()
-        changed[-1 if name != "image_offsets" else 0] = -5
-        broken = type(index.images)(**{**index.images.__dict__, name: changed})
-        assert parse_index(to_bytes(type(index)(**{**index.__dict__, "images": broken})), "x") is None
+        changed[place] = value
+        broken = replace(index, images=replace(index.images, **{name: changed}))
+        assert parse_index(to_bytes(broken), "x") is None
+    keys = index.keys.copy()
+    keys[0] = 0xFF
+    assert parse_index(to_bytes(replace(index, keys=keys)), "x") is None
+    imageless = ShardStatistics(samples=5)  # of 4 samples in all
+    header = index.header.model_copy(update={"imageless": imageless})
+    assert parse_index(to_bytes(replace(index, header=header)), "x") is None
+
+
+def test_names_are_whole_characters(tmp_path: Path) -> None:
+    keys = ("\u00e9", "\ud800", "\U0001f436.")
+    shard = write_shard(tmp_path / "docs.tar", [{**document(0), "__key__": key} for key in ("aa", "bbb", "ccccc")])
+    index = Indexer(ShardCache(), "x")(str(shard))
+    stored = np.frombuffer("".join(keys).encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    odd = parse_index(to_bytes(replace(index, keys=stored)), "x")
+    assert odd is not None
+    assert tuple(map(odd.key, range(3))) == keys
+    within = replace(index, keys=stored, key_ends=np.asarray([1, 5, 10], dtype=np.int64))
+    assert parse_index(to_bytes(within), "x") is None
+
+
+class Counted(dict[str, Extent]):
+    """Members that count how often they are gone through."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return super().__iter__()
+
+
+def test_a_document_of_many_images_is_looked_through_once(tmp_path: Path) -> None:
+    names = [f"{place}.png" for place in range(50)]
+    stored = json.dumps({"images": names, "texts": ["a", *[None] * 50]})
+    shard = write_shard(tmp_path / "docs.tar", [{"__key__": "a", "json": stored, **dict.fromkeys(names, b"")}])
+    with OpenShard(str(shard)) as opened:
+        (one,) = opened
+        counted = Counted(one.members)
+        assert replace(one, members=counted).document_text("<image>") == "a"
+    assert counted.looks < 10
