@@ -24,7 +24,7 @@ from vlm.training.engines.registry import EngineName
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1, "embed_cls": True}
 CAPTIONER = {"layers": 2, "heads": 2, "queries": 3, "pooler_heads": 2}
-MODEL = {
+MODEL: dict[str, Any] = {
     "towers": {
         "embed_dim": 8,
         "image": {"vision_cfg": VISION},
@@ -93,6 +93,17 @@ def test_its_losses_are_those_of_one_process(
     terms = [line for line in metrics_of(tmp_path / "run") if "caption" in line]
     for line in terms:
         assert line["loss"] == pytest.approx(line["clip"] + 2 * line["caption"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_look_at_a_finer_map_of_a_timm_trunk(data: Path, tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_nfnet", "timm_proj": "linear", "image_size": 32}
+    model: dict[str, Any] = {**MODEL, "towers": {**MODEL["towers"], "image": {"vision_cfg": vision}}}
+    model["captioner"] = {**CAPTIONER, "pooler": "tower", "feature_map": -2}
+    train_here(recipe(data, tmp_path / "alone", model=model))
+    for engine in ("zero3", "fsdp"):
+        train_ranks(2, recipe(data, tmp_path / engine, model=model, engine=engine, micro_batch=2))
+        assert losses(tmp_path / engine) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
 
 
 def verified(name: str) -> bool:
