@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Images, Texts
-from vlm.errors import EveryRankError, reason
+from vlm.errors import EveryRankError, UserError, reason
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.document_memory import without_images
@@ -65,6 +65,8 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
             quick_gelu = bool(model.config.quick_gelu)
             vocabulary = num_embeddings(model.text)
             model.decoder = CaptionDecoder(config, state_width, image_width, vocabulary, quick_gelu=quick_gelu)
+    except UserError:
+        raise  # it names its key
     except (AssertionError, ValueError) as error:
         raise EveryRankError(f"model.captioner: {reason(error)}") from None
     model.config = model.config.model_copy(update={"captioner": config.without_files()})

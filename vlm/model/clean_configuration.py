@@ -88,7 +88,9 @@ def refusing(where: str, name: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error).removeprefix(f"{name}: ")
-        raise UserError(message if message.startswith("towers.") else f"{where} {name}: {message}") from error
+        raise UserError(
+            message if message.startswith(("towers.", "model.")) else f"{where} {name}: {message}"
+        ) from error
     except UnpicklingError as error:
         raise UserError(
             f"{where} {name}: its weights are a pickle of more than tensors, which could run code"

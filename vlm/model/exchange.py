@@ -112,10 +112,11 @@ def _decoder_fields(model: DualEncoder) -> dict[str, Any]:
     fitted = isinstance(decoder.state_projection, nn.Identity) and isinstance(decoder.image_projection, nn.Identity)
     is_held = captioner.pooler == "tower" and captioner.feature_map is None and captioner.mlp_ratio == _MLP_RATIO
     if not (fitted and is_held):
+        can_go = model.image_pooler is None
         raise UserError(
             f"open_clip has no counterpart of the captioner (pooler {captioner.pooler}): its decoder looks at the "
             "image tower's own tokens, all of one width, with MLPs four times as wide"
-            + ("; --without-decoder exports the dual encoder alone" if captioner.pooler == "tower" else "")
+            + ("; --without-decoder exports the dual encoder alone" if can_go else "")
         )
     return {
         "context_length": model.text.context_length,

@@ -28,11 +28,19 @@ class GapStatistics:
 
     @staticmethod
     def of(images: Float[Tensor, "pairs dim"], texts: Float[Tensor, "pairs dim"]) -> "GapStatistics":
-        """Those of some pairs, in float64."""
+        """Those of some pairs, in float64. Raises EveryRankError for embeddings that are no finite numbers."""
         images, texts = images.double(), texts.double()
         differences = images - texts
         centred = differences - differences.mean(0)
-        return GapStatistics(images.mean(0), texts.mean(0), centred.T @ centred / len(centred))
+        made = GapStatistics(images.mean(0), texts.mean(0), centred.T @ centred / len(centred))
+        if not made.are_finite:
+            raise EveryRankError(f"the model's embeddings of {len(images)} pairs are no finite numbers")
+        return made
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all of them are finite numbers."""
+        return all(bool(getattr(self, name).isfinite().all()) for name in _TENSORS)
 
     @property
     def shift(self) -> Float[Tensor, " dim"]:
@@ -60,7 +68,8 @@ class GapStatistics:
         """The statistics in a file, which is to be of a model with these weights and embeddings so wide.
 
         Raises:
-            EveryRankError: it begins with `where`; there is no such file, it is damaged, or of another model.
+            EveryRankError: it begins with `where`; there is no such file, it is damaged, of another model, or of one
+                whose embeddings are no finite numbers.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -77,7 +86,10 @@ class GapStatistics:
             raise EveryRankError(f"{where}: {path} is of embeddings of {found} dimensions; the model's have {dim}")
         if metadata.get("weights") != weights:
             raise EveryRankError(f"{where}: {path} is of a model with other weights; `vlm gap` measures this one")
-        return GapStatistics(**tensors)
+        found_statistics = GapStatistics(**tensors)
+        if not found_statistics.are_finite:
+            raise EveryRankError(f"{where}: {path} has values that are no finite numbers; `vlm gap` measures anew")
+        return found_statistics
 
 
 def weights_of(model: nn.Module) -> str:

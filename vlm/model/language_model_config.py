@@ -16,6 +16,7 @@ class LoraConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what the additions read")
     targets: tuple[str, ...] | None = Field(
         default=None,
+        min_length=1,
         description="the linear maps of each layer, by the last part of their names; null: those that turn tokens to "
         "queries and values",
     )

@@ -19,6 +19,7 @@ from vlm.model.captioner_config import GapConfig
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.embedding_tokens import ModalityGap
+from vlm.model.exchange import export_open_clip
 from vlm.model.gap_statistics import GapStatistics, weights_of
 from vlm.objectives.counter_rng import normals, words
 
@@ -210,6 +211,36 @@ def test_statistics_of_anything_else_are_one_line(tmp_path: Path) -> None:
     stored[-3] ^= 1
     path.write_bytes(stored)
     refused("is damaged")
+    broken = GapStatistics.of(*pairs(50, 24))
+    broken.covariance[3, 5] = torch.nan
+    broken.write(path, "mine", "--out")
+    refused("has values that are no finite numbers")
+
+
+def test_embeddings_that_are_no_finite_numbers_have_no_statistics() -> None:
+    images, texts = pairs(50, 8)
+    images[7, 2] = torch.nan
+    with pytest.raises(UserError, match=r"^the model's embeddings of 50 pairs are no finite numbers$"):
+        GapStatistics.of(images, texts)
+
+
+@torch.no_grad()
+def test_equal_pairs_have_no_spread() -> None:
+    """A covariance of 0 has the root 0, and draws move nothing but by the mean."""
+    texts = rows(5, 8)
+    layer = gap(8, GapStatistics.of(texts, texts), noise=0.0, correction="covariance")
+    assert_close(layer(texts, draws(5)), texts, rtol=0, atol=1e-12)
+
+
+def test_a_decoder_that_looks_at_the_embedding_is_left_out_of_an_export(tmp_path: Path) -> None:
+    model = built()
+    with pytest.raises(UserError, match=r"\(pooler embedding\).*--without-decoder exports") as refused:
+        export_open_clip(model, tmp_path / "refused", some_images(2), TEXTS)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "refused").exists()
+    model.drop_decoder()
+    parity = export_open_clip(model, tmp_path / "exported", some_images(2), TEXTS)
+    assert max(parity.image, parity.text) < 1e-5
 
 
 @pytest.mark.parametrize(

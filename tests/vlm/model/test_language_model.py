@@ -202,6 +202,7 @@ def test_the_language_model_stays_and_what_is_new_learns(tmp_path: Path, train: 
     assert {name for name in new - changed if not name.endswith(("bias", "ln_1.weight"))} == set()
     assert any("lora_A" in name for name in changed) == (train == "lora")
     model.eval()
+    assert {part.training for part in drops} == {False}
     assert not torch.allclose(told(model, tokens, lengths, images), start)
 
 
@@ -287,9 +288,15 @@ def test_pools_are_those_of_a_tower_without_a_decoder_too(tmp_path: Path, pool: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": {"unimodal_layers": 3}}, r"unimodal_layers: found 3; the language model has 3 layers"),
-        ({"split": {"train": "lora", "lora": {"targets": ["q_prj"]}}}, r"lora\.targets: unknown map 'q_prj'.*q_proj"),
-        ({"split": {"train": "none"}, "lock": {"text": "all"}}, r"model\.lock\.text: .*train \(none\) locks"),
+        (
+            {"split": {"unimodal_layers": 3}},
+            r"^model\.captioner\.language_model\.unimodal_layers: found 3; the language model has 3 layers",
+        ),
+        (
+            {"split": {"train": "lora", "lora": {"targets": ["q_prj"]}}},
+            r"^model\.captioner\.language_model\.lora\.targets: unknown map 'q_prj'.*q_proj",
+        ),
+        ({"split": {"train": "none"}, "lock": {"text": "all"}}, r"^model\.lock\.text: .*train \(none\) locks"),
         ({"text": {"pool": "pooler"}}, r"pool: found pooler; a language model has query"),
         ({"text": {"context_length": 41}}, r"context_length: found 41"),
         ({"text": {"context_length": 40, "pool": "class"}}, r"context_length: found 40"),
@@ -321,3 +328,5 @@ def test_other_towers_and_incomplete_weights_are_refused(tmp_path: Path) -> None
             config_of(tmp_path, captioner={field: value})
     with pytest.raises(ValueError, match="lora: found"):
         config_of(tmp_path, {"lora": {"rank": 4}})
+    with pytest.raises(ValueError, match=r"lora\.targets\n.*at least 1 item"):  # none is no way to write the usual ones
+        config_of(tmp_path, {"train": "lora", "lora": {"targets": []}})
