@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.transformer import AttentionalPooler, QuickGELU
 from torch import Tensor, nn
 
+from vlm.batch import Texts
 from vlm.model.attention import Block, LayerCache, initialise_blocks
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.token_likelihood import token_likelihood
@@ -80,6 +81,8 @@ class Vocabulary(nn.Module):
 class Decoder(nn.Module, ABC):
     """The second half of a causal text model, which looks at images: it goes on from a text tower's token states."""
 
+    image_projection: nn.Module
+    cross_attn: nn.ModuleList
     vocabulary: Vocabulary
 
     @abstractmethod
@@ -87,6 +90,18 @@ class Decoder(nn.Module, ABC):
         """The repeated blocks, in the order of the forward."""
 
     @abstractmethod
+    def last_states(
+        self,
+        states: Float[Tensor, "texts length state_width"],
+        memory: Float[Tensor, "images tokens width"] | None,
+        mask: Bool[Tensor, "texts length tokens"] | None,
+        cache: DecoderCache | None,
+    ) -> Float[Tensor, "texts length width"]:
+        """The states behind the last norm; `memory` is the projected image, None where the cache has its keys.
+
+        Of a cache `image` has a layer for each block of `cross_attn`, and `tokens` those of an earlier call.
+        """
+
     def forward(
         self,
         states: Float[Tensor, "texts length state_width"],
@@ -103,18 +118,30 @@ class Decoder(nn.Module, ABC):
         logits of the token after the last. A cache that knows earlier tokens goes on behind them. `mask` is true where
         a token may look at an image's; one that may look at none gets exactly 0 from each attention to the image.
         """
-
-    def told(
-        self,
-        states: Float[Tensor, "texts length width"],
-        targets: Int64[Tensor, "texts length"] | None,
-        num_targets: Int64[Tensor, " texts"] | None,
-    ) -> NextToken | Float[Tensor, "counted 2"]:
-        """What a forward returns, of the states behind its last norm."""
+        is_known = cache is not None and bool(cache.image)
+        if cache is not None and not is_known:
+            cache.image = [LayerCache() for _ in self.cross_attn]
+        states = self.last_states(states, None if is_known else self.image_projection(image), mask, cache)
         if targets is None or num_targets is None:
             return NextToken(self.vocabulary(states[:, -1]), states)
         counted = torch.arange(states.shape[1], device=states.device) < num_targets[:, None]
         return self.vocabulary(states[counted], targets[counted])  # type: ignore[no-any-return]
+
+    def text_likelihood(
+        self,
+        texts: Texts,
+        states: Float[Tensor, "texts length state_width"],
+        image_tokens: Float[Tensor, "images tokens image_width"],
+    ) -> Float[Tensor, "told 2"]:
+        """The `token_likelihood` of all tokens but the first of each text, text after text.
+
+        A text is of its owner's image; without owners texts come image by image, as many for each.
+        """
+        if texts.owners is not None:
+            image_tokens = image_tokens[texts.owners]
+        last = texts.tokens.shape[1] - 1
+        targets, num_targets = texts.tokens[:, 1:], texts.lengths - 1
+        return self(states[:, :last], image_tokens, targets=targets, num_targets=num_targets)  # type: ignore[no-any-return]
 
 
 class CaptionDecoder(Decoder):
@@ -148,26 +175,20 @@ class CaptionDecoder(Decoder):
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return [block for pair in zip(self.resblocks, self.cross_attn, strict=True) for block in pair]
 
-    def forward(  # noqa: D102
+    def last_states(  # noqa: D102
         self,
         states: Float[Tensor, "texts length state_width"],
-        image: Float[Tensor, "images tokens image_width"],
-        *,
-        mask: Bool[Tensor, "texts length tokens"] | None = None,
-        targets: Int64[Tensor, "texts length"] | None = None,
-        num_targets: Int64[Tensor, " texts"] | None = None,
-        cache: DecoderCache | None = None,
-    ) -> NextToken | Float[Tensor, "counted 2"]:
+        memory: Float[Tensor, "images tokens width"] | None,
+        mask: Bool[Tensor, "texts length tokens"] | None,
+        cache: DecoderCache | None,
+    ) -> Float[Tensor, "texts length width"]:
         x = self.state_projection(states)
-        is_known = cache is not None and bool(cache.tokens)
-        memory: Tensor | None = None if is_known else self.image_projection(image)
         if cache is not None and not cache.tokens:
             cache.tokens = [LayerCache() for _ in self.resblocks]
-            cache.image = [LayerCache() for _ in self.cross_attn]
         for number, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):
             x = block(x, causal=True, cache=None if cache is None else cache.tokens[number])
             x = cross(x, memory, mask=mask, cache=None if cache is None else cache.image[number])
-        return self.told(self.ln_final(x), targets, num_targets)
+        return self.ln_final(x)  # type: ignore[no-any-return]
 
 
 def fitted(width: int, wanted: int) -> nn.Module:

@@ -7,6 +7,7 @@ from open_clip.model import CLIPVisionCfg
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from vlm.config import Config
+from vlm.errors import EveryRankError
 from vlm.model import open_clip_kinds, transformers_kinds  # noqa: F401 (each registers its kinds of tower)
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.heads import HeadConfig
@@ -167,6 +168,27 @@ class ModelConfig(Config):
             if self.pretrained is not None and self.towers is not None and getattr(self.towers, name).weights:
                 raise ValueError(f"found pretrained and towers.{name}.weights; one of them says where weights are")
         return self
+
+    @property
+    def tower_dim(self) -> int:
+        """The width of what the towers make, before any head, of a configuration whose towers are written out."""
+        towers = self.architecture or self.towers
+        assert towers is not None
+        return towers.embed_dim
+
+    @property
+    def embed_dim(self) -> int:
+        """The width of an embedding of either modality. Raises EveryRankError for heads of unequal width."""
+        dims = {}
+        for name, head in (("image_head", self.image_head), ("text_head", self.text_head)):
+            try:
+                dims[name] = self.tower_dim if head is None else head.embed_dim(self.tower_dim)
+            except ValueError as error:
+                raise EveryRankError(f"model.{name}: {error}") from None
+        image, text = dims.values()
+        if image != text:
+            raise EveryRankError(f"model: image_head makes {image} dimensions, text_head {text}; they must be as many")
+        return image
 
 
 def _exactly_one(**choices: object) -> None:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, StandIns, Texts
-from vlm.errors import EveryRankError, UserError
+from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, Texts
+from vlm.errors import UserError
 from vlm.model.captioner import Decoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.config import ModelConfig
@@ -39,9 +39,9 @@ class DualEncoder(nn.Module):
         self.config = config
         self.image = image
         self.text = text
-        self.embed_dim = _embed_dim(config)
+        self.embed_dim = config.embed_dim
         self.image_head, self.text_head = (
-            nn.Identity() if head is None else build_head(head, _tower_dim(config))
+            nn.Identity() if head is None else build_head(head, config.tower_dim)
             for head in (config.image_head, config.text_head)
         )
         self.tokenizer = tokenizer
@@ -70,7 +70,7 @@ class DualEncoder(nn.Module):
     @property
     def tower_dim(self) -> int:
         """The width of what the towers make, before any head."""
-        return _tower_dim(self.config)
+        return self.config.tower_dim
 
     def forward(
         self,
@@ -102,13 +102,15 @@ class DualEncoder(nn.Module):
         embeddings, states = self._encode_texts(texts)
         made |= embeddings
         for part in captioned:
+            assert self.decoder is not None
             assert image_tokens is not None
-            made[likelihood_of(part)] = self._likelihood(texts[part], states[part], image_tokens)
+            made[likelihood_of(part)] = self.decoder.text_likelihood(texts[part], states[part], image_tokens)
         for part in captioned_from_text:
-            stand_ins = self._tokens_of_texts(embeddings[part], inputs.get(stand_ins_of(part)))
-            made[likelihood_of(part, "text")] = self._likelihood(
-                replace(texts[part], owners=None), states[part], stand_ins
-            )
+            assert self.decoder is not None
+            assert self.embedding_tokens is not None
+            shown = self.embedding_tokens.in_place_of_images(embeddings[part], inputs.get(stand_ins_of(part)))
+            own = replace(texts[part], owners=None)
+            made[likelihood_of(part, "text")] = self.decoder.text_likelihood(own, states[part], shown)
         if isinstance(documents, Documents):
             assert document_tokens is not None
             made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, document_tokens, inputs["text"])
@@ -134,30 +136,6 @@ class DualEncoder(nn.Module):
             for made in (embeddings, states):
                 made |= {"text": made["captions"][first]} if made else {}
         return embeddings, states
-
-    def _likelihood(self, texts: Texts, states: Tensor, image_tokens: Tensor) -> Float[Tensor, "tokens 2"]:
-        """The `token_likelihood` of all tokens but the first of each text, text after text."""
-        assert self.decoder is not None
-        if texts.owners is not None:
-            image_tokens = image_tokens[texts.owners]
-        length = texts.tokens.shape[1]
-        made: Tensor = self.decoder(
-            states[:, : length - 1], image_tokens, targets=texts.tokens[:, 1:], num_targets=texts.lengths - 1
-        )
-        return made
-
-    def _tokens_of_texts(self, embeddings: Tensor, stand_ins: BatchPart | None) -> Float[Tensor, "texts tokens width"]:
-        """What the decoder looks at where texts stand in for images; without `stand_ins` each for its own.
-
-        The texts' embeddings are constants here: they would learn to tell more of a text than images do.
-        """
-        assert self.embedding_tokens is not None
-        texts, draws = embeddings.detach(), None
-        if isinstance(stand_ins, StandIns):
-            texts = texts[torch.arange(len(texts), device=texts.device) + stand_ins.offsets]
-            draws = stand_ins.words
-        made: Tensor = self.embedding_tokens(texts, of_texts=True, words=draws)
-        return made
 
     def _encode_images(
         self, images: Images, in_documents: BatchPart | None
@@ -230,7 +208,8 @@ class DualEncoder(nn.Module):
         lengths: Int64[Tensor, " batch"],
     ) -> Float[Tensor, " batch"]:
         """The same of texts whose states are known, which come image by image, as many for each."""
-        likelihood = self._likelihood(Texts(tokens, lengths), states, image_tokens)[:, 0]
+        assert self.decoder is not None
+        likelihood = self.decoder.text_likelihood(Texts(tokens, lengths), states, image_tokens)[:, 0]
         rows = torch.repeat_interleave(torch.arange(len(tokens), device=tokens.device), lengths - 1)
         return likelihood.new_zeros(len(tokens)).index_add(0, rows, likelihood)
 
@@ -253,7 +232,7 @@ class DualEncoder(nn.Module):
             raise UserError("the captioning decoder (pooler embedding) looks at the embedding behind the heads")
         self.config = self.config.model_copy(update={"image_head": None, "text_head": None})
         self.image_head, self.text_head = nn.Identity(), nn.Identity()
-        self.embed_dim = _embed_dim(self.config)
+        self.embed_dim = self.config.embed_dim
 
     def drop_decoder(self) -> None:
         """Take the captioning decoder off for good.
@@ -298,42 +277,7 @@ class BeforeHead:
         return self._model.eval()
 
 
-def _tower_dim(config: ModelConfig) -> int:
-    towers = config.architecture or config.towers
-    assert towers is not None
-    return towers.embed_dim
-
-
-def _embed_dim(config: ModelConfig) -> int:
-    """The width of an embedding of either modality."""
-    tower_dim = _tower_dim(config)
-    dims = {}
-    for name, head in (("image_head", config.image_head), ("text_head", config.text_head)):
-        try:
-            dims[name] = tower_dim if head is None else head.embed_dim(tower_dim)
-        except ValueError as error:
-            raise EveryRankError(f"model.{name}: {error}") from None
-    image, text = dims.values()
-    if image != text:
-        raise EveryRankError(f"model: image_head makes {image} dimensions, text_head {text}; they must be as many")
-    return image
-
-
 def _unit_norm(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
     with torch.autocast(embeddings.device.type, enabled=False):
         precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         return functional.normalize(precise, dim=-1)
-
-
-def no_weight_decay_names(model: nn.Module) -> frozenset[str]:
-    """The parameters to keep from weight decay: logit scale and bias, norms, biases, and all others of one dimension.
-
-    Ask before an engine shards the parameters: they lose their shape then.
-    """
-    names = set()
-    for prefix, module in model.named_modules():
-        is_norm = "norm" in type(module).__name__.lower()
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if is_norm or parameter.ndim < 2 or name.endswith("bias"):
-                names.add(name)
-    return frozenset(names)

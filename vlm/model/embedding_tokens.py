@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vlm.batch import BatchPart, StandIns
 from vlm.model.captioner_config import CaptionerConfig, GapConfig
 from vlm.model.gap_statistics import GapStatistics
 from vlm.objectives.counter_rng import normals
@@ -71,3 +72,16 @@ class EmbeddingTokens(nn.Module):
                 embeddings = self.gap(embeddings, words)
         tokens: Tensor = self.projection(embeddings).unflatten(1, (self._queries, -1))
         return tokens
+
+    def in_place_of_images(
+        self, embeddings: Float[Tensor, "texts dim"], stand_ins: BatchPart | None
+    ) -> Float[Tensor, "texts queries width"]:
+        """The tokens of texts that stand in for images; without `stand_ins` each text for its own.
+
+        The texts' embeddings are constants here: they would learn to tell more of a text than images do.
+        """
+        texts, draws = embeddings.detach(), None
+        if isinstance(stand_ins, StandIns):
+            texts = texts[torch.arange(len(texts), device=texts.device) + stand_ins.offsets]
+            draws = stand_ins.words
+        return self(texts, of_texts=True, words=draws)  # type: ignore[no-any-return]

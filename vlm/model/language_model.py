@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vlm.errors import EveryRankError
 from vlm.model.adapters import adapters_of, merge
-from vlm.model.attention import Block, LayerCache, initialise_blocks
-from vlm.model.captioner import Decoder, DecoderCache, NextToken, Vocabulary, fitted
+from vlm.model.attention import Block, initialise_blocks
+from vlm.model.captioner import Decoder, DecoderCache, Vocabulary, fitted
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.causal_models import begin, places_of, run_layer
 from vlm.model.dual_encoder import DualEncoder
@@ -55,21 +55,13 @@ class LanguageModelDecoder(Decoder):
         pairs = [(self._cross_before(number), layer) for number, layer in enumerate(self.layers)]
         return [block for pair in pairs for block in pair if block is not None]
 
-    def forward(
+    def last_states(  # noqa: D102
         self,
         states: Float[Tensor, "texts length state_width"],
-        image: Float[Tensor, "images tokens image_width"],
-        *,
-        mask: Bool[Tensor, "texts length tokens"] | None = None,
-        targets: Int64[Tensor, "texts length"] | None = None,
-        num_targets: Int64[Tensor, " texts"] | None = None,
-        cache: DecoderCache | None = None,
-    ) -> NextToken | Float[Tensor, "counted 2"]:
-        """The tokens that follow, as any decoder tells them."""
-        is_known = cache is not None and bool(cache.image)
-        memory: Tensor | None = None if is_known else self.image_projection(image)
-        if cache is not None and not cache.image:
-            cache.image = [LayerCache() for _ in self.cross_attn]
+        memory: Float[Tensor, "images tokens width"] | None,
+        mask: Bool[Tensor, "texts length tokens"] | None,
+        cache: DecoderCache | None,
+    ) -> Float[Tensor, "texts length width"]:
         start = begin(None if cache is None else cache.tokens, len(self.layers))
         places = places_of(states, start, self.rotary)
         for number, layer in enumerate(self.layers):
@@ -78,7 +70,7 @@ class LanguageModelDecoder(Decoder):
                 known = None if cache is None else cache.image[number // self._cross_every]
                 states = cross(states, memory, mask=mask, cache=known)
             states = run_layer(layer, states, places, None if cache is None else cache.tokens[number])
-        return self.told(self.norm(states), targets, num_targets)
+        return self.norm(states)  # type: ignore[no-any-return]
 
     def lock(self, adapters: list[nn.Module]) -> None:
         """Keep the language model's own weights as they are, for good, but for these adapters of its layers."""

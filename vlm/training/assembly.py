@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from vlm.distributed.world import World
 from vlm.model.attach import freeze_unreached
-from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.outputs import module_key
@@ -14,7 +14,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.ema import Ema
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
-from vlm.training.optimizers import OptimizerMaker
+from vlm.training.optimizers import OptimizerMaker, no_weight_decay_names
 from vlm.training.step import TrainState
 from vlm.training.teacher import Teacher
 

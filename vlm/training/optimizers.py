@@ -146,3 +146,17 @@ def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
     """Give each group of parameters its learning rate: `lr` times its factor."""
     for group in groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def no_weight_decay_names(model: nn.Module) -> frozenset[str]:
+    """The parameters to keep from weight decay: logit scale and bias, norms, biases, and all others of one dimension.
+
+    Ask before an engine shards the parameters: they lose their shape then.
+    """
+    names = set()
+    for prefix, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if is_norm or parameter.ndim < 2 or name.endswith("bias"):
+                names.add(name)
+    return frozenset(names)

@@ -11,10 +11,11 @@ from tests.vlm.model.tiny import TEXTS, some_images, tiny_model
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig
-from vlm.model.dual_encoder import DualEncoder, no_weight_decay_names
+from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.heads import HeadConfig, SeveralHeads, build_head
 from vlm.tensor_file import save_tensors
+from vlm.training.optimizers import no_weight_decay_names
 
 MLP = {"kind": "mlp", "hidden": 40, "dim": 10}
 
