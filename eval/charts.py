@@ -148,7 +148,12 @@ def _metric_chart(title: str, lines: Sequence[tuple[Series, Metric]], axis: str)
 
 
 def _common_words(metrics: Sequence[Metric]) -> tuple[str, list[str]]:
-    """The words that the metrics of one chart have in common, group or label, and those that tell them apart."""
+    """The words that the metrics of one chart have in common, group or label, and those that tell them apart.
+
+    A metric alone has all its words in common.
+    """
+    if len(metrics) == 1:
+        return marked(metrics[0].title, metrics[0]), [""]
     groups, labels = [metric.group for metric in metrics], [marked(metric.label, metric) for metric in metrics]
     if len(set(groups)) == 1:
         return groups[0], labels

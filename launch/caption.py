@@ -132,7 +132,7 @@ def _view(name: str, spec: ImageSpec) -> Tensor | None:
 
 
 def _of_shards(patterns: Sequence[str], spec: ImageSpec, world: World, batch_size: int) -> Iterator[Batch]:
-    held_out = HeldOutSet(patterns, spec, where="shards")
+    held_out = HeldOutSet(patterns, spec, where="SHARDS")
     keys = held_out.keys()
     for batch in held_out.batches(world, batch_size):
         rows = zip(batch.indices.tolist(), batch.valid.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from data.generated.folder import JOURNAL, LEDGER, CaptionFolder, CaptionSummary
 from data.images.views import evaluation_view
 from data.samples.bad_sample import BadSampleError
 from data.shards.patterns import expand_shards, require_no_command
+from data.shards.store import is_remote, local_path
 from eval.encoder import evaluation_mode
 from eval.progress import report_progress
 from launch.caption import PATIENCE, PICTURES
@@ -63,6 +65,7 @@ def caption_shards(
     names = output_names(sorted(expand_shards(patterns, None, "SHARDS")))
     require_no_command(tuple(names), "SHARDS")
     out = output_folder(output.out, "--out", files=(JOURNAL, LEDGER))
+    _require_other_files(names, out)
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
         _require_same_shards(names, world)
         generator = CaptionGenerator(model, config)
@@ -77,6 +80,13 @@ def caption_shards(
             _print(folder, summary)
         world.barrier()
     return summary
+
+
+def _require_other_files(names: Mapping[str, str], out: Path) -> None:
+    """Raise EveryRankError where a copy would replace its own shard, in a folder that captions were written to."""
+    for shard, name in names.items():
+        if not is_remote(shard) and os.path.realpath(local_path(shard)) == os.path.realpath(out / name):
+            raise EveryRankError(f"--out: {shard} would be replaced by its own copy; name a new folder")
 
 
 def _require_same_shards(names: Mapping[str, str], world: World) -> None:

@@ -32,9 +32,7 @@ def output_names(shards: Sequence[str]) -> dict[str, str]:
     shard_of: dict[str, str] = {}
     for shard, name in names.items():
         if name in shard_of:
-            raise UserError(
-                f"SHARDS: {shard_of[name]} and {shard} would both be written as {name}; filter one at a time"
-            )
+            raise UserError(f"SHARDS: {shard_of[name]} and {shard} would both be written as {name}; take one at a time")
         shard_of[name] = shard
     return names
 

@@ -12,6 +12,7 @@ from data.loading.heldout import HeldOutSet
 from eval.evaluator import EvaluationContext
 from eval.generative import GenerativeZeroShot, GenerativeZeroShotConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
+from tests.eval.ranked import figures_of
 from tests.launch.test_captioner import MODEL
 from tests.ranks import run_ranks
 from vlm.distributed.world import World
@@ -100,17 +101,7 @@ def expected(likelihoods: list[list[list[float]]], normalise: str, templates: Se
         ranks.append(
             1 + (CLASSES.index(CLASSES[label]) != label) + sum(scores[other] >= scores[label] for other in others)
         )
-    recalls = [
-        [rank == 1 for rank, other in zip(ranks, LABELS, strict=True) if other == label]
-        for label in sorted(set(LABELS))
-    ]
-    return {
-        "top1": sum(rank <= 1 for rank in ranks) / len(ranks),
-        "top5": sum(rank <= 5 for rank in ranks) / len(ranks),
-        "mean_per_class_recall": sum(sum(hits) / len(hits) for hits in recalls) / len(recalls),
-        "num_samples": len(ranks),
-        "num_skipped": 1,
-    }
+    return figures_of(ranks, LABELS, num_skipped=1)
 
 
 def figures(shard: str, batch_size: int, normalise: str, templates: Sequence[int] = (0, 1)) -> dict[str, float]:

@@ -15,6 +15,7 @@ from eval.evaluator import EvaluationContext
 from eval.zeroshot import ZeroShot, ZeroShotConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, write_shard
 from tests.eval.encoders import CONTEXT, IMAGE, PointEncoder, SmallEncoder, embed, labelled_shard
+from tests.eval.ranked import figures_of
 from tests.ranks import run_ranks
 from vlm.distributed.world import World
 from vlm.errors import UserError
@@ -42,17 +43,7 @@ def brute_force(pattern: str, classes: Sequence[str] = CLASSES) -> dict[str, flo
     for label, image in zip(LABELS, images, strict=True):
         scores = [float(image @ mean / mean.norm()) for mean in means]
         ranks.append(sum(score >= scores[label] for score in scores))
-    recalls = [
-        [rank == 1 for rank, other in zip(ranks, LABELS, strict=True) if other == label]
-        for label in sorted(set(LABELS))
-    ]
-    return {
-        "top1": sum(rank <= 1 for rank in ranks) / len(ranks),
-        "top5": sum(rank <= 5 for rank in ranks) / len(ranks),
-        "mean_per_class_recall": sum(sum(hits) / len(hits) for hits in recalls) / len(recalls),
-        "num_samples": len(ranks),
-        "num_skipped": 0,
-    }
+    return figures_of(ranks, LABELS)
 
 
 def on_this_rank(pattern: str, batch_size: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """`vlm caption --out`: captions and their figures in copies of shards, on any number of ranks; and training on them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_neither_ranks_nor_batches_nor_going_on_change_a_byte(folder: Path, tmp_
     (tmp_path / "three/web-0.tar").unlink()
     (tmp_path / "three/web-2.tar").write_bytes(b"torn")
     assert run_ranks(written, 2, folder, tmp_path / "three", 64, group=False)[0] == alone
+
+
+def test_a_shard_is_never_replaced_by_its_own_copy(folder: Path, said: Any, tmp_path: Path) -> None:
+    """Not even in a folder that the same options wrote, with a copy that is not as it was left."""
+    assert said.exception is None
+    shutil.copytree(folder / "out", tmp_path / "out")
+    with (tmp_path / "out/web-0.tar").open("ab") as file:
+        file.write(b"x")
+    before = (tmp_path / "out/web-0.tar").read_bytes()
+    words = [str(tmp_path / "out/web-[012].tar"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["caption", str(folder / "run"), *words, *BEAM], standalone_mode=False)
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).endswith("web-0.tar would be replaced by its own copy; name a new folder")
+    assert (tmp_path / "out/web-0.tar").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """A run so small that it can be started many times, on data with some of everything that is wrong."""
 
 import multiprocessing
+import re
 import shutil
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -15,6 +17,7 @@ from tests.data.small_shards import picture, sample, write_shard, write_source
 from tests.launch.small import keys_of, metrics_of
 from tests.ranks import run_ranks
 from vlm.checkpoint.format import Checkpoint
+from vlm.errors import UserError
 from vlm.json_lines import read_lines
 
 NUM_GOOD, NUM_BAD = 48, 3
@@ -65,6 +68,15 @@ def train_here(recipe: str, overrides: tuple[str, ...] = (), resume: str | None 
     """Train in this process, on one thread."""
     torch.set_num_threads(1)
     train(load_recipe(recipe, overrides, trust=True), resume=resume)
+
+
+def assert_refused(recipe: str, run: Path, message: str) -> None:
+    """Assert that a recipe ends in one line that `message` matches, before its run directory is made."""
+    with pytest.raises(UserError) as caught:
+        train(load_recipe(recipe))
+    assert re.search(message, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+    assert not run.exists()
 
 
 def train_ranks(world_size: int, recipe: str, *overrides: str, resume: str | None = None) -> None:
