@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from data.check.samples import FindingError, StoredSample, hash64
+from data.convert.on_ranks import require_same_shards
 from data.filter.names import output_names
 from data.generated.fields import FIELD, CaptionField, GeneratedCaption, Origin
 from data.generated.folder import JOURNAL, LEDGER, CaptionFolder, CaptionSummary, write_captions
@@ -25,8 +25,7 @@ from eval.encoder import evaluation_mode
 from eval.progress import report_progress
 from launch.caption import PATIENCE, PICTURES
 from launch.caption_options import CaptionOutputOptions
-from launch.evaluate import loaded_model, shown_progress
-from vlm.distributed.world import World
+from launch.evaluate import loaded_model, print_left_out, shown_progress
 from vlm.errors import EveryRankError, reason
 from vlm.generation.captioner import CaptionGenerator
 from vlm.generation.config import GenerationConfig
@@ -34,11 +33,10 @@ from vlm.generation.scoring import score_texts
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.identity import weights_identity
 from vlm.paths import output_file, output_folder, write_output
-from vlm.terminal import Terminal, one_line
+from vlm.terminal import Terminal
 
 _ROWS = 32
 _DIGITS = 4
-_MOST_SKIPS = 10
 
 
 def caption_shards(
@@ -67,7 +65,7 @@ def caption_shards(
     out = output_folder(output.out, "--out", files=(JOURNAL, LEDGER))
     _require_other_files(names, out)
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
-        _require_same_shards(names, world)
+        require_same_shards(tuple(names.values()), world)
         generator = CaptionGenerator(model, config)
         origin = Origin(weights_identity(model), generator.options)
         captioner = ShardCaptioner(model, generator, batch_size)
@@ -87,14 +85,6 @@ def _require_other_files(names: Mapping[str, str], out: Path) -> None:
     for shard, name in names.items():
         if not is_remote(shard) and os.path.realpath(local_path(shard)) == os.path.realpath(out / name):
             raise EveryRankError(f"--out: {shard} would be replaced by its own copy; name a new folder")
-
-
-def _require_same_shards(names: Mapping[str, str], world: World) -> None:
-    """Raise EveryRankError where a pattern means other shards on some machine. Collective."""
-    first, *others = world.gather_objects(list(names.values()))
-    for rank, other in enumerate(others, start=1):
-        if other != first:
-            raise EveryRankError(f"SHARDS: rank {rank} sees other shards than rank 0: every machine needs the same")
 
 
 class _Tile(NamedTuple):
@@ -193,12 +183,7 @@ def _write_json(folder: CaptionFolder, json_file: Path | None) -> None:
 
 
 def _print(folder: CaptionFolder, summary: CaptionSummary) -> None:
-    for number, one in summary.left_out[:_MOST_SKIPS]:
-        words = f"{folder.shards[number]} {one.key}".rstrip()
-        print(one_line(f"skipped: {words}: {one.reason}"), file=sys.stderr)
-    if len(summary.left_out) > _MOST_SKIPS:
-        more = len(summary.left_out) - _MOST_SKIPS
-        print(f"skipped: {more:,} more; {folder.out / LEDGER} names all of them", file=sys.stderr)
+    print_left_out(folder.shards, summary.left_out, folder.out / LEDGER)
     table = Table("what", title="Captions")
     table.add_column("value", justify="right")
     table.add_row("shards", f"{len(summary.shards):,}")

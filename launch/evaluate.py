@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data.convert.on_ranks import LeftOut
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
 from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig, build_evaluator
@@ -113,6 +114,15 @@ def _print_skipped(evaluator: Evaluator, world: World) -> None:
             print(one_line(f"skipped: {skip.shard} {skip.key}: {skip.reason}"), file=sys.stderr)
         if len(skips) > _MOST_SKIPS:
             print(f"skipped: {len(skips) - _MOST_SKIPS:,} more; `vlm data check` names all of them", file=sys.stderr)
+
+
+def print_left_out(shards: Sequence[str], left_out: Sequence[tuple[int, LeftOut]], ledger: Path) -> None:
+    """Name on standard error what got nothing, by the number of its shard; all of it is in the ledger."""
+    for number, one in left_out[:_MOST_SKIPS]:
+        words = f"{shards[number]} {one.key}".rstrip()
+        print(one_line(f"skipped: {words}: {one.reason}"), file=sys.stderr)
+    if len(left_out) > _MOST_SKIPS:
+        print(f"skipped: {len(left_out) - _MOST_SKIPS:,} more; {ledger} names all of them", file=sys.stderr)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "caption", "gap", "verify-gradients", "eval", "demo")
+_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "eval", "demo")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -143,6 +143,27 @@ def caption(
     from launch.caption_shards import caption_shards
 
     caption_shards(model, pictures, config, output, batch_size=batch_size, json_file=json_file, trust=trust)
+
+
+@app.command()
+def embed(  # noqa: PLR0913 - the options of the command line
+    model: ModelName,
+    shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
+    out: Annotated[Path, typer.Option(help="The folder for the embeddings, a Parquet file a shard.")],
+    what: Annotated[str, typer.Option(help="image, text, or both; a sample needs all of it.")] = "image,text",
+    texts: Annotated[str, typer.Option(help="first: of several captions the first; or all.")] = "first",
+    txt: Annotated[str, typer.Option(help="A txt member is one caption (whole), or one a line (lines).")] = "whole",
+    stored: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(min=1, max=2**16, help="Samples held ready; no byte depends on it.")] = 256,
+    workers: Annotated[int, typer.Option(min=1, max=512, help="Threads of each rank that decode images.")] = 4,
+    trust: TrustModel = False,
+) -> None:
+    """Write the embeddings of the samples of shards; the same command goes on after a kill. On all ranks."""
+    from launch.embed import embed_config, embed_shards
+
+    config = embed_config(what, texts, txt, stored, precision)
+    embed_shards(model, shards, config, out, batch_size=batch_size, workers=workers, trust=trust)
 
 
 @app.command()

@@ -1,23 +1,19 @@
 """A folder of shards with generated captions: the same bytes from any number of ranks, and through any kill."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from data.check.samples import FindingError, OpenShard, StoredSample, shard_state
+from data.check.samples import FindingError, OpenShard, StoredSample
 from data.convert.indexing import index_folder, index_shard
-from data.convert.journal import Journal, JournalKind, open_journal
+from data.convert.journal import JournalKind
+from data.convert.on_ranks import LeftOut, ShardWork, all_left_out, share_out, write_ledger
 from data.generated.fields import CaptionField, GeneratedCaption, Origin
-from data.generated.shard import CaptionedShard, Captioner, CaptionJob, LeftOut, caption_shard
-from vlm.atomic import write_text
+from data.generated.shard import CaptionedShard, Captioner, CaptionJob, caption_shard
 from vlm.distributed.world import World
-from vlm.errors import UserError, reason
 
 JOURNAL: Final = "caption-journal.jsonl"
 LEDGER: Final = "caption-ledger.jsonl"
@@ -49,7 +45,7 @@ class CaptionSummary:
     @property
     def left_out(self) -> list[tuple[int, LeftOut]]:
         """What got no caption, or is no sample or shard at all, with the number of its shard."""
-        return [(number, one) for number, shard in sorted(self.shards.items()) for one in shard.left_out]
+        return all_left_out(self.shards)
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -72,24 +68,15 @@ class CaptionFolder:
     together: int
 
     @cached_property
+    def work(self) -> ShardWork[CaptionedShard]:
+        """The work on all shards."""
+        options = {**self.origin.to_json(), "field": self.field.name, "min_score": self.min_score}
+        return ShardWork(self.names, self.out, CAPTIONING, options)
+
+    @property
     def shards(self) -> tuple[str, ...]:
         """The shards by number."""
-        return tuple(self.names)
-
-    def path(self, number: int) -> Path:
-        """The copy of a shard."""
-        return self.out / self.names[self.shards[number]]
-
-    def plan(self) -> dict[str, Any]:
-        """All that the bytes depend on but the shards' contents, by which the folder is known again."""
-        listed = hashlib.blake2b("|".join(self.names.values()).encode("utf-8", "surrogateescape"), digest_size=4)
-        return {
-            "format": 1,
-            **self.origin.to_json(),
-            "field": self.field.name,
-            "min_score": self.min_score,
-            "shards": f"{len(self.names)} ({listed.hexdigest()})",
-        }
+        return self.work.shards
 
     def job(self, number: int, state: str) -> CaptionJob:
         """The work on one shard."""
@@ -97,7 +84,7 @@ class CaptionFolder:
             number=number,
             shard=self.shards[number],
             state=state,
-            path=self.path(number),
+            path=self.work.path(number),
             field=self.field,
             origin=self.origin,
             min_score=self.min_score,
@@ -107,8 +94,8 @@ class CaptionFolder:
     def captions(self) -> Iterator[tuple[str, GeneratedCaption]]:
         """The captions that were written, shard by shard: name of the copy and key, caption. Raises UserError."""
         for number, name in enumerate(self.names.values()):
-            if self.path(number).exists():
-                with OpenShard(str(self.path(number))) as shard:
+            if self.work.path(number).exists():
+                with OpenShard(str(self.work.path(number))) as shard:
                     made = ((sample.key, self._caption_in(sample)) for sample in shard)
                     yield from ((f"{name}/{key}", caption) for key, caption in made if caption is not None)
 
@@ -125,80 +112,18 @@ def write_captions(
     world: World,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> CaptionSummary:
-    """Write what is missing, whole shards on each rank, then index the folder. Collective.
+    """Write what is missing as `share_out` does, then index the folder. Collective. Raises UserError as that."""
 
-    Called again after a kill, it goes on from the finished shards; called again at the end, it does nothing. `report`
-    is called with the number of shards that are done, and of all.
+    def caption(number: int, state: str) -> CaptionedShard:
+        job = folder.job(number, state)
+        made = caption_shard(job, captions_of)
+        if made.num_samples:
+            index_shard(job.path, _WHERE)
+        return made
 
-    Raises:
-        UserError: the folder holds something else, a shard that is done has changed since, or one cannot be read.
-    """
-    # As rank 0 sees them, also where each machine has a copy of its own.
-    found = [shard_state(shard) for shard in folder.shards] if world.is_main else []
-    states: list[str] = world.gather_objects(found)[0]
-    with _journal(folder, world) as journal:
-        finished = {} if journal is None else _finished(folder, journal, states)
-        results: dict[int, CaptionedShard] = world.gather_objects(finished)[0]
-        missing = [number for number in range(len(states)) if number not in results]
-        for start in range(0, len(missing), world.size):
-            report(len(results), len(states))
-            local = missing[start : start + world.size][world.rank : world.rank + 1]
-            made = [_caption(folder.job(number, states[number]), captions_of) for number in local]
-            for one in (one for rank in world.gather_objects(made) for one in rank):
-                results[one.number] = one
-                if journal is not None:
-                    journal.add(one)
-        report(len(results), len(states))
-        summary = CaptionSummary(results)
-        if world.is_main:
-            _finish(folder, summary)
-    return summary
+    def finish(results: Mapping[int, CaptionedShard]) -> None:
+        write_ledger(folder.out / LEDGER, folder.shards, results)
+        written = [folder.work.path(number) for number, one in sorted(results.items()) if one.num_samples]
+        index_folder(written, _WHERE)
 
-
-def _caption(job: CaptionJob, captions_of: Captioner) -> CaptionedShard:
-    made = caption_shard(job, captions_of)
-    if made.num_samples:
-        index_shard(job.path, _WHERE)
-    return made
-
-
-@contextmanager
-def _journal(folder: CaptionFolder, world: World) -> Iterator[Journal[CaptionedShard] | None]:
-    """The folder's journal, on the main rank alone. Raises UserError for a folder of anything else."""
-    if not world.is_main:
-        yield None
-        return
-    out = folder.out
-    try:
-        is_new = not (out / JOURNAL).exists()
-        if is_new and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise UserError(f"--out: {out} holds other files; name a new folder")
-        with open_journal(out, folder.plan(), CAPTIONING) as journal:
-            yield journal
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or reason(error)}") from error
-
-
-def _finished(folder: CaptionFolder, journal: Journal[CaptionedShard], states: list[str]) -> dict[int, CaptionedShard]:
-    """The shards whose copies are there, whole. Raises UserError where one has changed since it was copied."""
-    finished = {}
-    for number, one in journal.results.items():
-        if not 0 <= number < len(states):
-            continue  # no shard of this plan, whoever wrote it there
-        path = folder.path(number)
-        if (path.stat().st_size if path.exists() else 0) != one.num_bytes:
-            continue
-        if one.state != states[number] and one.num_bytes:
-            raise UserError(
-                f"--out: {folder.shards[number]} has changed since {path} was made of it; remove that one, or name a "
-                "new folder"
-            )
-        if one.state == states[number]:
-            finished[number] = one
-    return finished
-
-
-def _finish(folder: CaptionFolder, summary: CaptionSummary) -> None:
-    lines = ({"shard": folder.shards[number], **asdict(one)} for number, one in summary.left_out)
-    write_text(folder.out / LEDGER, "".join(json.dumps(line) + "\n" for line in lines))
-    index_folder([folder.path(number) for number, one in sorted(summary.shards.items()) if one.num_samples], _WHERE)
+    return CaptionSummary(share_out(folder.work, caption, finish, world, report))

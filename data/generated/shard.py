@@ -7,7 +7,7 @@ from pathlib import Path
 from tarfile import TarFile
 
 from data.check.samples import FindingError, OpenShard, StoredSample
-from data.convert.journal import FinishedShard
+from data.convert.on_ranks import LeftOut, MadeOfShard
 from data.generated.fields import CaptionField, GeneratedCaption, Origin
 from data.samples.bad_sample import BadSampleError
 from data.shards.tar import NoTarError
@@ -36,23 +36,12 @@ class CaptionJob:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A sample that got no caption, and why; "" is the key of what concerns the shard as a whole."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class CaptionedShard(FinishedShard):
+class CaptionedShard(MadeOfShard):
     """The outcome of one shard; `num_bytes` is 0 where no sample was there to be written, so that there is no file."""
 
-    state: str
     num_samples: int
     num_captions: int
     num_below: int
-    num_bytes: int
-    left_out: tuple[LeftOut, ...]
 
 
 @dataclass

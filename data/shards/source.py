@@ -66,7 +66,9 @@ class Sample:
 class Source:
     """The samples of one source by shard and row, without the shards being open.
 
-    Those without an image are problems. Where no images are needed (`images`), they come last in each shard.
+    Those without an image are problems. Where no images are needed (`images`), they come last in each shard. Of each
+    shard `contents` and `texts_alone` say how many samples have an image, how many of those used have none, and a hash
+    of either.
     """
 
     def __init__(self, name: str, entries: dict[str, ShardEntry], index: FolderIndex, *, images: bool = True) -> None:
@@ -77,6 +79,11 @@ class Source:
         self.shards = tuple(entries)
         counts = (entry.samples + self._imageless.get(name, 0) for name, entry in entries.items())
         self.counts = np.fromiter(counts, np.int64, len(entries))
+        self.contents = tuple((entry.samples, entry.content) for entry in entries.values())
+        self.texts_alone = tuple(
+            (self._imageless[name], entry.imageless_content) if self._imageless.get(name) else (0, "")
+            for name, entry in entries.items()
+        )
         self.num_samples = int(self.counts.sum())
         self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
         self.labelled &= not any(self._imageless.values())

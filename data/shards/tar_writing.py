@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlm.atomic import flush_to_disk
+from vlm.atomic import file_aside
 
 
 @contextmanager
@@ -18,15 +18,8 @@ def tar_aside(path: Path) -> Iterator[tarfile.TarFile]:
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
-            yield tar
-        flush_to_disk(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with file_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+        yield tar
 
 
 def add_member(tar: tarfile.TarFile, key: str, suffix: str, stored: bytes) -> None:

@@ -1,0 +1,154 @@
+"""Work that makes a file of each shard, shared out among the ranks: the same from any number, and through any kill."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from data.check.samples import shard_state
+from data.convert.journal import FinishedShard, Journal, JournalKind, open_journal
+from vlm.atomic import write_text
+from vlm.distributed.world import World
+from vlm.errors import EveryRankError, UserError, reason
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sample that got nothing, and why; "" is the key of what concerns the shard as a whole."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MadeOfShard(FinishedShard):
+    """The base of what is remembered of a shard's file: the shard's state then, bytes (0: no file), who got nothing."""
+
+    state: str
+    num_bytes: int
+    left_out: tuple[LeftOut, ...]
+
+
+Made = TypeVar("Made", bound=MadeOfShard)
+
+
+@dataclass(frozen=True)
+class ShardWork(Generic[Made]):
+    """The work: `names` tells for each shard its file's path below `out`, `kind` its journal.
+
+    `options` are all that the files' bytes depend on but the shards' contents, by which the folder is known again.
+    """
+
+    names: Mapping[str, str]
+    out: Path
+    kind: JournalKind[Made]
+    options: Mapping[str, Any]
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """The shards by number."""
+        return tuple(self.names)
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.out / self.names[self.shards[number]]
+
+    def plan(self) -> dict[str, Any]:
+        """The first line of the journal."""
+        listed = hashlib.blake2b("|".join(self.names.values()).encode("utf-8", "surrogateescape"), digest_size=4)
+        return {"format": 1, **self.options, "shards": f"{len(self.names)} ({listed.hexdigest()})"}
+
+
+def share_out(
+    work: ShardWork[Made],
+    make: Callable[[int, str], Made],
+    finish: Callable[[Mapping[int, Made]], None],
+    world: World,
+    report: Callable[[int, int], None],
+) -> dict[int, Made]:
+    """`make(number, state)` for every shard whose file is missing, whole shards on each rank; the results by number.
+
+    At the end rank 0 calls `finish`. Called again after a kill, it goes on from the finished shards; called again at
+    the end, it makes nothing. `report` is called with the number of shards that are done, and of all. Collective.
+
+    Raises:
+        UserError: the folder holds something else, a shard that is done has changed since, or one cannot be read.
+    """
+    # As rank 0 sees them, also where each machine has a copy of its own.
+    found = [shard_state(shard) for shard in work.shards] if world.is_main else []
+    states: list[str] = world.gather_objects(found)[0]
+    with _journal(work, world) as journal:
+        finished = {} if journal is None else _finished(work, journal, states)
+        results: dict[int, Made] = world.gather_objects(finished)[0]
+        missing = [number for number in range(len(states)) if number not in results]
+        for start in range(0, len(missing), world.size):
+            report(len(results), len(states))
+            local = missing[start : start + world.size][world.rank : world.rank + 1]
+            made = [make(number, states[number]) for number in local]
+            for one in (one for rank in world.gather_objects(made) for one in rank):
+                results[one.number] = one
+                if journal is not None:
+                    journal.add(one)
+        report(len(results), len(states))
+        if world.is_main:
+            finish(results)
+    return results
+
+
+def all_left_out(results: Mapping[int, MadeOfShard]) -> list[tuple[int, LeftOut]]:
+    """What got nothing, or is no sample or shard at all, with the number of its shard."""
+    return [(number, one) for number, shard in sorted(results.items()) for one in shard.left_out]
+
+
+def write_ledger(path: Path, shards: Sequence[str], results: Mapping[int, MadeOfShard]) -> None:
+    """Write a line of JSON for each of those: shard, key, reason."""
+    lines = ({"shard": shards[number], **asdict(one)} for number, one in all_left_out(results))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def require_same_shards(names: Sequence[str], world: World) -> None:
+    """Raise EveryRankError where a pattern means other shards on some machine. Collective."""
+    first, *others = world.gather_objects(list(names))
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise EveryRankError(f"SHARDS: rank {rank} sees other shards than rank 0: every machine needs the same")
+
+
+@contextmanager
+def _journal(work: ShardWork[Made], world: World) -> Iterator[Journal[Made] | None]:
+    """The folder's journal, on the main rank alone. Raises UserError for a folder of anything else."""
+    if not world.is_main:
+        yield None
+        return
+    out = work.out
+    try:
+        is_new = not (out / work.kind.file).exists()
+        if is_new and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise UserError(f"--out: {out} holds other files; name a new folder")
+        with open_journal(out, work.plan(), work.kind) as journal:
+            yield journal
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or reason(error)}") from error
+
+
+def _finished(work: ShardWork[Made], journal: Journal[Made], states: Sequence[str]) -> dict[int, Made]:
+    """The shards whose files are there, whole. Raises UserError where one has changed since its file was made."""
+    finished = {}
+    for number, one in journal.results.items():
+        if not 0 <= number < len(states):
+            continue  # no shard of this plan, whoever wrote it there
+        path = work.path(number)
+        if (path.stat().st_size if path.exists() else 0) != one.num_bytes:
+            continue
+        if one.state != states[number] and one.num_bytes:
+            raise UserError(
+                f"--out: {work.shards[number]} has changed since {path} was made of it; remove that one, or name a "
+                "new folder"
+            )
+        if one.state == states[number]:
+            finished[number] = one
+    return finished
