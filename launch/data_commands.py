@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from launch.check_shards import check
+from launch.cluster import cluster_embeddings
 from launch.filter_shards import filter_noisy
 
-data_app = typer.Typer(help="Build, index, check and filter webdataset shards.", no_args_is_help=True)
+data_app = typer.Typer(help="Build, index, check, filter and cluster webdataset shards.", no_args_is_help=True)
 data_app.command(name="check")(check)
 data_app.command(name="filter")(filter_noisy)
+data_app.command(name="cluster")(cluster_embeddings)
 
 
 @data_app.command()

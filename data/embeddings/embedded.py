@@ -1,6 +1,6 @@
 """The embeddings of a shard's samples: as they are stored in a part, and as they are read back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from data.embeddings.parts import PartRecord, PartsFolder, PartsKind, PartsManifest
+from data.embeddings.parts import PartRecord, PartsFolder, PartsKind, PartsManifest, no_part, rows_of
 from vlm.errors import UserError
 
 FORMAT: Final = "vlm-embeddings-1"
@@ -87,7 +87,7 @@ def read_vectors(folder: PartsFolder[EmbeddingsManifest], record: PartRecord, wh
     """The embeddings of one kind of a shard's samples; of several texts that of the first. Raises UserError."""
     if what == "image":
         table = folder.read(record, ["row", "image"])
-        return Vectors(_rows(folder, record, table), _matrix(folder, record, table["image"], what))
+        return Vectors(rows_of(folder, record, table), _matrix(folder, record, table["image"], what))
     texts = read_texts(folder, record)
     first = np.cumsum(texts.num_texts) - texts.num_texts
     return Vectors(texts.rows, texts.vectors[first])
@@ -96,21 +96,15 @@ def read_vectors(folder: PartsFolder[EmbeddingsManifest], record: PartRecord, wh
 def read_texts(folder: PartsFolder[EmbeddingsManifest], record: PartRecord) -> TextVectors:
     """The embeddings of all embedded texts of a shard's samples. Raises UserError."""
     table = folder.read(record, ["row", "text"])
-    rows, column = _rows(folder, record, table), table["text"].combine_chunks()
+    rows, column = rows_of(folder, record, table), table["text"].combine_chunks()
     if folder.manifest.texts == "first":
         return TextVectors(rows, np.ones(len(rows), np.int32), _matrix(folder, record, column, "text"))
     if not pa.types.is_list(column.type):
-        raise _misread(folder, record)
+        raise no_part(folder, record)
     num_texts = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32)
     if len(num_texts) and num_texts.min() < 1:
-        raise _misread(folder, record)
+        raise no_part(folder, record)
     return TextVectors(rows, num_texts, _matrix(folder, record, column.flatten(), "text"))
-
-
-def all_vectors(folder: PartsFolder[EmbeddingsManifest], what: What) -> Iterator[tuple[PartRecord, Vectors]]:
-    """The embeddings of one kind, part by part. Raises UserError."""
-    for record in folder.manifest.parts:
-        yield record, read_vectors(folder, record, what)
 
 
 def _as_text(keys: Sequence[str]) -> list[str]:
@@ -123,16 +117,6 @@ def _vectors(matrix: NDArray[np.float32], stored: StoredType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
-def _rows(folder: PartsFolder[EmbeddingsManifest], record: PartRecord, table: pa.Table) -> NDArray[np.int32]:
-    column = table["row"]
-    if not pa.types.is_int32(column.type) or column.null_count:
-        raise _misread(folder, record)
-    rows: NDArray[np.int32] = column.to_numpy()
-    if len(rows) and (rows[0] < 0 or rows[-1] >= record.num_rows or (len(rows) > 1 and np.diff(rows).min() < 1)):
-        raise _misread(folder, record)
-    return rows
-
-
 def _matrix(
     folder: PartsFolder[EmbeddingsManifest], record: PartRecord, column: pa.Array | pa.ChunkedArray, what: What
 ) -> NDArray[np.float32]:
@@ -140,12 +124,8 @@ def _matrix(
     width = folder.manifest.dims[what]
     expected = pa.list_(_ARROW[folder.manifest.stored], width)
     if not pa.types.is_fixed_size_list(array.type) or array.type.value_type != expected.value_type:
-        raise _misread(folder, record)
+        raise no_part(folder, record)
     if array.type.list_size != width or array.null_count:
-        raise _misread(folder, record)
+        raise no_part(folder, record)
     matrix: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float32)
     return matrix
-
-
-def _misread(folder: PartsFolder[EmbeddingsManifest], record: PartRecord) -> UserError:
-    return UserError(f"{folder.where}: {folder.folder / record.file} is not what its folder's manifest says")

@@ -60,10 +60,12 @@ class EmbeddingFolder:
 
     def manifest(self, results: Mapping[int, EmbeddedShard]) -> EmbeddingsManifest:
         """The manifest of all parts."""
-        files = list(self.names.values())
         return EmbeddingsManifest(
             format=FORMAT,
-            parts=tuple(part_record(self.source, one, files[one], results[one].sha256) for one in sorted(results)),
+            parts=tuple(
+                part_record(holds, file, results[number].sha256)
+                for number, (holds, file) in enumerate(zip(self.source.contents, self.names.values(), strict=True))
+            ),
             model=self.model,
             dims=dict(self.dims),
             texts=self.texts,
@@ -84,8 +86,7 @@ def write_embeddings(
         path = folder.work.path(number)
         samples, left_out = embed(folder.source, number)
         try:
-            write_part(path, samples.columns(folder.stored, folder.texts))
-            stored = path.read_bytes()
+            stored = write_part(path, samples.columns(folder.stored, folder.texts))
         except OSError as error:
             raise UserError(f"{error.filename or path}: {error.strerror or reason(error)}") from error
         return EmbeddedShard(

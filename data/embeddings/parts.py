@@ -9,14 +9,17 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from data.shards.source import Source
+from data.shards.source import ShardContent
 from vlm.atomic import file_aside
 from vlm.config import Config, first_problem
 from vlm.errors import UserError, nearest, reason
@@ -45,11 +48,10 @@ class PartRecord(Config):
         """All samples of the shard."""
         return self.samples + self.texts_alone
 
-    def fits(self, source: Source, number: int, *, exactly: bool) -> bool:
-        """Whether a shard of a source holds this; samples of texts alone may be unknown here, or not `exactly`."""
-        alone = self.texts_alone, self.content_of_texts_alone
-        theirs = source.texts_alone[number]
-        return alone == theirs or (not exactly and not (alone[0] and theirs[0]))
+    @property
+    def holds(self) -> ShardContent:
+        """The content of the shard."""
+        return ShardContent(self.shard, self.samples, self.content, self.texts_alone, self.content_of_texts_alone)
 
 
 class PartsManifest(Config):
@@ -94,32 +96,33 @@ class PartsFolder(Generic[Kind]):
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise UserError(f"{self.where}: {path} is no part of embeddings ({reason(error)})") from None
 
-    def of_source(self, source: Source, where: str) -> list[PartRecord]:
-        """The part of each of a source's shards, found by content. Raises UserError, which begins with `where`.
+    def of_shards(self, contents: Sequence[ShardContent], where: str) -> list[PartRecord]:
+        """The part of each of some shards, found by content. Raises UserError, which begins with `where`.
 
-        Of shards that hold the very same the first gets the first part, and so on.
+        Of shards that hold the very same the first gets the first part, and so on. Where one side does not know of
+        samples of texts alone, those with an image decide.
         """
         by_content = defaultdict[tuple[int, str], list[PartRecord]](list)
         for record in self.manifest.parts:
             by_content[record.samples, record.content].append(record)
         found = []
-        for number, name in enumerate(source.shards):
-            if not source.contents[number][1]:
-                raise UserError(f"{where}: the index of {name} does not tell its content; see `vlm data index --fresh`")
-            records = by_content[source.contents[number]]
-            exact = [record for record in records if record.fits(source, number, exactly=True)]
-            rough = exact or [record for record in records if record.fits(source, number, exactly=False)]
+        for one in contents:
+            if not one.content:
+                raise UserError(f"{where}: the index of {one.name} does not tell its content; `vlm data index --fresh`")
+            records = by_content[one.samples, one.content]
+            exact = [record for record in records if record.holds[1:] == one[1:]]
+            rough = exact or [record for record in records if not (record.texts_alone and one.texts_alone)]
             if not rough:
-                raise UserError(self._unknown(source, number, where))
+                raise UserError(self._unknown(one.name, where))
             records.remove(rough[0])
             found.append(rough[0])
         return found
 
-    def _unknown(self, source: Source, number: int, where: str) -> str:
-        name, known = source.stable_names[number], [record.shard for record in self.manifest.parts]
+    def _unknown(self, name: str, where: str) -> str:
+        known = [record.shard for record in self.manifest.parts]
         if name in known:
-            return f"{where}: {self.folder} was made of other samples or texts than {source.shards[number]} holds"
-        return f"{where}: {self.folder} knows nothing of what {source.shards[number]} holds; {nearest(name, known)}"
+            return f"{where}: {self.folder} was made of other samples or texts than {name} holds now"
+        return f"{where}: {self.folder} knows nothing of what {name} holds; {nearest(name, known)}"
 
 
 def open_parts(folder: Path, kind: PartsKind[Kind], where: str) -> PartsFolder[Kind]:
@@ -143,22 +146,47 @@ def manifest_text(manifest: PartsManifest) -> str:
     return sealed_json(manifest.model_dump(mode="json"))
 
 
-def write_part(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    """Write a part, whole or not at all: the same columns as the same bytes. Raises OSError."""
+def write_part(path: Path, columns: Mapping[str, pa.Array]) -> bytes:
+    """Write a part, whole or not at all: the same columns as the same bytes, which are returned. Raises OSError."""
     table = pa.table(dict(columns))
     with file_aside(path) as aside:
         pq.write_table(table, aside, compression="none", use_dictionary=False, write_statistics=False)
+        return aside.read_bytes()
 
 
-def part_record(source: Source, number: int, file: str, sha256: str) -> PartRecord:
-    """The record of the part of a shard of a source."""
-    (samples, content), (texts_alone, alone) = source.contents[number], source.texts_alone[number]
+def no_part(folder: PartsFolder[Any], record: PartRecord) -> UserError:
+    """The error of a part that is not what its folder's manifest says."""
+    return UserError(f"{folder.where}: {folder.folder / record.file} is not what its folder's manifest says")
+
+
+def rows_of(folder: PartsFolder[Any], record: PartRecord, table: pa.Table) -> NDArray[np.int32]:
+    """The column `row` of a part: rows of the shard's index, rising. Raises UserError for anything else."""
+    column = table["row"]
+    if not pa.types.is_int32(column.type) or column.null_count:
+        raise no_part(folder, record)
+    rows: NDArray[np.int32] = column.to_numpy()
+    if len(rows) and (rows[0] < 0 or rows[-1] >= record.num_rows or int(np.diff(rows).min(initial=1)) < 1):
+        raise no_part(folder, record)
+    return rows
+
+
+def part_record(holds: ShardContent, file: str, sha256: str) -> PartRecord:
+    """The record of the part of a shard with this content."""
+    name, samples, content, texts_alone, content_of_texts_alone = holds
     return PartRecord(
-        shard=source.stable_names[number],
+        shard=name,
         samples=samples,
         content=content,
         texts_alone=texts_alone,
-        content_of_texts_alone=alone,
+        content_of_texts_alone=content_of_texts_alone,
         file=file,
         sha256=sha256,
     )
+
+
+def parts_identity(records: Sequence[PartRecord]) -> str:
+    """A hash of what some parts hold, whatever shards and files are called."""
+    digest = blake2b(digest_size=16)
+    for record in records:
+        digest.update(f"{record.holds[1:]} {record.sha256}\n".encode())
+    return digest.hexdigest()

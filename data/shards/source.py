@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,12 +63,20 @@ class Sample:
         return None if stored is None else class_number(stored, "cls")
 
 
+class ShardContent(NamedTuple):
+    """The content of a shard: its name in its source, samples with an image, used ones without; a hash of either."""
+
+    name: str
+    samples: int
+    content: str
+    texts_alone: int = 0
+    content_of_texts_alone: str = ""
+
+
 class Source:
     """The samples of one source by shard and row, without the shards being open.
 
-    Those without an image are problems. Where no images are needed (`images`), they come last in each shard. Of each
-    shard `contents` and `texts_alone` say how many samples have an image, how many of those used have none, and a hash
-    of either.
+    Those without an image are problems. Where no images are needed (`images`), they come last in each shard.
     """
 
     def __init__(self, name: str, entries: dict[str, ShardEntry], index: FolderIndex, *, images: bool = True) -> None:
@@ -79,11 +87,6 @@ class Source:
         self.shards = tuple(entries)
         counts = (entry.samples + self._imageless.get(name, 0) for name, entry in entries.items())
         self.counts = np.fromiter(counts, np.int64, len(entries))
-        self.contents = tuple((entry.samples, entry.content) for entry in entries.values())
-        self.texts_alone = tuple(
-            (self._imageless[name], entry.imageless_content) if self._imageless.get(name) else (0, "")
-            for name, entry in entries.items()
-        )
         self.num_samples = int(self.counts.sum())
         self.labelled = all(entry.labelled == entry.samples for entry in entries.values())
         self.labelled &= not any(self._imageless.values())
@@ -122,6 +125,16 @@ class Source:
         """The stable 64-bit name of a sample: of its source, its shard's name in the source, and its key."""
         key_id = reader.index(self.shards[shard], self.stamp(shard), row).ids[row]
         return sample_id(self.name, self.stable_names[shard], int(key_id))
+
+    @cached_property
+    def contents(self) -> tuple[ShardContent, ...]:
+        """The content of each shard; a hash is empty where its index does not know it."""
+        contents = []
+        for name, (shard, entry) in zip(self.stable_names, self._entries.items(), strict=True):
+            alone = self._imageless.get(shard, 0)
+            of_texts = (alone, entry.imageless_content) if alone else ()
+            contents.append(ShardContent(name, entry.samples, entry.content, *of_texts))
+        return tuple(contents)
 
     @cached_property
     def content(self) -> tuple[str, ...]:
