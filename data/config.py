@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.documents_config import DocumentsConfig
 from data.images.augment import AugmentConfig
+from data.neighbours.config import NeighboursConfig
 from data.samples.captions import CaptionConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
@@ -30,6 +31,9 @@ class SourceConfig(Config):
     ] = 1.0
     caption: Annotated[CaptionConfig | None, Field(description="Instead of data.caption.")] = None
     augment: Annotated[AugmentConfig | None, Field(description="Instead of data.augment.")] = None
+    neighbours: Annotated[
+        NeighboursConfig | None, Field(description="Batches of samples that are near each other; null: shuffled ones.")
+    ] = None
     num_samples: Annotated[
         int | None,
         Field(gt=0, le=10**12, description="Samples in the shards; needed, and read, by `mode: sequential` alone."),
@@ -101,6 +105,15 @@ class DataConfig(Config):
         weighted = [name for name, source in self.sources.items() if source.weight != 1.0]
         if self.mix == "once" and weighted:
             raise ValueError(f"`mix: once` takes shares from sizes; sources.{weighted[0]}.weight says otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _neighbours_are_exact(self) -> "DataConfig":
+        near = next((name for name, source in self.sources.items() if source.neighbours is not None), None)
+        if near is not None and self.mode == "sequential":
+            raise ValueError(f"`mode: sequential` streams shards as they are; sources.{near}.neighbours needs indexed")
+        if near is not None and self.mix == "once" and len(self.sources) > 1:
+            raise ValueError(f"`mix: once` leaves no sample out; sources.{near}.neighbours does, and needs mix: weight")
         return self
 
     @model_validator(mode="after")

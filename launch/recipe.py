@@ -17,11 +17,11 @@ from vlm.paths import LocalPath
 from vlm.training.config import TrainingConfig
 
 # Where the data lies: a resumed run compares what it holds instead.
-_PLACES = re.compile(r"data\.root|data\.(documents\.)?sources\.[^.]+\.shards")
+_PLACES = re.compile(r"data\.root|data\.(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels)")
 
 # What may differ between the ranks of a run: where each of them reads, and how.
 _OF_A_RANK = re.compile(
-    r"data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.shards)|evaluate\.[^.]+\.shards"
+    r"data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels))|evaluate\.[^.]+\.shards"
 )
 
 # What may differ between a run and its resumption: none of it changes what is learned.

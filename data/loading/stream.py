@@ -1,12 +1,13 @@
 """The training stream: global batches by number, and each rank's rows of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
 from data.loading.document_stream import DocumentStream
 from data.loading.loader import BatchLoader, SampleReader, Tokenize
+from data.loading.neighbours import SourceNeighbours, neighbour_notices, read_neighbours, require_batches
 from data.loading.slots import SlotReader
 from data.loading.substitution import SubstitutionLog
 from data.loading.summary import batch_notices, summarised
@@ -57,8 +58,14 @@ class TrainStream:
         problems = tuple(problem for source in sources for problem in source.problems(cache))
         self.max_bad_share = config.max_bad_share
         self.labelled = all(source.labelled for source in sources)
-        self.order = _order(config, sources, global_batch, seed)
-        pairs = summarised(sources, self.order)
+        near = {
+            source.name: read_neighbours(source, neighbours)
+            for source in sources
+            if (neighbours := config.sources[source.name].neighbours) is not None
+        }
+        self.order = _order(config, sources, near, global_batch, seed)
+        require_batches(self.order)
+        pairs = summarised(sources, self.order, {name: one.identity for name, one in near.items()})
         slots = range(world.rank * global_batch // world.size, (world.rank + 1) * global_batch // world.size)
         folder, writer = None if record is None else record / "substitutions", f"rank-{world.rank:05d}"
         self._log = SubstitutionLog(folder, writer)
@@ -77,6 +84,7 @@ class TrainStream:
         self._restored: dict[str, list[dict[str, Any]]] = {}
         self.notices = (
             *batch_notices(pairs, global_batch),
+            *neighbour_notices(self.order),
             *_cache_notices(config, self.order, sources, world),
         )
 
@@ -136,7 +144,9 @@ def _cache_notices(config: DataConfig, order: Order, sources: Sequence[Source], 
     """Lines for the user before remote shards are read: a cache that cannot hold what is read at once."""
     remote = [source for source in sources if is_remote(source.shards[0])]
     at_once = config.shuffle_shards * -(-order.lanes // world.size)
-    needed = sum(min(at_once, len(source.shards)) * source.mean_bytes for source in remote)
+    of_all = {name for name, source in config.sources.items() if source.neighbours is not None}
+    shards = {one.name: len(one.shards) if one.name in of_all else min(at_once, len(one.shards)) for one in remote}
+    needed = sum(shards[source.name] * source.mean_bytes for source in remote)
     if needed <= config.cache.limit:
         return ()
     return (
@@ -152,10 +162,16 @@ def _open(config: DataConfig, name: str, cache: ShardCache) -> Source:
     return source
 
 
-def _order(config: DataConfig, sources: list[Source], global_batch: int, seed: int) -> Order:
+def _order(
+    config: DataConfig, sources: list[Source], near: Mapping[str, SourceNeighbours], global_batch: int, seed: int
+) -> Order:
     weights = {
         source.name: config.sources[source.name].weight if config.mix == "weight" else float(source.num_samples)
         for source in sources
     }
-    counts = [SourceCounts(source.name, source.counts, weights[source.name]) for source in sources]
+    neighbours = {name: one.neighbours for name, one in near.items()}
+    counts = [
+        SourceCounts(source.name, source.counts, weights[source.name], neighbours.get(source.name))
+        for source in sources
+    ]
     return Order(seed, counts, global_batch, lanes=config.lanes, window=config.shuffle_shards)

@@ -1,7 +1,8 @@
 """Summary of a run's data at its start: its sources, and how they go together with the global batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from data.order.order import Order
 from data.shards.source import Source
@@ -12,7 +13,8 @@ from vlm.checkpoint.data_record import DataRecord
 class SourceSummary:
     """A source in a run's record; `fraction` is the exact share of the samples in any 1,000 batches.
 
-    `content` is what `Source.content` says; where nothing was indexed it is empty.
+    `content` is what `Source.content` says; where nothing was indexed it is empty. `neighbours` is the identity of its
+    labels where batches are of neighbours.
     """
 
     name: str
@@ -20,6 +22,7 @@ class SourceSummary:
     num_samples: int
     fraction: float
     content: tuple[str, ...] = ()
+    neighbours: str = ""
 
     @property
     def num_shards(self) -> int:
@@ -29,14 +32,19 @@ class SourceSummary:
     @property
     def record(self) -> DataRecord:
         """The identity of the source's data, for checkpoints."""
-        return DataRecord(samples=self.num_samples, shards=self.num_shards, content=self.content)
+        return DataRecord(
+            samples=self.num_samples, shards=self.num_shards, content=self.content, neighbours=self.neighbours
+        )
 
 
-def summarised(sources: Sequence[Source], order: Order) -> tuple[SourceSummary, ...]:
-    """The summaries of the sources of an order."""
+def summarised(
+    sources: Sequence[Source], order: Order, neighbours: Mapping[str, str] = MappingProxyType({})
+) -> tuple[SourceSummary, ...]:
+    """The summaries of the sources of an order; `neighbours` are the identities of labels by source."""
+    shares = [count / order.mix.period for count in order.mix.counts]
     return tuple(
-        SourceSummary(source.name, source.shards, source.num_samples, count / order.mix.period, source.content)
-        for source, count in zip(sources, order.mix.counts, strict=True)
+        SourceSummary(one.name, one.shards, one.num_samples, share, one.content, neighbours.get(one.name, ""))
+        for one, share in zip(sources, shares, strict=True)
     )
 
 

@@ -52,6 +52,15 @@ class Mix:
         start = self._start(lanes)
         return self._before(sources, start + places) - self._before(sources, start)
 
+    def most_in_a_batch(self, source: int) -> int:
+        """The most places of one source that any global batch has."""
+        if len(self.counts) == 1:
+            return self.lanes * self.per_batch
+        # Lane l starts 1,000 batches behind lane l - 1, so batches of all lanes are columns of the pattern's batches.
+        ends = np.arange(WINDOW_BATCHES * self.lanes + 1, dtype=np.int64) * self.per_batch
+        before = self._before(np.full_like(ends, source), ends)
+        return int(np.diff(before).reshape(self.lanes, WINDOW_BATCHES).sum(0).max())
+
     def _start(self, lanes: Positions) -> Positions:
         return lanes * (self.period // self.lanes)
 

@@ -20,6 +20,8 @@ class DataRecord(Config):
         default=(), description="a hash of what is in each shard, or in each of 64 runs of consecutive shards"
     )
 
+    neighbours: str = Field(default="", description="which samples come together in a batch: a hash of their labels")
+
     @model_validator(mode="before")
     @classmethod
     def _samples_alone(cls, given: Any) -> Any:
@@ -46,6 +48,9 @@ def differences(
 
 
 def _of_source(name: str, before: DataRecord, now: DataRecord, shards: Sequence[str]) -> list[str]:
+    if before.neighbours != now.neighbours:
+        found = [f"batches of the neighbours {one.neighbours}" if one.neighbours else "none" for one in (before, now)]
+        return [f"{name} had {found[0]}, now there are {found[1]}"]
     if before.samples != now.samples:
         return [f"{name} had {before.samples:,} samples, now there are {now.samples:,}"]
     if not before.content or not now.content:

@@ -21,7 +21,7 @@ Rng = np.random.Generator
 
 def planted(
     rng: Rng, centres: int, each: int, *, dim: int = 8, spread: float = 0.01
-) -> tuple[NDArray[np.float64], ...]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Unit vectors about centres that are far apart, shuffled, and the centre of each."""
     directions, _ = np.linalg.qr(rng.normal(size=(max(dim, centres), max(dim, centres))))
     owners = rng.permutation(np.repeat(np.arange(centres), each))
