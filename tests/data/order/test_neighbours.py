@@ -31,12 +31,11 @@ def clustered(clusters: NDArray[np.int32] = CLUSTERS, batch: int = BATCH, seed: 
 
 def grouped(size: int = 3, batch: int = BATCH) -> tuple[Order, NDArray[np.int32]]:
     """19 full groups, then one of 2 members, over the samples of 3 clusters in the order of their groups."""
-    groups = np.repeat(np.arange(20), size)[: 19 * size + 2]
-    groups = np.concatenate([groups, np.full(sum(COUNTS) - len(groups), -1)]).astype(np.int32)
+    full = np.repeat(np.arange(20), size)[: 19 * size + 2]
+    groups = labels_of(np.bincount(full).tolist(), sum(COUNTS), seed=1)
     clusters = np.where(groups < 0, -1, groups // 7).astype(np.int32)
-    shuffle = np.random.default_rng(1).permutation(len(groups))
-    neighbours = Neighbours(groups[shuffle], size, clusters[shuffle])
-    return Order(3, [SourceCounts("a", COUNTS, neighbours=neighbours)], batch), groups[shuffle]
+    neighbours = Neighbours(groups, size, clusters)
+    return Order(3, [SourceCounts("a", COUNTS, neighbours=neighbours)], batch), groups
 
 
 def samples(picks: Picks) -> list[int]:
