@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from data.images.views import evaluation_view
-from data.loading.heldout import HeldOutBatch
+from data.loading.held_out_images import HeldOutBatch
 from data.samples.bad_sample import BadSampleError
 from eval.caption_metrics.scores import score_captions
 from eval.captioned import CaptionedEvaluator, CaptionedImages

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
-from data.loading.heldout import HeldOutBatch, HeldOutSet
+from data.loading.held_out_images import HeldOutBatch, HeldOutImages
 from eval.progress import report_progress
 from vlm.distributed.world import World
 from vlm.model.heads import Reading
@@ -85,7 +85,7 @@ def _device_type(model: Encoder) -> str:
 
 
 def embed_batches(
-    model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int
+    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int
 ) -> Iterator[tuple[HeldOutBatch, Float32[Tensor, "batch dim"]]]:
     """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
     num_local, done = len(local_range(len(held_out), world)[0]), 0
@@ -99,7 +99,9 @@ def embed_batches(
         yield batch, model.encode_image(images)[:rows].float()
 
 
-def embed_images(model: Encoder, held_out: HeldOutSet, world: World, batch_size: int, workers: int) -> ImageEmbeddings:
+def embed_images(
+    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int
+) -> ImageEmbeddings:
     """All usable images of a held-out set, on every rank. Collective."""
     batches = embed_batches(model, held_out, world, batch_size, workers)
     without_pixels = [(rows, batch.indices, batch.valid) for batch, rows in batches]

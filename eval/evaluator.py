@@ -52,6 +52,9 @@ class EvaluatorConfig(Config, ABC):
     plots: ClassVar[tuple[str, ...]] = ()
     """The names of the files that its evaluations draw."""
 
+    def check_files(self, root: str | None, where: Callable[[str], str]) -> None:
+        """Raise UserError for what is wrong with its files, before there is a model; `where` names keys in messages."""
+
     @abstractmethod
     def build(self, context: EvaluationContext) -> Evaluator:
         """The evaluator, its data found and checked. Raises UserError for what is wrong with it."""

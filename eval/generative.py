@@ -5,11 +5,11 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from data.loading.heldout import HeldOutBatch
+from data.loading.held_out_images import HeldOutBatch
 from eval.encoder import Encoder, evaluation_mode, local_range
 from eval.equal_texts import equal_tokens
 from eval.evaluator import EVALUATORS, EvaluationContext
@@ -21,6 +21,7 @@ from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluation
 from vlm.model.dual_encoder import DualEncoder
+from vlm.model.image_spec import ImageSpec
 
 _TILE_TOKENS = 2**14  # that the decoder reads at a time, about
 _TILE_IMAGES = (8, 64)  # of a tile, at least and at most, where a batch has so many
@@ -117,10 +118,7 @@ class GenerativeZeroShot(LabelledEvaluator):
     def _prior(self, model: DualEncoder, prompts: Prompts, world: World) -> Float64[Tensor, " classes"] | None:
         if self._config.normalise != "prior":
             return None
-        spec = model.image_spec
-        mean = (torch.tensor(spec.mean, device=world.device) * 255).round().to(torch.uint8)
-        image = mean[None, :, None, None].expand(1, 3, spec.size, spec.size)
-        return self._scores(model, image, prompts, world)[0]
+        return self._scores(model, image_without_content(model.image_spec, world.device), prompts, world)[0]
 
     def _prompts(self, model: DualEncoder, world: World) -> Prompts:
         """The prompts and their states; every rank reads all of them, in forwards of equal size."""
@@ -138,6 +136,12 @@ class GenerativeZeroShot(LabelledEvaluator):
             states.append(model.encode_text_and_states(tokens[chosen], lengths[chosen])[1][:, :longest])
         by_class = order.argsort()[places].reshape(len(self._classes.names), -1)
         return Prompts(tokens[:, :longest], lengths, torch.cat(states)[: len(order)], by_class.to(world.device))
+
+
+def image_without_content(spec: ImageSpec, device: torch.device) -> UInt8[Tensor, "1 3 size size"]:
+    """An image all of whose pixels are the mean that the image tower subtracts."""
+    mean = (torch.tensor(spec.mean, device=device) * 255).round().to(torch.uint8)
+    return mean[None, :, None, None].expand(1, 3, spec.size, spec.size)
 
 
 def prompt_likelihoods(

@@ -1,6 +1,7 @@
 """The metrics of the evaluators that ship, declared where a report finds them without importing the evaluators."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlm.evaluation import Metric
@@ -115,6 +116,129 @@ CAPTIONING = (
     _NUM_IMAGES,
     _NUM_SKIPPED,
 )
+_ACCURACY = Metric(
+    "accuracy",
+    "higher",
+    "questions whose true text is nearer to the image than all others",
+    unit="fraction",
+    label="accuracy",
+    prominence="headline",
+)
+_INTERVAL = (
+    Metric(
+        "interval_low",
+        None,
+        "the least accuracy that is likely over such questions (95 %, Wilson)",
+        unit="fraction",
+        label="accuracy from (95 %)",
+        prominence="detail",
+    ),
+    Metric(
+        "interval_high",
+        None,
+        "the greatest accuracy that is likely over such questions (95 %, Wilson)",
+        unit="fraction",
+        label="accuracy to (95 %)",
+        prominence="detail",
+    ),
+)
+_MACRO = Metric("macro_accuracy", "higher", "accuracy, averaged over kinds", unit="fraction", label="mean over kinds")
+_CHANCE = Metric("chance", None, "the accuracy of guessing", unit="fraction", label="chance", prominence="detail")
+_ASKED = (
+    Metric("num_samples", description="questions that were answered", unit="count", label="questions"),
+    replace(_NUM_SKIPPED, description="questions that could not be asked, or whose image cannot be read"),
+    Metric("num_missing", description="questions without an image", unit="count", label="without image"),
+)
+
+
+def counting_metrics(words: Mapping[int, str]) -> tuple[Metric, ...]:
+    """The metrics of counting by numbers, which have these words."""
+    by_number = (
+        Metric(
+            f"accuracy_{number}",
+            "higher",
+            f"images of {word} whose nearest caption says so",
+            unit="fraction",
+            label=word,
+            group="accuracy of",
+            prominence="detail",
+        )
+        for number, word in words.items()
+    )
+    asked = (
+        Metric(f"num_{number}", description=f"images of {word}", unit="count", label=f"of {word}", prominence="detail")
+        for number, word in words.items()
+    )
+    return (
+        _ACCURACY,
+        *_INTERVAL,
+        replace(_MACRO, description="accuracy, averaged over the numbers that occur", label="mean over numbers"),
+        Metric(
+            "mean_absolute_deviation",
+            "lower",
+            "how far the answer is from the right number, on average",
+            label="mean absolute deviation",
+        ),
+        _CHANCE,
+        *by_number,
+        *_ASKED,
+        *asked,
+    )
+
+
+def _without_looking(name: str, label: str, words: str) -> Metric:
+    return Metric(name, None, f"questions that are answered right {words}", unit="fraction", label=label, group="by")
+
+
+COMPOSITIONAL = (
+    _ACCURACY,
+    *_INTERVAL,
+    _MACRO,
+    _CHANCE,
+    _without_looking("shorter_wins", "the shortest text", "by taking the shortest text"),
+    _without_looking("longer_wins", "the longest text", "by taking the longest text"),
+    _without_looking(
+        "mean_image_accuracy",
+        "nearness to the mean image",
+        "by nearness to the mean of all images, without the own one",
+    ),
+    _without_looking("decoder_accuracy", "likelihood", "by the decoder's likelihood under the image"),
+    _without_looking(
+        "decoder_blind_accuracy",
+        "likelihood without image",
+        "by the decoder's likelihood under an image without content",
+    ),
+    _without_looking(
+        "decoder_gain_accuracy", "gain in likelihood", "by how much likelier the image makes a text to the decoder"
+    ),
+    Metric(
+        "text_score", "higher", "examples both of whose images prefer their text", unit="fraction", label="text score"
+    ),
+    Metric(
+        "image_score", "higher", "examples both of whose texts prefer their image", unit="fraction", label="image score"
+    ),
+    Metric("group_score", "higher", "examples that are right both ways", unit="fraction", label="group score"),
+    *_ASKED,
+)
+
+
+def compositional_metrics(kinds: Sequence[str]) -> tuple[Metric, ...]:
+    """The metrics of composition over questions of these kinds."""
+    by_kind = (
+        Metric(
+            f"accuracy_{kind}",
+            "higher",
+            f"accuracy of the questions of {kind}",
+            unit="fraction",
+            label=kind.replace("_", " "),
+            group="accuracy of",
+            prominence="detail",
+        )
+        for kind in kinds
+    )
+    return (*COMPOSITIONAL, *by_kind)
+
+
 RECALLS_AT_1 = tuple(direction_metrics(direction)[0] for direction in DIRECTIONS)
 _ALL = {metric.name: metric for metric in (*ZERO_SHOT, *RETRIEVAL, *GEOMETRY, *CAPTIONING)}
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from eval import captioning, generative, geometry, retrieval, zeroshot  # noqa: F401 (each registers its evaluator)
+from eval import (  # noqa: F401 (each registers its evaluator)
+    captioning,
+    compositional,
+    counting,
+    generative,
+    geometry,
+    retrieval,
+    zeroshot,
+)
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
 from vlm.errors import UserError
 from vlm.evaluation import Evaluator
@@ -27,6 +35,12 @@ def build_evaluators(configs: Mapping[str, EvaluatorConfig], context: Evaluation
         name: build_evaluator(config, replace(context, prefix=f"{context.prefix}evaluate.{name}."))
         for name, config in configs.items()
     }
+
+
+def check_files(configs: Mapping[str, EvaluatorConfig], root: str | None) -> None:
+    """Raise UserError for what is wrong with the files of a recipe's evaluations, before there is a model."""
+    for name, config in configs.items():
+        config.check_files(root, f"evaluate.{name}.{{}}".format)
 
 
 def build_evaluator(config: EvaluatorConfig, context: EvaluationContext) -> Evaluator:

@@ -17,6 +17,7 @@ from eval.tables import (
     alarm_table,
     evaluation_tables,
     facts_table,
+    figure_tables,
     headline_figures,
     recipe_differences,
     skip_table,
@@ -60,6 +61,7 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
     }
     tables: dict[str, list[Table] | Table | None] = {
         "evaluation_tables": evaluation_tables(names, runs),
+        "figure_tables": figure_tables(names, runs),
         "alarms": alarm_table(names, runs),
         "facts": facts_table(names, runs),
         "differences": recipe_differences(names, runs),

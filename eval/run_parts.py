@@ -5,16 +5,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from vlm.config import first_problem
 from vlm.errors import UserError
-from vlm.evaluation import Better, Metric, Prominence, Unit
+from vlm.evaluation import Better, FigureTable, Metric, Prominence, Unit
 from vlm.json_lines import read_lines
 from vlm.sealed import read_json_object, read_yaml_mapping
 
 _LARGEST = 1e300
-_GEOMETRY = "geometry/"
+_EVALUATION, _GEOMETRY = "eval/", "geometry/"
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -102,6 +112,21 @@ class _Examples(_StoredPart):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class _FigureTable(_StoredPart):
+    title: str
+    columns: list[str]
+    rows: dict[str, list[FiniteFloat]]
+    unit: Unit | list[Unit] = "number"
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _of_one_width(self) -> "_FigureTable":
+        widths = {len(self.columns), *map(len, self.rows.values())}
+        if len(widths) > 1 or (isinstance(self.unit, list) and len(self.unit) not in widths):
+            raise ValueError("its rows are not as long as its columns")
+        return self
+
+
 class _Skip(_StoredPart):
     source: str
     reason: str
@@ -128,11 +153,26 @@ def read_figures(path: Path) -> list[dict[str, Any]]:
                 num_bins = num_bins or len(value)
                 if not _is_histogram(value, num_bins):
                     _refuse(path, number, f"{key} is no histogram in {num_bins} bins")
+            elif isinstance(value, dict) and key.startswith(_EVALUATION):
+                _check_table(path, number, key, value)
         if "loss" in line and not (_is_count(line.get("samples"), 1) and _is_count(line["step"], 1)):
             _refuse(path, number, "it does not say after how many steps and samples")
         if not _is_count(line.get("steps_left_out", 0), 0):
             _refuse(path, number, "steps_left_out is no number of steps")
     return lines
+
+
+def _check_table(path: Path, number: int, key: str, value: dict[str, Any]) -> None:
+    try:
+        _FigureTable.model_validate(value)
+    except ValidationError as error:
+        _refuse(path, number, f"{key}: {first_problem(error, _FigureTable)}")
+
+
+def figure_table(value: Mapping[str, Any]) -> FigureTable:
+    """A table as a run wrote it, which `read_figures` has looked through; keys of a newer version are left out."""
+    known = {field.name for field in fields(FigureTable)}
+    return FigureTable(**{key: value[key] for key in known & value.keys()})
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -8,9 +8,17 @@ from typing import Any
 
 from eval.examples import EXAMPLES_FILE
 from eval.metrics import shipped_metric
-from eval.run_parts import declared_metrics, read_examples, read_facts, read_figures, read_recipe, read_skips
+from eval.run_parts import (
+    declared_metrics,
+    figure_table,
+    read_examples,
+    read_facts,
+    read_figures,
+    read_recipe,
+    read_skips,
+)
 from vlm.errors import UserError
-from vlm.evaluation import Metric
+from vlm.evaluation import FigureTable, Metric
 from vlm.paths import below
 from vlm.training.run_files import EXAMPLES, LEDGER, METRICS, RECIPE, RUN
 
@@ -30,8 +38,8 @@ class RunRecord:
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
     of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
     many samples of a source were left out for a reason, `examples` the best and worst images of an evaluation,
-    `declared` its metrics as its evaluator declared them. `left_out` counts the steps whose loss or gradient was no
-    finite number.
+    `declared` its metrics as its evaluator declared them, `tables` the last "<evaluation>/<table>". `left_out` counts
+    the steps whose loss or gradient was no finite number.
     """
 
     path: Path
@@ -45,6 +53,7 @@ class RunRecord:
     skips: Mapping[tuple[str, str], int]
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     declared: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    tables: Mapping[str, FigureTable] = field(default_factory=dict)
     left_out: int = 0
 
     def metric(self, key: str) -> Metric:
@@ -109,6 +118,7 @@ def read_run(path: Path) -> RunRecord:
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
         declared=declared_metrics(facts),
+        tables=_tables(lines),
         left_out=max((line.get("steps_left_out", 0) for line in lines), default=0),
     )
 
@@ -127,6 +137,17 @@ def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[
             if key.startswith(prefix) and isinstance(value, int | float):
                 points.setdefault(key.removeprefix(prefix), []).append((line["step"], value))
     return points
+
+
+def _tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, FigureTable]:
+    """The last table of each name."""
+    tables = {
+        key.removeprefix(_EVALUATION): value
+        for line in lines
+        for key, value in line.items()
+        if key.startswith(_EVALUATION) and isinstance(value, dict)
+    }
+    return {key: figure_table(value) for key, value in tables.items()}
 
 
 def _histograms(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Sequence[int]]]:

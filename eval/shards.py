@@ -13,10 +13,9 @@ from vlm.training.engines.base import Precision
 Patterns = str | tuple[str, ...]
 
 
-class ShardEvaluationConfig(EvaluatorConfig):
-    """Which held-out shards are evaluated, and how."""
+class ImageEvaluationConfig(EvaluatorConfig):
+    """How held-out images are evaluated, wherever they lie."""
 
-    shards: Annotated[Patterns, Field(description="Tar files: names, {00..03} and * patterns.")]
     batch_size: Annotated[int, Field(gt=0, le=2**20, description="Images, or texts, a forward on each rank.")] = 256
     limit: Annotated[int | None, Field(gt=0, le=10**12, description="Only the first so many samples.")] = None
     workers: Annotated[
@@ -29,6 +28,12 @@ class ShardEvaluationConfig(EvaluatorConfig):
     precision: Annotated[
         Precision, Field(description="Of the towers' products here, whatever the run trains with.")
     ] = "fp32"
+
+
+class ShardEvaluationConfig(ImageEvaluationConfig):
+    """Which held-out shards are evaluated, and how."""
+
+    shards: Annotated[Patterns, Field(description="Tar files: names, {00..03} and * patterns.")]
 
     def held_out(self, context: EvaluationContext, key: str = "shards") -> HeldOutSet:
         """The samples of the shards that `key` names. Raises UserError, in a line that begins with the key."""

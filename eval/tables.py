@@ -9,7 +9,7 @@ from typing import Any
 from eval.figures import LOWER_NOTE, formatted, four_digits, marked
 from eval.plots import short_number
 from eval.run_record import RunRecord, metric_of
-from vlm.evaluation import Metric
+from vlm.evaluation import FigureTable, Metric
 
 _MOST_HEADLINES = 6
 _ABSENT = "—"
@@ -17,10 +17,11 @@ _ABSENT = "—"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in words; the best of its row is shown as such."""
+    """A value in words; the best of its row is shown as such, and a share (0 to 1) as the depth of its shade."""
 
     text: str
     is_best: bool = False
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,32 @@ def _comparison(
         rows.append((marked(metric.title, metric), cells))
     explained = {marked(metric.title, metric): metric.description for metric in metrics.values()}
     return Table(evaluation, list(names), rows, _note(metrics.values(), []), explained)
+
+
+def figure_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table]:
+    """The last tables of evaluations, run by run; cells are shaded by shares, counts by those of their row."""
+    return [
+        Table(
+            ": ".join([*([name] if len(runs) > 1 else []), key.rpartition("/")[0], table.title]),
+            list(table.columns),
+            [(row, _shaded(values, table)) for row, values in table.rows.items()],
+            table.note,
+        )
+        for name, run in zip(names, runs, strict=True)
+        for key, table in run.tables.items()
+    ]
+
+
+def _shaded(values: Sequence[float], table: FigureTable) -> list[Cell]:
+    """The cells of a row; of several units, what is counted is no share of its row."""
+    units = [table.unit] * len(values) if isinstance(table.unit, str) else table.unit
+    total = sum(values) if table.unit == "count" else 0
+    cells = []
+    for value, unit in zip(values, units, strict=True):
+        share = value if unit == "fraction" else value / total if total else None
+        shade = None if share is None or not 0 <= share <= 1 else share
+        cells.append(Cell(formatted(Metric("cell", unit=unit), value), share=shade))
+    return cells
 
 
 def _note(metrics: Iterable[Metric], counts: Sequence[str]) -> str:

@@ -46,5 +46,11 @@ def _print_results(scenes: Path, run: Path, seconds: float) -> None:
 def _last_evaluations(metrics: Path) -> dict[str, float]:
     last: dict[str, float] = {}
     for line in metrics.read_text(encoding="utf-8").splitlines():
-        last.update({key: value for key, value in json.loads(line).items() if key.startswith("eval/")})
+        last.update(
+            {
+                key: value
+                for key, value in json.loads(line).items()
+                if key.startswith("eval/") and not isinstance(value, dict)
+            }
+        )
     return last

@@ -26,6 +26,14 @@ DataPattern = Annotated[list[str], typer.Option("--data", help="Shards: names, {
 OwnData = Annotated[
     list[str] | None, typer.Option("--data", help="Its `shards`: names, {00..03} and * patterns; repeatable.")
 ]
+QuestionShards = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Shards that ask, or with a file's images; patterns as elsewhere; repeatable."),
+]
+QuestionFiles = Annotated[
+    list[str] | None, typer.Option("--file", help="The benchmark's file, as published; repeatable.")
+]
+ImageFolder = Annotated[str | None, typer.Option("--images", help="The folder of the file's images.")]
 ClassNames = Annotated[str, typer.Option(help="JSON file of class names, or the name of a known list.")]
 Templates = Annotated[str | None, typer.Option(help="JSON file of prompt templates, or a known set.")]
 TxtMembers = Annotated[
@@ -143,6 +151,36 @@ def caption(
     """Generated captions beside the references: CIDEr-D, BLEU-4, ROUGE-L, and whether the decoder sees the image."""
     given = {name: value for name, value in asdict(generation).items() if value is not None}
     _evaluate("caption", model, data, keys, shared, {"txt": txt, "generation": given or None})
+
+
+@eval_app.command()
+@grouped
+def counting(
+    model: ModelName,
+    shared: SharedOptions,
+    keys: Keys = None,
+    data: QuestionShards = None,
+    file: QuestionFiles = None,
+    images: ImageFolder = None,
+    plots: Plots = None,
+) -> None:
+    """The caption with the right number among those with another: CountBench's file, or counted shards."""
+    _evaluate("counting", model, data, keys, shared, {"file": file, "images": images}, plots)
+
+
+@eval_app.command()
+@grouped
+def compositional(
+    model: ModelName,
+    shared: SharedOptions,
+    keys: Keys = None,
+    data: QuestionShards = None,
+    file: QuestionFiles = None,
+    images: ImageFolder = None,
+    txt: TxtMembers = None,
+) -> None:
+    """The true caption among almost right ones: SugarCrepe, ARO, Winoground, or shards that name wrong captions."""
+    _evaluate("compositional", model, data, keys, shared, {"file": file, "images": images, "txt": txt})
 
 
 @eval_app.command(name=_OWN_CLASS)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlm.config import first_problem
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import UserError
-from vlm.evaluation import Evaluator
+from vlm.evaluation import Evaluator, FigureTable
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_file, output_folder, shown, write_output
 from vlm.terminal import Terminal, one_line
@@ -32,7 +33,7 @@ from vlm.training.skips import skips_of_all_ranks
 from vlm.training.together import ranks_together
 
 PATIENCE = 60.0  # seconds
-_OPTIONS = {"shards": "--data"}
+_OPTIONS = {"shards": "--data", "file": "--file", "images": "--images"}
 _SECONDS_BETWEEN_LINES = 10.0
 _MOST_SKIPS = 10
 
@@ -73,6 +74,7 @@ def evaluate_model(
     """
     json_file = None if json_file is None else output_file(json_file, "--json")
     plots = None if plots is None else _plots_folder(plots, config)
+    config.check_files(None, lambda key: _OPTIONS.get(key, key))
     with loaded_model(name, patience, trust=trust) as (model, world):
         context = EvaluationContext(model.image_spec, model.tokenizer, options=_OPTIONS)
         evaluator = build_evaluator(config, context)
@@ -85,7 +87,10 @@ def evaluate_model(
         _print_skipped(evaluator, world)
         if world.is_main:
             _print_table(name, config.kind, evaluation.figures)
-            _write_json(json_file, name, config, {**evaluation.figures, **evaluation.curves})
+            for table in evaluation.tables.values():
+                _print_figure_table(table)
+            tables = {key: asdict(table) for key, table in evaluation.tables.items()}
+            _write_json(json_file, name, config, {**evaluation.figures, **evaluation.curves, **tables})
             if plots is not None and evaluation.plots is not None:
                 for path in evaluation.plots.write(plots):
                     print(path)
@@ -177,3 +182,15 @@ def _print_table(name: str, kind: str, figures: dict[str, float]) -> None:
     for key, value in figures.items():
         table.add_row(key, f"{value:.15g}" if float(value).is_integer() else f"{value:.4f}")
     Terminal().print(table)
+
+
+def _print_figure_table(figures: FigureTable) -> None:
+    table = Table()
+    table.add_column(figures.title)
+    for name in figures.columns:
+        table.add_column(name, justify="right")
+    for name, values in figures.rows.items():
+        table.add_row(name, *(f"{value:.15g}" if float(value).is_integer() else f"{value:.4f}" for value in values))
+    Terminal().print(table)
+    if figures.note:
+        Terminal().print(figures.note)

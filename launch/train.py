@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from eval.progress import on_progress
+from eval.recipe import check_files
 from eval.report import write_report
 from launch.agreement import require_same_start, require_same_view
 from launch.ending import how_to_go_on, lost_words
@@ -59,6 +60,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     output_folder(recipe.run, "run")
     require_trackers(recipe.trackers)
     require_towers_fit(recipe.model)
+    check_files(recipe.evaluate, recipe.data.root)
     recipe = resolve_order(recipe)
     overruled = overrule_launcher(recipe.engine, recipe.precision)
     settings = engine_settings(recipe, recipe.max_grad_norm)

@@ -57,6 +57,25 @@ class Artifact(Protocol):
 
 
 @dataclass(frozen=True)
+class FigureTable:
+    """Figures by row and column, which a run writes with the others and its report shows.
+
+    Attributes:
+        title: the words above it.
+        columns: the names of its columns.
+        rows: the figures of each row, one a column.
+        unit: that of all of them, or of each column.
+        note: a sentence on how to read it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[float]]
+    unit: Unit | Sequence[Unit] = "number"
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The result of an evaluator: figures by the names of its metrics, and what was made on the way to them.
 
@@ -66,12 +85,14 @@ class Evaluation:
         examples: what a run writes into `examples/EVALUATION` at its end (see `eval.examples`, whose files its report
             shows).
         plots: what `vlm eval --plots` draws.
+        tables: figures of several rows and columns, by a name like a metric's.
     """
 
     figures: dict[str, float]
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     examples: Artifact | None = None
     plots: Artifact | None = None
+    tables: Mapping[str, FigureTable] = field(default_factory=dict)
 
 
 @runtime_checkable

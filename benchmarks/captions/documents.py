@@ -116,7 +116,9 @@ def trained(work: Path, way: str, steps: int, seed: int) -> dict[str, float]:
     train(load_recipe("scenes", options), resume="auto")
     figures: dict[str, float] = {"minutes": (time.perf_counter() - began) / 60}
     for line in read_lines(run / "metrics.jsonl").records:
-        figures |= {key: value for key, value in line.items() if key.startswith("eval/")}
+        figures |= {
+            key: value for key, value in line.items() if key.startswith("eval/") and not isinstance(value, dict)
+        }
     model = load_model(str(run)).eval()
     return figures | {"caption": caption_loss(model, work / "scenes")} | document_losses(model, work / "scenes")
 

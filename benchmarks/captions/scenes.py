@@ -60,7 +60,9 @@ def trained(work: Path, name: str, options: list[str]) -> dict[str, float]:
     train(load_recipe("scenes", [*common, *options]), resume="auto")
     figures: dict[str, float] = {"minutes": (time.perf_counter() - began) / 60}
     for line in read_lines(run / "metrics.jsonl").records:
-        figures |= {key: value for key, value in line.items() if key.startswith("eval/")}
+        figures |= {
+            key: value for key, value in line.items() if key.startswith("eval/") and not isinstance(value, dict)
+        }
     return figures
 
 

@@ -71,14 +71,17 @@ def _crop(width: int, height: int, orientation: int, augment: AugmentConfig, dra
     return stored_box(box, orientation, width, height)
 
 
-def evaluation_view(stored: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Pixels:
+def evaluation_view(stored: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS, *, box: Box | None = None) -> Pixels:
     """The fixed view that open_clip's `image_transform(is_train=False)` makes of the RGB image, [size, size, 3].
 
+    With a `box`, in pixels of the image as stored, of what lies in it alone.
+
     Raises:
-        BadSampleError: the image cannot be decoded, or has more than `max_pixels`.
+        BadSampleError: the image cannot be decoded, has more than `max_pixels`, or nothing of it lies in the box.
     """
     picture = Picture(stored, max_pixels=max_pixels)
-    image = turned_upright(Image.fromarray(picture.rgb()), picture.orientation)
+    whole = Image.fromarray(picture.rgb())
+    image = turned_upright(whole if box is None else whole.crop(_inside(box, whole)), picture.orientation)
     width, height = resized(image.width, image.height, spec)
     if min(width, height) < 1:
         raise BadSampleError(f"its image of {image.width} x {image.height} pixels is too narrow to be resized")
@@ -90,6 +93,14 @@ def evaluation_view(stored: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS
     across, down = image.width / width, image.height / height
     middle = (left * across, top * down, (left + spec.size) * across, (top + spec.size) * down)
     return np.asarray(image.resize((spec.size, spec.size), resampling, box=middle))
+
+
+def _inside(box: Box, image: Image.Image) -> Box:
+    """The part of a box that lies in the image."""
+    part = Box(max(0, box.left), max(0, box.top), min(image.width, box.right), min(image.height, box.bottom))
+    if min(part.width, part.height) < 1:
+        raise BadSampleError(f"its box {tuple(box)} lies outside its image of {image.width} x {image.height} pixels")
+    return part
 
 
 def resized(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def logged(step: int, loss: float, batch: int = 32, **more: float) -> dict[str, 
     return {"step": step, "samples": step * batch, "loss": loss, "clip": loss, **rest, **more}
 
 
-def evaluated(step: int, values: Mapping[str, float], batch: int = 32) -> dict[str, Any]:
+def evaluated(step: int, values: Mapping[str, Any], batch: int = 32) -> dict[str, Any]:
     """The line of an evaluation."""
     return {"step": step, "samples": step * batch, **{f"eval/{key}": value for key, value in values.items()}}
 

@@ -7,6 +7,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -314,3 +315,45 @@ def test_a_rate_without_end_is_no_headline(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps({**facts, "num_parameters": None}))
     write_report([run], tmp_path / "page.html")
     assert "samples a second" in (tmp_path / "page.html").read_text()
+
+
+def test_tables_of_an_evaluation_are_shown_as_it_wrote_them_last(tmp_path: Path) -> None:
+    """Counts are shaded by their share of the row, fractions by themselves; of several runs each has its own."""
+    nasty = "<b>two</b>"
+
+    def table(count: int) -> dict[str, Any]:
+        rows = {nasty: [count, 1], "three": [0, 0]}
+        return {
+            "title": "answers",
+            "columns": [nasty, "three"],
+            "rows": rows,
+            "unit": "count",
+            "note": "how to read it",
+        }
+
+    kinds = {"title": "kinds", "columns": ["n", "share"], "rows": {"swap": [1234, 0.25]}, "unit": ["count", "fraction"]}
+    lines = [evaluated(5, {"count/confusion": table(1)}), evaluated(9, {"count/confusion": table(3), "b/kinds": kinds})]
+    run = write_run(tmp_path / "run", [logged(1, 2.0), *lines])
+    page = report(tmp_path, run)
+    assert "count: answers <b>two</b> three <b>two</b> 3 1 three 0 0 how to read it" in page.text
+    assert "b: kinds n share swap 1,234 25.0%" in page.text
+    text = (tmp_path / "page.html").read_text()
+    for share, shown in ((75, "3"), (25, "1"), (25, "25.0%")):
+        assert f'<td class="shaded" style="--share: {share}.0%">{shown}</td>' in text
+    assert "<td>0</td><td>0</td>" in text
+    assert "<td>1,234</td>" in text
+    both = report(tmp_path, run, write_run(tmp_path / "other", [logged(1, 2.0), lines[0]]))
+    assert "run: count: answers" in both.text
+    assert "other: count: answers" in both.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": {"a": [1]}}, {"rows": {"a": [1, "2"]}}, {"columns": "ab"}, {"unit": "per cent"}, {"unit": ["count"]}],
+)
+def test_a_damaged_table_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = {"title": "answers", "columns": ["a", "b"], "rows": {"a": [1, 2]}, "unit": "count"}
+    run = write_run(tmp_path / "run", [logged(1, 2.0), evaluated(1, {"count/confusion": {**good, **change}})])
+    with pytest.raises(UserError, match=r"line 2 is damaged: eval/count/confusion: ") as caught:
+        report(tmp_path, run)
+    assert "\n" not in str(caught.value)

@@ -149,7 +149,8 @@ def test_a_run_measures_with_it_and_its_report_knows_what_is_better(folder: Path
     assert "<h3>failing: spread ↓</h3>" not in page  # a single point
     write_report(runs[:1], folder / "one.html")
     assert "47 images; ↓: lower is better" in (folder / "one.html").read_text()
-    assert EVALUATORS.all().keys() == {"zeroshot", "generative_zeroshot", "retrieval", "geometry", "caption"}
+    ours = {"zeroshot", "generative_zeroshot", "retrieval", "geometry", "caption", "counting", "compositional"}
+    assert EVALUATORS.all().keys() == ours
 
 
 def test_the_command_runs_it_with_any_of_its_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ class Trackers:
         self._trackers = trackers
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Give figures after a step to all trackers; a list of counts is a histogram of cosines."""
-        numbers = {key: value for key, value in figures.items() if not isinstance(value, list)}
+        """Give figures after a step to all trackers, tables left out; a list of counts is a histogram of cosines."""
+        numbers = {key: value for key, value in figures.items() if not isinstance(value, list | dict)}
         for tracker in self._trackers:
             tracker.log(numbers, step=step)
             if tracker.name == "tensorboard":

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data.images.views import evaluation_view
-from data.loading.heldout import HeldOutBatch, HeldOutSet
+from data.loading.held_out_images import HeldOutBatch
+from data.loading.heldout import HeldOutSet
 from data.shards.cache import CacheConfig, ShardCache
 from tests.data.small_shards import picture, sample, with_json, write_shard, write_source
 from vlm.distributed.world import World

@@ -1,18 +1,20 @@
 """The evaluations of a run: every so many steps, and after the last."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vlm.ends.stops import EvaluationStoppedError
 from vlm.errors import reason
-from vlm.evaluation import Artifact, Evaluator
+from vlm.evaluation import Artifact, Evaluation, Evaluator, Metric
 from vlm.training.control import RunControl
 from vlm.training.hooks.base import Hook, StepEvent
 from vlm.training.recorder import Recorder
 from vlm.training.run_files import EXAMPLES
 from vlm.training.skips import skips_of_all_ranks
 from vlm.training.step import TrainState
+
+_MOST_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,11 @@ class Evaluations(Hook):
         world = replace(engine.world, pulse=self._control.stops.check)
         with engine.swapped_weights(ema.shards if ema else {}):
             result = evaluation.evaluator.run(engine.module, world)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in _for_a_line(result, evaluation.evaluator.metrics))
         self._recorder.say(f"step {step}  {evaluation.name}: {shown}")
-        self._recorder.write(step, {f"eval/{evaluation.name}/{name}": value for name, value in result.figures.items()})
+        tables = {name: asdict(table) for name, table in result.tables.items()}
+        written = {f"eval/{evaluation.name}/{name}": value for name, value in {**result.figures, **tables}.items()}
+        self._recorder.write(step, written)
         skips = skips_of_all_ranks(evaluation.evaluator.skipped, f"evaluate:{evaluation.name}", world)
         self._recorder.run.log_skips([(step, skip) for skip in skips] if world.is_main else [])
         if step == self._control.num_steps and result.examples is not None and world.is_main:
@@ -88,3 +92,10 @@ class Evaluations(Hook):
         except Exception as error:
             problem = f"{type(error).__name__}: {reason(error)}"
             self._recorder.say(f"{evaluation}: its examples could not be written: {problem}")
+
+
+def _for_a_line(result: Evaluation, metrics: Sequence[Metric]) -> list[tuple[str, float]]:
+    """The figures that are shown as the run goes on: where there are many, no details."""
+    details = {metric.name for metric in metrics if metric.prominence == "detail"}
+    hidden = details if len(result.figures) > _MOST_SHOWN else set()
+    return [(name, value) for name, value in result.figures.items() if name not in hidden]

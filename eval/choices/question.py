@@ -1,0 +1,47 @@
+"""Questions: an image, a text that is true of it, and texts that are not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data.loading.held_out_images import HeldOutImages
+from vlm.batch import Skip
+from vlm.checkpoint.data_record import DataRecord
+
+
+class Question(NamedTuple):
+    """An image by its number in its set, texts of which the first alone is true of it, and the kind of question."""
+
+    image: int
+    texts: tuple[str, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All questions of an evaluation, one at least, and what was found on the way to them.
+
+    Attributes:
+        images: the set that the questions' images are numbers of.
+        asked: the questions.
+        records: the identity of what they are from, by the configuration's keys.
+        notices: lines on what is not asked, and why.
+        skipped: what no question could be made of although it should be one, or whose image is not in its folder.
+        left_out: how many questions no entry or sample could be made into.
+        missing: how many have no image.
+        crossed: pairs of questions (by number) whose two texts change places with their images (Winoground).
+    """
+
+    images: HeldOutImages
+    asked: tuple[Question, ...]
+    records: Mapping[str, DataRecord]
+    notices: tuple[str, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    left_out: int = 0
+    missing: int = 0
+    crossed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def all_skipped(self) -> tuple[Skip, ...]:
+        """What was of no use so far, as far as this rank knows: entries and images."""
+        return (*self.skipped, *self.images.skipped)
