@@ -2,8 +2,7 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +12,13 @@ from rich.table import Table
 from torch import Tensor
 
 from data.check.samples import FindingError, StoredSample, hash64
-from data.convert.on_ranks import require_same_shards
+from data.convert.on_ranks import require_other_files, require_same_shards
 from data.filter.names import output_names
 from data.generated.fields import FIELD, CaptionField, GeneratedCaption, Origin
 from data.generated.folder import JOURNAL, LEDGER, CaptionFolder, CaptionSummary, write_captions
 from data.images.views import evaluation_view
 from data.samples.bad_sample import BadSampleError
 from data.shards.patterns import expand_shards, require_no_command
-from data.shards.store import is_remote, local_path
 from eval.encoder import evaluation_mode
 from eval.progress import report_progress
 from launch.caption import PATIENCE, PICTURES
@@ -63,7 +61,7 @@ def caption_shards(
     names = output_names(sorted(expand_shards(patterns, None, "SHARDS")))
     require_no_command(tuple(names), "SHARDS")
     out = output_folder(output.out, "--out", files=(JOURNAL, LEDGER))
-    _require_other_files(names, out)
+    require_other_files(names, out)
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
         require_same_shards(tuple(names.values()), world)
         generator = CaptionGenerator(model, config)
@@ -78,13 +76,6 @@ def caption_shards(
             _print(folder, summary)
         world.barrier()
     return summary
-
-
-def _require_other_files(names: Mapping[str, str], out: Path) -> None:
-    """Raise EveryRankError where a copy would replace its own shard, in a folder that captions were written to."""
-    for shard, name in names.items():
-        if not is_remote(shard) and os.path.realpath(local_path(shard)) == os.path.realpath(out / name):
-            raise EveryRankError(f"--out: {shard} would be replaced by its own copy; name a new folder")
 
 
 class _Tile(NamedTuple):

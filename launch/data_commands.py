@@ -8,11 +8,13 @@ import typer
 from launch.check_shards import check
 from launch.cluster import cluster_embeddings
 from launch.filter_shards import filter_noisy
+from launch.mine import mine_negatives
 
 data_app = typer.Typer(help="Build, index, check, filter and cluster webdataset shards.", no_args_is_help=True)
 data_app.command(name="check")(check)
 data_app.command(name="filter")(filter_noisy)
 data_app.command(name="cluster")(cluster_embeddings)
+data_app.command(name="negatives")(mine_negatives)
 
 
 @data_app.command()

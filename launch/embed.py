@@ -92,7 +92,17 @@ def embed_shards(
         require_same_shards(tuple(names.values()), world)
         dims: dict[What, int] = dict.fromkeys(config.what, model.embed_dim)
         identity = weights_identity(model)
-        folder = EmbeddingFolder(source, names, out, identity, dims, config.texts, config.stored, config.precision)
+        folder = EmbeddingFolder(
+            source=source,
+            names=names,
+            out=out,
+            model=identity,
+            dims=dims,
+            texts=config.texts,
+            txt=config.txt,
+            stored=config.stored,
+            precision=config.precision,
+        )
         with (
             evaluation_mode(model, precision=config.precision) as encoder,
             shown_progress(world),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from data.check.samples import shard_state
 from data.convert.journal import FinishedShard, Journal, JournalKind, open_journal
+from data.shards.store import is_remote, local_path
 from vlm.atomic import write_text
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
@@ -116,6 +118,13 @@ def require_same_shards(names: Sequence[str], world: World) -> None:
     for rank, other in enumerate(others, start=1):
         if other != first:
             raise EveryRankError(f"SHARDS: rank {rank} sees other shards than rank 0: every machine needs the same")
+
+
+def require_other_files(names: Mapping[str, str], out: Path) -> None:
+    """Raise EveryRankError where a shard's file would replace it, in a folder that was written to before."""
+    for shard, name in names.items():
+        if not is_remote(shard) and os.path.realpath(local_path(shard)) == os.path.realpath(out / name):
+            raise EveryRankError(f"--out: {shard} would be replaced by its own copy; name a new folder")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data.embeddings.parts import PartRecord, PartsFolder, PartsKind, PartsManifest, no_part, rows_of
+from data.samples.captions import TxtLayout
 from vlm.errors import UserError
 
 FORMAT: Final = "vlm-embeddings-1"
@@ -27,6 +28,7 @@ class EmbeddingsManifest(PartsManifest):
     model: str
     dims: dict[What, int] = Field(min_length=1)
     texts: Texts
+    txt: TxtLayout
     stored: StoredType
     precision: str
 

@@ -11,6 +11,7 @@ from data.convert.journal import JournalKind
 from data.convert.on_ranks import LeftOut, MadeOfShard, ShardWork, share_out, write_ledger
 from data.embeddings.embedded import EMBEDDINGS, FORMAT, EmbeddedSamples, EmbeddingsManifest, StoredType, Texts, What
 from data.embeddings.parts import manifest_text, part_record, write_part
+from data.samples.captions import TxtLayout
 from data.shards.source import Source
 from vlm.atomic import write_text
 from vlm.distributed.world import World
@@ -48,6 +49,7 @@ class EmbeddingFolder:
     model: str
     dims: Mapping[What, int]
     texts: Texts
+    txt: TxtLayout
     stored: StoredType
     precision: str
 
@@ -55,7 +57,7 @@ class EmbeddingFolder:
     def work(self) -> ShardWork[EmbeddedShard]:
         """The work on all shards."""
         options: dict[str, Any] = {"model": self.model, "what": ",".join(self.dims), "texts": self.texts}
-        options |= {"stored": self.stored, "precision": self.precision}
+        options |= {"txt": self.txt, "stored": self.stored, "precision": self.precision}
         return ShardWork(self.names, self.out, EMBEDDING, options)
 
     def manifest(self, results: Mapping[int, EmbeddedShard]) -> EmbeddingsManifest:
@@ -69,6 +71,7 @@ class EmbeddingFolder:
             model=self.model,
             dims=dict(self.dims),
             texts=self.texts,
+            txt=self.txt,
             stored=self.stored,
             precision=self.precision,
         )

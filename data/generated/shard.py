@@ -90,12 +90,16 @@ def _write_group(
     usable = [sample for sample in samples if refusals[sample.position] is None]
     made = {sample.position: one for sample, one in zip(usable, captions_of(usable), strict=True)}
     for sample in samples:
-        new_json = _new_json(sample, refusals[sample.position] or made[sample.position], job, counts)
-        for suffix in sample.members:
-            stored = sample.read(suffix) if suffix != "json" or new_json is None else new_json
-            add_member(tar, sample.key, suffix, stored)
-        if new_json is not None and "json" not in sample.members:
-            add_member(tar, sample.key, "json", new_json)
+        add_sample(tar, sample, _new_json(sample, refusals[sample.position] or made[sample.position], job, counts))
+
+
+def add_sample(tar: TarFile, sample: StoredSample, new_json: bytes | None) -> None:
+    """Add a sample as it is stored, but for its json where a new one is given."""
+    for suffix in sample.members:
+        stored = sample.read(suffix) if suffix != "json" or new_json is None else new_json
+        add_member(tar, sample.key, suffix, stored)
+    if new_json is not None and "json" not in sample.members:
+        add_member(tar, sample.key, "json", new_json)
 
 
 def _refusal(sample: StoredSample, name: CaptionField) -> str | None:

@@ -1,6 +1,6 @@
 """Folders of embeddings and of neighbours, written from arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,9 +41,30 @@ def write_embeddings(
         parts.append(part_record(holds, f"{number}.parquet", sha256(stored).hexdigest()))
     dims = {"image": vectors[0].shape[1]}
     values = {"format": FORMAT, "parts": parts, "model": "m", "dims": dims, "texts": "first", "stored": "float32"}
-    manifest = EmbeddingsManifest.model_validate({**values, "precision": "fp32"})
+    manifest = EmbeddingsManifest.model_validate({**values, "txt": "whole", "precision": "fp32"})
     (folder / EMBEDDINGS.file).write_text(manifest_text(manifest))
     return open_parts(folder, EMBEDDINGS, "EMBEDDINGS")
+
+
+def write_text_embeddings(
+    folder: Path,
+    contents: Sequence[ShardContent],
+    captions: Sequence[Mapping[int, Sequence[str]]],
+    embed: Callable[[str], NDArray[np.float64]],
+) -> None:
+    """Embeddings of all captions of the samples of each shard that are listed, by row."""
+    parts = []
+    for number, holds in enumerate(contents):
+        texts = [text for of_row in captions[number].values() for text in of_row]
+        vectors = np.stack([embed(text) / np.linalg.norm(embed(text)) for text in texts]).astype(np.float32)
+        rows = np.asarray(list(captions[number]), np.int32)
+        counts = np.asarray([len(of_row) for of_row in captions[number].values()], np.int32)
+        samples = EmbeddedSamples(rows, tuple(f"{row:06d}" for row in rows), None, vectors, counts)
+        stored = write_part(folder / f"{number}.parquet", samples.columns("float32", "all"))
+        parts.append(part_record(holds, f"{number}.parquet", sha256(stored).hexdigest()))
+    values = {"format": FORMAT, "parts": parts, "model": "m", "dims": {"text": len(embed("a"))}, "texts": "all"}
+    manifest = EmbeddingsManifest.model_validate({**values, "stored": "float32", "txt": "whole", "precision": "fp32"})
+    (folder / EMBEDDINGS.file).write_text(manifest_text(manifest))
 
 
 def write_neighbours(
