@@ -7,10 +7,14 @@ import typer
 
 from launch.check_shards import check
 from launch.cluster import cluster_embeddings
+from launch.counting_options import BalanceOptions, DetectionOptions
 from launch.filter_shards import filter_noisy
 from launch.mine import mine_negatives
+from launch.options import grouped
 
-data_app = typer.Typer(help="Build, index, check, filter and cluster webdataset shards.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Build, index, check, filter, cluster and count in webdataset shards.", no_args_is_help=True
+)
 data_app.command(name="check")(check)
 data_app.command(name="filter")(filter_noisy)
 data_app.command(name="cluster")(cluster_embeddings)
@@ -77,6 +81,20 @@ def build(  # noqa: PLR0913 - the options of the command line
         max_bad_share=max_bad_share,
     )
     build_with_progress(BuildSource(source, root, captions, columns, class_folders, classes), folder, options, workers)
+
+
+@data_app.command()
+@grouped
+def counting(
+    shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
+    detection: DetectionOptions,
+    balance: BalanceOptions,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Write the samples whose captions name one number, two to ten, of which as many objects are seen. On all ranks."""
+    from launch.counting_set import make_counting_set
+
+    make_counting_set(shards, detection, balance, json_file)
 
 
 @data_app.command()

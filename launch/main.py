@@ -31,7 +31,7 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "eval", "demo")
+_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "eval", "demo", "data counting")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -78,8 +78,9 @@ def vlm(
 def _join_ranks() -> None:
     """Take part in what a launcher started. Raises UserError for commands that only one process can run."""
     join_launcher()
-    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    if command not in (None, *_ON_ALL_RANKS) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    command = " ".join(words[: 2 if words[:1] == ["data"] else 1])
+    if command not in ("", *_ON_ALL_RANKS) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
 
 

@@ -36,6 +36,7 @@ class MadeOfShard(FinishedShard):
 
 
 Made = TypeVar("Made", bound=MadeOfShard)
+Result = TypeVar("Result", bound=FinishedShard)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,13 @@ class ShardWork(Generic[Made]):
 
     def plan(self) -> dict[str, Any]:
         """The first line of the journal."""
-        listed = hashlib.blake2b("|".join(self.names.values()).encode("utf-8", "surrogateescape"), digest_size=4)
-        return {"format": 1, **self.options, "shards": f"{len(self.names)} ({listed.hexdigest()})"}
+        return plan_of(self.names, self.options)
+
+
+def plan_of(names: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The first line of a journal of work on the shards `names`."""
+    listed = hashlib.blake2b("|".join(names.values()).encode("utf-8", "surrogateescape"), digest_size=4)
+    return {"format": 1, **options, "shards": f"{len(names)} ({listed.hexdigest()})"}
 
 
 def share_out(
@@ -80,10 +86,8 @@ def share_out(
     Raises:
         UserError: the folder holds something else, a shard that is done has changed since, or one cannot be read.
     """
-    # As rank 0 sees them, also where each machine has a copy of its own.
-    found = [shard_state(shard) for shard in work.shards] if world.is_main else []
-    states: list[str] = world.gather_objects(found)[0]
-    with _journal(work, world) as journal:
+    states = states_of(work.shards, world)
+    with journal_on_main(work.out, work.plan(), work.kind, world) as journal:
         finished = {} if journal is None else _finished(work, journal, states)
         results: dict[int, Made] = world.gather_objects(finished)[0]
         missing = [number for number in range(len(states)) if number not in results]
@@ -101,6 +105,12 @@ def share_out(
     return results
 
 
+def states_of(shards: Sequence[str], world: World) -> list[str]:
+    """Their states as rank 0 sees them, also where each machine has a copy of its own. Collective."""
+    states: list[str] = world.gather_objects([shard_state(shard) for shard in shards] if world.is_main else [])[0]
+    return states
+
+
 def all_left_out(results: Mapping[int, MadeOfShard]) -> list[tuple[int, LeftOut]]:
     """What got nothing, or is no sample or shard at all, with the number of its shard."""
     return [(number, one) for number, shard in sorted(results.items()) for one in shard.left_out]
@@ -108,7 +118,12 @@ def all_left_out(results: Mapping[int, MadeOfShard]) -> list[tuple[int, LeftOut]
 
 def write_ledger(path: Path, shards: Sequence[str], results: Mapping[int, MadeOfShard]) -> None:
     """Write a line of JSON for each of those: shard, key, reason."""
-    lines = ({"shard": shards[number], **asdict(one)} for number, one in all_left_out(results))
+    write_left_out(path, shards, all_left_out(results))
+
+
+def write_left_out(path: Path, shards: Sequence[str], left_out: Sequence[tuple[int, LeftOut]]) -> None:
+    """Write the ledger of what got nothing, with the number of its shard."""
+    lines = ({"shard": shards[number], **asdict(one)} for number, one in left_out)
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -128,17 +143,18 @@ def require_other_files(names: Mapping[str, str], out: Path) -> None:
 
 
 @contextmanager
-def _journal(work: ShardWork[Made], world: World) -> Iterator[Journal[Made] | None]:
+def journal_on_main(
+    out: Path, plan: dict[str, Any], kind: JournalKind[Result], world: World
+) -> Iterator[Journal[Result] | None]:
     """The folder's journal, on the main rank alone. Raises UserError for a folder of anything else."""
     if not world.is_main:
         yield None
         return
-    out = work.out
     try:
-        is_new = not (out / work.kind.file).exists()
+        is_new = not (out / kind.file).exists()
         if is_new and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise UserError(f"--out: {out} holds other files; name a new folder")
-        with open_journal(out, work.plan(), work.kind) as journal:
+        with open_journal(out, plan, kind) as journal:
             yield journal
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or reason(error)}") from error

@@ -66,10 +66,10 @@ class ForeignFiles:
         content = self._saved_or_none(key)
         if content is None:
             self._require_trusted(key, name)
-            content = _read(name, CONFIG)
-            if content is None:
-                raise UserError(f"{name}: there is no {CONFIG}")
-        values = without_code(_parsed(content, f"{name}/{CONFIG}"))
+            stored = stored_configuration(name)
+        else:
+            stored = _parsed(content, f"{name}/{CONFIG}")
+        values = without_code(stored)
         self.used[key] = _json(values)
         return as_configuration(values, name)
 
@@ -112,6 +112,14 @@ class ForeignFiles:
         if self._saved is None or self._trust or name in names_of_open_clip():
             return
         raise UserError(f"the model's {what} does not lie with it but in {name!r}: --trust reads it there")
+
+
+def stored_configuration(name: str) -> dict[str, Any]:
+    """The configuration of the model called `name` as it lies there, with whatever it names. Raises UserError."""
+    content = _read(name, CONFIG)
+    if content is None:
+        raise UserError(f"{name}: there is no {CONFIG}")
+    return _parsed(content, f"{name}/{CONFIG}")
 
 
 def files_beside(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def load(
     left_out: list[str] | None = None,
     **options: Any,
 ) -> tuple[Any, set[int]]:
-    """A model of the library in fp32, and the identities of those parameters of which its files hold nothing.
+    """A model of the library in fp32, and the identities of its parameters and buffers of which its files hold nothing.
 
     What they hold beside the model is added to `left_out`, by name.
     """
@@ -79,7 +80,8 @@ def load(
     if left_out is not None:
         left_out += sorted(loading["unexpected_keys"])
     missing = set(loading["missing_keys"])
-    return model, {id(parameter) for key, parameter in model.named_parameters() if key in missing}
+    named = chain(model.named_parameters(), model.named_buffers())
+    return model, {id(tensor) for key, tensor in named if key in missing}
 
 
 @contextmanager
