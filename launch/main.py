@@ -254,6 +254,21 @@ def export(
 
 
 @app.command()
+def join(
+    models: Annotated[
+        list[str], typer.Argument(help="Runs, checkpoints or models, two or more.", metavar="RUN RUN...")
+    ],
+    out: Annotated[Path, typer.Option(help="The new folder for the joined checkpoint.")],
+    trust: TrustModel = False,
+) -> None:
+    """Put trained models side by side into one checkpoint, whose similarity is the mean of their cosines."""
+    from launch.join import join_models
+
+    joined = join_models(models, out, trust=trust)
+    print(f"joined: {out} ({len(models)} models, {joined.embed_dim} dimensions)")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
     from launch.recipe import Recipe

@@ -39,15 +39,16 @@ def programs(values: Any) -> list[Program]:
 
 def imported_towers(values: Any) -> list[Program]:
     """The classes among the `programs` that are towers: the one kind of program that a checkpoint may name."""
-    places = {".".join(path) for path in _TOWERS}
-    return [program for program in programs(values) if program.key in places]
+    places = tuple(".".join(path) for path in _TOWERS)
+    of_towers = (program for program in programs(values) if program.key.startswith(places))
+    return [program for program in of_towers if ":" in program.text and not program.text.lstrip().startswith(COMMAND)]
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             inner_path = (*path, str(key))
-            if (path[:1] in _IMPORTING or path in _TOWERS) and ":" in str(key):
+            if (path[:1] in _IMPORTING or path[:3] in _TOWERS) and ":" in str(key):
                 yield Program(".".join(path), str(key))
             if key == _IMPORTING_VALUES.get(path[:1]) and isinstance(inner, str) and ":" in inner:
                 yield Program(".".join(inner_path), inner)

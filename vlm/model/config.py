@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, fi
 
 from vlm.config import Config
 from vlm.errors import EveryRankError
-from vlm.model import open_clip_kinds, transformers_kinds  # noqa: F401 (each registers its kinds of tower)
+from vlm.model import joined_kinds, open_clip_kinds, transformers_kinds  # noqa: F401 (each registers its kinds of tower)
 from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.heads import HeadConfig
 from vlm.model.image_spec import ImageSize, Interpolation, Mean, ResizeMode, Std
@@ -96,10 +96,10 @@ class Towers(Config):
 
     embed_dim: EmbedDim
     image: ImageTowerChoice = Field(
-        description="the image tower: one of transformers, open_clip, timm, vision_cfg, with its options"
+        description="the image tower: one of transformers, open_clip, timm, vision_cfg, joined, with its options"
     )
     text: TextTowerChoice = Field(
-        description="the text tower: one of transformers, open_clip, text_cfg, with its options"
+        description="the text tower: one of transformers, open_clip, text_cfg, joined, with its options"
     )
 
 
