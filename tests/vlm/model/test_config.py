@@ -42,7 +42,7 @@ def towers(image: Any) -> dict[str, Any]:
         ),
         (
             {"towers": {"embed_dim": 8, "image": {}, "text": {"text_cfg": {}}}},
-            "towers.image: exactly one of joined, open_clip, timm, transformers, vision_cfg is needed, or package.module:Class",
+            "towers.image: exactly one of joined, open_clip, timm, transformers, vision_cfg is needed, or package",
         ),
         (towers({"timm": "resnet18", "transformers": "vit"}), "or package.module:Class; found timm and transformers"),
         (towers({"tim": "resnet18"}), "towers.image.tim: unknown key (value 'resnet18'); nearest: timm"),
