@@ -1,15 +1,19 @@
 """The `data` section of a recipe."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data.counterfactuals.config import CounterfactualsConfig
 from data.documents_config import DocumentsConfig
 from data.images.augment import AugmentConfig
+from data.images.degrade import DegradedConfig
 from data.neighbours.config import NeighboursConfig
 from data.samples.captions import CaptionConfig
 from data.shards.cache import CacheConfig
 from data.shards.retry import RetryConfig
+from data.source_shares import USUAL_SHARE, Share, weights_with_shares
 from vlm.config import Config
 from vlm.paths import Named
 
@@ -29,10 +33,21 @@ class SourceConfig(Config):
     weight: Annotated[
         float, Field(ge=1e-6, le=1e6, description="Share of the samples, relative to the other sources.")
     ] = 1.0
+    share: Annotated[
+        Share | None,
+        Field(
+            description="Share of all samples, as a number or 1/32; sources without one have the rest by weight. null: "
+            "by weight; 1/32 for a source with counterfactuals of its own beside sources without any."
+        ),
+    ] = None
     caption: Annotated[CaptionConfig | None, Field(description="Instead of data.caption.")] = None
     augment: Annotated[AugmentConfig | None, Field(description="Instead of data.augment.")] = None
     neighbours: Annotated[
         NeighboursConfig | None, Field(description="Batches of samples that are near each other; null: shuffled ones.")
+    ] = None
+    counterfactuals: Annotated[
+        CounterfactualsConfig | Literal["none"] | None,
+        Field(description="Instead of data.counterfactuals; `none`: none are made."),
     ] = None
     num_samples: Annotated[
         int | None,
@@ -69,6 +84,13 @@ class DataConfig(Config):
     augment: Annotated[AugmentConfig, Field(description="What becomes of images; sources may differ.")] = (
         AugmentConfig()
     )
+    counterfactuals: Annotated[
+        CounterfactualsConfig | None,
+        Field(
+            description="Captions that are almost right, for terms that tell them from true ones; sources may differ."
+        ),
+    ] = None
+    degraded: Annotated[DegradedConfig | None, Field(description="Degraded copies of some images, beside them.")] = None
     documents: Annotated[
         DocumentsConfig | None, Field(description="Documents of texts and images beside the pairs of each step.")
     ] = None
@@ -102,9 +124,14 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _mix_and_weights_agree(self) -> "DataConfig":
-        weighted = [name for name, source in self.sources.items() if source.weight != 1.0]
-        if self.mix == "once" and weighted:
-            raise ValueError(f"`mix: once` takes shares from sizes; sources.{weighted[0]}.weight says otherwise")
+        said = [
+            f"{name}.{'share' if source.share else 'weight'}"
+            for name, source in self.sources.items()
+            if source.weight != 1.0 or source.share
+        ]
+        if self.mix == "once" and said:
+            raise ValueError(f"`mix: once` takes shares from sizes; sources.{said[0]} says otherwise")
+        self.weights(dict.fromkeys(self.sources, 1))
         return self
 
     @model_validator(mode="after")
@@ -127,6 +154,34 @@ class DataConfig(Config):
         if self.documents is not None and self.mode == "sequential":
             raise ValueError("`mode: sequential` streams pairs alone; documents need mode: indexed")
         return self
+
+    @model_validator(mode="after")
+    def _degraded_are_images(self) -> "DataConfig":
+        if self.degraded is not None and not self.images:
+            raise ValueError("images: found false; there is nothing to be degraded")
+        return self
+
+    def weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The weight of each source in the mix, given how many samples it has. Raises ValueError for wrong shares."""
+        if self.mix == "once":
+            return {name: float(size) for name, size in sizes.items()}
+        shares = {name: source.share for name, source in self.sources.items() if source.share is not None}
+        edited = {name for name in self.sources if self.counterfactuals_of(name) is not None}
+        for name in edited if edited != set(self.sources) else ():
+            if not self.sources[name].model_fields_set & {"weight", "share"}:
+                shares[name] = USUAL_SHARE
+        return weights_with_shares({name: source.weight for name, source in self.sources.items()}, shares)
+
+    def counterfactuals_of(self, source: str) -> CounterfactualsConfig | None:
+        """What makes counterfactuals of the captions of a source."""
+        own = self.sources[source].counterfactuals
+        return None if own == "none" else own or self.counterfactuals
+
+    @property
+    def editors(self) -> frozenset[str]:
+        """The names of all editors of captions."""
+        configs = [self.counterfactuals_of(source) for source in self.sources]
+        return frozenset(name for config in configs if config is not None for name in config.editors)
 
     def caption_of(self, source: str) -> CaptionConfig:
         """The caption policy of a source."""

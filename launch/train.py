@@ -20,7 +20,7 @@ from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
 from launch.start_lines import data_line, place_lines
 from launch.trackers import require_trackers, start_trackers
-from vlm.batch import Skip
+from vlm.batch import COUNTERFACTUALS, DEGRADED, Skip
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest
 from vlm.distributed.world import World
@@ -38,7 +38,7 @@ from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.progress import ProgressDisplay, make_progress, show_lines
 from vlm.training.recorder import Recorder
-from vlm.training.rehearsal import rehearse
+from vlm.training.rehearsal import Brought, rehearse
 from vlm.training.run_directory import RunDirectory
 from vlm.training.schedule import LearningRate
 from vlm.training.skips import check_bad_fraction, reasons_of
@@ -93,7 +93,7 @@ def _train(
     state = assemble(recipe, settings, accelerator, parts.model, objective)
     if start.checkpoint is not None:
         _restore(start.checkpoint, state, parts)
-    notices = [*_begin(recipe, state, parts, run, start), *_unread_images(recipe, objective)]
+    notices = [*_begin(recipe, state, parts, run, start), *_unread_parts(recipe, objective)]
     watch.teller.record_in(run.path)
     watch.lost_now = lambda: lost_words(run.checkpoint_steps())
     trackers = start_trackers(accelerator, recipe.trackers, run.path, recipe.model_dump(mode="json"), start.step)
@@ -131,10 +131,14 @@ def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:
         recipe.providers,
         recipe.similarity,
         num_pairs=recipe.global_batch,
-        labels=parts.source.labelled,
-        documents=recipe.data.documents is not None,
-        captions=any(recipe.data.caption_of(name).policy == "all" for name in recipe.data.sources),
-        images=recipe.data.images,
+        brought=Brought(
+            labels=parts.source.labelled,
+            captions=any(recipe.data.caption_of(name).policy == "all" for name in recipe.data.sources),
+            images=recipe.data.images,
+            documents=recipe.data.documents is not None,
+            degraded=recipe.data.degraded is not None,
+            editors=recipe.data.editors,
+        ),
     )
     return parts
 
@@ -192,12 +196,17 @@ def _untrained(state: TrainState, parts: RunParts) -> list[str]:
     return ["model.captioner: no term of the objective trains the decoder (caption): its weights stay as they are"]
 
 
-def _unread_images(recipe: Recipe, objective: Objective) -> list[str]:
-    """A line on images that are decoded for nobody."""
-    outputs = objective.needs.outputs | objective.needs.teacher_outputs
-    if not recipe.data.images or "image" in outputs or captioned_parts(outputs):
-        return []
-    return ["data.images: no term of the objective looks at images; false would leave them unread"]
+def _unread_parts(recipe: Recipe, objective: Objective) -> list[str]:
+    """Lines on what is read or made for nobody: images, counterfactual captions, degraded copies."""
+    data, outputs = recipe.data, objective.needs.outputs | objective.needs.teacher_outputs
+    lines = []
+    if data.images and "image" not in outputs and not captioned_parts(outputs):
+        lines.append("data.images: no term of the objective looks at images; false would leave them unread")
+    if data.editors and COUNTERFACTUALS not in outputs:
+        lines.append("data.counterfactuals: no term of the objective looks at them (counting, hard_negative_captions)")
+    if data.degraded is not None and DEGRADED not in outputs:
+        lines.append("data.degraded: no term of the objective looks at them (hard_negative_images)")
+    return lines
 
 
 def _problem_lines(problems: Sequence[Skip]) -> list[str]:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
 Part = TypeVar("Part", bound="BatchPart")
 
 DOCUMENTS, DOCUMENT_IMAGES = "documents", "document_images"
+COUNTERFACTUALS, DEGRADED = "counterfactuals", "degraded"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ class Texts(BatchPart):
 
 
 @dataclass(frozen=True)
+class Counterfactuals(Texts):
+    """Texts that are almost right, made from the text of the sample that each is of by an editor (`editor_key`)."""
+
+    editors: Int64[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class DegradedImages(Images):
+    """Worse copies of the images of the samples that they are of, by a strength between 0 and 1."""
+
+    strengths: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
 class StandIns(BatchPart):
     """For each text of a part, the text whose embedding stands in for the image, and from what its noise is drawn.
 
@@ -116,8 +132,10 @@ class Batch:
     """The samples of one global batch that one rank trains on.
 
     `parts` holds `image` and `text`, one row a sample, and `captions` where the caption policy gives all captions of a
-    sample, its first the one that is its `text`; `documents` and `document_images` where the data has documents, whose
-    keys are `document_keys`. `counts` says how many samples are of each source and how many captions of each field.
+    sample, its first the one that is its `text`; `counterfactuals` and `degraded` of some samples where the recipe has
+    them made; `documents` and `document_images` where the data has documents, whose keys are `document_keys`. `counts`
+    says how many samples are of each source, how many captions of each field, and how many counterfactuals by each
+    editor.
     """
 
     step: int
@@ -199,6 +217,11 @@ class Batch:
             },
             labels=torch.cat(labels) if len(labels) == len(batches) else None,
         )
+
+
+def editor_key(name: str) -> int:
+    """The number that stands for an editor of counterfactuals in a batch."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ _IMPORTING_VALUES: Mapping[tuple[str, ...], str] = {
     ("optimizer",): "kind",
     ("schedule",): "kind",
 }
+# Keys of the data below which a name with a colon, a `kind` or a value means one.
+_IMPORTING_DATA = frozenset({"counterfactuals", "degraded"})
 # The key whose value itself is a class with a colon.
 _IMPORTED = ("engine",)
 _TOWERS = (("model", "towers", "image"), ("model", "towers", "text"))
@@ -30,9 +32,9 @@ def programs(values: Any) -> list[Program]:
     """All that would run as a program: shell commands, classes imported by name, code that comes with a download.
 
     `values` is what was read from YAML or JSON, or a model's `model_dump(mode="json")`. Looked for are texts that begin
-    with `pipe:`, `package.module:Class` as a key of objectives, providers and towers, as a `kind` of the first two, of
-    evaluations, the optimizer and the schedule, or as the engine, and a `trust_remote_code` that is not false. A
-    model's configuration stands under `model`.
+    with `pipe:`, `package.module:Class` as a key or `kind` of objectives, providers and editors of data, as a key of
+    towers, as a `kind` of evaluations, the optimizer and the schedule, or as the engine, and a `trust_remote_code` that
+    is not false. A model's configuration stands under `model`.
     """
     return list(_walk(values, ()))
 
@@ -48,9 +50,11 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             inner_path = (*path, str(key))
-            if (path[:1] in _IMPORTING or path[:3] in _TOWERS) and ":" in str(key):
+            edits = path[:1] == ("data",) and not _IMPORTING_DATA.isdisjoint(path)
+            if (path[:1] in _IMPORTING or path[:3] in _TOWERS or edits) and ":" in str(key):
                 yield Program(".".join(path), str(key))
-            if key == _IMPORTING_VALUES.get(path[:1]) and isinstance(inner, str) and ":" in inner:
+            names_class = key == ("kind" if edits else _IMPORTING_VALUES.get(path[:1]))
+            if names_class and isinstance(inner, str) and ":" in inner:
                 yield Program(".".join(inner_path), inner)
             if key == "trust_remote_code" and inner:
                 yield Program(".".join(inner_path), str(inner))
@@ -58,5 +62,11 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[Program]:
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _walk(inner, (*path, str(place)))
-    elif isinstance(value, str) and (value.lstrip().startswith(COMMAND) or (path == _IMPORTED and ":" in value)):
+    elif isinstance(value, str) and (value.lstrip().startswith(COMMAND) or (_is_imported(path) and ":" in value)):
         yield Program(".".join(path), value)
+
+
+def _is_imported(path: tuple[str, ...]) -> bool:
+    """Whether a text at this path names a class: an engine, or an editor by its name alone or in a list of such."""
+    names = path[:-1] if path and path[-1].isdecimal() else path
+    return path == _IMPORTED or (path[:1] == ("data",) and names[-1] in _IMPORTING_DATA)

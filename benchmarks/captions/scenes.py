@@ -1,11 +1,11 @@
 """Captions of rendered scenes: how often the count, colour and shape of the main group are named rightly.
 
-    python -P -m benchmarks.captions.scenes [--work WORK] [--again]
+    python -P -m benchmarks.captions.scenes [--work WORK] [--samples 120000] [--runs NAME ...] [--again]
 
-Renders the demo's scenes, then trains its recipe for the same 120,000 samples and the same full descriptions (the first
-caption of each scene): with the contrastive loss alone, and with the captioning decoder beside it, which looks at maps
-of 2 x 2, 4 x 4 or 8 x 8 places of the image tower. The 1,000 held-out scenes of the retrieval set are captioned; the
-main group is the kind of which there are most, the first of several. Retrieval of the runs stands beside. One seed.
+Renders the demo's scenes, then trains its recipe for the same number of samples and the same full descriptions (the
+first caption of each scene): with the contrastive loss alone, and with the captioning decoder beside it, which looks at
+maps of 2 x 2, 4 x 4 or 8 x 8 places of the image tower. The 1,000 held-out scenes of the retrieval set are captioned;
+the main group is the kind of which there are most, the first of several. Retrieval of the runs stands beside. One seed.
 """
 
 import argparse
@@ -53,10 +53,10 @@ def names_main_group(caption: str, counts: Mapping[str, int]) -> bool:
     return re.search(rf"(?<![\w-])(?:{'|'.join(numbers)}) (?:(?:{_SIZES}) )?{colour} {noun}\b", caption) is not None
 
 
-def trained(work: Path, name: str, options: list[str]) -> dict[str, float]:
+def trained(work: Path, name: str, options: list[str], samples: int) -> dict[str, float]:
     """Train, or go on; the last evaluation and the minutes."""
     scenes, run, began = work / "scenes", work / name, time.perf_counter()
-    common = [f"data.root={scenes}", f"run={run}", "data.caption=first", "trackers=[]"]
+    common = [f"data.root={scenes}", f"run={run}", "data.caption=first", "trackers=[]", f"duration={samples} samples"]
     train(load_recipe("scenes", [*common, *options]), resume="auto")
     figures: dict[str, float] = {"minutes": (time.perf_counter() - began) / 60}
     for line in read_lines(run / "metrics.jsonl").records:
@@ -82,6 +82,7 @@ def main() -> None:
     """Measure what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/captions"))
+    parser.add_argument("--samples", type=int, default=120_000, help="that each run is trained on")
     parser.add_argument("--again", action="store_true", help="drop what earlier runs measured; not the runs themselves")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="measure these alone")
     arguments = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
     print("| decoder looks at | R@1 image to text | text to image | zero-shot top-1 | main group named | minutes |")
     print("|---|---|---|---|---|---|")
     for run in arguments.runs:
-        figures = results(run, partial(trained, work, run, RUNS[run]))
+        figures = results(run, partial(trained, work, run, RUNS[run], arguments.samples))
         recalls = [figures[f"eval/retrieval/{way}_r@1"] for way in ("image_to_text", "text_to_image")]
         shown = " | ".join(f"{value:.1%}" for value in (*recalls, figures["eval/zeroshot/top1"]))
         fraction = ""

@@ -2,38 +2,40 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data.config import DataConfig
+from data.counterfactuals.counterfactual import Edited, counterfactuals
+from data.counterfactuals.editor import CaptionInSample
+from data.counterfactuals.stored_editor import StoredNegatives
 from data.images.views import training_view
 from data.loading.documents import DocumentLoader, LoadedDocuments
+from data.loading.edited import Tokenize, counterfactual_texts, counts_by_editor, degraded_images, without_extent
 from data.loading.pixel_ring import PixelRing, Slot
 from data.loading.slots import SlotReader
 from data.loading.substitution import ShardRow
 from data.loading.workers import WorkerInfo
 from data.randomness import Draws
 from data.samples.bad_sample import BadSampleError
-from data.samples.captions import ChosenCaptions, captions_by_field, choose
+from data.samples.captions import CaptionsByField, ChosenCaptions, captions_by_field, choose
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.sidecar import PARTS
 from data.shards.source import Sample, Source
 from data.shards.store import is_remote
 from data.shards.tar import TEXT_SUFFIXES
-from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Skip, Texts
+from vlm.batch import COUNTERFACTUALS, DEGRADED, DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Skip, Texts
 from vlm.model.image_spec import ImageSpec
-from vlm.model.tokenizer import TokenBatch
 
-Tokenize = Callable[[Sequence[str]], TokenBatch]
 _PREFETCH_EVERY = 8  # batches
 _MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
 
@@ -41,31 +43,38 @@ _MOST_AHEAD = 4096  # shards; the cache's limit is the bound that counts
 class SentBatch(NamedTuple):
     """A batch on its way between processes: its pixels go apart, through the ring where there is room.
 
-    Behind those of the samples lie those of documents, the owner of each in `in_documents`.
+    Behind those of the samples lie those of `more_images`, part after part, whose own pixels are without extent.
     """
 
     batch: Batch
     pixels: UInt8[Tensor, "images 3 height width"] | Slot | None
-    in_documents: Int64[Tensor, " images"] | None = None
+    more_images: Mapping[str, Images] = {}
 
     def received(self, ring: PixelRing | None) -> Batch:
         """The whole batch, in the training process."""
         if ring is None or self.pixels is None:
             return self.batch
-        pixels, num_samples = ring.images(self.pixels), len(self.batch)
-        parts: dict[str, BatchPart] = {"image": Images(pixels[:num_samples])}
-        if self.in_documents is not None:
-            stop = num_samples + len(self.in_documents)
-            parts[DOCUMENT_IMAGES] = Images(pixels[num_samples:stop], owners=self.in_documents)
+        pixels, start = ring.images(self.pixels), len(self.batch)
+        parts: dict[str, BatchPart] = {"image": Images(pixels[:start])}
+        for name, part in self.more_images.items():
+            stop = start + len(part.pixels)
+            parts[name], start = replace(part, pixels=pixels[start:stop]), stop
         return replace(self.batch, parts={**parts, **self.batch.parts})
 
 
 class TrainingExample(NamedTuple):
-    """All that a step is given of one sample besides its pixels."""
+    """All that a step is given of one sample besides its pixels.
+
+    `edited` are the counterfactuals of its caption, None where its source has none made; `degraded` is the strength of
+    the worse copy of its image, None where it has none. `key` is what the visit's draws are keyed by.
+    """
 
     sample: Sample
     caption: ChosenCaptions
     label: int | None
+    key: tuple[int, int, int]
+    edited: Edited | None = None
+    degraded: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,12 @@ class SampleReader:
     seed: int
     reader: ShardReader
 
-    def ring(self, workers: int, prefetch: int, rows: int) -> PixelRing | None:
-        """Memory for what so many processes hold ready of batches of `rows`; None where no images are read."""
-        return PixelRing.ahead(workers, prefetch, rows, self.image.size) if self.config.images else None
+    def ring(self, workers: int, prefetch: int, samples: int, more_images: int = 0) -> PixelRing | None:
+        """Memory for what so many processes hold ready of batches of `samples`; None where no images are read."""
+        if not self.config.images:
+            return None
+        degraded = 0 if self.config.degraded is None else samples
+        return PixelRing.ahead(workers, prefetch, samples + degraded + more_images, self.image.size)
 
     def read(self, source: Source, place: ShardRow, epoch: int, pixels: NDArray[np.uint8] | None) -> TrainingExample:
         """The caption and label of a stored sample, its crop written to `pixels` [3, size, size]; None: not read.
@@ -99,10 +111,22 @@ class SampleReader:
         policy = self.config.caption_of(sample.source)
         captions = captions_by_field(sample.parts.get("txt"), sample.fields, policy)
         caption = choose(captions, policy, Draws("caption", *key))
-        label = sample.label
+        label, degraded = sample.label, None
+        edited = self._edited(sample, caption, captions, key)
         if pixels is not None:
             training_view(sample.image, self.image, self.config.augment_of(sample.source), key, pixels)
-        return TrainingExample(sample, caption, label)
+            degraded = None if self.config.degraded is None else self.config.degraded.drawn_strength(key)
+        return TrainingExample(sample, caption, label, key, edited, degraded)
+
+    def _edited(
+        self, sample: Sample, caption: ChosenCaptions, captions: CaptionsByField, key: tuple[int, int, int]
+    ) -> Edited | None:
+        """The counterfactuals of a chosen caption; None where the sample's source has none made."""
+        config = self.config.counterfactuals_of(sample.source)
+        if config is None:
+            return None
+        others = tuple(text for texts in captions.values() for text in texts)
+        return counterfactuals(CaptionInSample(caption.text, others, sample.fields), config, key)
 
 
 class BatchLoader:
@@ -131,8 +155,8 @@ class BatchLoader:
 
     def use_ring(self, workers: int, prefetch: int) -> PixelRing | None:
         """Send the pixels through memory that is used again, shared with workers that are forked from now on."""
-        rows = len(self._slots.slots) + (0 if self._documents is None else self._documents.most_images)
-        self._ring = self._reader.ring(workers, prefetch, rows)
+        in_documents = 0 if self._documents is None else self._documents.most_images
+        self._ring = self._reader.ring(workers, prefetch, len(self._slots.slots), in_documents)
         return self._ring
 
     def __call__(self, step: int, worker: WorkerInfo) -> SentBatch:
@@ -148,11 +172,12 @@ class BatchLoader:
             if skip is not None:
                 skipped.append(skip)
         self._slots.discard_before(step)
-        sent = collate(step, images, examples, tuple(skipped), self._tokenizer)
+        sent = collate(step, images, buffer, examples, tuple(skipped), self._reader.config, self._tokenizer)
         if self._documents is None:
             return sent
         assert isinstance(buffer, np.ndarray)  # images are read where there are documents
-        return with_documents(sent, self._documents.load(step, buffer[len(examples) :], worker))
+        used = len(examples) + sum(len(part.pixels) for part in sent.more_images.values())
+        return with_documents(sent, self._documents.load(step, buffer[used:], worker))
 
     def _fetch_ahead(self, step: int, worker: WorkerInfo) -> None:
         """One process a rank asks for the shards that its lanes come to next."""
@@ -174,22 +199,34 @@ def room_for(
 def collate(
     step: int,
     pixels: UInt8[Tensor, "samples 3 size size"] | Slot | None,
+    buffer: NDArray[np.uint8] | list[None],
     examples: Sequence[TrainingExample],
     skipped: tuple[Skip, ...],
+    config: DataConfig,
     tokenizer: Tokenize,
 ) -> SentBatch:
-    """A batch from its pixels and examples; labels only where every sample has one."""
+    """A batch from its pixels, which lie in `buffer`, and examples; labels only where every sample has one."""
     labels = [example.label for example in examples if example.label is not None]
+    edited = [example.edited for example in examples]
+    parts, counts = _texts(examples, tokenizer), _counts(examples)
+    if config.editors:
+        text = parts["text"]
+        assert isinstance(text, Texts)
+        parts[COUNTERFACTUALS] = counterfactual_texts(edited, text, tokenizer)
+        counts |= counts_by_editor(edited)
     batch = Batch(
         step=step,
         sample_ids=torch.tensor([example.sample.id for example in examples], dtype=torch.int64),
         keys=tuple(example.sample.key for example in examples),
-        parts=_texts(examples, tokenizer),
+        parts=parts,
         labels=torch.tensor(labels, dtype=torch.int64) if len(labels) == len(examples) else None,
-        skipped=skipped,
-        counts=_counts(examples),
+        skipped=(*skipped, *_true_negatives(examples, config)),
+        counts=counts,
     )
-    return SentBatch(batch, pixels)
+    if config.degraded is None or not isinstance(buffer, np.ndarray):
+        return SentBatch(batch, pixels)
+    copies = [(example.degraded, example.key) for example in examples]
+    return SentBatch(batch, pixels, {DEGRADED: degraded_images(copies, config.degraded, buffer)})
 
 
 def with_documents(sent: SentBatch, documents: LoadedDocuments) -> SentBatch:
@@ -201,7 +238,19 @@ def with_documents(sent: SentBatch, documents: LoadedDocuments) -> SentBatch:
         counts={**sent.batch.counts, **documents.counts},
         document_keys=documents.keys,
     )
-    return sent._replace(batch=batch, in_documents=documents.image_owners)
+    images = Images(without_extent(len(documents.image_owners)), owners=documents.image_owners)
+    return sent._replace(batch=batch, more_images={**sent.more_images, DOCUMENT_IMAGES: images})
+
+
+def _true_negatives(examples: Sequence[TrainingExample], config: DataConfig) -> Iterator[Skip]:
+    """What the ledger is to say of samples whose stored wrong captions are captions of theirs."""
+    for example in examples:
+        for name in () if example.edited is None else example.edited.failed:
+            one = config.counterfactuals_of(example.sample.source)
+            editor = None if one is None else one.editors[name]
+            if isinstance(editor, StoredNegatives):
+                reason = f"its {editor.field} repeat its captions: the sample is used without a counterfactual"
+                yield Skip(example.sample.source, example.sample.shard, example.sample.key, reason, "")
 
 
 def _texts(examples: Sequence[TrainingExample], tokenizer: Tokenize) -> dict[str, BatchPart]:

@@ -9,7 +9,8 @@ from typing import Any
 import webdataset
 
 from data.config import DataConfig
-from data.loading.loader import SampleReader, SentBatch, Tokenize, TrainingExample, collate, room_for
+from data.loading.edited import Tokenize
+from data.loading.loader import SampleReader, SentBatch, TrainingExample, collate, room_for
 from data.loading.pixel_ring import PixelRing
 from data.loading.summary import SourceSummary, batch_notices
 from data.loading.workers import WorkerInfo, load_ahead
@@ -62,8 +63,7 @@ class SequentialStream:
         cache = ShardCache(config.cache, config.retry)
         self._reader = SampleReader(config, image, seed, ShardReader(cache))
         sizes = {name: _declared(name, source.num_samples) for name, source in config.sources.items()}
-        by_weight = config.mix == "weight"
-        weights = {name: config.sources[name].weight if by_weight else float(size) for name, size in sizes.items()}
+        weights = config.weights(sizes)
         self._shards = {name: _expand(config, name) for name in sizes}
         for name, shards in self._shards.items():
             _contact(name, shards, cache)
@@ -146,7 +146,7 @@ class SequentialLoader:
             example, skips = self._next(name, step, buffer[row])
             examples.append(example)
             skipped.extend(skips)
-        return collate(step, images, examples, tuple(skipped), self._tokenizer)
+        return collate(step, images, buffer, examples, tuple(skipped), self._reader.config, self._tokenizer)
 
     def _next(self, name: str, step: int, pixels: Any) -> tuple[TrainingExample, list[Skip]]:
         """The next sample that can be used, and all that could not.

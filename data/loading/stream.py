@@ -6,7 +6,8 @@ from typing import Any
 
 from data.config import DataConfig
 from data.loading.document_stream import DocumentStream
-from data.loading.loader import BatchLoader, SampleReader, Tokenize
+from data.loading.edited import Tokenize, require_editable
+from data.loading.loader import BatchLoader, SampleReader
 from data.loading.neighbours import SourceNeighbours, neighbour_notices, read_neighbours, require_batches
 from data.loading.slots import SlotReader
 from data.loading.substitution import SubstitutionLog
@@ -80,6 +81,9 @@ class TrainStream:
         self.sources = (*pairs, *(() if self._documents is None else self._documents.sources))
         self.problems = (*problems, *(() if self._documents is None else self._documents.problems))
         read = SlotReader(sources, self.order, slots, self._log, seed, shard_reader)
+        if world.is_main:
+            for source in sources:
+                require_editable(source, config, shard_reader)
         self._load = BatchLoader(read, reader, tokenizer, documents)
         self._restored: dict[str, list[dict[str, Any]]] = {}
         self.notices = (
@@ -165,10 +169,7 @@ def _open(config: DataConfig, name: str, cache: ShardCache) -> Source:
 def _order(
     config: DataConfig, sources: list[Source], near: Mapping[str, SourceNeighbours], global_batch: int, seed: int
 ) -> Order:
-    weights = {
-        source.name: config.sources[source.name].weight if config.mix == "weight" else float(source.num_samples)
-        for source in sources
-    }
+    weights = config.weights({source.name: source.num_samples for source in sources})
     neighbours = {name: one.neighbours for name, one in near.items()}
     counts = [
         SourceCounts(source.name, source.counts, weights[source.name], neighbours.get(source.name))

@@ -90,10 +90,12 @@ class DualEncoder(nn.Module):
         captioned = [part for part in captioned_parts(outputs) if part in inputs and part != DOCUMENTS]
         captioned_from_text = [part for part in captioned_parts(outputs, "text") if part in inputs]
         documents = inputs.get(DOCUMENTS) if likelihood_of(DOCUMENTS) in outputs else None
-        images, image_tokens, document_tokens = inputs.get("image"), None, None
-        if isinstance(images, Images) and ("image" in outputs or captioned or documents is not None):
-            in_documents = None if documents is None else inputs[DOCUMENT_IMAGES]
-            made["image"], image_tokens, document_tokens = self._encode_images(images, in_documents)
+        looked_at = [*(["image"] if captioned else []), *([] if documents is None else ["image", DOCUMENT_IMAGES])]
+        images = {
+            name: part for name, part in inputs.items() if name in {*outputs, *looked_at} and isinstance(part, Images)
+        }
+        image_embeddings, image_tokens = self._encode_images(images)
+        made |= image_embeddings
         texts = {
             name: part
             for name, part in inputs.items()
@@ -103,8 +105,7 @@ class DualEncoder(nn.Module):
         made |= embeddings
         for part in captioned:
             assert self.decoder is not None
-            assert image_tokens is not None
-            made[likelihood_of(part)] = self.decoder.text_likelihood(texts[part], states[part], image_tokens)
+            made[likelihood_of(part)] = self.decoder.text_likelihood(texts[part], states[part], image_tokens["image"])
         for part in captioned_from_text:
             assert self.decoder is not None
             assert self.embedding_tokens is not None
@@ -112,8 +113,8 @@ class DualEncoder(nn.Module):
             own = replace(texts[part], owners=None)
             made[likelihood_of(part, "text")] = self.decoder.text_likelihood(own, states[part], shown)
         if isinstance(documents, Documents):
-            assert document_tokens is not None
-            made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, document_tokens, inputs["text"])
+            in_documents = image_tokens[DOCUMENT_IMAGES]
+            made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, in_documents, inputs["text"])
         return {name: value for name, value in made.items() if is_shared(name) or name in outputs}
 
     def _encode_texts(self, texts: Mapping[str, Texts]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -137,16 +138,15 @@ class DualEncoder(nn.Module):
                 made |= {"text": made["captions"][first]} if made else {}
         return embeddings, states
 
-    def _encode_images(
-        self, images: Images, in_documents: BatchPart | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Embeddings and tokens of the samples' images, and the tokens of those in documents, by one forward."""
-        if not isinstance(in_documents, Images):
-            return *self._encode_image(images.pixels), None
-        embedding, tokens = self._encode_image(torch.cat([images.pixels, in_documents.pixels]))
-        assert tokens is not None
-        num_samples = len(images.pixels)
-        return embedding[:num_samples], tokens[:num_samples], tokens[num_samples:]
+    def _encode_images(self, images: Mapping[str, Images]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The embeddings of several sets of images by one forward, and their tokens where a decoder looks at them."""
+        if not images:
+            return {}, {}
+        pixels = [part.pixels for part in images.values()]
+        embedding, tokens = self._encode_image(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+        sizes = [len(part) for part in pixels]
+        embeddings = dict(zip(images, embedding.split(sizes), strict=True))
+        return embeddings, {} if tokens is None else dict(zip(images, tokens.split(sizes), strict=True))
 
     def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and the tokens that a decoder looks at."""

@@ -19,6 +19,7 @@ Formulas, sources and what differs from the authors' code stand in the terms of 
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from vlm.objectives.terms.multi_positive import multi_positive as _multi_positiv
 from vlm.objectives.terms.ordering import ordering as _ordering
 from vlm.objectives.terms.sigmoid import sigmoid as _sigmoid
 from vlm.objectives.terms.supervised import supervised as _supervised
+from vlm.objectives.terms.two_way import two_way
 from vlm.objectives.terms.uniformity import uniformity as _uniformity
 from vlm.outputs import Outputs
 from vlm.similarity.exchange import Exchange
@@ -67,6 +69,20 @@ def clip(
 ) -> Loss:
     """The symmetric InfoNCE loss of CLIP (Radford et al., 2021); see `Clip`."""
     return _clip(pair_up(image, text, ids, ranks), scale, label_smoothing=label_smoothing, margin=margin)
+
+
+def counting(
+    image: Embeddings,
+    text: Embeddings,
+    counterfactual: Embeddings,
+    *,
+    scale: Scale | float = 1.0,
+    ranks: Exchange | None = None,
+) -> Loss:
+    """The counting loss (Paiss et al., 2023) of images, texts, and the texts with another number; see `Counting`."""
+    losses = two_way((image * text).sum(1), (image * counterfactual).sum(1), scale)
+    ids = torch.arange(len(image), device=image.device)
+    return RowSamples(ids, ranks or Exchange.current(image.device)).mean(losses)
 
 
 def sigmoid(

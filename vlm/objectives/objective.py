@@ -20,7 +20,12 @@ from vlm.outputs import PAIR, Outputs, is_shared, term_parameters
 from vlm.similarity.exchange import Exchange
 
 Loss = Float[Tensor, ""]
-_REMEDIES = {"captions": "set data.caption to `all`", "documents": "set data.documents"}
+_REMEDIES = {
+    "captions": "set data.caption to `all`",
+    "documents": "set data.documents",
+    "counterfactuals": "set data.counterfactuals",
+    "degraded": "set data.degraded",
+}
 
 
 class _Provided(NamedTuple):
@@ -45,7 +50,8 @@ class Objective:
         self.terms = {name: term for name, term in terms.items() if term.weight}
         self.pair_terms = {name: term for name, term in self.terms.items() if isinstance(term, PairTerm)}
         self.local_terms = {name: term for name, term in self.terms.items() if isinstance(term, LocalTerm)}
-        self.providers = dict(providers or {})
+        brought = {f"{name}/{own}": one for name, term in self.terms.items() for own, one in term.provides().items()}
+        self.providers = {**(providers or {}), **brought}
         self.exchange = exchange or Exchange(World())
         self.facts = facts or RunFacts(0, 0, 1, 1, 0, self.exchange.world)
         self._attached = {name: self._providers_of(name, term) for name, term in self.pair_terms.items()}
@@ -60,6 +66,15 @@ class Objective:
         pair_needs = needs_of(comparing) | Needs(outputs=compared)
         self.needs: Needs = pair_needs | needs_of(self.local_terms.values())
         self.pair_needs: Needs = replace(pair_needs, outputs=pair_needs.outputs | (self.needs.outputs & PAIR))
+
+    @property
+    def parts(self) -> dict[str, Term | Provider]:
+        """Terms and providers by where they stand in a recipe."""
+        brought = {f"{name}/{own}" for name, term in self.terms.items() for own in term.provides()}
+        return {
+            **{f"objective.{name}": term for name, term in self.terms.items()},
+            **{f"providers.{name}": one for name, one in self.providers.items() if name not in brought},
+        }
 
     def parameters(self) -> dict[str, Tensor]:
         """First values of what terms learn beside the model, as `term/name`."""
@@ -148,12 +163,10 @@ class Objective:
             state.discard()
 
     def _require_parts(self, batch: Batch) -> None:
-        for name, term in self.terms.items():
-            for missing in sorted(term.needs().batch_parts - batch.parts.keys()):
+        for where, config in self.parts.items():
+            for missing in sorted(config.needs().batch_parts - batch.parts.keys()):
                 remedy = _REMEDIES.get(missing)
-                raise EveryRankError(
-                    f"objective.{name}: the batch brings no {missing}{f'; {remedy}' if remedy else ''}"
-                )
+                raise EveryRankError(f"{where}: the batch brings no {missing}{f'; {remedy}' if remedy else ''}")
 
     def _require_outputs(self, outputs: Outputs) -> None:
         places = {

@@ -19,10 +19,10 @@ from vlm.similarity.tiles import Columns
 
 
 class ExtraNegatives(ABC):
-    """Negatives beside those of the batch: a queue, mixtures, counterfactual texts. They carry no gradient.
+    """Negatives beside those of the batch: a queue, mixtures, counterfactual texts.
 
     `others` says of which kind the negatives are: images are compared with extra texts, texts with extra images.
-    Queries are this rank's rows; entries of the query's own sample do not count.
+    Queries are this rank's rows; which entries count for a query, and whether negatives learn, is theirs to say.
     """
 
     @abstractmethod

@@ -62,6 +62,10 @@ class Term(Config):
         """The state with which a run begins; None for a term without memory."""
         return None
 
+    def provides(self) -> "Mapping[str, Provider]":
+        """Providers that come with the term, for other terms, by names of its own."""
+        return {}
+
     def parameters(self, facts: RunFacts) -> dict[str, Tensor]:  # noqa: ARG002
         """First values of what the term learns beside the model, by name; they train with the model."""
         return {}

@@ -1,16 +1,28 @@
 """A rehearsal of the first step, before anything is written: what would be refused there is refused here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Images, Texts
+from vlm.batch import (
+    COUNTERFACTUALS,
+    DEGRADED,
+    DOCUMENT_IMAGES,
+    DOCUMENTS,
+    Batch,
+    BatchPart,
+    Counterfactuals,
+    DegradedImages,
+    Images,
+    Texts,
+    editor_key,
+)
 from vlm.distributed.world import World
-from vlm.errors import EveryRankError, UserError, reason
+from vlm.errors import EveryRankError, UserError, nearest, reason
 from vlm.model.document_memory import without_images
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
@@ -24,23 +36,31 @@ _MOST_PAIRS = 64
 _WORDS = ("a rehearsal", "of the first step")
 
 
+@dataclass(frozen=True)
+class Brought:
+    """What the data of a run brings to its objective: `editors` are those that make counterfactual captions."""
+
+    labels: bool = False
+    captions: bool = False
+    images: bool = True
+    documents: bool = False
+    degraded: bool = False
+    editors: frozenset[str] = frozenset()
+
+
 @torch.no_grad()
-def rehearse(  # noqa: PLR0913 - what model, recipe and data bring
+def rehearse(
     model: DualEncoder,
     terms: Mapping[str, Term],
     providers: Mapping[str, Provider],
     similarity: SimilarityConfig,
     *,
     num_pairs: int,
-    labels: bool,
-    captions: bool,
-    images: bool = True,
-    documents: bool = False,
+    brought: Brought,
 ) -> None:
     """Embed one pair, and evaluate an objective like the run's on some drawn embeddings. Changes nothing.
 
-    `labels`, `captions`, `images` and `documents` say whether the data brings them. The cost is one forward of one
-    pair.
+    The cost is one forward of one pair.
 
     Raises:
         EveryRankError: a tower cannot read what data will give it, or a term misses something in model or data.
@@ -48,15 +68,15 @@ def rehearse(  # noqa: PLR0913 - what model, recipe and data bring
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         _embed_a_pair(model)
-        brings = {"labels": labels, "captions": captions, "images": images, "documents": documents}
-        batch = _batch(min(num_pairs, _MOST_PAIRS), **brings)
+        batch = _batch(min(num_pairs, _MOST_PAIRS), brought)
         facts = RunFacts(model.embed_dim, len(batch), 1, 1, 0, World())
         exchange = Exchange(World(), similarity.model_copy(update={"group_ranks": None}))
         try:
             objective = Objective(terms, providers, exchange, facts)
             _require_decoder(model, objective)
-            if not images:
-                _require_no_image(terms, providers)
+            _require_editors(objective, brought.editors)
+            if not brought.images:
+                _require_no_image(objective)
             teacher = _drawn_outputs(model, objective, batch) if objective.needs.teacher_outputs else None
             objective.evaluate(_drawn_outputs(model, objective, batch), batch, teacher=teacher)
         except UserError as error:
@@ -80,15 +100,20 @@ def _embed_a_pair(model: DualEncoder) -> None:
             raise EveryRankError(f"model: the {name} tower makes embeddings that are no finite numbers")
 
 
-def _require_no_image(terms: Mapping[str, Term], providers: Mapping[str, Provider]) -> None:
-    named: dict[str, Term | Provider] = {
-        **{f"objective.{name}": term for name, term in terms.items() if term.weight},
-        **{f"providers.{name}": provider for name, provider in providers.items()},
-    }
-    for where, config in named.items():
+def _require_no_image(objective: Objective) -> None:
+    for where, config in objective.parts.items():
         needs = config.needs()
         if "image" in needs.outputs | needs.teacher_outputs | needs.batch_parts:
             raise EveryRankError(f"{where}: it reads images, and the data brings none; set data.images to true")
+
+
+def _require_editors(objective: Objective, editors: frozenset[str]) -> None:
+    for where, config in objective.parts.items():
+        for name in getattr(config, "editors", None) or ():
+            if editors and name not in editors:  # without any, the batch has no counterfactuals at all
+                raise EveryRankError(
+                    f"{where}.editors: data.counterfactuals has no editor {name!r}; {nearest(name, editors)}"
+                )
 
 
 def _require_decoder(model: DualEncoder, objective: Objective) -> None:
@@ -104,21 +129,27 @@ def _require_decoder(model: DualEncoder, objective: Objective) -> None:
             )
 
 
-def _batch(num_pairs: int, *, labels: bool, captions: bool, images: bool, documents: bool) -> Batch:
+def _batch(num_pairs: int, brought: Brought) -> Batch:
     rows = torch.arange(num_pairs)
     texts = Texts(torch.stack([rows, rows + 1], dim=1), torch.full((num_pairs,), 2))
     pictures = Images(torch.zeros(num_pairs, 3, 1, 1, dtype=torch.uint8))
     parts: dict[str, BatchPart] = {"text": texts}
-    if images:
+    if brought.images:
         parts["image"] = pictures
-    if captions:
+    if brought.captions:
         tokens, lengths, owners = (tensor.repeat_interleave(2, 0) for tensor in (texts.tokens, texts.lengths, rows))
         parts["captions"] = Texts(tokens, lengths, owners=owners)
-    if documents:
+    if brought.editors:
+        keys = torch.tensor([editor_key(name) for name in sorted(brought.editors)])
+        editors = keys[rows % len(keys)]
+        parts[COUNTERFACTUALS] = Counterfactuals(texts.tokens + 1, texts.lengths, editors, owners=rows)
+    if brought.degraded:
+        parts[DEGRADED] = DegradedImages(pictures.pixels, torch.ones(num_pairs), owners=rows)
+    if brought.documents:
         document = without_images(texts)
         parts |= {DOCUMENTS: replace(document, told=~document.told, owners=rows), DOCUMENT_IMAGES: pictures.take(0, 0)}
-    keys = tuple(map(str, rows.tolist()))
-    return Batch(0, rows, keys, parts, labels=rows // 2 if labels else None)
+    labels = rows // 2 if brought.labels else None
+    return Batch(0, rows, tuple(map(str, rows.tolist())), parts, labels=labels)
 
 
 def _drawn_outputs(model: DualEncoder, objective: Objective, batch: Batch) -> dict[str, Tensor]:

@@ -47,5 +47,6 @@ def _texts(tokens: Tensor, owners: Tensor | None = None) -> Texts:
 
 
 def pair_terms() -> list[str]:
-    """The names of all terms that compare rows."""
-    return sorted(name for name, kind in TERMS.all().items() if issubclass(kind, PairTerm))
+    """The names of all terms that compare rows, and need no more than pairs to do so."""
+    kinds = {name: kind for name, kind in TERMS.all().items() if issubclass(kind, PairTerm)}
+    return sorted(name for name, kind in kinds.items() if not kind().needs().batch_parts)

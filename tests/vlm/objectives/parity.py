@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.objectives.batches import batch_of, outputs_of
 from tests.vlm.objectives.small_blocks import small_blocks
+from vlm.batch import BatchPart, Counterfactuals, DegradedImages, editor_key
 from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
@@ -37,6 +38,7 @@ class Setting:
     ids: tuple[int, ...] = (7, 3, 11, 5, 20, 2, 31, 8, 9, 40, 1)
     captions: tuple[int, ...] = (0, 1, 2, 3, 0, 5, 6, 7, 1, 9, 10)  # equal numbers: equal captions
     several_captions: bool = False  # row i has 1 + i % 3 captions, the first of them its text
+    edited: bool = False  # row i has (i // 2) % 3 counterfactuals, and a degraded copy where i is odd and above 2
     spoiled: tuple[str, int] | None = None  # a leaf and its row that are NaN at step 0
     num_steps: int = 1  # steps evaluated and committed; the last one's value and gradients are returned
 
@@ -57,6 +59,22 @@ class Whole:
     all_captions: Tensor  # [M, D], the captions of all rows
     caption_rows: Tensor  # [M], whose each is
     parameters: dict[str, Tensor]
+    counterfactuals: Tensor  # [K, D]
+    counterfactual_rows: Tensor  # [K], whose each is
+    counterfactual_captions: Tensor  # [K], the number of what each reads
+    editors: list[str]  # whose each is
+    degraded: Tensor  # [L, D]
+    degraded_rows: Tensor  # [L]
+    strengths: Tensor  # [L]
+
+
+COUNTERFACTUAL_ROWS = torch.tensor([row for row in range(N) for _ in range((row // 2) % 3)])
+NUM_COUNTERFACTUALS = len(COUNTERFACTUAL_ROWS)
+EDITORS = ["number" if place % 3 else "colour" for place in range(NUM_COUNTERFACTUALS)]
+# The second reads as the caption of rows 0 and 4 does.
+COUNTERFACTUAL_CAPTIONS = torch.tensor([0 if place == 1 else 100 + place for place in range(NUM_COUNTERFACTUALS)])
+DEGRADED_ROWS = torch.arange(3, N, 2)
+STRENGTHS = torch.linspace(0.2, 1, len(DEGRADED_ROWS))
 
 
 def leaves(setting: Setting, step: int = 0) -> dict[str, Tensor]:
@@ -68,6 +86,8 @@ def leaves(setting: Setting, step: int = 0) -> dict[str, Tensor]:
     drawn["more_captions"] = torch.randn(
         int(caption_rows(setting).numel()), D, dtype=torch.float64, generator=generator
     )
+    drawn["counterfactuals"] = torch.randn(NUM_COUNTERFACTUALS, D, dtype=torch.float64, generator=generator)
+    drawn["degraded"] = torch.randn(len(DEGRADED_ROWS), D, dtype=torch.float64, generator=generator)
     drawn["scale"] = torch.tensor([setting.scale], dtype=torch.float64)
     drawn["bias"] = torch.tensor([setting.bias], dtype=torch.float64)
     if setting.spoiled is not None and step == 0:
@@ -100,6 +120,13 @@ def whole(setting: Setting, raw: dict[str, Tensor], parameters: dict[str, Tensor
         all_captions=all_captions,
         caption_rows=rows,
         parameters=parameters or {},
+        counterfactuals=unit(raw["counterfactuals"]),
+        counterfactual_rows=COUNTERFACTUAL_ROWS,
+        counterfactual_captions=COUNTERFACTUAL_CAPTIONS,
+        editors=EDITORS,
+        degraded=unit(raw["degraded"]),
+        degraded_rows=DEGRADED_ROWS,
+        strengths=STRENGTHS.double(),
     )
 
 
@@ -168,7 +195,14 @@ def _evaluate(
         labels=batch_of_all.labels[rows],
         caption_owners=owners,
     )
-    outputs = outputs_of(
+    edited: dict[str, Tensor] = {}
+    if setting.edited:
+        batch = replace(batch, parts={**batch.parts, **_edited_parts(rows)})
+        edited = {
+            "counterfactuals": batch_of_all.counterfactuals[_inside(COUNTERFACTUAL_ROWS, rows)],
+            "degraded": batch_of_all.degraded[_inside(DEGRADED_ROWS, rows)],
+        }
+    outputs = edited | outputs_of(
         batch_of_all.image[rows],
         batch_of_all.text[rows],
         batch_of_all.scale,
@@ -179,6 +213,28 @@ def _evaluate(
     teacher = {"image": batch_of_all.teacher_image[rows].detach(), "text": batch_of_all.teacher_text[rows].detach()}
     share, _ = objective.evaluate(outputs, batch, teacher=teacher)
     return share
+
+
+def _edited_parts(rows: slice) -> dict[str, BatchPart]:
+    """The counterfactuals and degraded copies of a rank's rows, as parts of its batch."""
+    of_captions, of_images = _inside(COUNTERFACTUAL_ROWS, rows), _inside(DEGRADED_ROWS, rows)
+    tokens = COUNTERFACTUAL_CAPTIONS[of_captions, None].expand(-1, 3).contiguous()
+    keys = [editor_key(name) for name, chosen in zip(EDITORS, of_captions.tolist(), strict=True) if chosen]
+    owners = [
+        each[chosen] - rows.start for each, chosen in ((COUNTERFACTUAL_ROWS, of_captions), (DEGRADED_ROWS, of_images))
+    ]
+    pixels = torch.zeros(int(of_images.sum()), 3, 1, 1, dtype=torch.uint8)
+    return {
+        "counterfactuals": Counterfactuals(
+            tokens, torch.full((len(tokens),), 3), torch.tensor(keys, dtype=torch.int64), owners=owners[0]
+        ),
+        "degraded": DegradedImages(pixels, STRENGTHS[of_images], owners=owners[1]),
+    }
+
+
+def _inside(rows_of: Tensor, rows: slice) -> Tensor:
+    inside: Tensor = (rows_of >= rows.start) & (rows_of < rows.stop)
+    return inside
 
 
 def on_ranks(setting: Setting, world_size: int) -> dict[str, Tensor]:

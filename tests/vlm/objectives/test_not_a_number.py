@@ -68,6 +68,9 @@ SETTINGS = [
     setting("decoupled", providers=QUEUE),
     setting("clip", providers={"feature_transform": {}, **QUEUE}),
     setting("clip", providers={"mixed_negatives": {"hardest": 4, "mixed": 4, "mixed_with_query": 2}, **QUEUE}),
+    setting("hard_negative_captions", edited=True),
+    setting("hard_negative_captions", {"form": "margin", "margin": 0.5, "editors": ("number",)}, edited=True),
+    setting("clip", providers={"counterfactual_negatives": {}}, edited=True),
     setting("clip", similarity={"exchange": "ring"}),
     setting("decoupled", similarity={"exchange": "ring"}),
 ]
@@ -98,7 +101,7 @@ def spoiled() -> list[Setting]:
 
 def test_every_term_and_provider_is_here() -> None:
     named = {name for one in SETTINGS for name in (*one.terms, *one.providers)}
-    assert named == {*pair_terms(), *PROVIDERS.all()}
+    assert named == {*pair_terms(), "hard_negative_captions", *PROVIDERS.all()}
 
 
 def test_the_loss_is_no_number(spoiled: list[Setting]) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter
 from torch.nn.functional import normalize
 
 from tests.vlm.objectives.batches import batch_of, outputs_of, pair_terms
+from vlm.batch import Counterfactuals, editor_key
 from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
@@ -27,10 +29,13 @@ def take_step(objective: Objective, step: int) -> None:
     tokens = torch.randint(1, 9, (ROWS, 3), generator=generator)
     ids = torch.arange(ROWS)
     batch = batch_of(ids, step=step, tokens=tokens, labels=ids // 2, caption_owners=ids)
+    counterfactuals = Counterfactuals(tokens + 9, torch.full((ROWS,), 3), ids * 0 + editor_key("colour"), owners=ids)
+    batch = replace(batch, parts={**batch.parts, "counterfactuals": counterfactuals})
     scale, bias = torch.full((1,), 10.0, requires_grad=True), torch.full((1,), -10.0, requires_grad=True)
     own = {name: value.clone().requires_grad_() * 1 for name, value in objective.parameters().items()}
     text = rows()
     outputs = outputs_of(rows(), text, scale * 1, bias * 1, captions=text, parameters=own)
+    outputs["counterfactuals"] = rows()
     teacher = outputs_of(rows().detach(), text.detach(), scale.detach(), bias.detach(), captions=text.detach())
     total, _ = objective.evaluate(outputs, batch, teacher=teacher)
     total.backward()
@@ -52,7 +57,7 @@ def nothing_older() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_older")
-@pytest.mark.parametrize("name", [*pair_terms(), *PROVIDERS.all()])
+@pytest.mark.parametrize("name", [*pair_terms(), "hard_negative_captions", *PROVIDERS.all()])
 def test_later_steps_keep_no_more_tensors_than_earlier_ones(name: str) -> None:
     attached = name in PROVIDERS.all()
     objective = Objective(

@@ -15,9 +15,11 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.registry import PROVIDERS, TERMS
 from vlm.similarity.config import SimilarityConfig
-from vlm.training.rehearsal import rehearse
+from vlm.training.rehearsal import Brought, rehearse
 
 BIASED = {"architecture": {**MODEL["architecture"], "embed_dim": 24}, "init_logit_bias": -10.0}
+
+EDITORS = frozenset({"number", "colour"})
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,9 @@ def model() -> DualEncoder:
 def rehearsed(model: DualEncoder, objective: Any, providers: Any = None, **changes: Any) -> None:
     terms = TypeAdapter(Terms).validate_python(objective)
     added = TypeAdapter(Providers).validate_python(providers or {})
-    facts = {"num_pairs": 64, "labels": True, "captions": True, **changes}
-    rehearse(model, terms, added, SimilarityConfig(group_ranks=2), **facts)
+    num_pairs, similarity = changes.pop("num_pairs", 64), SimilarityConfig(group_ranks=2)
+    brought = Brought(**{"labels": True, "captions": True, **changes})
+    rehearse(model, terms, added, similarity, num_pairs=num_pairs, brought=brought)
 
 
 def all_of(registry: Any, kind: Any) -> list[str]:
@@ -53,9 +56,9 @@ def test_every_term_and_provider_passes_where_model_and_data_have_what_it_needs(
     assert len(terms) >= 15
     for name in terms:
         captioned = tiny_model(captioner={"preset": "tiny"}) if name in ("caption", "interleaved") else model
-        rehearsed(captioned, {name: {}}, num_pairs=num_pairs, documents=True)
+        rehearsed(captioned, {name: {}}, num_pairs=num_pairs, documents=True, degraded=True, editors=EDITORS)
     for name in all_of(PROVIDERS, Providers):
-        rehearsed(model, {"clip": 1.0}, {name: {}}, num_pairs=num_pairs)
+        rehearsed(model, {"clip": 1.0}, {name: {}}, num_pairs=num_pairs, editors=EDITORS)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
 

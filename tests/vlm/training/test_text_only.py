@@ -25,7 +25,7 @@ from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.rehearsal import rehearse
+from vlm.training.rehearsal import Brought, rehearse
 
 CAPTIONS = [["red", "a dog"], ["two small cats"], ["one", "a long street at night", "blue"], ["x y"], ["we see a hat"]]
 ROWS, STEP, SEED, DIM, SIGMA = len(CAPTIONS), 3, 11, 24, 0.2
@@ -174,9 +174,7 @@ def test_what_does_not_go_together_is_one_line() -> None:
                 training.providers,
                 training.similarity,
                 num_pairs=4,
-                labels=False,
-                captions=False,
-                images=images,
+                brought=Brought(images=images),
             )
         assert "\n" not in str(caught.value)
 
