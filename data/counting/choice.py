@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from data.convert.on_ranks import LeftOut
@@ -37,9 +38,9 @@ class Choice:
 def choose(parts: Sequence[Part], names: Sequence[str], source: CountSource, seed: int, most: int | None) -> Choice:
     """The choice; `names` are those of the shards' copies, by the shards' numbers.
 
-    Which samples of a small number stay is drawn by hashes of seed, shard and key: it depends neither on ranks nor on
-    any order, and a smaller choice lies within a larger one. An entry of the detections that names several samples is
-    of none of them.
+    Which samples of a small number stay is drawn by hashes of seed, shard's file name and key: it depends neither on
+    ranks nor on any order, and a smaller choice lies within a larger one. An entry of the detections that names several
+    samples is of none of them.
     """
     tally = merged(part.tally for part in parts)
     matched = Counter(entry for part in parts for entry in part.matched)
@@ -78,7 +79,7 @@ def _drawn(
 ) -> Sequence[tuple[int, Agreed]]:
     def place(entry: tuple[int, Agreed]) -> tuple[bytes, str, int]:
         shard, one = entry
-        return hash_key("counting set", seed, names[shard], one.key), names[shard], one.position
+        return hash_key("counting set", seed, Path(names[shard]).name, one.key), names[shard], one.position
 
     return sorted(ones, key=place)[:most]
 

@@ -26,7 +26,10 @@ from vlm.model.transformers_models import load
 
 _KINDS: Final = frozenset(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES)
 # Of these a name of timm means its network, made here; of others the library would ask the hub what it means.
-_WITH_TIMM: Final = {"detr", "conditional_detr", "deformable_detr", "dab-detr", "table-transformer"}
+_WITH_TIMM: Final = {
+    *("detr", "conditional_detr", "deformable_detr", "dab-detr", "table-transformer"),
+    "timm_backbone",
+}
 _MOST_CLASSES: Final = 100_000
 _MOST_PIXELS: Final = 1 << 14  # of a side
 _COUNTER: Final = "num_batches_tracked"  # of a batch norm: nothing that is detected depends on it
@@ -150,13 +153,17 @@ def _configuration(name: str) -> PreTrainedConfig:
 
 def _require_own_backbone(values: dict[str, Any], kind: str) -> None:
     """Raise UserError for a backbone that lies elsewhere; its weights are with the detector's in any case."""
+    for inner in values.values():
+        if isinstance(inner, dict):
+            _require_own_backbone(inner, str(inner.get("model_type")))
     values.pop("use_pretrained_backbone", None)
-    backbone = values.get("backbone")
-    if backbone is None or values.get("backbone_config") is not None:
+    if values.get("backbone_config") is not None:
         values.pop("backbone", None)
+    backbone = values.get("backbone")
+    if backbone is None:
         return
-    is_timm = isinstance(backbone, str) and values.get("use_timm_backbone", True) and timm.is_model(backbone)
-    if kind not in _WITH_TIMM or not is_timm or values.get("backbone_kwargs"):
+    is_ours = isinstance(backbone, str) and values.get("use_timm_backbone", True) and timm.is_model(backbone)
+    if kind not in _WITH_TIMM or not is_ours or values.get("backbone_kwargs"):
         raise UserError(f"{CONFIG}: backbone: {str(backbone)[:80]!r} lies elsewhere, and is not followed")
 
 

@@ -91,6 +91,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: change_json(at / "config.json", backbone="gpt2"),
         "config.json: backbone: 'gpt2' lies elsewhere, and is not followed",
     ),
+    "inner backbone": (
+        lambda at: change_json(at / "config.json", backbone_config={"model_type": "rt_detr", "backbone": "gpt2"}),
+        "config.json: backbone: 'gpt2' lies elsewhere, and is not followed",
+    ),
     "hub": (lambda at: change_json(at / "config.json", backbone="a/b"), "backbone: 'a/b' leads out of the model"),
     "other processor": (
         lambda at: change_json(at / "preprocessor_config.json", image_processor_type="ViTImageProcessor"),
