@@ -22,8 +22,10 @@ from eval.metrics import COMPOSITIONAL, compositional_metrics
 from vlm.distributed.world import World
 from vlm.evaluation import Evaluation, FigureTable, Metric, Unit
 
-_MOST_KINDS = 64
+_MOST_KINDS = 16
 """Of so many kinds, those with the most questions, the accuracy is a figure of its own."""
+_MOST_ROWS = 64
+"""Of so many the table has a row."""
 
 
 @EVALUATORS.register("compositional")
@@ -77,11 +79,8 @@ class Compositional(QuestionsEvaluator):
         self.require_answers(scores)
         answered = scores.answered
         right = {name: hits[answered] for name, hits in _answers(scores, self._questions).items()}
-        kinds = [
-            question.kind for question, is_answered in zip(self._questions.asked, answered, strict=True) if is_answered
-        ]
-        by_kind = {kind: torch.tensor([one == kind for one in kinds]) for kind in self._kinds if kind in kinds}
-        low, high = wilson(int(right["accuracy"].sum()), len(kinds))
+        by_kind = _by_kind(self._kinds, [self._questions.asked[place].kind for place in answered.nonzero().flatten()])
+        low, high = wilson(int(right["accuracy"].sum()), int(answered.sum()))
         own = {kind: _share(right["accuracy"][chosen]) for kind, chosen in by_kind.items()}
         figures = {
             "accuracy": _share(right["accuracy"]),
@@ -131,15 +130,22 @@ def _crossed_figures(scores: Scores, questions: Questions) -> dict[str, float]:
     return {"text_score": _share(text), "image_score": _share(image), "group_score": _share(text & image)}
 
 
+def _by_kind(kinds: Sequence[str], of_questions: Sequence[str]) -> dict[str, Tensor]:
+    """The questions of each kind by number, in the order of the kinds; none of a kind that does not occur."""
+    numbers: dict[str, list[int]] = {kind: [] for kind in kinds}
+    for number, kind in enumerate(of_questions):
+        numbers[kind].append(number)
+    return {kind: torch.tensor(chosen) for kind, chosen in numbers.items() if chosen}
+
+
 def _table(right: Mapping[str, Tensor], by_kind: Mapping[str, Tensor]) -> FigureTable:
-    """Every way of answering by kind."""
+    """Every way of answering by kind, the first `_MOST_ROWS` of them."""
     labels = {metric.name: metric.label for metric in COMPOSITIONAL}
-    rows = {
-        kind: [float(chosen.sum()), *(_share(hits[chosen]) for hits in right.values())]
-        for kind, chosen in by_kind.items()
-    }
+    shown = list(by_kind.items())[:_MOST_ROWS]
+    rows = {kind: [float(len(chosen)), *(_share(hits[chosen]) for hits in right.values())] for kind, chosen in shown}
     shares: list[Unit] = ["fraction" for _ in right]
-    return FigureTable("kinds", ["questions", *(labels[name] for name in right)], rows, ["count", *shares])
+    note = f"the {len(rows)} kinds with the most questions, of {len(by_kind):,}" if len(rows) < len(by_kind) else ""
+    return FigureTable("kinds", ["questions", *(labels[name] for name in right)], rows, ["count", *shares], note)
 
 
 def _share(hits: Tensor) -> float:

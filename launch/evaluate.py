@@ -118,7 +118,9 @@ def _print_skipped(evaluator: Evaluator, world: World) -> None:
         for skip in skips[:_MOST_SKIPS]:
             print(one_line(f"skipped: {skip.shard} {skip.key}: {skip.reason}"), file=sys.stderr)
         if len(skips) > _MOST_SKIPS:
-            print(f"skipped: {len(skips) - _MOST_SKIPS:,} more; `vlm data check` names all of them", file=sys.stderr)
+            print(
+                f"skipped: {len(skips) - _MOST_SKIPS:,} more; `vlm data check` names those of shards", file=sys.stderr
+            )
 
 
 def print_left_out(shards: Sequence[str], left_out: Sequence[tuple[int, LeftOut]], ledger: Path) -> None:

@@ -122,7 +122,7 @@ def compositional_questions(config: QuestionsConfig, context: EvaluationContext)
     crossed: list[tuple[int, int]] = []
     missing: list[str] = []
     for questions in entries[: config.limit]:
-        images = [pictures.find((one.image,), one.box) for one in questions]
+        images = [pictures.find((one.image,), one.entry.words, one.box) for one in questions]
         for one, image in zip(questions, images, strict=True):
             if image is not None:
                 asked.append(Question(image, one.texts, kind_name(one.kind)))

@@ -57,14 +57,14 @@ class QuestionsConfig(ImageEvaluationConfig):
 
     def folder(self, root: str | None, where: Where) -> Path | None:
         """The folder of images, where one is named. Raises UserError where it is not there."""
-        return None if self.images is None else found(self.images, where("images"), root, Path.is_dir)
+        return None if self.images is None else found(self.images, where("images"), root, "folder")
 
     def pictures(self, context: EvaluationContext) -> Pictures:
         """The images that a file's entries name. Raises UserError where there are none at all."""
         folder = self.folder(context.root, context.where)
         if folder is not None:
             return FolderPictures(folder, context.image, context.where("images"))
-        return ShardPictures(self.held_out(context, limit=None), context.where("shards"))
+        return ShardPictures(self.held_out(context, limit=None))
 
     def held_out(self, context: EvaluationContext, limit: int | None) -> HeldOutSet:
         """The samples of the shards. Raises UserError, in a line that begins with their key."""

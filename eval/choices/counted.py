@@ -57,7 +57,7 @@ def counting_questions(config: QuestionsConfig, numbers: Sequence[int], context:
 
 
 def check_entries(files: Sequence[BenchmarkFile]) -> list[Entry]:
-    """The entries of CountBench or of numbers by key. Raises UserError for one that is none."""
+    """The entries of CountBench or of numbers by key, of all files in a row. Raises UserError for one that is none."""
     for file in files:
         if isinstance(file.value, dict) and any(isinstance(value, list) for value in file.value.values()):
             file.refuse(
@@ -70,6 +70,7 @@ def check_entries(files: Sequence[BenchmarkFile]) -> list[Entry]:
             entry.refuse(f"it has {other[0]}: this is a benchmark of wrong captions (kind: compositional)")
         entry.number("number", _LEAST, _MOST)
         _texts(entry)
+    _names(entries)
     return entries
 
 
@@ -94,7 +95,7 @@ def _of_entries(
     missing: list[int] = []
     unasked = left_out = 0
     for place, entry in enumerate(entries[: config.limit]):
-        image = pictures.find(names[place])
+        image = pictures.find(names[place], entry.words)
         number = entry.values["number"]
         if number not in numbers:
             unasked += 1

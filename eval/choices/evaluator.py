@@ -8,7 +8,7 @@ from eval.choices.scores import Reader, Scores
 from eval.evaluator import EvaluationContext
 from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
-from vlm.errors import UserError
+from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluator
 
 
@@ -45,9 +45,9 @@ class QuestionsEvaluator(Evaluator):
         return self._questions.all_skipped
 
     def require_answers(self, scores: Scores) -> None:
-        """Raise UserError where no image could be read."""
+        """Raise EveryRankError where no image could be read."""
         if not bool(scores.answered.any()):
-            raise UserError(
+            raise EveryRankError(
                 f"{self._where}: none of the images of {len(self._questions.asked):,} questions can be read"
             )
 

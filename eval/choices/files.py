@@ -1,11 +1,12 @@
 """Files of benchmarks: where they lie, the JSON in them, and their entries, each mistake in one line."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from data.samples.captions import readable
 from data.stored_json import parse_json
@@ -14,17 +15,16 @@ from vlm.errors import UserError, nearest, reason
 from vlm.paths import local_path, shown
 
 
-def found(name: str, where: str, root: str | None, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
+def found(name: str, where: str, root: str | None, what: Literal["file", "folder"] = "file") -> Path:
     """The file (or folder) that a name stands for: below `root`, else from the current folder.
 
     Raises:
         UserError: it begins with `where`; there is no such file.
     """
-    path = local_path(name, where)
+    path, is_there = local_path(name, where), os.path.isfile if what == "file" else os.path.isdir
     for place in (Path(root or ".") / path, path):
         if is_there(place):
             return place
-    what = "folder" if is_there == Path.is_dir else "file"
     raise UserError(f"{where}: {shown(name)}: there is no such {what}" + (f" (below {root})" if root else ""))
 
 
@@ -84,9 +84,14 @@ class Entry:
     place: str
     values: Mapping[str, Any]
 
+    @property
+    def words(self) -> str:
+        """What leads to it in messages."""
+        return f"{self.file.where}: {self.file.path}: {self.place}"
+
     def refuse(self, problem: str) -> NoReturn:
         """Raise UserError, which names the file and the entry."""
-        self.file.refuse(f"{self.place}: {problem}")
+        raise UserError(f"{self.words}: {problem}")
 
     def text(self, key: str) -> str:
         """The text under a key. Raises UserError where there is none."""

@@ -27,11 +27,12 @@ class Pictures(ABC):
     """Images by name."""
 
     @abstractmethod
-    def find(self, names: Sequence[str], box: Box | None = None) -> int | None:
+    def find(self, names: Sequence[str], where: str, box: Box | None = None) -> int | None:
         """The number of the image that has one of these names, the first that is there; None where none is.
 
         Raises:
-            UserError: a name leads out of the folder, or a part of an image is asked for that cannot be had.
+            UserError: it begins with `where`; a name leads out of the folder, or a part of an image is meant that
+                cannot be had.
         """
 
     @abstractmethod
@@ -52,34 +53,34 @@ class Pictures(ABC):
 class FolderPictures(Pictures):
     """Files of a folder; a name may be without its suffix (jpg, jpeg, png, webp), or be a path below the folder."""
 
-    def __init__(self, folder: Path, image: ImageSpec, where: str) -> None:
+    def __init__(self, folder: Path, image: ImageSpec, source: str) -> None:
         self._folder = folder
         self._image = image
-        self._where = where
+        self._source = source
         self._numbers: dict[ImageFile, int] = {}
         self._found: dict[str, Path | None] = {}
 
-    def find(self, names: Sequence[str], box: Box | None = None) -> int | None:  # noqa: D102
-        path = next(filter(None, map(self._file, names)), None)
+    def find(self, names: Sequence[str], where: str, box: Box | None = None) -> int | None:  # noqa: D102
+        path = next((path for name in names if (path := self._file(name, where)) is not None), None)
         return None if path is None else self._numbers.setdefault(ImageFile(path, box), len(self._numbers))
 
-    def _file(self, name: str) -> Path | None:
+    def _file(self, name: str, where: str) -> Path | None:
         if name not in self._found:
             suffixed = name.lower().endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES))
             tries = [name] if suffixed else [name, *(f"{name}.{suffix}" for suffix in IMAGE_SUFFIXES)]
-            paths = (below(self._folder, one, self._where) for one in tries if not (self._folder / one).is_dir())
-            self._found[name] = next((path for path in paths if path.is_file()), None)
+            paths = (below(self._folder, one, where) for one in tries if not os.path.isdir(self._folder / one))
+            self._found[name] = next((path for path in paths if os.path.isfile(path)), None)
         return self._found[name]
 
     def images(self) -> ImageFiles:  # noqa: D102
-        return ImageFiles(list(self._numbers), self._image, self._where)
+        return ImageFiles(list(self._numbers), self._image, self._source)
 
     @property
     def records(self) -> dict[str, DataRecord]:  # noqa: D102
         digest = blake2b(digest_size=8)
         for path, box in self._numbers:
-            name = os.path.relpath(path, self._folder)
-            digest.update(f"{name}\0{path.stat().st_size} {box}\n".encode("utf-8", "surrogateescape"))
+            name, size = os.path.relpath(path, self._folder), os.path.getsize(path) if os.path.isfile(path) else None
+            digest.update(f"{name}\0{size} {box}\n".encode("utf-8", "surrogateescape"))
         return {"images": DataRecord(samples=len(self._numbers), shards=1, content=(digest.hexdigest(),))}
 
     @property
@@ -90,9 +91,8 @@ class FolderPictures(Pictures):
 class ShardPictures(Pictures):
     """Samples of shards, by their key or the `source_name` in their json, each with its suffix or without."""
 
-    def __init__(self, held_out: HeldOutSet, where: str) -> None:
+    def __init__(self, held_out: HeldOutSet) -> None:
         self._held_out = held_out
-        self._where = where
         self._numbers: dict[str, int] = {}
         for number, key in enumerate(held_out.keys()):
             source_name = held_out.fields(number).get("source_name")
@@ -100,11 +100,11 @@ class ShardPictures(Pictures):
             for name in {_stem(name) for name in names}:
                 self._numbers[name] = number if name not in self._numbers else _AMBIGUOUS
 
-    def find(self, names: Sequence[str], box: Box | None = None) -> int | None:  # noqa: D102
+    def find(self, names: Sequence[str], where: str, box: Box | None = None) -> int | None:  # noqa: D102
         numbers = (self._numbers.get(_stem(name), _AMBIGUOUS) for name in names)
         found = next((number for number in numbers if number != _AMBIGUOUS), None)
         if found is not None and box is not None:
-            raise UserError(f"{self._where}: the entries mean parts of images, which need the folder of image files")
+            raise UserError(f"{where} means a part of an image, which cannot be had of shards: name a folder of images")
         return found
 
     def images(self) -> HeldOutSet:  # noqa: D102

@@ -24,6 +24,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.model.tokenizer import TokenBatch
 
 _NO_TEXT = -1
+_AT_A_TIME = 4096  # questions whose tokens are compared
 
 
 class Scores(NamedTuple):
@@ -97,7 +98,9 @@ class Reader:
     @cached_property
     def _same(self) -> Bool[Tensor, "questions texts"]:
         rows = token_rows(self._batch)
-        equal = (rows[self._places] == rows[self._places[:, :1]]).all(2) & (self._places != _NO_TEXT)
+        parts = self._places.split(_AT_A_TIME)
+        equal = torch.cat([(rows[places] == rows[places[:, :1]]).all(2) for places in parts])
+        equal &= self._places != _NO_TEXT
         equal[:, 0] = False
         return equal
 

@@ -228,7 +228,9 @@ def test_aro_looks_at_the_box_alone(tmp_path: Path) -> None:
         "its box (400, 3, 420, 28) lies outside its image of 40 x 32 pixels"
     ]
     shard = str(write_shard(tmp_path / "a.tar", [{"__key__": "0", "jpg": picture(0)}]))
-    with pytest.raises(UserError, match=r"^shards: the entries mean parts of images, which need the folder"):
+    with pytest.raises(
+        UserError, match=r"^file: .*aro.json: entry 0 means a part of an image, which cannot be had of shards"
+    ):
         compositional(file=str(tmp_path / "aro.json"), shards=shard)
 
 
