@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from data.convert.on_ranks import require_other_files, require_same_shards
 from data.counting.detected import DetectorCounts
 from data.counting.detections import KEY, read_detections
-from data.counting.folder import JOURNAL, LEDGER, REPORT, CountingFolder, write_counting_set
+from data.counting.folder import DETECTIONS, JOURNAL, LEDGER, REPORT, CountingFolder, write_counting_set
 from data.counting.report import OF_NUMBERS, CountingReport
 from data.counting.source import CaptionsOnly, CountSource, FieldCounts
 from data.filter.names import output_names
@@ -41,7 +41,7 @@ def make_counting_set(
     json_file = None if json_file is None else output_file(json_file, "--json")
     names = output_names(sorted(expand_shards(patterns, None, "SHARDS")))
     require_no_command(tuple(names), "SHARDS")
-    out = output_folder(balance.out, "--out", files=(JOURNAL, LEDGER, REPORT))
+    out = output_folder(balance.out, "--out", files=(JOURNAL, LEDGER, REPORT, DETECTIONS))
     require_other_files(names, out)
     counts = _source_of(detection)
     together = ranks_together(EngineSettings("ddp", rows_per_rank=1), patience=Patience(PATIENCE, "--patience"))

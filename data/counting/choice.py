@@ -24,7 +24,7 @@ class Choice:
 
     `most` is how many of each small number are kept (None: all). `unknown` are the entries of the detections that name
     no sample, `left_out` what cannot be used, with the number of its shard. `nothing_known`: the detections say
-    nothing of any sample.
+    nothing of any sample. `detected` has the key of each sample that was looked at, and the counts of its classes.
     """
 
     kept: dict[int, tuple[Agreed, ...]]
@@ -33,6 +33,7 @@ class Choice:
     unknown: tuple[int, ...]
     left_out: tuple[tuple[int, LeftOut], ...]
     nothing_known: bool
+    detected: tuple[tuple[str, dict[str, int]], ...]
 
 
 def choose(parts: Sequence[Part], names: Sequence[str], source: CountSource, seed: int, most: int | None) -> Choice:
@@ -66,6 +67,7 @@ def choose(parts: Sequence[Part], names: Sequence[str], source: CountSource, see
         unknown=tuple(entry for entry in range(len(source.names)) if entry not in matched),
         left_out=tuple((part.shard, one) for part in _in_order(parts) for one in part.left_out),
         nothing_known=not matched and (bool(source.names) or _is_unknown(tally)),
+        detected=tuple(one for part in _in_order(parts) for one in part.detected),
     )
 
 

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from data.check.samples import FindingError, StoredSample
-from data.counting.entries import Counts, in_order
-from data.counting.source import Candidate, CountSource
+from data.counting.source import Candidate, CountSource, Seen
 from data.images.picture import Picture
 from data.images.pillow import turned_upright
 from data.samples.bad_sample import BadSampleError
@@ -25,7 +24,8 @@ class DetectorCounts(CountSource):
     is detected depends on the shard and the options, not on ranks.
     """
 
-    together: int | None = _TOGETHER
+    together = _TOGETHER
+    looks = True
 
     def __init__(self, detector: Detector, min_score: float, batch_size: int) -> None:
         self._detector = detector
@@ -41,9 +41,9 @@ class DetectorCounts(CountSource):
             "together": self.together,
         }
 
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
         """What is found in each picture, or why that cannot be read."""
-        results: list[Counts | str | None] = [None] * len(candidates)
+        results: list[Seen] = [None] * len(candidates)
         waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
         for place, candidate in enumerate(candidates):
             try:
@@ -64,12 +64,12 @@ class DetectorCounts(CountSource):
         """Never asked for: a detector that sees nothing has looked."""
         raise NotImplementedError
 
-    def _detect(self, batch: Sequence[tuple[int, Prepared]], results: list[Counts | str | None]) -> None:
+    def _detect(self, batch: Sequence[tuple[int, Prepared]], results: list[Seen]) -> None:
         if not batch:
             return
-        found: Sequence[Counts | str]
+        found: Sequence[Seen]
         try:
-            found = [in_order(one) for one in self._detector.counts([one for _, one in batch], self._min_score)]
+            found = self._detector.counts([prepared for _, prepared in batch], self._min_score)
         except UndetectableError as error:
             found = [str(error)] * len(batch)
         for (place, _), counts in zip(batch, found, strict=True):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from data.counting.coco import coco_entries
 from data.counting.entries import BadEntryError, Counts, counts_of_classes, in_order, is_sure, name_of
-from data.counting.source import Candidate, CountSource
+from data.counting.source import Candidate, CountSource, Seen
 from data.stored_json import parse_json
 from vlm.errors import UserError, nearest
 from vlm.paths import shown
@@ -47,7 +47,7 @@ class DetectionFile(CountSource):
         value = key if self.field == KEY else name_of(fields.get(self.field))
         return None if value is None else self.places.get(value)
 
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
         """Those of the candidates' entries."""
         return [None if one.entry is None else self.all_counts[one.entry] for one in candidates]
 

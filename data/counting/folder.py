@@ -1,5 +1,6 @@
 """A folder with the counting set of some shards: the same bytes from any number of ranks, and through any kill."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from data.counting.report import CountingReport
 from data.counting.source import CountSource
 from data.shards.tar import NoTarError
 from vlm.aside import remove_files
+from vlm.atomic import write_text
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
 
 JOURNAL: Final = "counting-journal.jsonl"
 LEDGER: Final = "counting-ledger.jsonl"
 REPORT: Final = "counting.json"
+DETECTIONS: Final = "counting-detections.jsonl"
+"""What a detector saw, as it can be read again: another choice needs no other look."""
 _WHERE: Final = "vlm data counting"
 
 Made = TypeVar("Made", Part, Copy)
@@ -201,6 +205,9 @@ class _Making:
             if one.shard not in choice.kept:
                 folder.path(one.shard).unlink(missing_ok=True)
         write_left_out(folder.out / LEDGER, folder.shards, choice.left_out)
+        if folder.source.looks:
+            lines = (json.dumps({"key": key, "counts": counts}) + "\n" for key, counts in choice.detected)
+            write_text(folder.out / DETECTIONS, "".join(lines))
         index_folder([folder.path(number) for number in sorted(choice.kept)], _WHERE)
         report = CountingReport.of(choice, folder.plan(), folder.source.names, len(folder.shards))
         report.write(folder.out / REPORT)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from data.check.samples import FindingError, OpenShard, StoredSample
 from data.convert.on_ranks import LeftOut
 from data.counterfactuals.numbers import WORDS, only_number
+from data.counting.entries import in_order
 from data.counting.named import NamedNumber, Outcome, named_number
 from data.counting.sample import counting_json
 from data.counting.source import Candidate, CountSource, verdict
@@ -35,7 +36,8 @@ class Agreed:
 class Part:
     """Part `part` of the `parts` of a shard in some state; the first one also has what its captions alone decide.
 
-    `matched` are the entries of the detections' file that name samples of the shard.
+    `matched` are the entries of the detections' file that name samples of the shard; `detected` are the keys of those
+    at whose pictures somebody looked, and the counts of their classes.
     """
 
     shard: int
@@ -46,6 +48,7 @@ class Part:
     matched: tuple[int, ...]
     agreed: tuple[Agreed, ...]
     left_out: tuple[LeftOut, ...]
+    detected: tuple[tuple[str, dict[str, int]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Found:
     matched: list[int] = field(default_factory=list)
     agreed: list[Agreed] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    detected: list[tuple[str, dict[str, int]]] = field(default_factory=list)
 
     def unusable(self, word: str, key: str, why: str) -> None:
         add(self.tally, word, Outcome.UNUSABLE)
@@ -130,6 +134,9 @@ def _compare(candidates: Sequence[Candidate], source: CountSource, found: _Found
             continue
         if counts is None:
             add(found.tally, word, UNKNOWN)
+        if isinstance(counts, dict):
+            found.detected.append((shown_key(one.sample.key), counts))
+            counts = in_order(counts.values())
         outcome = verdict(one.named.value, counts)
         if outcome != Outcome.KEPT:
             add(found.tally, word, outcome)
@@ -156,5 +163,14 @@ def shown_key(key: str) -> str:
 
 
 def _part(job: JudgeJob, place: int, parts: int, found: _Found) -> Part:
-    matched, agreed, left_out = tuple(found.matched), tuple(found.agreed), tuple(found.left_out)
-    return Part(job.number, job.state, place, parts, found.tally, matched, agreed, left_out)
+    return Part(
+        shard=job.number,
+        state=job.state,
+        part=place,
+        parts=parts,
+        tally=found.tally,
+        matched=tuple(found.matched),
+        agreed=tuple(found.agreed),
+        left_out=tuple(found.left_out),
+        detected=tuple(found.detected),
+    )

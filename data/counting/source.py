@@ -10,6 +10,9 @@ from data.counting.entries import BadEntryError, Counts, counts_of_classes
 from data.counting.named import NamedNumber, Outcome
 from vlm.errors import nearest
 
+Seen = Counts | dict[str, int] | str | None
+"""The counts of a candidate, by class or not: None where nothing is known of it, a reason where it cannot be used."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -23,9 +26,13 @@ class Candidate:
 
 
 class CountSource(ABC):
-    """The counts of candidates; so many of a shard's are asked for `together` (None: all of them)."""
+    """The counts of candidates; so many of a shard's are asked for `together` (None: all of them).
+
+    Where `looks`, they cost much, and are kept: those of a source that looks at pictures are by class.
+    """
 
     together: int | None = None
+    looks: bool = False
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
@@ -41,8 +48,8 @@ class CountSource(ABC):
         return ()
 
     @abstractmethod
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
-        """The counts of each candidate: None where nothing is known of it, a reason where it cannot be used."""
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
+        """The counts of each candidate."""
 
     @abstractmethod
     def nothing_known(self, key: str, fields: Mapping[str, Any]) -> str:
@@ -56,7 +63,7 @@ class CaptionsOnly(CountSource):
         """Only that."""
         return {"detections": "none"}
 
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
         """As many as the captions say."""
         return [(one.named.value,) for one in candidates]
 
@@ -75,7 +82,7 @@ class FieldCounts(CountSource):
         """The field."""
         return {"detections": f"json:{self.field}"}
 
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
         """What stands in the field."""
         return [self._of(candidate.fields.get(self.field)) for candidate in candidates]
 
@@ -83,7 +90,7 @@ class FieldCounts(CountSource):
         """The fields that there are."""
         return f"--detections json:{self.field}: no sample has this field (sample {key}: {nearest(self.field, fields)})"
 
-    def _of(self, stored: Any) -> Counts | str | None:
+    def _of(self, stored: Any) -> Seen:
         if stored is None:
             return None
         try:

@@ -70,7 +70,7 @@ def test_a_detector_on_two_ranks_keeps_what_the_library_sees_of_each_picture(tmp
     seen = seen_by_library(detector, pictures)
     samples: list[SAMPLE] = []
     right = set()
-    for number, counts in enumerate(seen):
+    for number, counts in enumerate(sorted(one.values(), reverse=True) for one in seen):
         said = counts[number % 2 if len(counts) > 1 else 0]  # of the second class, where that is as frequent, too
         if not 2 <= said <= 10:
             continue
@@ -84,8 +84,14 @@ def test_a_detector_on_two_ranks_keeps_what_the_library_sees_of_each_picture(tmp
     assert set(kept_in(tmp_path / "one")) == right
     ledger = (tmp_path / "one/counting-ledger.jsonl").read_text()
     assert [json.loads(line)["key"] for line in ledger.splitlines()] == ["000090", "000091", "000092"]
+    detections = tmp_path / "one/counting-detections.jsonl"
+    lines = {line["key"]: line["counts"] for line in map(json.loads, detections.read_text().splitlines())}
+    assert lines == {str(one["__key__"]): seen[int(str(one["__key__"]))] for one in samples}
+    again = [arguments[0], "--detections", str(detections), "--out", str(tmp_path / "again")]
+    assert run(*again, "--most-per-number", "1000").exception is None
+    assert tars_of(tmp_path / "again") == tars_of(tmp_path / "one")
     run_ranks(make, 2, *arguments, tmp_path / "two", group=False)
-    files = ["counting.json", "counting-ledger.jsonl"]
+    files = ["counting.json", "counting-ledger.jsonl", "counting-detections.jsonl"]
     assert [(tmp_path / "two" / name).read_bytes() for name in files] == [
         (tmp_path / "one" / name).read_bytes() for name in files
     ]

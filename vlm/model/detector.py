@@ -31,6 +31,7 @@ _WITH_TIMM: Final = {
     "timm_backbone",
 }
 _MOST_CLASSES: Final = 100_000
+_LONGEST_NAME: Final = 100
 _MOST_PIXELS: Final = 1 << 14  # of a side
 _COUNTER: Final = "num_batches_tracked"  # of a batch norm: nothing that is detected depends on it
 
@@ -47,11 +48,13 @@ class UndetectableError(Exception):
 class Detector:
     """A detector: it counts the objects of each class in pictures of one prepared size.
 
-    `identity` names weights, configuration and image processor, on which its counts depend.
+    `names` are those of its classes, by number. `identity` names weights, configuration and image processor, on which
+    its counts depend.
     """
 
-    def __init__(self, model: Any, processor: Any, where: str) -> None:
+    def __init__(self, model: Any, processor: Any, names: Mapping[int, str], where: str) -> None:
         self._model = model.eval()
+        self._names = names
         self._processor = processor
         self._where = where
         self._inputs = {"pixel_values", "pixel_mask"} & set(inspect.signature(model.forward).parameters)
@@ -65,8 +68,8 @@ class Detector:
             return {name: made[name] for name in self._inputs if name in made}
 
     @torch.no_grad()
-    def counts(self, pictures: Sequence[Prepared], min_score: float) -> list[tuple[int, ...]]:
-        """For each picture how many objects of each class have at least that score, in no order of classes.
+    def counts(self, pictures: Sequence[Prepared], min_score: float) -> list[dict[str, int]]:
+        """For each picture how many objects of each class that has any have at least that score.
 
         The pictures are of one prepared size, so that none is padded.
 
@@ -83,7 +86,7 @@ class Detector:
             sizes = [tuple(inputs["pixel_values"].shape[2:])] * len(pictures)
             found = self._processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
             labels = [one["labels"][one["scores"] >= min_score] for one in found]
-            return [tuple(Counter(one.tolist()).values()) for one in labels]
+            return [dict(Counter(self._names.get(label, str(label)) for label in one.tolist())) for one in labels]
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -94,6 +97,8 @@ class Detector:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(f"{self._where}: the memory is too small; say --batch-size") from error
+        except torch.AcceleratorError:  # after which nothing works
+            raise
         except Exception as error:  # whatever a processor or a network of any kind may raise
             raise UndetectableError(f"the detector fails: {reason(error)}") from error
 
@@ -128,7 +133,7 @@ def load_detector(folder: Path, where: str, device: torch.device | None = None) 
             local_files_only=True,
         )
         _require_whole(model, missing)
-        detector = Detector(model.to(device or torch.device("cpu")), processor, f"{where} {name}")
+        detector = Detector(model.to(device or torch.device("cpu")), processor, _class_names(name), f"{where} {name}")
         try:
             detector.counts([detector.prepared(_BLANK)], 0.0)
         except UndetectableError as error:
@@ -149,6 +154,18 @@ def _configuration(name: str) -> PreTrainedConfig:
             raise UserError(f"{CONFIG}: id2label: found {len(labels):,} classes; at most {_MOST_CLASSES:,} can be")
         values["num_labels"] = len(labels)
     return as_configuration(values, name)
+
+
+def _class_names(name: str) -> dict[int, str]:
+    """The names of classes that differ from all others; the others go by their number."""
+    labels = stored_configuration(name).get("id2label")
+    texts = {key: _as_text(text) for key, text in labels.items()} if isinstance(labels, Mapping) else {}
+    times = Counter(texts.values())
+    return {int(key): text for key, text in texts.items() if key.isdecimal() and times[text] == 1}
+
+
+def _as_text(stored: Any) -> str:
+    return str(stored)[:_LONGEST_NAME].encode("utf-8", "replace").decode()
 
 
 def _require_own_backbone(values: dict[str, Any], kind: str) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from data.counting.detections import read_detections
-from data.counting.entries import Counts
 from data.counting.folder import JOURNAL, LEDGER, REPORT, CountingFolder, write_counting_set
 from data.counting.report import CountingReport
-from data.counting.source import Candidate, CaptionsOnly, CountSource, FieldCounts
+from data.counting.source import Candidate, CaptionsOnly, CountSource, FieldCounts, Seen
 from data.filter.names import output_names
 from data.loading.heldout import HeldOutSet
 from data.scenes.writer import RenderJob
@@ -253,7 +252,7 @@ class Watched(CountSource):
     def plan(self) -> dict[str, Any]:
         return {"detections": "watched"}
 
-    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Counts | str | None]:
+    def counts(self, candidates: Sequence[Candidate]) -> Sequence[Seen]:
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self._left = None if self._left is None else self._left - 1

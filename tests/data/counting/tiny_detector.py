@@ -16,12 +16,14 @@ from transformers import (
 
 from vlm.model.clean_configuration import quiet
 
+CLASSES = {0: "dog", 1: "cat", 2: "cup"}
+
 
 def save_tiny_detector(folder: Path) -> Path:
     """A YOLOS of one layer, which sees some of two or three classes in any picture."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    classes = {"id2label": {0: "dog", 1: "cat", 2: "cup"}, "num_detection_tokens": 16}
+    classes = {"id2label": CLASSES, "num_detection_tokens": 16}
     model = YolosForObjectDetection(YolosConfig(image_size=[32, 32], patch_size=8, **shape, **classes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -34,8 +36,8 @@ def save_tiny_detector(folder: Path) -> Path:
     return folder
 
 
-def seen_by_library(folder: Path, pictures: list[bytes], min_score: float = 0.5) -> list[list[int]]:
-    """For each picture by itself the numbers of objects of each class, the most frequent first."""
+def seen_by_library(folder: Path, pictures: list[bytes], min_score: float = 0.5) -> list[dict[str, int]]:
+    """For each picture by itself the number of objects of each class."""
     with quiet():
         processor = AutoImageProcessor.from_pretrained(folder)
         model = AutoModelForObjectDetection.from_pretrained(folder).eval()
@@ -45,5 +47,5 @@ def seen_by_library(folder: Path, pictures: list[bytes], min_score: float = 0.5)
         with torch.no_grad():
             outputs = model(pixel_values=processor(images=image, return_tensors="pt")["pixel_values"])
         (found,) = processor.post_process_object_detection(outputs, threshold=min_score)
-        counts.append(sorted(Counter(found["labels"].tolist()).values(), reverse=True))
+        counts.append(dict(Counter(CLASSES[label] for label in found["labels"].tolist())))
     return counts
