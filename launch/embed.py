@@ -26,7 +26,9 @@ from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from eval.encoder import Encoder, evaluation_mode
 from eval.progress import report_progress
+from launch.agreement import require_same_view
 from launch.evaluate import PATIENCE, loaded_model, print_left_out, shown_progress
+from vlm.checkpoint.data_record import DataRecord
 from vlm.errors import EveryRankError, UserError, nearest, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.identity import weights_identity
@@ -86,10 +88,12 @@ def embed_shards(
     """
     out = output_folder(out, "--out", files=(JOURNAL, LEDGER, EMBEDDINGS.file))
     cache = ShardCache()
-    source = open_source("SHARDS", patterns, FolderIndex(cache, "SHARDS"), images="image" in config.what)
-    names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
+        source = open_source("SHARDS", patterns, FolderIndex(cache, "SHARDS"), images="image" in config.what)
+        names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
         require_same_shards(tuple(names.values()), world)
+        record = DataRecord(samples=source.num_samples, shards=len(source.shards), content=source.content)
+        require_same_view(world, {"SHARDS": record})
         dims: dict[What, int] = dict.fromkeys(config.what, model.embed_dim)
         identity = weights_identity(model)
         folder = EmbeddingFolder(

@@ -92,9 +92,12 @@ class PartsFolder(Generic[Kind]):
         if hashlib.sha256(stored).hexdigest() != record.sha256:
             raise UserError(f"{self.where}: {path} is damaged: its checksum is not the one in its folder's manifest")
         try:
-            return pq.read_table(io.BytesIO(stored), columns=list(columns), use_threads=False)
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            raise UserError(f"{self.where}: {path} is no part of embeddings ({reason(error)})") from None
+            table = pq.read_table(io.BytesIO(stored), columns=list(columns), use_threads=False)
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise UserError(f"{self.where}: {path} is no Parquet file ({reason(error)})") from None
+        if set(table.column_names) != set(columns):
+            raise no_part(self, record)
+        return table
 
     def of_shards(self, contents: Sequence[ShardContent], where: str) -> list[PartRecord]:
         """The part of each of some shards, found by content. Raises UserError, which begins with `where`.

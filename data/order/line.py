@@ -105,16 +105,17 @@ class Line:
     def _make_epoch(self, number: int) -> _Epoch:
         key = key_number(*self._key, number)
         num_shards = len(self.counts)
-        shards = _argsort(scramble(np.arange(num_shards, dtype=np.uint64) ^ key))
+        hashes = scramble(np.arange(num_shards, dtype=np.uint64) ^ key)
+        shards = stable_argsort((hashes >> np.uint64(32)).astype(np.uint32))
         ends = np.cumsum(self.counts[shards])
         num_blocks = -(-num_shards // self._window)
         last = np.arange(1, num_blocks + 1) * num_shards // num_blocks - 1
         return _Epoch(shards, ends, ends[last], key)
 
 
-def _argsort(hashes: NDArray[np.uint64]) -> Positions:
-    """Places in the order of the hashes' upper 32 bits: by two sorts of 16 bits, for which numpy has a linear one."""
-    low, high = ((hashes >> np.uint64(shift)).astype(np.uint16) for shift in (32, 48))
+def stable_argsort(values: NDArray[np.uint32]) -> Positions:
+    """Places in the order of the values: by two sorts of 16 bits, for which numpy has a linear one."""
+    low, high = ((values >> np.uint32(shift)).astype(np.uint16) for shift in (0, 16))
     places = np.argsort(low, kind="stable")
     return places[np.argsort(high[places], kind="stable")]
 

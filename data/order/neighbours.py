@@ -1,12 +1,12 @@
 """One source in batches of neighbours: of one cluster each, or of whole groups, in closed form."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.order.line import Positions, StoredRows
+from data.order.line import Positions, StoredRows, stable_argsort
 from data.randomness import key_number, permute, scramble
 
 NO_LABEL = -1
@@ -30,7 +30,7 @@ class Neighbours:
 class _Members(NamedTuple):
     """Samples sorted by cluster (and then by group): the places where clusters end, and which cluster each is of."""
 
-    samples: NDArray[np.integer]
+    samples: NDArray[Any]
     ends: Positions
     cluster_of: Labels
 
@@ -41,7 +41,8 @@ class NeighbourLine:
     Global batch b of the run takes up to `batch` samples, those of block b mod blocks of epoch b div blocks. By
     cluster, an epoch's blocks are those of each cluster's own keyed shuffle, so many as it fills, all of them in a
     keyed order; by group, its groups are shuffled and cut into blocks. So each sample comes at most once an epoch, and
-    what is left of a cluster after its last block comes in another epoch. Memory: two numbers of 32 bits a sample.
+    what is left of a cluster after its last block comes in another epoch. A batch that takes fewer, as in a mix, takes
+    the first of its block, and its last group may be cut. Memory: two numbers of 32 bits a sample.
     """
 
     def __init__(self, seed: int, name: str, counts: Positions, neighbours: Neighbours, batch: int) -> None:
@@ -126,15 +127,17 @@ def _sorted_groups(neighbours: Neighbours, size: int) -> _Members:
     used = np.flatnonzero(neighbours.labels != NO_LABEL)
     groups = neighbours.labels[used]
     used = used[np.bincount(groups)[groups] == size] if len(used) else used
-    used = used[np.argsort(neighbours.labels[used], kind="stable")]
+    used = used[stable_argsort(neighbours.labels[used].view(np.uint32))]
     clusters = np.repeat(neighbours.clusters[used[::size]], size)
     return _by_cluster(used, clusters, len(neighbours.labels))
 
 
 def _by_cluster(used: Positions, clusters: Labels, num_samples: int) -> _Members:
     kind = np.int32 if num_samples < _MOST_SMALL else np.int64
-    order = np.argsort(clusters, kind="stable")
-    _, numbers, counts = np.unique(clusters, return_inverse=True, return_counts=True)
+    order = stable_argsort(clusters.view(np.uint32))  # no label is below 0
+    samples, is_last = used[order].astype(kind), np.ones(len(used), bool)
+    is_last[:-1] = np.diff(clusters[order]) != 0
+    ends = np.flatnonzero(is_last) + 1
     cluster_of = np.full(num_samples, NO_LABEL, np.int32)
-    cluster_of[used] = numbers
-    return _Members(used[order].astype(kind), np.cumsum(counts), cluster_of)
+    cluster_of[samples] = np.repeat(np.arange(len(ends), dtype=np.int32), np.diff(ends, prepend=0))
+    return _Members(samples, ends, cluster_of)

@@ -65,6 +65,9 @@ def test_the_similarity_is_the_mean_of_all_in_float64(tmp_path: Path) -> None:
     mean = sum(similarities(model) for model in models) / 3
     assert isinstance(mean, Tensor)
     torch.testing.assert_close(similarities(joined), mean, rtol=0, atol=1e-12)
+    twice = join({"first": join({"one": models[0], "two": models[1]}), "third": models[2]})  # stage by stage
+    assert twice.config == joined.config
+    assert all(torch.equal(tensor, joined.state_dict()[name]) for name, tensor in twice.state_dict().items())
     checkpoint = Checkpoint(tmp_path / "joined/checkpoints/step-00000000")
     again = build_model(ModelConfig.model_validate(checkpoint.manifest.model))
     assert again.state_dict().keys() == joined.state_dict().keys()
@@ -165,6 +168,13 @@ def test_models_that_cannot_be_one_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             join({"one": plain, "two": model})
         assert "\n" not in str(caught.value)
+    fields = join({"a": plain, "b": plain}).config.model_dump(mode="json")
+    headed = build_model(ModelConfig.model_validate({**fields, **HEADS}))
+    with pytest.raises(UserError, match="one: it is joined, and has image_head"):
+        join({"one": headed, "two": plain})
+    fields["towers"]["text"]["joined"]["members"][0]["tower"] = fields["towers"]["text"]
+    with pytest.raises(ValueError, match="a joined tower is no member of another"):
+        ModelConfig.model_validate(fields)
     joined = join({"one": tiny_model(architecture=captioned), "two": plain})  # a decoder beside it is left out
     assert joined.decoder is None
     name = str(save_checkpoint(tmp_path / "run", plain))

@@ -1,19 +1,21 @@
 """Several trained models as one, whose similarity is the mean of theirs."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.format import TERM_PARAMETERS, first_differences
+from vlm.checkpoint.format import first_differences
 from vlm.errors import UserError
 from vlm.model.build import build_model
 from vlm.model.config import ModelConfig, Towers
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.foreign import ForeignFiles
+from vlm.model.joined import JoinedTextTower
 from vlm.model.joined_kinds import ImageMemberConfig, JoinedImageConfig, JoinedTextConfig, TextMemberConfig
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 
@@ -23,14 +25,14 @@ _BATCHES_COUNTED = ".num_batches_tracked"
 
 @torch.no_grad()
 def join(models: Mapping[str, DualEncoder]) -> DualEncoder:
-    """The models, by the names that messages have for them, side by side.
+    """The models, by the names that messages have for them, side by side; of one that is joined already its members.
 
     Scale and bias are the means of theirs (the scale's of its logarithm). Captioning decoders, and what terms learned,
     are left out.
 
     Raises:
-        UserError: models of different images or tokenizers, some with a logit bias and some without, or one whose
-            captioning decoder makes its embedding.
+        UserError: models of different images or tokenizers, some with a logit bias and some without, one whose
+            captioning decoder makes its embedding, or a joined one with a head behind it.
     """
     first, *_ = models
     for (name, one), (another, other) in pairwise(models.items()):
@@ -41,9 +43,11 @@ def join(models: Mapping[str, DualEncoder]) -> DualEncoder:
                 model.drop_decoder()
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+    members = {name: _members(name, model) for name, model in models.items()}
     files = _files({name: model.files for name, model in models.items()})
-    joined = build_model(_config(list(models.values())), load_pretrained=False, files=ForeignFiles(files))
-    weights = _weights(list(models.values()))
+    config = _config([(model, members[name]) for name, model in models.items()])
+    joined = build_model(config, load_pretrained=False, files=ForeignFiles(files))
+    weights = _weights([(model, members[name]) for name, model in models.items()])
     known = joined.state_dict()
     weights = {name: one for name, one in weights.items() if name in known or not name.endswith(_BATCHES_COUNTED)}
     shapes = [{name: tuple(tensor.shape) for name, tensor in one.items()} for one in (known, weights)]
@@ -75,21 +79,44 @@ def _files(files_by_model: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes
     return merged
 
 
-def _config(models: Sequence[DualEncoder]) -> ModelConfig:
-    spec = models[0].image_spec
-    embed_dim = sum(model.embed_dim for model in models)
-    image, text = [], []
-    for model in models:
-        config, towers = model.config, model.config.towers
-        assert towers is not None  # the configuration of a built model is resolved
-        shared: dict[str, Any] = {"embed_dim": towers.embed_dim, "quick_gelu": bool(config.quick_gelu)}
-        image.append(ImageMemberConfig(tower=towers.image, head=config.image_head, **shared))
-        text.append(TextMemberConfig(tower=towers.text, head=config.text_head, **shared))
-    joined = Towers(
-        embed_dim=embed_dim, image=JoinedImageConfig(members=tuple(image)), text=JoinedTextConfig(members=tuple(text))
+class _Members(NamedTuple):
+    """The towers of a model, each with its head: one of either kind, or those that it is joined of."""
+
+    image: tuple[ImageMemberConfig, ...]
+    text: tuple[TextMemberConfig, ...]
+
+
+def _members(name: str, model: DualEncoder) -> _Members:
+    config, towers = model.config, model.config.towers
+    assert towers is not None  # the configuration of a built model is resolved
+    if isinstance(towers.image, JoinedImageConfig) and isinstance(towers.text, JoinedTextConfig):
+        heads = [key for key in ("image_head", "text_head") if getattr(config, key) is not None]
+        if heads or len(towers.image.members) != len(towers.text.members):
+            what = heads[0] if heads else "not as many image as text towers"
+            raise UserError(f"{name}: it is joined, and has {what}: its members cannot stand beside others")
+        return _Members(towers.image.members, towers.text.members)
+    shared: dict[str, Any] = {"embed_dim": towers.embed_dim, "quick_gelu": bool(config.quick_gelu)}
+    return _Members(
+        (ImageMemberConfig(tower=towers.image, head=config.image_head, **shared),),
+        (TextMemberConfig(tower=towers.text, head=config.text_head, **shared),),
     )
+
+
+Parts = Sequence[tuple[DualEncoder, _Members]]
+
+
+def _config(parts: Parts) -> ModelConfig:
+    spec = parts[0][0].image_spec
+    towers = Towers(
+        embed_dim=sum(model.embed_dim for model, _ in parts),
+        image=JoinedImageConfig(members=tuple(one for _, members in parts for one in members.image)),
+        text=JoinedTextConfig(members=tuple(one for _, members in parts for one in members.text)),
+    )
+    bias = _mean([(model.logit_bias, members) for model, members in parts])
+    scale = _mean([(model.logit_scale, members) for model, members in parts])
+    assert scale is not None
     return ModelConfig(
-        towers=joined,
+        towers=towers,
         captioner="none",
         freeze_batch_norm=True,
         quick_gelu=False,
@@ -98,30 +125,48 @@ def _config(models: Sequence[DualEncoder]) -> ModelConfig:
         image_std=spec.std,
         interpolation=spec.interpolation,
         resize_mode=spec.resize_mode,
-        init_logit_scale=min(MAX_LOGIT_SCALE, math.exp(float(_mean([model.logit_scale for model in models])))),
-        init_logit_bias=_bias(models),
+        init_logit_scale=min(MAX_LOGIT_SCALE, math.exp(float(scale))),
+        init_logit_bias=None if bias is None else float(bias),
     )
 
 
-def _weights(models: Sequence[DualEncoder]) -> dict[str, Tensor]:
-    weights = {"logit_scale": _mean([model.logit_scale for model in models])}
-    biases = [model.logit_bias for model in models if model.logit_bias is not None]
-    if biases:
-        weights["logit_bias"] = _mean(biases)
-    places = {"image.trunk.": "image.trunk.members.{}.network.", "image_head.": "image.trunk.members.{}.head."}
-    places |= {"text.": "text.members.{}.network.", "text_head.": "text.members.{}.head."}
-    for number, model in enumerate(models):
+def _weights(parts: Parts) -> dict[str, Tensor]:
+    """All weights under their names in the joined model."""
+    means = {
+        "logit_scale": _mean([(model.logit_scale, members) for model, members in parts]),
+        "logit_bias": _mean([(model.logit_bias, members) for model, members in parts]),
+    }
+    weights = {name: mean for name, mean in means.items() if mean is not None}
+    before = 0
+    for model, members in parts:
+        is_joined = isinstance(model.text, JoinedTextTower)
         for name, tensor in model.state_dict().items():
-            place = next((place for place in places if name.startswith(place)), None)
-            if place is not None and not name.startswith(TERM_PARAMETERS):
-                weights[places[place].format(number) + name.removeprefix(place)] = tensor
+            place = _place_in_joined(name, before) if is_joined else _place(name, before)
+            if place is not None:
+                weights[place] = tensor
+        before += len(members.image)
     return weights
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack([value.detach().float() for value in values]).mean(0)
+def _place(name: str, number: int) -> str | None:
+    """The name of a model's weight where it is one member; None for one that has no place there."""
+    places = {
+        "image.trunk.": f"image.trunk.members.{number}.network.",
+        "image_head.": f"image.trunk.members.{number}.head.",
+        "text.": f"text.members.{number}.network.",
+        "text_head.": f"text.members.{number}.head.",
+    }
+    start = next((start for start in places if name.startswith(start)), None)
+    return None if start is None else places[start] + name.removeprefix(start)
 
 
-def _bias(models: Sequence[DualEncoder]) -> float | None:
-    biases = [model.logit_bias for model in models if model.logit_bias is not None]
-    return float(_mean(biases)) if biases else None
+def _place_in_joined(name: str, before: int) -> str | None:
+    """The name of a joined model's weight behind so many other members."""
+    match = re.fullmatch(r"((?:image\.trunk|text)\.members\.)(\d+)(\..+)", name)
+    return None if match is None else f"{match[1]}{int(match[2]) + before}{match[3]}"
+
+
+def _mean(values: Sequence[tuple[Tensor | None, _Members]]) -> Tensor | None:
+    """The mean over all members; None where there is nothing."""
+    of_members = [value.detach().float() for value, one in values if value is not None for _ in one.image]
+    return torch.stack(of_members).mean(0) if of_members else None

@@ -31,11 +31,28 @@ from vlm.model.transformers_models import TransformersModels
 _MAPPING = WithJsonSchema({"type": "object"})
 _MAPPINGS = WithJsonSchema({"type": "array", "items": {"type": "object"}, "minItems": 1})
 
+
+def _not_joined(value: Any) -> Any:
+    """Raise ValueError for several towers in the place of one, before they are read: such could go down for ever."""
+    is_joined = "joined" in value if isinstance(value, dict) else getattr(value, "members", None) is not None
+    if is_joined:
+        raise ValueError("a joined tower is no member of another: its members are named beside the others")
+    return value
+
+
 AnyImageTower = Annotated[
-    ImageTowerConfig, BeforeValidator(tower_reader(IMAGE_TOWERS)), PlainSerializer(write_tower), _MAPPING
+    ImageTowerConfig,
+    BeforeValidator(tower_reader(IMAGE_TOWERS)),
+    BeforeValidator(_not_joined),  # goes first
+    PlainSerializer(write_tower),
+    _MAPPING,
 ]
 AnyTextTower = Annotated[
-    TextTowerConfig, BeforeValidator(tower_reader(TEXT_TOWERS)), PlainSerializer(write_tower), _MAPPING
+    TextTowerConfig,
+    BeforeValidator(tower_reader(TEXT_TOWERS)),
+    BeforeValidator(_not_joined),
+    PlainSerializer(write_tower),
+    _MAPPING,
 ]
 
 
