@@ -187,7 +187,9 @@ def counting_metrics(words: Mapping[int, str]) -> tuple[Metric, ...]:
 
 
 def _without_looking(name: str, label: str, words: str) -> Metric:
-    return Metric(name, None, f"questions that are answered right {words}", unit="fraction", label=label, group="by")
+    return Metric(
+        name, None, f"questions that are answered right {words}", unit="fraction", label=label, group="answered by"
+    )
 
 
 COMPOSITIONAL = (
@@ -195,22 +197,20 @@ COMPOSITIONAL = (
     *_INTERVAL,
     _MACRO,
     _CHANCE,
-    _without_looking("shorter_wins", "the shortest text", "by taking the shortest text"),
-    _without_looking("longer_wins", "the longest text", "by taking the longest text"),
+    _without_looking("shorter_wins", "shortest text", "by taking the shortest text"),
+    _without_looking("longer_wins", "longest text", "by taking the longest text"),
     _without_looking(
         "mean_image_accuracy",
-        "nearness to the mean image",
+        "mean image",
         "by nearness to the mean of all images, without the own one",
     ),
     _without_looking("decoder_accuracy", "likelihood", "by the decoder's likelihood under the image"),
     _without_looking(
         "decoder_blind_accuracy",
-        "likelihood without image",
+        "blind likelihood",
         "by the decoder's likelihood under an image without content",
     ),
-    _without_looking(
-        "decoder_gain_accuracy", "gain in likelihood", "by how much likelier the image makes a text to the decoder"
-    ),
+    _without_looking("decoder_gain_accuracy", "gain", "by how much likelier the image makes a text to the decoder"),
     Metric(
         "text_score", "higher", "examples both of whose images prefer their text", unit="fraction", label="text score"
     ),

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from data.counterfactuals.editor import CaptionInSample
+from data.counterfactuals.truth import is_true
 from data.images.crop import Box
 from data.loading.heldout import HeldOutSet
 from data.samples.bad_sample import BadSampleError
 from data.samples.captions import listed
 from eval.choices.config import QuestionsConfig
 from eval.choices.files import BenchmarkFile, Entry, entries_of, keys_shown, record_of
-from eval.choices.pictures import Pictures, ShardPictures, missing_words
+from eval.choices.pictures import missing_words
 from eval.choices.question import Question, Questions
 from eval.evaluator import EvaluationContext
 from vlm.batch import Skip
@@ -118,7 +120,6 @@ def compositional_questions(config: QuestionsConfig, context: EvaluationContext)
     entries = check_entries(files)
     pictures, where = config.pictures(context), context.where("file")
     asked: list[Question] = []
-    skipped: list[Skip] = []
     crossed: list[tuple[int, int]] = []
     missing: list[str] = []
     for questions in entries[: config.limit]:
@@ -126,14 +127,12 @@ def compositional_questions(config: QuestionsConfig, context: EvaluationContext)
         for one, image in zip(questions, images, strict=True):
             if image is not None:
                 asked.append(Question(image, one.texts, kind_name(one.kind)))
-                continue
-            missing.append(one.image)
-            if not isinstance(pictures, ShardPictures):
-                skipped.append(_missing(one, where, pictures))
+            else:
+                missing.append(one.image)
         if questions[-1].crossed and None not in images:
             crossed.append((len(asked) - 2, len(asked) - 1))
     num_images = sum(map(len, entries[: config.limit]))
-    notices = [f"{where}: {missing_words(pictures, len(missing), num_images, missing[0])}"] if missing else []
+    notices = [f"{where}: {missing_words(pictures, len(missing), num_images, missing[:1])}"] if missing else []
     if not asked:
         raise UserError(f"{notices[0]}: nothing is left to ask")
     records = {"file": record_of(files, len(entries)), **pictures.records}
@@ -142,7 +141,6 @@ def compositional_questions(config: QuestionsConfig, context: EvaluationContext)
         tuple(asked),
         records,
         tuple(notices),
-        tuple(skipped),
         missing=len(missing),
         crossed=tuple(crossed),
     )
@@ -153,23 +151,18 @@ def kind_name(kind: str) -> str:
     return re.sub(r"[^\w.-]+", "_", kind.strip())[:_LONGEST_KIND].strip("_") or _NEGATIVES
 
 
-def _missing(one: _Asked, where: str, pictures: Pictures) -> Skip:
-    key = f"{one.entry.place} {one.image}"
-    return Skip(where, str(one.entry.file.path), key, f"no image {one.image} in {pictures.words}", "")
-
-
 def _of_shards(held_out: HeldOutSet, where: str) -> Questions:
     asked: list[Question] = []
     reasons: Counter[str] = Counter()
     skipped: list[Skip] = []
     for image, captions in enumerate(held_out.captions):
         try:
-            found = wrong_captions(held_out.fields(image))
+            found = wrong_captions(captions, held_out.fields(image))
         except BadSampleError as error:
             skipped.append(held_out.skip(image, f"{_NEGATIVES}: {error}"))
             continue
         if not captions or not found:
-            reasons["no caption" if found else f"no {_NEGATIVES} in their json"] += 1
+            reasons["no caption" if not captions else f"no {_NEGATIVES} in their json that are wrong"] += 1
             continue
         asked += [Question(image, (captions[0], *texts), kind_name(kind)) for kind, texts in found.items()]
     notice = f"{where}: {reasons.total():,} of {len(held_out):,} samples ask nothing: " + "; ".join(
@@ -178,20 +171,20 @@ def _of_shards(held_out: HeldOutSet, where: str) -> Questions:
     if not asked:
         raise UserError(notice if reasons else f"{where}: {skipped[0].key}: {skipped[0].reason}")
     notices = (notice,) if reasons else ()
-    return Questions(
-        held_out, tuple(asked), {"shards": held_out.record}, notices, tuple(skipped), left_out=len(skipped)
-    )
+    return Questions(held_out, tuple(asked), {"shards": held_out.record}, notices, tuple(skipped))
 
 
-def wrong_captions(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def wrong_captions(captions: Sequence[str], fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The wrong captions in a sample's json by kind: `negatives`, a list, or an object of lists.
+
+    What is true after all, as training has it (`data.counterfactuals.truth`), is left out.
 
     Raises:
         BadSampleError: one is no text.
     """
     stored = fields.get(_NEGATIVES)
     by_kind = stored if isinstance(stored, dict) else {_NEGATIVES: stored}
-    texts = {
-        str(kind): tuple(text for text in map(str.strip, listed(value)) if text) for kind, value in by_kind.items()
-    }
-    return {kind: wrong for kind, wrong in texts.items() if wrong}
+    texts = {str(kind): [text for text in map(str.strip, listed(value)) if text] for kind, value in by_kind.items()}
+    about = CaptionInSample(captions[0] if captions else "", tuple(captions), fields)
+    wrong = {kind: tuple(text for text in of_kind if not is_true(text, about)) for kind, of_kind in texts.items()}
+    return {kind: of_kind for kind, of_kind in wrong.items() if of_kind}

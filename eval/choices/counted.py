@@ -93,7 +93,7 @@ def _of_entries(
     asked: list[Question] = []
     skipped: list[Skip] = []
     missing: list[int] = []
-    unasked = left_out = 0
+    unasked = 0
     for place, entry in enumerate(entries[: config.limit]):
         image = pictures.find(names[place], entry.words)
         number = entry.values["number"]
@@ -101,22 +101,19 @@ def _of_entries(
             unasked += 1
         elif image is None:
             missing.append(place)
-            if not isinstance(pictures, ShardPictures):
-                skipped.append(_skip(entry, where, f"no image {' or '.join(names[place])} in {pictures.words}"))
         elif (caption := _caption(entry, pictures, image, number)) is None:
-            left_out += 1
             skipped.append(_skip(entry, where, f"no caption has the word of its number ({WORDS[number]})"))
         else:
             asked.append(question_of(image, caption, number, numbers))
     notices = [f"{where}: {unasked:,} entries have a number that is not asked for (numbers)"] if unasked else []
     if missing:
-        first = names[missing[0]][0]
-        notices.append(f"{where}: {missing_words(pictures, len(missing), len(entries[: config.limit]), first)}")
+        words = missing_words(pictures, len(missing), len(entries[: config.limit]), names[missing[0]])
+        notices.append(f"{where}: {words}")
     if not asked:
-        words = notices or [f"{where}: {skip.key}: {skip.reason}" for skip in skipped[:1]]
-        raise UserError(f"{'; '.join(words)}: nothing is left to ask")
+        lines = notices or [f"{where}: {skip.key}: {skip.reason}" for skip in skipped[:1]]
+        raise UserError(f"{'; '.join(lines)}: nothing is left to ask")
     records = {"file": record_of(files, len(entries)), **pictures.records}
-    return Questions(pictures.images(), tuple(asked), records, tuple(notices), tuple(skipped), left_out, len(missing))
+    return Questions(pictures.images(), tuple(asked), records, tuple(notices), tuple(skipped), len(missing))
 
 
 def _names(entries: Sequence[Entry]) -> list[tuple[str, ...]]:

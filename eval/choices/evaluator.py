@@ -56,6 +56,6 @@ class QuestionsEvaluator(Evaluator):
         num_answered = int(scores.answered.sum())
         return {
             "num_samples": num_answered,
-            "num_skipped": len(self._questions.asked) - num_answered + self._questions.left_out,
+            "num_skipped": len(self._questions.asked) - num_answered + len(self._questions.skipped),
             "num_missing": self._questions.missing,
         }

@@ -156,6 +156,7 @@ def _file_name(url: str) -> str | None:
     return name if usable and not _OURS.fullmatch(_stem(name)) else None
 
 
-def missing_words(pictures: Pictures, num_missing: int, num_entries: int, first: str) -> str:
+def missing_words(pictures: Pictures, num_missing: int, num_entries: int, first: Sequence[str]) -> str:
     """A line's words on entries whose image is not there."""
-    return f"{num_missing:,} of {num_entries:,} entries have no image in {pictures.words} (first: {shown(first)})"
+    names = " or ".join(map(shown, first))
+    return f"{num_missing:,} of {num_entries:,} entries have no image in {pictures.words} (first: {names})"

@@ -26,8 +26,7 @@ class Questions:
         asked: the questions.
         records: the identity of what they are from, by the configuration's keys.
         notices: lines on what is not asked, and why.
-        skipped: what no question could be made of although it should be one, or whose image is not in its folder.
-        left_out: how many questions no entry or sample could be made into.
+        skipped: the entries or samples that should be questions and are none.
         missing: how many have no image.
         crossed: pairs of questions (by number) whose two texts change places with their images (Winoground).
     """
@@ -37,7 +36,6 @@ class Questions:
     records: Mapping[str, DataRecord]
     notices: tuple[str, ...] = ()
     skipped: tuple[Skip, ...] = ()
-    left_out: int = 0
     missing: int = 0
     crossed: tuple[tuple[int, int], ...] = ()
 

@@ -36,13 +36,14 @@ def negatives_of(place: int) -> dict[str, list[str]]:
 
 
 def negatives_shard(folder: Path) -> str:
-    """Pictures with wrong captions by kind, one without any, one that is no picture, one whose list holds a number."""
+    """Pictures with wrong captions by kind; without any, with a true one, no picture, a number for a text."""
     samples = [
         with_json(place, captions=[caption, "not read"], negatives=negatives_of(place))
         for place, caption in enumerate(CAPTIONS)
     ]
     others = [
         with_json(20, captions=["alone"]),
+        with_json(23, captions=["a mouse", "Such a mouse!"], negatives=["such a MOUSE"]),
         sample(21, jpg=b"broken", json=json.dumps({"captions": ["a"], "negatives": ["b"]})),
         with_json(22, captions=["a number"], negatives=[3]),
     ]
@@ -115,7 +116,9 @@ def test_the_figures_are_those_of_a_loop(tmp_path: Path, batch_size: int) -> Non
     assert {kind: row[0] for kind, row in table.rows.items()} == {"swap_words": 8, "add": 4}
     assert 0 < figures["accuracy"] < 1
     assert figures.keys() <= {metric.name for metric in evaluator.metrics}
-    assert evaluator.notices == ("shards: 1 of 11 samples ask nothing: 1 with no negatives in their json",)
+    assert evaluator.notices == (
+        "shards: 2 of 12 samples ask nothing: 2 with no negatives in their json that are wrong",
+    )
     assert [skip.key for skip in evaluator.skipped] == ["000022", "000021"]
 
 
@@ -155,10 +158,9 @@ def test_the_decoder_is_asked_with_the_image_and_without(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 3), (3, 16)])
-def test_every_rank_of_any_number_gets_the_same_figures(tmp_path: Path, world_size: int, batch_size: int) -> None:
+def test_every_rank_gets_the_same_figures(tmp_path: Path) -> None:
     shard = negatives_shard(tmp_path)
-    assert run_ranks(by_decoder, world_size, shard, batch_size) == [by_decoder(shard, 8)] * world_size
+    assert run_ranks(by_decoder, 3, shard, 5) == [by_decoder(shard, 8)] * 3
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
@@ -203,8 +205,7 @@ def test_sugarcrepe_in_one_file_or_several(tmp_path: Path) -> None:
             assert evaluator.run(SmallEncoder(), World()).figures["num_missing"] == 1
             assert [metric.name for metric in evaluator.metrics][-2:] == ["accuracy_swap_obj", "accuracy_add_att"]
         assert in_folder.notices == (f"file: 1 of 4 entries have no image in {images} (first: '7.jpg')",)
-        assert [skip.reason for skip in in_folder.skipped] == [f"no image 7.jpg in {images}"]
-        assert in_shards.skipped == ()
+        assert (in_folder.skipped, in_shards.skipped) == ((), ())
 
 
 def test_aro_looks_at_the_box_alone(tmp_path: Path) -> None:
@@ -327,7 +328,9 @@ def test_folders_and_shards_that_hold_nothing_are_one_line(tmp_path: Path) -> No
     broken = compositional(file=str(tmp_path / "bench.json"), images=str(tmp_path / "images"))
     with pytest.raises(UserError, match=r"^file: none of the images of 1 questions can be read$"):
         broken.run(SmallEncoder(), World())
-    with pytest.raises(UserError, match=r"^shards: 1 of 1 samples ask nothing: 1 with no negatives in their json$"):
+    with pytest.raises(
+        UserError, match=r"^shards: 1 of 1 samples ask nothing: 1 with no negatives in their json that are wrong$"
+    ):
         compositional(shards=str(write_shard(tmp_path / "a.tar", [sample(0)])))
 
 

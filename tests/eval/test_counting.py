@@ -101,22 +101,22 @@ def test_the_figures_are_those_of_a_loop(tmp_path: Path, batch_size: int, number
     assert [skip.key for skip in evaluator.skipped] == ["000099"]
 
 
-def on_this_rank(pattern: str, batch_size: int) -> tuple[Any, dict[str, int]]:
-    """What is found, and how many forwards it took."""
+def on_this_rank(patterns: Sequence[str], batch_size: int) -> tuple[list[Any], dict[str, int]]:
+    """What is found in each, and how many forwards it all took."""
     encoder = SmallEncoder()
-    found = counting(batch_size, shards=pattern).run(encoder, World.current())
-    return (found.figures, found.tables["confusion"].rows), encoder.num_forwards
+    found = [counting(batch_size, shards=pattern).run(encoder, World.current()) for pattern in patterns]
+    return [(one.figures, one.tables["confusion"].rows) for one in found], encoder.num_forwards
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 3), (3, 7)])
 def test_every_rank_of_any_number_gets_the_same_figures(tmp_path: Path, world_size: int, batch_size: int) -> None:
     """In as many forwards on each; also of two images, which leave a third rank without any."""
-    few = str(write_shard(tmp_path / "few.tar", [with_json(n, captions=[f"{WORDS[n]} cats"]) for n in range(2)]))
-    for pattern in (counted_shard(tmp_path), few):
-        ranks = run_ranks(on_this_rank, world_size, pattern, batch_size)
-        assert [found for found, _ in ranks] == [on_this_rank(pattern, 4)[0]] * world_size
-        assert all(forwards == ranks[0][1] for _, forwards in ranks)
+    few = write_shard(tmp_path / "few.tar", [with_json(n, captions=[f"{WORDS[n]} cats"]) for n in range(2)])
+    patterns = [counted_shard(tmp_path), str(few)]
+    ranks = run_ranks(on_this_rank, world_size, patterns, batch_size)
+    assert [found for found, _ in ranks] == [on_this_rank(patterns, 4)[0]] * world_size
+    assert all(forwards == ranks[0][1] for _, forwards in ranks)
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
@@ -227,13 +227,10 @@ def test_a_file_and_its_images_as_people_have_them(tmp_path: Path) -> None:
     counts = {"num_samples": 3, "num_skipped": 2, "num_missing": 2, "num_10": 1, "num_7": 0}
     assert {name: found[name] for name in counts} == counts
     images = tmp_path / "images"
-    assert [(skip.key, skip.reason[:40]) for skip in evaluator.skipped][:3] == [
-        ("entry 2", f"no image 0002 or {hashed('b/th')} in {images}"[:40]),
-        ("entry 3", "no caption has the word of its number (f"),
-        ("entry 6", f"no image 0006 or {hashed('gone')} or gone.jpg in {images}"[:40]),
-    ]
-    assert evaluator.skipped[3].key == "broken.jpg"
-    assert evaluator.notices == (f"file: 2 of 7 entries have no image in {images} (first: '0002')",)
+    assert evaluator.skipped[0].reason == "no caption has the word of its number (five)"
+    assert [skip.key for skip in evaluator.skipped] == ["entry 3", "broken.jpg"]
+    names = f"'0002' or '{hashed('b/th')}'"
+    assert evaluator.notices == (f"file: 2 of 7 entries have no image in {images} (first: {names})",)
     for path in images.rglob("*.*"):
         path.unlink()
     with pytest.raises(UserError, match=r"^file: 7 of 7 entries have no image in .*: nothing is left to ask$"):

@@ -66,7 +66,7 @@ def test_a_run_asks_on_the_way_and_its_report_shows_the_answers(tmp_path: Path) 
     assert found["kinds"] == figures.pop("kinds")
     assert {key: found[key] for key in figures} == pytest.approx(figures)
     assert (found["num_samples"], found["num_missing"]) == (8, 1)
-    assert "no image 8.jpg in" in result.output
+    assert "1 of 9 entries have no image in" in result.output
     command = ["eval", "counting", str(run), "--data", str(tmp_path / "counted.tar"), "--plots", str(plots)]
     result = CliRunner().invoke(app, [*command, "numbers=[2,10]"])
     assert result.exit_code == 0, result.output
