@@ -12,6 +12,7 @@ from torch import Tensor
 from eval.choices.compared import check_entries, compositional_questions
 from eval.choices.config import QuestionsConfig
 from eval.choices.evaluator import QuestionsEvaluator
+from eval.choices.examples import QuestionExamples
 from eval.choices.files import BenchmarkFile
 from eval.choices.question import Questions
 from eval.choices.scores import Scores
@@ -93,7 +94,8 @@ class Compositional(QuestionsEvaluator):
             **{f"accuracy_{kind}": own[kind] for kind in self._kinds[:_MOST_KINDS] if kind in own},
             **self.counts(scores),
         }
-        return Evaluation(figures, tables={"kinds": _table(right, by_kind)})
+        examples = QuestionExamples(self._questions, scores)
+        return Evaluation(figures, examples=examples, tables={"kinds": _table(right, by_kind)})
 
 
 def _answers(scores: Scores, questions: Questions) -> dict[str, Bool[Tensor, " questions"]]:

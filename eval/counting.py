@@ -14,6 +14,7 @@ from data.counterfactuals.numbers import WORDS
 from eval.choices.config import QuestionsConfig
 from eval.choices.counted import check_entries, counting_questions, numbers_of
 from eval.choices.evaluator import QuestionsEvaluator
+from eval.choices.examples import QuestionExamples
 from eval.choices.files import BenchmarkFile
 from eval.choices.scores import Scores
 from eval.encoder import Encoder, evaluation_mode
@@ -93,7 +94,9 @@ class Counting(QuestionsEvaluator):
             "count",
             "rows: the right number; columns: the answer",
         )
-        return Evaluation(figures, plots=ConfusionPlot(confusion, numbers), tables={"confusion": table})
+        examples = QuestionExamples(self._questions, scores)
+        plots = ConfusionPlot(confusion, numbers)
+        return Evaluation(figures, examples=examples, plots=plots, tables={"confusion": table})
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class QuestionsConfig(ImageEvaluationConfig):
         if self.images is not None and self.shards is not None:
             raise ValueError("images: the images lie in a folder (images) or in shards, not in both")
         if self.images is None and self.shards is None:
-            raise ValueError("shards: name shards, or a file and the folder of its images (file, images)")
+            raise ValueError("shards: name shards (--data), or a file and the folder of its images (file, images)")
         return self
 
     def check_files(self, root: str | None, where: Where) -> None:

@@ -95,11 +95,10 @@ def _of_entries(
     missing: list[int] = []
     unasked = 0
     for place, entry in enumerate(entries[: config.limit]):
-        image = pictures.find(names[place], entry.words)
         number = entry.values["number"]
         if number not in numbers:
             unasked += 1
-        elif image is None:
+        elif (image := pictures.find(names[place], entry.words)) is None:
             missing.append(place)
         elif (caption := _caption(entry, pictures, image, number)) is None:
             skipped.append(_skip(entry, where, f"no caption has the word of its number ({WORDS[number]})"))
@@ -155,12 +154,8 @@ def _of_shards(held_out: HeldOutSet, numbers: Sequence[int], where: str) -> Ques
     words = "; ".join(f"{count:,} with {reason}" for reason, count in reasons.most_common())
     notice = f"{where}: {reasons.total():,} of {len(held_out):,} samples ask nothing: {words}"
     if not asked:
-        raise UserError(f"{notice}; spelled numbers from {_word(_LEAST)} to {_word(_MOST)} are asked for")
+        raise UserError(f"{notice}; spelled numbers from {WORDS[_LEAST]} to {WORDS[_MOST]} are asked for")
     return Questions(held_out, tuple(asked), {"shards": held_out.record}, (notice,) if reasons else ())
-
-
-def _word(number: int) -> str:
-    return WORDS[number]
 
 
 def counted(captions: Sequence[str], fields: dict[str, Any]) -> _Counted:

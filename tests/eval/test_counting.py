@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from data.images.views import evaluation_view
 from data.loading.heldout import HeldOutSet
+from eval.choices.examples import QuestionExamples
 from eval.choices.question import Question
 from eval.counting import Counting, CountingConfig
 from tests.data.small_shards import WordTokenizer, picture, sample, with_json, write_shard
@@ -28,11 +30,14 @@ WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 NUMBERS = [2, 3, 3, 10, 7, 2, 4, 9, 5, 6, 8, 3, 2]
 
 
+def caption_of(place: int, number: int) -> str:
+    return f"There are {WORDS[number - 2].upper()} or {place} cats"
+
+
 def counted_shard(folder: Path) -> str:
     """Thirteen pictures whose caption has a number, and one that is no picture."""
     samples = [
-        with_json(place, captions=["many things", f"There are {WORDS[number - 2].upper()} or {place} cats"])
-        for place, number in enumerate(NUMBERS)
+        with_json(place, captions=["many things", caption_of(place, number)]) for place, number in enumerate(NUMBERS)
     ]
     broken = sample(99, jpg=b"not a picture", json=json.dumps({"captions": ["two dogs"]}))
     return str(write_shard(folder / "counted.tar", [*samples[:5], broken, *samples[5:]]))
@@ -58,8 +63,7 @@ def brute_force(pattern: str, numbers: Sequence[int]) -> tuple[dict[str, float],
     for place, (view, truth) in enumerate(zip(views, NUMBERS, strict=True)):
         if truth not in numbers:
             continue
-        captions = [f"There are {WORDS[number - 2].upper()} or {place} cats" for number in numbers]
-        images, texts = embed(SmallEncoder(), [view], captions)
+        images, texts = embed(SmallEncoder(), [view], [caption_of(place, number) for number in numbers])
         scores = [float(sum(a * b for a, b in zip(images[0], text, strict=True))) for text in texts]
         answer = numbers[scores.index(max(scores))]
         confusion[truth][answer] += 1
@@ -99,6 +103,26 @@ def test_the_figures_are_those_of_a_loop(tmp_path: Path, batch_size: int, number
     assert 0 < found.figures["accuracy"] < 1
     assert found.figures.keys() <= {metric.name for metric in evaluator.metrics}
     assert [skip.key for skip in evaluator.skipped] == ["000099"]
+
+
+def test_examples_are_the_furthest_ahead_and_the_furthest_behind(tmp_path: Path) -> None:
+    found = counting(shards=counted_shard(tmp_path)).run(SmallEncoder(), World())
+    assert isinstance(found.examples, QuestionExamples)
+    margins = {}
+    for place, number in enumerate(NUMBERS):
+        view = torch.from_numpy(evaluation_view(picture(place), IMAGE).copy()).permute(2, 0, 1)
+        images, texts = embed(SmallEncoder(), [view], [caption_of(place, other) for other in range(2, 11)])
+        scores = (texts @ images[0]).tolist()
+        own = scores.pop(number - 2)
+        rank = 1 + sum(score >= own for score in scores)
+        margins[place] = (own - max(scores), rank, caption_of(place, number))
+    order = sorted(margins.values(), reverse=True)
+    chosen = found.examples.choose(3)
+    assert [(one.rank, one.captions[0]) for one in chosen.best] == [one[1:] for one in order[:3]]
+    assert [(one.rank, one.captions[0]) for one in chosen.worst] == [one[1:] for one in order[:-4:-1]]
+    first = chosen.best[0].retrieved
+    assert [one.score for one in first] == sorted((one.score for one in first), reverse=True)
+    assert (first[0].text, first[0].correct, len(first)) == (order[0][2], True, 5)
 
 
 def on_this_rank(patterns: Sequence[str], batch_size: int) -> tuple[list[Any], dict[str, int]]:

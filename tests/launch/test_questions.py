@@ -51,6 +51,8 @@ def test_a_run_asks_on_the_way_and_its_report_shows_the_answers(tmp_path: Path) 
     for words in ("count: answers by right number", "compare: kinds", "rows: the right number; columns: the answer"):
         assert words in page
     assert 'class="shaded" style="--share: 100.0%">1<' in page
+    listing = json.loads((run / "examples" / "count" / "examples.json").read_text())
+    assert all(one["captions"][0] in page for one in listing["best"] + listing["worst"])
 
     resumed = stopped_at(run, 6, tmp_path / "resumed")
     train_here(write_tiny_recipe(tmp_path, resumed, **changes), resume="auto")
@@ -78,7 +80,10 @@ def test_a_run_asks_on_the_way_and_its_report_shows_the_answers(tmp_path: Path) 
     ("evaluate", "line"),
     [
         ({"file": "crepe.json", "images": "images"}, r"^evaluate\.it\.file: .*crepe\.json: an object of lists"),
-        ({"file": "crepe.json"}, r"evaluate\.it: shards: name shards, or a file and the folder of its images"),
+        (
+            {"file": "crepe.json"},
+            r"evaluate\.it: shards: name shards \(--data\), or a file and the folder of its images",
+        ),
         ({"images": "images"}, r"evaluate\.it: images: a folder of images needs a file"),
         ({"file": "a", "images": "b", "shards": "c"}, r"evaluate\.it: images: the images lie in a folder"),
         ({"file": "crepe.jsn", "images": "images"}, r"^evaluate\.it\.file: 'crepe.jsn': there is no such file"),
