@@ -24,7 +24,8 @@ class QuestionsConfig(ImageEvaluationConfig):
         Patterns | None, Field(description="Tar files, of the questions or of a file's images by their names.")
     ] = None
     file: Annotated[
-        LocalPath | tuple[LocalPath, ...] | None, Field(description="The file of the benchmark, as published.")
+        LocalPath | Annotated[tuple[LocalPath, ...], Field(min_length=1)] | None,
+        Field(description="The file of the benchmark, as published, or several."),
     ] = None
     images: Annotated[LocalPath | None, Field(description="The folder of the file's images.")] = None
     txt: Annotated[

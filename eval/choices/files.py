@@ -112,7 +112,8 @@ class Entry:
         """The whole number under a key. Raises UserError where it is none, or out of bounds."""
         value = self._value(key)
         if type(value) is not int or not least <= value <= most:
-            near = f" (nearest: {min(max(value, least), most)})" if type(value) in (int, float) else ""
+            is_number = type(value) in (int, float) and value == value
+            near = f" (nearest: {min(max(round(value), least), most)})" if is_number and abs(value) < 1e18 else ""
             self.refuse(f"{key}: found {shown(value)}; a whole number from {least} to {most} is needed{near}")
         return value
 

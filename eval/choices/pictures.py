@@ -20,7 +20,7 @@ from vlm.model.image_spec import ImageSpec
 from vlm.paths import below, shown
 
 _AMBIGUOUS = -1
-_OURS = re.compile(r"\d{4}|[0-9a-f]{16}")  # names by place and by hash
+_OURS = re.compile(r"[0-9]{4,6}|[0-9a-f]{16}")  # names by place and by hash
 
 
 class Pictures(ABC):

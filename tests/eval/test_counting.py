@@ -291,6 +291,8 @@ def test_numbers_by_key_for_shards(tmp_path: Path) -> None:
         ('[{"text": "two", "nmber": 2}]', r"entry 0: it has no key number; nearest: nmber"),
         ('[{"text": "two", "number": "2"}]', r"entry 0: number: found '2'; a whole number from 2 to 10 is needed"),
         ('[{"text": "two", "number": true}]', r"entry 0: number: found True; a whole number"),
+        ('[{"text": "x", "number": 2.6}]', r"entry 0: number: found 2\.6; .* \(nearest: 3\)"),
+        ('[{"text": "x", "number": NaN}]', r"entry 0: number: found nan; a whole number from 2 to 10 is needed$"),
         ('[{"text": "x", "number": 12}]', r"entry 0: number: found 12; .* from 2 to 10 is needed \(nearest: 10\)"),
         ('[{"text": "two", "number": 2}, {"txt": "two", "number": 2}]', r"entry 1: it has no key text; nearest: txt"),
         ('[{"text": 3, "number": 3}]', r"entry 0: text: found 3; a list of 1 or more texts is needed"),

@@ -87,6 +87,7 @@ def test_a_run_asks_on_the_way_and_its_report_shows_the_answers(tmp_path: Path) 
         ({"images": "images"}, r"evaluate\.it: images: a folder of images needs a file"),
         ({"file": "a", "images": "b", "shards": "c"}, r"evaluate\.it: images: the images lie in a folder"),
         ({"file": "crepe.jsn", "images": "images"}, r"^evaluate\.it\.file: 'crepe.jsn': there is no such file"),
+        ({"file": [], "images": "images"}, r"evaluate\.it\.file: found \[\]; input"),
         ({"shards": "counted.tar", "numbers": [2, 11]}, r"evaluate\.it\.numbers\.1: found 11; input should be less"),
         ({"shards": "counted.tar", "numbers": [2, 3, 2]}, r"numbers: one of them stands there twice"),
     ],
