@@ -90,6 +90,7 @@ def embed_shards(
     cache = ShardCache()
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
         source = open_source("SHARDS", patterns, FolderIndex(cache, "SHARDS"), images="image" in config.what)
+        _require_known(source)
         names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
         require_same_shards(tuple(names.values()), world)
         record = DataRecord(samples=source.num_samples, shards=len(source.shards), content=source.content)
@@ -118,6 +119,15 @@ def embed_shards(
             _print(folder, results)
         world.barrier()
     return results
+
+
+def _require_known(source: Source) -> None:
+    """Refuse shards of which nothing but a name would tell which embeddings are theirs. Raises UserError."""
+    for shard, holds in zip(source.shards, source.contents, strict=True):
+        if not holds.content:
+            raise UserError(
+                f"SHARDS: the index of {shard} does not tell its content; `vlm data index --fresh` reads it"
+            )
 
 
 class _Read(NamedTuple):

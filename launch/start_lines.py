@@ -55,10 +55,11 @@ def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int
     epochs = num_steps * batch / source.num_samples
     num_documents = sum(summary.num_samples for summary in documents)
     beside = f"; beside them {num_documents:,} documents" if documents else ""
+    near = [f"{one.name} in batches by {one.neighbours.split()[0]}" for one in source.sources if one.neighbours]
     begins = f"goes on from step {start_step:,}" if start_step else "begins at step 0"
     return (
         f"data {source.num_samples:,} samples in {shards:,} shard{'' if shards == 1 else 's'}: {batch:,} a step, "
-        f"{num_steps:,} steps, {epochs:.4g} epochs; {begins}{beside}"
+        f"{num_steps:,} steps, {epochs:.4g} epochs; {'; '.join([begins, *near])}{beside}"
     )
 
 

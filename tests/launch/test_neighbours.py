@@ -74,12 +74,15 @@ def test_each_batch_is_of_one_cluster_and_so_is_what_stands_in(whole: Path) -> N
     assert not bad & {key for keys in batches.values() for key in keys}
 
 
-def test_moved_data_and_labels_go_on_bit_for_bit_and_on_other_ranks(whole: Path, tmp_path: Path) -> None:
+def test_moved_data_and_labels_go_on_bit_for_bit_and_on_other_ranks(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("data", "labels"):
         shutil.copytree(whole / name, tmp_path / name)
     for run in ("alone", "ranks"):
         stopped_at(whole / "run", 6, tmp_path / run)
     train_here(recipe(tmp_path, tmp_path / "alone"), resume="auto")
+    assert "; goes on from step 6; pairs in batches by cluster" in capsys.readouterr().out
     assert_same_run(tmp_path / "alone", whole / "run")
     train_ranks(3, recipe(tmp_path, tmp_path / "ranks"), resume="auto")
     assert sets_of(tmp_path / "ranks") == sets_of(whole / "run")
