@@ -91,23 +91,10 @@ def embed_shards(
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
         source = open_source("SHARDS", patterns, FolderIndex(cache, "SHARDS"), images="image" in config.what)
         _require_known(source)
-        names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
-        require_same_shards(tuple(names.values()), world)
+        folder = _folder(source, out, model, config)
+        require_same_shards(tuple(folder.names.values()), world)
         record = DataRecord(samples=source.num_samples, shards=len(source.shards), content=source.content)
         require_same_view(world, {"SHARDS": record})
-        dims: dict[What, int] = dict.fromkeys(config.what, model.embed_dim)
-        identity = weights_identity(model)
-        folder = EmbeddingFolder(
-            source=source,
-            names=names,
-            out=out,
-            model=identity,
-            dims=dims,
-            texts=config.texts,
-            txt=config.txt,
-            stored=config.stored,
-            precision=config.precision,
-        )
         with (
             evaluation_mode(model, precision=config.precision) as encoder,
             shown_progress(world),
@@ -128,6 +115,22 @@ def _require_known(source: Source) -> None:
             raise UserError(
                 f"SHARDS: the index of {shard} does not tell its content; `vlm data index --fresh` reads it"
             )
+
+
+def _folder(source: Source, out: Path, model: DualEncoder, config: EmbedConfig) -> EmbeddingFolder:
+    names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
+    dims: dict[What, int] = dict.fromkeys(config.what, model.embed_dim)
+    return EmbeddingFolder(
+        source=source,
+        names=names,
+        out=out,
+        model=weights_identity(model),
+        dims=dims,
+        texts=config.texts,
+        txt=config.txt,
+        stored=config.stored,
+        precision=config.precision,
+    )
 
 
 class _Read(NamedTuple):

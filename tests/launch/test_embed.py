@@ -21,12 +21,15 @@ from launch.embed import EmbedConfig, embed_shards
 from launch.main import app
 from launch.model_source import load_model
 from tests.data.small_shards import picture, sample, with_json, write_shard
-from tests.launch.tiny import train_here, write_tiny_recipe
+from tests.launch.saved import save_checkpoint
 from tests.ranks import run_ranks
+from tests.vlm.model.tiny import architecture
 from vlm.errors import UserError
+from vlm.model.build import build_model
+from vlm.model.config import ModelConfig
 from vlm.model.identity import weights_identity
 
-ALL = EmbedConfig(("image", "text"), texts="all", stored="float16")
+ALL = EmbedConfig(("image", "text"), texts="all")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_shard(folder / "web-1.tar", broken)
     write_shard(folder / "web-2.tar", [sample(80 + n, jpg=picture(n), txt="again") for n in range(3)])
-    data = {"sources": {"pairs": {"shards": "web-0.tar"}}}
-    train_here(write_tiny_recipe(folder, folder / "run", data=data, duration="1 step", checkpoint_every="1 step"))
+    # So wide that products of other shapes are not the same to the last bit.
+    vision = {"image_size": 16, "layers": 1, "width": 128, "head_width": 32, "patch_size": 8}
+    wide = architecture(vision, {"width": 128, "layers": 1}, embed_dim=64)
+    save_checkpoint(folder / "run", build_model(ModelConfig.model_validate({"architecture": wide})))
     return folder
 
 
@@ -62,7 +67,7 @@ def test_rows_and_vectors_are_those_of_the_model(folder: Path, alone: dict[str, 
     model = load_model(str(folder / "run"))
     parts = open_parts(folder / "out", EMBEDDINGS, "--embeddings")
     assert parts.manifest.model == weights_identity(model)
-    assert parts.manifest.dims == {"image": 8, "text": 8}
+    assert parts.manifest.dims == {"image": 64, "text": 64}
     source = open_source("any", [str(folder / "web-[012].tar")], FolderIndex(ShardCache(), "SHARDS"))
     records = parts.of_shards(source.contents, "SHARDS")
     assert [record.shard for record in records] == ["web-0.tar", "web-1.tar", "web-2.tar"]
@@ -73,11 +78,11 @@ def test_rows_and_vectors_are_those_of_the_model(folder: Path, alone: dict[str, 
         vectors = torch.cat([model.encode_text(*model.tokenizer([text])) for text in texts]).numpy()
     first = read_vectors(parts, records[0], "image")
     np.testing.assert_array_equal(first.rows, np.arange(70))
-    np.testing.assert_allclose(first.vectors, images, atol=1e-3)  # float16
-    np.testing.assert_allclose(np.linalg.norm(first.vectors, axis=1), 1, atol=2e-3)
+    np.testing.assert_allclose(first.vectors, images, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(first.vectors, axis=1), 1, atol=1e-6)
     all_texts = read_texts(parts, records[0])
     assert all_texts.num_texts.tolist() == [2] * 70
-    np.testing.assert_allclose(all_texts.vectors, vectors, atol=1e-3)
+    np.testing.assert_allclose(all_texts.vectors, vectors, atol=1e-5)
     np.testing.assert_array_equal(read_vectors(parts, records[0], "text").vectors, all_texts.vectors[::2])
     assert read_vectors(parts, records[1], "image").rows.tolist() == [2]  # the third sample with an image
     assert pq.read_table(folder / "out/web-1.parquet")["key"].to_pylist() == ["000073"]
@@ -99,9 +104,12 @@ def test_neither_ranks_nor_batches_nor_lives_change_a_byte(
 
 
 def test_texts_alone_are_rows_behind_those_with_images(folder: Path, tmp_path: Path) -> None:
-    written(folder, tmp_path / "out", 64, EmbedConfig(("text",)))
+    written(folder, tmp_path / "out", 64, EmbedConfig(("text",), stored="float16"))
     parts = open_parts(tmp_path / "out", EMBEDDINGS, "--embeddings")
-    assert read_vectors(parts, parts.manifest.parts[1], "text").rows.tolist() == [0, 2, 3]
+    found = read_vectors(parts, parts.manifest.parts[1], "text")
+    assert found.rows.tolist() == [0, 2, 3]
+    np.testing.assert_array_equal(found.vectors, found.vectors.astype(np.float16))
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=2e-3)
     index = FolderIndex(ShardCache(), "SHARDS")
     for images in (True, False):
         source = open_source("any", [str(folder / "web-[12].tar")], index, images=images)
@@ -150,7 +158,7 @@ def test_wrong_commands_are_one_line(
 ) -> None:
     assert alone
     monkeypatch.chdir(folder)
-    words: list[Any] = ["embed", "run", "web-[012].tar", "--what", "text", "--texts", "all", "--stored", "float16"]
+    words: list[Any] = ["embed", "run", "web-[012].tar", "--what", "text", "--texts", "all"]
     done = CliRunner().invoke(app, [*words, *arguments], standalone_mode=False)
     assert isinstance(done.exception, UserError)
     assert re.search(message, str(done.exception)), done.exception
