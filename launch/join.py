@@ -27,7 +27,7 @@ def join_models(names: Sequence[str], out: Path, *, trust: bool = False) -> Dual
     """
     out = new_folder(out, "--out")
     if len(names) < 2:
-        raise UserError(f"RUN: {names[0]} alone is one model already; name two or more")
+        raise UserError(f"{names[0]} alone is one model already; name two or more")
     # One and the same model may be named twice: messages tell them apart by their places.
     labels = [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
     joined = join({label: load_model(name, trust=trust) for label, name in zip(labels, names, strict=True)})

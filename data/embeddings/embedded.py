@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ class EmbeddingsManifest(PartsManifest):
     """What a folder of embeddings is of: `model` is the identity of the weights, `dims` the width of each kind."""
 
     model: str
-    dims: dict[What, int] = Field(min_length=1)
+    dims: dict[What, Annotated[int, Field(gt=0, le=2**20)]] = Field(min_length=1)
     texts: Texts
     txt: TxtLayout
     stored: StoredType

@@ -78,15 +78,12 @@ class Miner:
         """
         mined, likeness = dict[int, Mined](), dict[str, Likeness]()
         for row, numbers in self._corpus.captions[shard].items():
-            mined[row] = {side: [] for side in self.config.counts}
-            for caption, number in enumerate(dict.fromkeys(numbers)):
-                candidates = self._candidates(number, numbers)
-                found = {side: self._drawn(side, candidates, (name, row, caption)) for side in self.config.counts}
-                for side, drawn in found.items():
-                    mined[row][side] += [self._corpus.texts[one.number] for one in drawn]
-                for what, captions in (("candidates", candidates), *found.items()):
-                    likeness[what] = likeness.get(what, Likeness()).plus(self._likeness(captions))
-            mined[row] = {side: list(dict.fromkeys(texts)) for side, texts in mined[row].items()}
+            near = [self._candidates(number, numbers) for number in dict.fromkeys(numbers)]
+            found = self._drawn(near, (name, row))
+            for what, captions in (("candidates", [one for some in near for one in some]), *found.items()):
+                likeness[what] = likeness.get(what, Likeness()).plus(self._likeness(captions))
+            texts = self._corpus.texts
+            mined[row] = {side: [texts[n] for n in dict.fromkeys(c.number for c in found[side])] for side in found}
         return mined, likeness
 
     def _candidates(self, number: int, own: Sequence[int]) -> list[Candidate]:
@@ -99,10 +96,17 @@ class Miner:
             for other, cosine in others[: self.config.candidates]
         ]
 
-    def _drawn(self, side: Side, candidates: Sequence[Candidate], key: tuple[str, int, int]) -> list[Candidate]:
-        chances = weights(side, [one.surface for one in candidates], [one.meaning for one in candidates])
-        places = draw(chances, self.config.counts[side], Draws(side, self.config.seed, *key))
-        return [candidates[place] for place in places]
+    def _drawn(self, near: Sequence[Sequence[Candidate]], key: tuple[str, int]) -> dict[Side, list[Candidate]]:
+        """What is drawn for each of a sample's captions; what is a paraphrase of one is a negative of none."""
+        drawn: dict[Side, list[Candidate]] = {side: [] for side in self.config.counts}
+        for side in sorted(drawn, reverse=True):  # paraphrases first
+            taken = {one.number for others in drawn.values() for one in others}
+            for caption, candidates in enumerate(near):
+                left = [one for one in candidates if one.number not in taken]
+                chances = weights(side, [one.surface for one in left], [one.meaning for one in left])
+                draws = Draws(side, self.config.seed, *key, caption)
+                drawn[side] += [left[place] for place in draw(chances, self.config.counts[side], draws)]
+        return drawn
 
     def _likeness(self, captions: Sequence[Candidate]) -> Likeness:
         return Likeness(
