@@ -80,17 +80,8 @@ def test_a_model_beside_itself_ranks_as_alone_and_is_read_by_every_command(tmp_p
     found = []
     for model in (name, str(tmp_path / "joined")):
         file = tmp_path / "figures.json"
-        done = vlm(
-            "eval",
-            "retrieval",
-            model,
-            "--data",
-            str(tmp_path / "test-*.tar"),
-            "--json",
-            str(file),
-            "--batch-size",
-            "32",
-        )
+        words = [model, "--data", str(tmp_path / "test-*.tar"), "--json", str(file), "--batch-size", "32"]
+        done = vlm("eval", "retrieval", *words)
         assert done.exception is None, done.output
         found.append({key: value for key, value in json.loads(file.read_text()).items() if key != "model"})
     assert found[0] == found[1]
