@@ -110,6 +110,8 @@ def trained(work: Path, way: str, steps: int, seed: int) -> dict[str, float]:
         "objective={clip: 1.0, caption: 1.0}",
         "evaluate.zeroshot=null",
         "evaluate.captions=null",
+        "evaluate.counting=null",
+        "data.counterfactuals=null",
         "evaluate.retrieval.every=null",
         *WAYS[way],
     ]

@@ -72,36 +72,49 @@ def captioner() -> dict[str, Any]:
 VARIANTS: Mapping[str, Callable[[], dict[str, Any]]] = {"captioner": captioner, "contrastive": contrastive}
 
 
-def recipe_of(arguments: argparse.Namespace, variant: str, seed: int) -> Recipe:
-    """The recipe of one run, which is `WORK/VARIANT-SIZE-EPOCHS-SEED`."""
-    words, shards = arguments.work / "words", sorted(arguments.data.glob("flickr8k-train-*.tar"))
+def base_values(data: Path, tower: Path, work: Path, size: int) -> dict[str, Any]:
+    """A recipe's values for Flickr8k behind the locked tower; the tokenizer of its words is written below `work`."""
+    words, shards = work / "words", sorted(data.glob("flickr8k-train-*.tar"))
     if not shards:
-        raise SystemExit(f"{arguments.data}: no flickr8k-train-*.tar; DATA names the folder of the shards")
+        raise SystemExit(f"{data}: no flickr8k-train-*.tar; DATA names the folder of the shards")
     num_words = write_tokenizer(captions_of(shards), words)
-    values = _merged(parse_yaml(_RECIPE), VARIANTS[variant]())
-    model = values["model"]
-    model["image_size"] = arguments.size
-    model["towers"]["image"]["weights"] = str(arguments.tower)
-    model["towers"]["text"]["text_cfg"] |= {
+    values: dict[str, Any] = parse_yaml(_RECIPE)
+    values["model"]["image_size"] = size
+    values["model"]["towers"]["image"]["weights"] = str(tower)
+    values["model"]["towers"]["text"]["text_cfg"] |= {
         "hf_tokenizer_name": str(words),
         "vocab_size": num_words,
         "context_length": LONGEST,
     }
-    values["data"]["root"] = str(arguments.data)
+    values["data"]["root"] = str(data)
+    values["global_batch"] = BATCH
+    return values
+
+
+def recipe_of(arguments: argparse.Namespace, variant: str, seed: int) -> Recipe:
+    """The recipe of one run, which is `WORK/VARIANT-SIZE-EPOCHS-SEED`."""
+    base = base_values(arguments.data, arguments.tower, arguments.work, arguments.size)
+    values = merged(base, VARIANTS[variant]())
     if variant != "contrastive":
         values["evaluate"] = {"val": {"kind": "caption", "shards": "flickr8k-val-*.tar", "every": "2 epochs"}}
     run = arguments.work / f"{variant}-{arguments.size}-{arguments.epochs}-{seed}"
-    values |= {"seed": seed, "duration": f"{arguments.epochs} epochs", "global_batch": BATCH, "run": str(run)}
-    file = arguments.work / f"{run.name}.yaml"
+    values |= {"seed": seed, "duration": f"{arguments.epochs} epochs", "run": str(run)}
+    return written(values)
+
+
+def written(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of these values, whose file lies beside its run directory."""
+    run = Path(values["run"])
+    file = run.parent / f"{run.name}.yaml"
     file.write_text(json.dumps(values, indent=1))
     return load_recipe(str(file))
 
 
-def _merged(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with another laid over it."""
     for key, value in more.items():
         inner = base.get(key)
-        base[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+        base[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
     return base
 
 

@@ -29,6 +29,7 @@ from launch.train import train
 from vlm.json_lines import read_lines
 
 NO_DECODER = "contrastive alone"
+PLAIN = ["data.counterfactuals=null", "objective={clip: 1.0, caption: 2.0}", "evaluate.counting=null"]  # no counting
 RUNS: Mapping[str, list[str]] = {
     NO_DECODER: ["objective={clip: 1.0}", "model.captioner=none", "evaluate.captions=null"],
     "2 x 2": ["model.captioner.feature_map=null"],
@@ -56,7 +57,14 @@ def names_main_group(caption: str, counts: Mapping[str, int]) -> bool:
 def trained(work: Path, name: str, options: list[str], samples: int) -> dict[str, float]:
     """Train, or go on; the last evaluation and the minutes."""
     scenes, run, began = work / "scenes", work / name, time.perf_counter()
-    common = [f"data.root={scenes}", f"run={run}", "data.caption=first", "trackers=[]", f"duration={samples} samples"]
+    common = [
+        f"data.root={scenes}",
+        f"run={run}",
+        "data.caption=first",
+        "trackers=[]",
+        *PLAIN,
+        f"duration={samples} samples",
+    ]
     train(load_recipe("scenes", [*common, *options]), resume="auto")
     figures: dict[str, float] = {"minutes": (time.perf_counter() - began) / 60}
     for line in read_lines(run / "metrics.jsonl").records:

@@ -110,6 +110,8 @@ def scenes(work: Path, samples: int, contrastive: int) -> Setting:
         "objective={clip: 1.0}",
         "evaluate.zeroshot=null",
         "evaluate.captions=null",
+        "evaluate.counting=null",
+        "data.counterfactuals=null",
         "evaluate.retrieval.every=null",
     ]
     _, values = read_recipe("scenes", overrides)

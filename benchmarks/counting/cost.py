@@ -42,7 +42,7 @@ def values_of(work: Path, sources: dict[str, str], *, counting: bool) -> dict[st
         data["counting"] = {"shards": sources["counted"], "counterfactuals": "number"}
     objective = {"clip": 1.0, "counting": {"scale": "logit_scale"}} if counting else {"clip": 1.0}
     values |= {"run": str(work / "cost"), "evaluate": {}, "objective": objective}
-    values["data"] |= {"sources": data, "workers": 0}
+    values["data"] |= {"sources": data, "counterfactuals": None, "workers": 0}
     return values
 
 

@@ -90,7 +90,7 @@ def recipe_of(arguments: argparse.Namespace, sources: Mapping[str, str], way: st
         "objective": {"clip": 1.0, **({} if loss is None else {"counting": dict(loss)})},
         "evaluate": evaluate,
     }
-    values["data"] |= {"root": None, "sources": data, "caption": "random"}
+    values["data"] |= {"root": None, "sources": data, "counterfactuals": None, "caption": "random"}
     if way is not None:
         values["model"]["pretrained"] = str(work / f"pretrained-{seed}")
         values["optimizer"] = {"lr": arguments.lr, "weight_decay": 0.1}
