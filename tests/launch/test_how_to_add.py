@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from launch.main import app
 from launch.recipe import load_recipe
 from launch.verify_gradients import verify
-from tests.data.small_shards import with_json, write_shard
+from tests.data.small_shards import picture, sample, with_json, write_shard
 from tests.launch.small import metrics_of
 from tests.launch.tiny import train_here, train_ranks, write_tiny, write_tiny_recipe
 from tests.ranks import run_ranks
@@ -70,8 +70,8 @@ def recipe(folder: Path, name: str, **changes: Any) -> str:
 
 def test_the_page_has_all_that_it_promises() -> None:
     assert set(blocks()) == {
-        *(f"my_{kind}.py" for kind in ("terms", "evaluators", "towers", "engines", "optimizers", "formats")),
-        *(f"{kind}.yaml" for kind in ("terms", "evaluators", "towers", "engines", "optimizers")),
+        *(f"my_{kind}.py" for kind in ("terms", "evaluators", "editors", "towers", "engines", "optimizers", "formats")),
+        *(f"{kind}.yaml" for kind in ("terms", "evaluators", "editors", "towers", "engines", "optimizers")),
     }
 
 
@@ -123,6 +123,18 @@ def test_the_terms_are_what_they_say(folder: Path) -> None:
 def unit(rows: Tensor) -> Tensor:
     length: Tensor = rows.norm(dim=1, keepdim=True)
     return rows / length
+
+
+def test_the_editor_makes_captions_that_terms_read(folder: Path) -> None:
+    captions = [f"dogs in the {('morning', 'night')[n % 2]} at place {n}" for n in range(24)]
+    write_shard(folder / "times.tar", [sample(n, jpg=picture(n), txt=text) for n, text in enumerate(captions)])
+    train_here(recipe(folder, "editors", data={"sources": {"times": {"shards": "times.tar"}}}))
+    logged = [line for line in metrics_of(folder / "editors") if "loss" in line]
+    assert len(logged) == 3
+    for line in logged:
+        assert line["data/counterfactual/my_editors:Daytime"] == line["data/counterfactual/word_order"] == 0.5
+        terms = line["clip"] + line["counting"] + line["hard_negative_captions"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-6)
 
 
 def test_the_evaluator_is_logged_and_run_by_its_command(folder: Path) -> None:

@@ -207,7 +207,14 @@ def test_programs_of_a_recipe_are_found_wherever_they_stand() -> None:
         "objective": {"clip": {"weight": 1.0}, "mine.terms:Pull": 1.0},
         "data": {
             "root": "pipe:cat",
-            "sources": {"a": {"shards": ["x.tar", " pipe:curl x"]}, "b": {"shards": "s3://b"}},
+            "sources": {
+                "a": {"shards": ["x.tar", " pipe:curl x"]},
+                "b": {"shards": "s3://b", "counterfactuals": ["number", "mine.editors:List"]},
+            },
+            "counterfactuals": {
+                "editors": {"mine.editors:Own": {}, "x": {"kind": "mine.editors:Kind", "field": "a:b"}}
+            },
+            "degraded": "mine.images:Own",
         },
         "model": {"text": {"tokenizer_kwargs": {"trust_remote_code": True, "x": {"trust_remote_code": False}}}},
         "run": "runs/a:b",
@@ -219,6 +226,10 @@ def test_programs_of_a_recipe_are_found_wherever_they_stand() -> None:
         ("objective", "mine.terms:Pull"),
         ("data.root", "pipe:cat"),
         ("data.sources.a.shards.1", " pipe:curl x"),
+        ("data.sources.b.counterfactuals.1", "mine.editors:List"),
+        ("data.counterfactuals.editors", "mine.editors:Own"),
+        ("data.counterfactuals.editors.x.kind", "mine.editors:Kind"),
+        ("data.degraded", "mine.images:Own"),
         ("model.text.tokenizer_kwargs.trust_remote_code", "True"),
         ("engine", "mine.engines:Own"),
         ("optimizer.kind", "mine.optimizers:Own"),
