@@ -19,6 +19,7 @@ from vlm.training.hooks.checkpoints import CheckpointPlan, Checkpoints
 from vlm.training.hooks.evaluations import Evaluations
 from vlm.training.hooks.geometry import GeometryTelemetry
 from vlm.training.hooks.guard import Guard
+from vlm.training.hooks.heap import HeapTrim
 from vlm.training.hooks.ledger import Ledger
 from vlm.training.hooks.sample_record import SampleRecord
 from vlm.training.hooks.step_log import StepLog
@@ -64,6 +65,8 @@ def build_hooks(
     hooks: list[Hook] = [ledger]
     if recipe.record_samples:
         hooks.append(SampleRecord(recorder.run))
+    if world.device.type == "cpu":
+        hooks.append(HeapTrim())
     hooks += [guard, StepLog(recorder, world, control.clock, ledger, guard, steps(recipe.log_every))]
     if recipe.geometry.every is not None and _sees_pairs(recipe, state.objective):
         hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
