@@ -26,7 +26,7 @@ from data.loading.substitution import ShardRow
 from data.loading.workers import WorkerInfo
 from data.randomness import Draws
 from data.samples.bad_sample import BadSampleError
-from data.samples.captions import CaptionsByField, ChosenCaptions, captions_by_field, choose
+from data.samples.captions import DROPPED, CaptionsByField, ChosenCaptions, captions_by_field, choose
 from data.shards.prefetch import Prefetcher
 from data.shards.reader import ShardReader
 from data.shards.sidecar import PARTS
@@ -121,10 +121,10 @@ class SampleReader:
     def _edited(
         self, sample: Sample, caption: ChosenCaptions, captions: CaptionsByField, key: tuple[int, int, int]
     ) -> Edited | None:
-        """The counterfactuals of a chosen caption; None where the sample's source has none made."""
+        """The counterfactuals of a chosen caption, of the empty text none; None where the source has none made."""
         config = self.config.counterfactuals_of(sample.source)
-        if config is None:
-            return None
+        if config is None or caption.field == DROPPED:
+            return None if config is None else Edited()
         others = tuple(text for texts in captions.values() for text in texts)
         return counterfactuals(CaptionInSample(caption.text, others, sample.fields), config, key)
 

@@ -132,6 +132,15 @@ def test_negatives_that_repeat_a_caption_are_in_the_ledger_and_the_sample_stays(
     assert sorted(set(texts(part.tokens, part.lengths))) == [f"cat {n}" for n in range(6)]
 
 
+def test_a_dropped_caption_has_no_counterfactual(folder: Path, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", [with_json(n, caption=f"dog {n}", negatives=["cat"]) for n in range(8)])
+    data = stream(folder, sources={"a": {"shards": str(shard)}}, counterfactuals="stored", caption={"dropout": 0.5})
+    for batch in data.batches(0, 3):
+        own = texts(batch.texts.tokens, batch.texts.lengths)
+        assert batch.owners("counterfactuals").tolist() == [row for row, text in enumerate(own) if text]
+        assert batch.counts["counterfactual/none"] == own.count("")
+
+
 def test_captions_without_anything_to_edit_are_refused_before_the_first_step(folder: Path) -> None:
     sources = {"web": {"shards": "web-*.tar", "counterfactuals": ["number", "negation"]}}
     with pytest.raises(UserError) as caught:
