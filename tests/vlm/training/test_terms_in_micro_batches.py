@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.vlm.objectives.batches import pair_terms
 from tests.vlm.training.toy import GLOBAL_BATCH, Setup, start, toy_batch, toy_model
-from vlm.batch import Batch, Texts
+from vlm.batch import Batch, Counterfactuals, Texts, editor_key
 from vlm.distributed.world import World
 from vlm.objectives.objective import Objective
 from vlm.objectives.recipe import Providers, Terms
@@ -27,6 +27,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "hard": {"hardest": 0.4},
     "individual_temperature": {"temperature_init": 0.1, "rate": 0.001},
     "momentum_distillation": {"queue_size": 17, "ramp_epochs": 0.5},
+    "counting": {"weight": 0.5, "as_negatives": True},
+    "hard_negative_captions": {"form": "margin", "margin": 0.5, "largest_margin": 9.0},
     "ordering": {"num_negatives": 4},
     "multi_head": {"heads": 2, "hardest": 5, "hidden": 4},
     "multi_positive": {"by": "label"},
@@ -39,14 +41,18 @@ SMALL_PROVIDERS: dict[str, dict[str, Any]] = {
 
 
 def batch_of(step: int) -> Batch:
-    """A toy batch with labels and several captions an image."""
+    """A toy batch with labels, several captions an image, and counterfactuals of some by two editors."""
     batch = toy_batch(step, 0, 1)
     rows = torch.tensor([row for row in range(GLOBAL_BATCH) for _ in range(1 + row % 3)])
     tokens = torch.randint(0, 50, (len(rows), 5), generator=torch.Generator().manual_seed(step))
     first = torch.tensor([index == 0 or rows[index] != rows[index - 1] for index in range(len(rows))])
     tokens[first] = batch.texts.tokens
     captions = Texts(tokens, torch.full((len(rows),), 5), owners=rows)
-    return replace(batch, labels=torch.arange(GLOBAL_BATCH) % 5, parts={**batch.parts, "captions": captions})
+    owners = torch.arange(0, GLOBAL_BATCH, 2)
+    editors = torch.tensor([editor_key("number"), editor_key("colour")])[torch.arange(len(owners)) % 2]
+    edited = Counterfactuals((tokens[: len(owners)] + 7) % 50, torch.full((len(owners),), 5), editors, owners=owners)
+    parts = {**batch.parts, "captions": captions, "counterfactuals": edited}
+    return replace(batch, labels=torch.arange(GLOBAL_BATCH) % 5, parts=parts)
 
 
 def steps(terms: dict[str, Any], providers: dict[str, Any], rows: int | None) -> list[dict[str, Tensor]]:
@@ -80,7 +86,7 @@ def assert_same_steps(terms: dict[str, Any], providers: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", pair_terms())
+@pytest.mark.parametrize("name", [*pair_terms(), "counting", "hard_negative_captions"])
 def test_a_term_of_micro_batches_is_that_of_the_whole_rows(name: str) -> None:
     assert_same_steps({name: SMALL.get(name, {})}, {})
 
