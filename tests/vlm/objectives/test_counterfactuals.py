@@ -15,9 +15,12 @@ from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.objectives import functional
 from vlm.objectives.objective import Objective
+from vlm.objectives.providers.counterfactual_negatives import CounterfactualNegatives
 from vlm.objectives.recipe import Terms
 from vlm.objectives.state import RunFacts
-from vlm.objectives.terms.hard_negative_captions import FollowingMargin
+from vlm.objectives.step import PairStep, pair_step
+from vlm.objectives.terms.hard_negative_captions import FollowingMargin, HardNegativeCaptions
+from vlm.similarity.exchange import Exchange
 
 
 def edited(name: str, **options: Any) -> Setting:
@@ -250,6 +253,48 @@ def test_what_is_no_number_is_not_hidden(name: str) -> None:
 def test_options_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TypeAdapter(Terms).validate_python({"hard_negative_captions": options})
+
+
+def edited_step(between: tuple[str, str]) -> PairStep:
+    """Four images: the second one's caption is what a counterfactual of the first reads."""
+    tokens, owners = torch.arange(4)[:, None].expand(-1, 2).contiguous(), torch.tensor([0, 0, 3])
+    lengths, editors = (
+        torch.full((4,), 2),
+        torch.tensor([editor_key("colour"), editor_key("number"), editor_key("colour")]),
+    )
+    made = torch.tensor([[1, 1], [9, 9], [8, 8]])
+    parts: dict[str, BatchPart] = {
+        "text": Texts(tokens, lengths),
+        "counterfactuals": Counterfactuals(made, lengths[:3], editors, owners=owners),
+    }
+    rows = torch.nn.functional.normalize(torch.arange(1, 25).reshape(4, 6).double().sin(), dim=1)
+    outputs = {"image": rows, "text": rows.flip(1), "audio": rows, "counterfactuals": rows[:3]}
+    batch = Batch(0, torch.arange(4), tuple("abcd"), parts)
+    return pair_step({**outputs, "logit_scale": torch.ones(1).double()}, batch, Exchange(World()), between=between)
+
+
+@pytest.mark.parametrize("between", [("image", "text"), ("text", "image")])
+def test_texts_are_their_side_whichever_of_the_two_that_is(between: tuple[str, str]) -> None:
+    """Each image has all of the chosen editors but those that read as its own caption; texts have none."""
+    step = edited_step(between)
+    further = CounterfactualNegatives(between=between, editors=("colour",)).negatives(step)
+    assert further.num_columns("text").tolist() == [2, 1, 2, 2]
+    assert further.num_columns("image").tolist() == [0] * 4
+    image, columns = step.outputs["image"], step.outputs["counterfactuals"][[0, 2]]
+    logits = 3 * image @ columns.T
+    logits[1, 0] = -math.inf
+    found = further.log_sum_exp(image, "text", torch.tensor([3.0]).double())
+    torch.testing.assert_close(found, logits.logsumexp(1), rtol=1e-12, atol=1e-12)
+    assert further.log_sum_exp(image, "image", torch.ones(1)).isneginf().all()
+
+
+def test_between_kinds_without_texts_is_one_line() -> None:
+    step = edited_step(("image", "audio"))
+    with pytest.raises(EveryRankError, match="between image and audio: counterfactuals are of texts"):
+        CounterfactualNegatives(between=("image", "audio")).negatives(step)
+    term = HardNegativeCaptions(between=("image", "audio"), form="margin", margin=0.5)
+    with pytest.raises(EveryRankError, match="between image and audio: counterfactuals are of texts"):
+        term(step)
 
 
 def test_data_without_counterfactuals_is_one_line() -> None:

@@ -39,7 +39,7 @@ class SharedNegatives(ExtraNegatives):
             counted = torch.ones_like(ids, dtype=torch.bool)
             for earlier in self._column_ids[:place]:
                 counted &= ids != earlier
-            left_out += _num_equal(self._row_ids, ids[counted])
+            left_out += num_equal(self._row_ids, ids[counted])
         return self._columns[others].num_columns - left_out
 
     def log_sum_exp(self, queries: Tensor, others: str, scale: Tensor) -> Tensor:  # noqa: D102
@@ -107,7 +107,7 @@ def _softplus_sum(logits: Float[Tensor, "r c"]) -> tuple[Float[Tensor, " r"], Fl
     return softplus(logits, threshold=_LINEAR_FROM).sum(1), logits.sigmoid()
 
 
-def _num_equal(row_keys: Tensor, column_keys: Tensor) -> Tensor:
-    """How many columns carry each row's key."""
+def num_equal(row_keys: Int64[Tensor, " rows"], column_keys: Int64[Tensor, " columns"]) -> Int64[Tensor, " rows"]:
+    """How many columns carry each row's key, without a matrix of both."""
     ordered = column_keys.sort().values
     return torch.searchsorted(ordered, row_keys, right=True) - torch.searchsorted(ordered, row_keys)

@@ -10,7 +10,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from vlm.batch import COUNTERFACTUALS
-from vlm.objectives.providers.counterfactual_negatives import CounterfactualNegatives, FurtherTexts, of_editors
+from vlm.objectives.providers.counterfactual_negatives import (
+    CounterfactualNegatives,
+    FurtherTexts,
+    of_editors,
+    require_texts,
+)
 from vlm.objectives.registry import TERMS
 from vlm.objectives.rows import RowSamples
 from vlm.objectives.state import RunFacts, TermState
@@ -90,9 +95,10 @@ class HardNegativeCaptions(PairTerm):
             pairs = replace(step.pairs, extra=(FurtherTexts(step, chosen),))
             return clip(pairs, step.logit_scale, label_smoothing=self.label_smoothing)
         owners = step.batch.owners(COUNTERFACTUALS)[chosen]
-        x, y = (step.outputs[kind][owners] for kind in self.between)
-        negative = step.outputs[COUNTERFACTUALS][chosen]
-        differences = scale_of(self.scale, step.outputs) * ((x * y).sum(1) - (x * negative).sum(1))
+        require_texts(self.between)
+        image = step.outputs[next(kind for kind in self.between if kind != "text")][owners]
+        text, negative = step.outputs["text"][owners], step.outputs[COUNTERFACTUALS][chosen]
+        differences = scale_of(self.scale, step.outputs) * ((image * text).sum(1) - (image * negative).sum(1))
         margin = differences.new_tensor(self.margin)
         if isinstance(step.state, FollowingMargin):
             margin = step.state.margin.to(differences)
