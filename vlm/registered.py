@@ -92,6 +92,14 @@ def by_name(registry: Registry[Any], short: Callable[[Any], dict[str, Any]]) -> 
     return read
 
 
+def names_alone(given: Any, field: str) -> Any:
+    """A configuration whose `field` is read by `by_name`, where a name or a list of names may stand for all of it."""
+    names = [given] if isinstance(given, str) else given
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return {field: {name: {} for name in names}}
+    return given
+
+
 def written_by_name(registry: Registry[Any]) -> Callable[[dict[str, BaseModel]], dict[str, Any]]:
     """The function that writes such configurations as `by_name` reads them."""
 

@@ -40,16 +40,11 @@ Result = TypeVar("Result", bound=FinishedShard)
 
 
 @dataclass(frozen=True)
-class ShardWork(Generic[Made]):
-    """The work: `names` tells for each shard its file's path below `out`, `kind` its journal.
-
-    `options` are all that the files' bytes depend on but the shards' contents, by which the folder is known again.
-    """
+class ShardFiles:
+    """The files that are made of shards: `names` tells for each shard its file's path below `out`."""
 
     names: Mapping[str, str]
     out: Path
-    kind: JournalKind[Made]
-    options: Mapping[str, Any]
 
     @cached_property
     def shards(self) -> tuple[str, ...]:
@@ -59,6 +54,17 @@ class ShardWork(Generic[Made]):
     def path(self, number: int) -> Path:
         """The file of a shard."""
         return self.out / self.names[self.shards[number]]
+
+
+@dataclass(frozen=True)
+class ShardWork(ShardFiles, Generic[Made]):
+    """The work: its files, and the journal of its `kind`.
+
+    `options` are all that the files' bytes depend on but the shards' contents, by which the folder is known again.
+    """
+
+    kind: JournalKind[Made]
+    options: Mapping[str, Any]
 
     def plan(self) -> dict[str, Any]:
         """The first line of the journal."""

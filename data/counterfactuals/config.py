@@ -14,7 +14,7 @@ from data.counterfactuals import (  # noqa: F401 - each registers its editors
 )
 from data.counterfactuals.editor import EDITORS, Editor
 from vlm.config import Config
-from vlm.registered import by_name, schema_by_name, written_by_name
+from vlm.registered import by_name, names_alone, schema_by_name, written_by_name
 
 Editors = Annotated[
     dict[str, Editor],
@@ -40,10 +40,7 @@ class CounterfactualsConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _names_alone(cls, given: Any) -> Any:
-        names = [given] if isinstance(given, str) else given
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return {"editors": {name: {} for name in names}}
-        return given
+        return names_alone(given, "editors")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -1,17 +1,15 @@
 """A folder with the counting set of some shards: the same bytes from any number of ranks, and through any kill."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from data.check.samples import FindingError, OpenShard
 from data.convert.indexing import index_folder, index_shard
 from data.convert.journal import FinishedShard, Journal, JournalKind
-from data.convert.on_ranks import LeftOut, journal_on_main, plan_of, states_of, write_left_out
+from data.convert.on_ranks import LeftOut, ShardFiles, journal_on_main, plan_of, states_of, write_left_out
 from data.counting.choice import Choice, choose
 from data.counting.copies import Copy, CopyJob, content_of, write_copy
 from data.counting.judge import JudgeJob, Part, judge
@@ -47,27 +45,16 @@ COUNTING: Final = JournalKind(JOURNAL, Finished, "counting set", "making a count
 
 
 @dataclass(frozen=True)
-class CountingFolder:
+class CountingFolder(ShardFiles):
     """The copies in `out` of shards, `names` telling for each its copy's path below it, and who counts.
 
     Of each number from 2 to 6 at most `most_per_number` samples are kept; None: as many as the most frequent larger one
     has.
     """
 
-    names: Mapping[str, str]
-    out: Path
     source: CountSource
     seed: int = 0
     most_per_number: int | None = None
-
-    @cached_property
-    def shards(self) -> tuple[str, ...]:
-        """The shards by number."""
-        return tuple(self.names)
-
-    def path(self, number: int) -> Path:
-        """The copy of a shard."""
-        return self.out / self.names[self.shards[number]]
 
     def plan(self) -> dict[str, Any]:
         """All that the bytes depend on but the shards' contents, by which the folder is known again."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, fi
 from data.images.pillow import Pixels
 from data.randomness import Draws
 from vlm.config import Config
-from vlm.registered import by_name, schema_by_name, written_by_name
+from vlm.registered import by_name, names_alone, schema_by_name, written_by_name
 from vlm.registry import Registry
 
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -79,10 +79,7 @@ class DegradedConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _names_alone(cls, given: Any) -> Any:
-        names = [given] if isinstance(given, str) else given
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return {"by": {name: {} for name in names}}
-        return given
+        return names_alone(given, "by")
 
     @field_validator("strength")
     @classmethod

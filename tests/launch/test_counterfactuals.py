@@ -131,6 +131,15 @@ def test_without_counterfactuals_it_is_plain_clip_bit_for_bit(data: Path, tmp_pa
         assert torch.equal(ends[0].tensor("weights", name), ends[1].tensor("weights", name)), name
 
 
+def test_an_image_tower_that_sees_degraded_copies_alone_is_trained(data: Path, tmp_path: Path) -> None:
+    objective = {"robust": {"kind": "clip", "between": ["degraded", "text"]}}
+    fields = {"sources": {"web": {"shards": "train-*.tar"}}, "degraded": "blur"}
+    train_here(recipe(data, tmp_path / "run", objective=objective, data=fields, duration="2 steps"))
+    trained = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000002").names("exp_avg")
+    assert any(name.startswith("image.") for name in trained)
+    assert any(name.startswith("text.") for name in trained)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm.batch import COUNTERFACTUALS, DEGRADED, DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Images, Texts
+from vlm.batch import DEGRADED, DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Images, Texts
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.model.captioner import CaptionDecoder, ImagePooler
 from vlm.model.captioner_config import CaptionerConfig
@@ -147,7 +147,6 @@ def freeze_unreached(model: DualEncoder, outputs: frozenset[str]) -> list[str]:
     }
     if "captions" in {*outputs, *captioned_parts(outputs), *captioned_parts(outputs, "text")}:
         inputs["captions"] = Texts(batch.tokens, batch.lengths, owners=torch.zeros(1, dtype=torch.long))
-    inputs |= {COUNTERFACTUALS: texts} if COUNTERFACTUALS in outputs else {}
     inputs |= {DEGRADED: inputs["image"]} if DEGRADED in outputs else {}
     if DOCUMENTS in captioned_parts(outputs):
         document = replace(without_images(texts), num_images=torch.ones(1, dtype=torch.long))

@@ -18,7 +18,7 @@ from data.shards.statistics import ShardStatistics
 from data.shards.tar import Problem
 from tests.data.documents import colour, document, num_images, plain_picture, text_of, write_documents
 from tests.data.small_shards import sample, write_shard, write_source
-from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Documents, Images
+from vlm.batch import DEGRADED, DOCUMENT_IMAGES, DOCUMENTS, Batch, BatchPart, Documents, Images
 from vlm.config import first_problem
 from vlm.distributed.world import World
 from vlm.errors import UserError
@@ -262,3 +262,17 @@ def test_pairs_are_no_documents_and_documents_no_pairs(folder: Path, tmp_path: P
     write_source(tmp_path, [9], "pairs")
     batches = list(stream(tmp_path, {"per_step": 1}).batches(0, 2))
     assert {batch.document_keys for batch in batches} == {("doc0001",)}
+
+
+def test_degraded_copies_lie_between_the_images_of_pairs_and_those_of_documents(folder: Path) -> None:
+    """Each part has its own pixels, whatever else is there."""
+    plain = list(stream(folder, {}).batches(0, 3))
+    degraded = {"by": {"blur": {}}, "strength": [0.0, 0.0], "share": 0.6}
+    for workers in (0, 1):
+        both = list(stream(folder, {}, degraded=degraded, workers=workers).batches(0, 3))
+        for batch, expected in zip(both, plain, strict=True):
+            assert torch.equal(batch.pixels, expected.pixels)
+            assert torch.equal(parts_of(batch)[1].pixels, parts_of(expected)[1].pixels)
+            copies = batch.parts[DEGRADED]
+            assert isinstance(copies, Images)
+            assert torch.equal(copies.pixels, batch.pixels[batch.owners(DEGRADED)])
