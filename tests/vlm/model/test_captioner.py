@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from tests.vlm.model.hugging_face import save_text_model, save_vision_model, save_whole
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, perturb, some_images, tiny_model
-from vlm.batch import Images, Texts
+from vlm.batch import DEGRADED, Images, Texts
 from vlm.errors import UserError
 from vlm.model.attach import freeze_unreached
 from vlm.model.build import build_model
@@ -379,6 +379,7 @@ def test_what_no_output_reaches_is_frozen() -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.image_pooler.projection.weight.requires_grad_(True)  # type: ignore[union-attr]
+    assert freeze_unreached(model, frozenset({DEGRADED, "text"})) == []  # the image tower sees copies alone
     assert freeze_unreached(model, frozenset({"text"})) == ["image_pooler.projection.weight"]
 
 
