@@ -67,14 +67,15 @@ def open_stream(
     return TrainStream(recipe.data, model.image_spec, model.tokenizer, **reads, record=folder)
 
 
-def rows_per_rank(global_batch: int) -> int:
-    """The rows of the fullest of the launched ranks. Raises UserError when some rank would have none."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+def rows_per_rank(global_batch: int, ranks: int | None = None) -> int:
+    """The rows of the fullest of so many ranks; None: the launched ones. Raises UserError when some would have none."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
     if global_batch < ranks:
         raise UserError(f"global_batch: {global_batch} pairs leave some of {ranks} ranks without any")
     return math.ceil(global_batch / ranks)
 
 
-def engine_settings(recipe: Recipe, max_grad_norm: float | None) -> EngineSettings:
-    """The engine's settings by a recipe and the launched ranks, but for the limit on the gradient's norm."""
-    return EngineSettings(recipe.engine, rows_per_rank(recipe.global_batch), recipe.precision, max_grad_norm)
+def engine_settings(recipe: Recipe, max_grad_norm: float | None, ranks: int | None = None) -> EngineSettings:
+    """The engine's settings by a recipe and so many ranks (None: the launched ones), but for the gradient's limit."""
+    rows = rows_per_rank(recipe.global_batch, ranks)
+    return EngineSettings(recipe.engine, rows, recipe.precision, max_grad_norm, recipe.engine_options)

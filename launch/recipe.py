@@ -21,13 +21,19 @@ _PLACES = re.compile(r"data\.root|data\.(documents\.)?sources\.[^.]+\.(shards|ne
 
 # What may differ between the ranks of a run: where each of them reads, and how.
 _OF_A_RANK = re.compile(
-    r"data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels))|evaluate\.[^.]+\.shards"
+    r"engine_options\.offload\.folder|data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels))|evaluate\.[^.]+\.shards"
 )
 
 # What may differ between a run and its resumption: none of it changes what is learned.
 _FOLLOW_THE_MODEL = ("model.towers.image.pool", "model.towers.text.pool", "model.towers.text.context_length")
 FREE_ON_RESUME = (
+    "activation_checkpointing",
     "engine",
+    "engine_options.bucket_mib",
+    "engine_options.offload",
+    "engine_options.overlap",
+    "engine_options.prefetch",
+    "engine_options.shard_group",
     "run",
     "data.workers",
     "data.prefetch",

@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from vlm.distributed.world import World
+from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
@@ -32,6 +33,7 @@ def assemble(
     """
     if model.decoder is not None:
         freeze_unreached(model, objective.needs.outputs)
+    checkpoint_activations(model, config.activation_checkpointing)
     make_optimizer = OptimizerMaker(config.optimizer, no_weight_decay_names(model))
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None

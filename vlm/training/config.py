@@ -1,5 +1,7 @@
 """The keys of a recipe that say how a run trains."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from vlm.config import Config
@@ -11,6 +13,7 @@ from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
 from vlm.training.engines.base import Precision
+from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.optimizers import AdamW, AnyOptimizer
 from vlm.training.schedule import AnySchedule, CosineSchedule
@@ -34,6 +37,12 @@ class TrainingConfig(Config):
     engine: EngineName = Field(
         default="ddp",
         description="ddp: whole weights on every rank; fsdp: torch's shards of them; zero1-3: DeepSpeed's",
+    )
+    engine_options: EngineOptions = Field(
+        default=EngineOptions(), description="how it shares, what travels between ranks, and what leaves the GPU"
+    )
+    activation_checkpointing: tuple[Literal["image", "text", "captioner"], ...] = Field(
+        default=(), description="parts whose blocks are computed again in the backward, and keep their input alone"
     )
     precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
     objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")

@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -15,6 +15,7 @@ from vlm.batch import Batch
 from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
 from vlm.outputs import PAIR
+from vlm.training.engines.options import EngineOptions
 from vlm.training.optimizers import OptimizerMaker
 
 Precision = Literal["fp32", "bf16"]
@@ -28,6 +29,7 @@ class EngineSettings:
     rows_per_rank: int
     precision: Precision = "fp32"
     max_grad_norm: float | None = None  # None: never clipped
+    options: EngineOptions = field(default_factory=EngineOptions)
 
 
 class Engine(ABC):
@@ -36,7 +38,12 @@ class Engine(ABC):
     Whatever the engine, weights, moments and gradients have the names of `module`'s parameters and are whole fp32
     tensors where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are
     called by all ranks together.
+
+    `takes` are the options (`EngineOptions`) that an engine follows, by their keys: `wire`, or `offload.optimizer: cpu`
+    where it follows one value alone. Others are refused.
     """
+
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
@@ -60,9 +67,21 @@ class Engine(ABC):
         return cls(accelerator, module, make_optimizer, settings)
 
     @classmethod
-    def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: ARG003
-        """The options of accelerate with which the ranks join, beside those that all engines have alike."""
-        return {"cpu": not cuda, "kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)]}
+    def configuration(cls, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:  # noqa: ARG003
+        """What a run of these settings tells accelerate and what it drives, as plain values that JSON can hold.
+
+        `accelerate` has the options of its `Accelerator`; an engine adds what it tells others, under their names:
+        `deepspeed`, `distributed_data_parallel`, `fully_shard`. The run itself is started and built from this mapping,
+        so what is shown of it is what is used. Ask `vlm.training.engines.start.configuration`.
+        """
+        options = {"cpu": not cuda, "mixed_precision": "no", "gradient_accumulation_steps": 1, "dynamo_backend": "no"}
+        return {"accelerate": options}
+
+    @classmethod
+    def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:
+        """The options of accelerate with which the ranks join: those of the configuration, and objects of its own."""
+        told = cls.configuration(settings, cuda=cuda)["accelerate"]
+        return {**told, "kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)]}
 
     def autocast(self) -> torch.autocast:
         """The context in which the model computes under this engine's precision."""
@@ -182,6 +201,16 @@ class Engine(ABC):
     def _take_back(self, training_weights: Mapping[str, Tensor]) -> None:
         for name, before in training_weights.items():
             self.take_back(name, before)
+
+
+def options_refused(engine: type[Engine], options: EngineOptions) -> dict[str, str]:
+    """The chosen options that an engine does not follow: their keys, with the entry of `takes` that would be needed."""
+    chosen = options.chosen()
+    return {
+        key: f"{key}: {value}" if key.startswith("offload.") else key
+        for key, value in chosen.items()
+        if key not in engine.takes and f"{key}: {value}" not in engine.takes
+    }
 
 
 def tensor_of(module: nn.Module, name: str) -> Any:

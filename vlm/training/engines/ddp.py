@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,9 +23,18 @@ from vlm.training.engines.base import (
 )
 from vlm.training.optimizers import OptimizerMaker, set_lr
 
+_BUCKET_MIB = 25
+
 
 class DdpEngine(Engine):
-    """Data parallelism with whole weights on every rank, wrapped by accelerate."""
+    """Data parallelism with whole weights on every rank, wrapped by accelerate.
+
+    Gradients travel in buckets while the backward goes on, and lie in them afterwards (`gradient_as_bucket_view`: no
+    second copy). The graph is not said to be static: every parameter gets a gradient, so there is nothing to gain, and
+    which parts of a batch there are may change from one step to the next.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib"})
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
@@ -30,6 +42,25 @@ class DdpEngine(Engine):
         super().__init__(accelerator, module, make_optimizer, settings)
         self._wrapped = accelerator.prepare(module)
         self._optimizer = make_optimizer(module)
+
+    @classmethod
+    def configuration(cls, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
+        options = {
+            "bucket_cap_mb": settings.options.bucket_mib or _BUCKET_MIB,
+            "gradient_as_bucket_view": True,
+            "find_unused_parameters": False,
+            "static_graph": False,
+            "comm_hook": "bf16" if settings.options.wire == "bf16" else "no",
+        }
+        return {**super().configuration(settings, cuda=cuda), "distributed_data_parallel": options}
+
+    @classmethod
+    def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
+        told = dict(cls.configuration(settings, cuda=cuda)["distributed_data_parallel"])
+        hook = DDPCommunicationHookType(told.pop("comm_hook"))
+        options = super().start_options(settings, timeout, cuda=cuda)
+        options["kwargs_handlers"].append(DistributedDataParallelKwargs(**told, comm_hook=hook))
+        return options
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102

@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
-from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero import GatheredParameters, parameter_offload
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_grad,
@@ -38,17 +38,28 @@ from vlm.training.optimizers import OptimizerMaker, set_lr
 Stage = Literal[1, 2, 3]
 
 
-def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
-    """DeepSpeed's configuration for fp32 master weights, bf16 by autocast and gradients that travel in fp32.
+_BUCKET_MIB = 200
+_BYTES = 4  # of a gradient
 
-    `torch_autocast` without low-precision modules keeps both weights and their gradients' all-reduce in fp32;
-    `bf16.enabled` would cast the weights. Clipping is always written: `auto` silently becomes 1.0.
+
+def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
+    """DeepSpeed's configuration for fp32 master weights, bf16 by autocast, and gradients that travel as they are told.
+
+    `torch_autocast` without low-precision modules keeps the weights in fp32; `bf16.enabled` would cast them. Clipping
+    is always written: `auto` silently becomes 1.0.
     """
+    options = settings.options
+    zero = {
+        "stage": stage,
+        "overlap_comm": options.overlap is not False,
+        "reduce_bucket_size": (options.bucket_mib or _BUCKET_MIB) * 2**20 // _BYTES,
+    }
     return {
         "train_micro_batch_size_per_gpu": settings.rows_per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0 if settings.max_grad_norm is None else settings.max_grad_norm,
-        "zero_optimization": {"stage": stage},
+        "communication_data_type": options.wire,
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
             "enabled": settings.precision == "bf16",
@@ -62,6 +73,7 @@ def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
 class ZeroEngine(Engine):
     """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib", "overlap"})
     _stage: Stage
 
     def __init__(
@@ -75,17 +87,24 @@ class ZeroEngine(Engine):
         self._linked = False
 
     @classmethod
+    def configuration(cls, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
+        told = super().configuration(settings, cuda=cuda)
+        # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
+        options = {name: value for name, value in told["accelerate"].items() if name != "cpu"}
+        return {"accelerate": options, "deepspeed": deepspeed_config(cls._stage, settings)}
+
+    @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
         if not cuda:
             _use_deepspeed_on_cpu()
         stand_alone_rendezvous()
+        told = cls.configuration(settings, cuda=cuda)
         plugin = DeepSpeedPlugin(
             zero3_init_flag=False,  # the model is whole when the engine gets it
-            hf_ds_config=deepspeed_config(cls._stage, settings),
+            hf_ds_config=told["deepspeed"],
         )
-        # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
         backend = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timeout)
-        return {"deepspeed_plugin": plugin, "kwargs_handlers": [backend]}
+        return {**told["accelerate"], "deepspeed_plugin": plugin, "kwargs_handlers": [backend]}
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102
@@ -226,6 +245,13 @@ class Zero3Engine(ZeroEngine):
     """Moments, gradients and weights sharded."""
 
     _stage = 3
+
+    def step(self, lr: float) -> float:  # noqa: D102
+        norm = super().step(lr)
+        # A block that is computed again is left where the backward has what it wants: modules that it began in stay
+        # in DeepSpeed's stack, which would grow with every step.
+        del parameter_offload.FWD_MODULE_STACK[1:]
+        return norm
 
 
 def _use_deepspeed_on_cpu() -> None:

@@ -1,0 +1,53 @@
+"""Activation checkpointing: blocks that keep their input alone, and are computed again in the backward."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm.errors import EveryRankError
+from vlm.model.captioner import Decoder
+from vlm.model.dual_encoder import DualEncoder
+from vlm.model.towers import Tower
+
+
+def checkpoint_activations(model: DualEncoder, parts: Sequence[str]) -> None:
+    """Let the blocks of these parts keep their input alone, for good (Chen et al., 2016).
+
+    Gradients are the same bit for bit: a block is computed again under the random numbers and the precision that it
+    had. What is computed without a gradient (the first pass of accumulation, evaluations, captions) stays as it was.
+    What a block computes behind the last tensor that the backward wants, its last product as a rule, is left out then.
+
+    Raises EveryRankError for a part that the model does not have, or that repeats no blocks.
+    """
+    for part in dict.fromkeys(parts):
+        for block in _blocks_of(model, part):
+            # Not the module as a whole: an engine's own hooks on it run once.
+            block.forward = _checkpointed(block.forward)
+
+
+def _blocks_of(model: DualEncoder, part: str) -> Sequence[nn.Module]:
+    owners: dict[str, Tower | Decoder] = {"image": model.image, "text": model.text}
+    if model.decoder is not None:
+        owners["captioner"] = model.decoder
+    if part not in owners:
+        known = ", ".join(owners)
+        raise EveryRankError(
+            f"activation_checkpointing: found {part}, and the model has none (model.captioner); choose from: {known}"
+        )
+    if not (blocks := owners[part].blocks()):
+        raise EveryRankError(f"activation_checkpointing: found {part}, which repeats no blocks; leave it out")
+    return blocks
+
+
+def _checkpointed(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
