@@ -13,12 +13,12 @@ from eval.equal_texts import equal_tokens
 from eval.evaluator import EvaluationContext
 from eval.ranks import NO_GROUP
 from eval.shards import CaptionedEvaluationConfig
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.evaluation import Evaluator
 from vlm.model.tokenizer import TokenBatch
+from vlm.skip import Skip
 
 
 class Embedded(NamedTuple):

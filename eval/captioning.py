@@ -18,7 +18,6 @@ from eval.encoder import Encoder, evaluation_mode, local_range
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.examples import CaptionExample, Examples, GeneratedCaption, picture
 from eval.metrics import CAPTIONING
-from eval.progress import report_progress
 from eval.shards import CaptionedEvaluationConfig
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
@@ -28,6 +27,7 @@ from vlm.generation.config import GenerationConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.image_spec import ImageSpec
 from vlm.model.tokenizer import TokenBatch
+from vlm.progress import report_progress
 
 NUM_EXAMPLES = 6  # best and worst captions each
 _CLIP_SCORE_FACTOR = 2.5  # Hessel et al., 2021

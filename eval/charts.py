@@ -9,7 +9,7 @@ from markupsafe import Markup
 from eval.figures import formatted, marked
 from eval.plots import Series, line_chart
 from eval.run_record import Point, RunRecord, metric_of
-from vlm.evaluation import Metric
+from vlm.metric import Metric
 
 
 @dataclass(frozen=True)

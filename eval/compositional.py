@@ -21,7 +21,8 @@ from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.intervals import wilson
 from eval.metrics import COMPOSITIONAL, compositional_metrics
 from vlm.distributed.world import World
-from vlm.evaluation import Evaluation, FigureTable, Metric, Unit
+from vlm.evaluation import Evaluation
+from vlm.metric import FigureTable, Metric, Unit
 
 _MOST_KINDS = 16
 """Of so many kinds, those with the most questions, the accuracy is a figure of its own."""

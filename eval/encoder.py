@@ -16,10 +16,10 @@ from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from data.loading.held_out_images import HeldOutBatch, HeldOutImages
-from eval.progress import report_progress
 from vlm.distributed.world import World
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
+from vlm.progress import report_progress
 from vlm.training.engines.base import Precision
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from vlm.evaluation import Metric
+from vlm.metric import Metric
 
 _LOWER_IS_BETTER = "↓"
 LOWER_NOTE = f"{_LOWER_IS_BETTER}: lower is better"

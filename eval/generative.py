@@ -15,13 +15,13 @@ from eval.equal_texts import equal_tokens
 from eval.evaluator import EVALUATORS, EvaluationContext
 from eval.labelled import LabelledEvaluationConfig, LabelledEvaluator
 from eval.metrics import GENERATIVE_ZERO_SHOT
-from eval.progress import report_progress
 from eval.ranks import in_common_group
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluation
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.image_spec import ImageSpec
+from vlm.progress import report_progress
 
 _TILE_TOKENS = 2**14  # that the decoder reads at a time, about
 _TILE_IMAGES = (8, 64)  # of a tile, at least and at most, where a batch has so many

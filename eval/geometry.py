@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from eval.captioned import CaptionedEvaluator, CaptionedImages, Embedded
@@ -171,6 +170,8 @@ def first_pairs(embedded: Embedded) -> tuple[Float32[Tensor, "images dim"], Floa
 
 def separability(images: Float32[Tensor, "pairs dim"], texts: Float32[Tensor, "pairs dim"]) -> float:
     """The accuracy with which a logistic regression tells images from texts, on every fifth pair; 0.5 is chance."""
+    from sklearn.linear_model import LogisticRegression  # takes its time to import
+
     held_out = np.arange(len(images)) % _HELD_OUT == _HELD_OUT - 1
     x, y = images.cpu().numpy().astype(np.float64), texts.cpu().numpy().astype(np.float64)
     train, test = (np.concatenate([x[pairs], y[pairs]]) for pairs in (~held_out, held_out))

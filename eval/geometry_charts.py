@@ -8,7 +8,7 @@ from eval.charts import Chart, along, common_axis, words_of_axis
 from eval.figures import four_digits
 from eval.plots import Moment, Series, line_chart, ridge_chart
 from eval.run_record import RunRecord
-from vlm.geometry.telemetry import HARDEST_SCORES, POSITIVE_SCORES
+from vlm.geometry.names import HARDEST_SCORES, POSITIVE_SCORES
 
 # Of one run, figures that belong together share a chart; of several, each has its own.
 _CHARTS: Mapping[str, Mapping[str, str]] = {

@@ -13,11 +13,11 @@ from eval.classes import ClassPrompts, load_class_prompts
 from eval.equal_texts import equal_rows, equal_tokens, token_rows
 from eval.evaluator import EvaluationContext
 from eval.shards import ShardEvaluationConfig
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
 from vlm.errors import UserError
 from vlm.evaluation import Evaluator
 from vlm.model.tokenizer import TokenBatch
+from vlm.skip import Skip
 
 _STRINGS = tuple[str, ...]
 

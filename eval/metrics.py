@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from vlm.evaluation import Metric
-from vlm.geometry.telemetry import FIGURES
+from vlm.geometry.names import FIGURES
+from vlm.metric import Metric
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 RECALLS = (1, 5, 10)

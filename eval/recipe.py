@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -50,9 +50,14 @@ def build_evaluator(config: EvaluatorConfig, context: EvaluationContext) -> Eval
         UserError: something is wrong with the data, or what was built is no evaluator.
     """
     evaluator: object = config.build(context)
-    if not isinstance(evaluator, Evaluator):
+    if not _is_evaluator(evaluator):
         raise UserError(
             f"{context.where('kind')}: {config.kind} builds a {type(evaluator).__name__}, which is no evaluator: "
             "derive it from vlm.evaluation.Evaluator"
         )
     return evaluator
+
+
+def _is_evaluator(built: object) -> TypeGuard[Evaluator]:
+    """Whether this is an evaluator; of what derives from the protocol, its own check would read all properties."""
+    return Evaluator in type(built).__mro__ or isinstance(built, Evaluator)

@@ -1,6 +1,6 @@
 """The report of one run, or of several side by side: one HTML file that needs nothing from outside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,18 @@ from eval.tables import (
 )
 from vlm.errors import UserError
 from vlm.paths import write_output
+from vlm.progress import report_progress
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+
+# What takes its time, by the name that the template gives it.
+_CHARTS: Mapping[str, Callable[[Sequence[str], Sequence[RunRecord]], list[Chart]]] = {
+    "evaluation_charts": evaluation_charts,
+    "geometry_charts": geometry_charts,
+    "training_charts": training_charts,
+}
 
 
 def write_report(run_dirs: Sequence[Path], target: Path) -> None:
@@ -54,11 +62,10 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
 
 def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The values of the page's template; those that a run lacks are empty and left out."""
-    charts: dict[str, list[Chart]] = {
-        "evaluation_charts": evaluation_charts(names, runs),
-        "geometry_charts": geometry_charts(names, runs),
-        "training_charts": training_charts(names, runs),
-    }
+    charts: dict[str, list[Chart]] = {}
+    for number, (kind, draw) in enumerate(_CHARTS.items()):
+        report_progress("charts of the report", number, len(_CHARTS))
+        charts[kind] = draw(names, runs)
     tables: dict[str, list[Table] | Table | None] = {
         "evaluation_tables": evaluation_tables(names, runs),
         "figure_tables": figure_tables(names, runs),

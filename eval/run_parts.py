@@ -19,8 +19,8 @@ from pydantic import (
 
 from vlm.config import first_problem
 from vlm.errors import UserError
-from vlm.evaluation import Better, FigureTable, Metric, Prominence, Unit
 from vlm.json_lines import read_lines
+from vlm.metric import Better, FigureTable, Metric, Prominence, Unit
 from vlm.sealed import read_json_object, read_yaml_mapping
 
 _LARGEST = 1e300

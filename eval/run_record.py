@@ -18,7 +18,7 @@ from eval.run_parts import (
     read_skips,
 )
 from vlm.errors import UserError
-from vlm.evaluation import FigureTable, Metric
+from vlm.metric import FigureTable, Metric
 from vlm.paths import below
 from vlm.training.run_files import EXAMPLES, LEDGER, METRICS, RECIPE, RUN
 

@@ -9,7 +9,7 @@ from typing import Any
 from eval.figures import LOWER_NOTE, formatted, four_digits, marked
 from eval.plots import short_number
 from eval.run_record import RunRecord, metric_of
-from vlm.evaluation import FigureTable, Metric
+from vlm.metric import FigureTable, Metric
 
 _MOST_HEADLINES = 6
 _ABSENT = "—"

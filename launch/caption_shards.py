@@ -20,10 +20,10 @@ from data.images.views import evaluation_view
 from data.samples.bad_sample import BadSampleError
 from data.shards.patterns import expand_shards, require_no_command
 from eval.encoder import evaluation_mode
-from eval.progress import report_progress
 from launch.caption import PATIENCE, PICTURES
 from launch.caption_options import CaptionOutputOptions
-from launch.evaluate import loaded_model, print_left_out, shown_progress
+from launch.evaluate import loaded_model, print_left_out
+from launch.shown_progress import shown_progress
 from vlm.errors import EveryRankError, reason
 from vlm.generation.captioner import CaptionGenerator
 from vlm.generation.config import GenerationConfig
@@ -31,6 +31,7 @@ from vlm.generation.scoring import score_texts
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.identity import weights_identity
 from vlm.paths import output_file, output_folder, write_output
+from vlm.progress import report_progress
 from vlm.terminal import Terminal
 
 _ROWS = 32
@@ -68,7 +69,7 @@ def caption_shards(
         origin = Origin(weights_identity(model), generator.options)
         captioner = ShardCaptioner(model, generator, batch_size)
         folder = CaptionFolder(names, out, field, origin, output.min_score, captioner.together)
-        with evaluation_mode(model), shown_progress(world):
+        with evaluation_mode(model), shown_progress(is_main=world.is_main):
             report = partial(report_progress, "shards")
             summary = write_captions(folder, captioner, world, report)
         if world.is_main:

@@ -67,12 +67,11 @@ def cluster_embeddings(
 def run_cluster(job: "ClusterJob") -> "ClusterSummary":
     """Cluster, telling how far it is, and print a table of what came out."""
     from data.neighbours.write import cluster
-    from eval.progress import report_progress
-    from launch.evaluate import shown_progress
-    from vlm.distributed.world import World
+    from launch.shown_progress import shown_progress
+    from vlm.progress import report_progress
     from vlm.terminal import Terminal
 
-    with shown_progress(World()):
+    with shown_progress():
         summary = cluster(job, partial(report_progress, "parts"))
     console = Terminal()
     console.print(_table(job, summary))

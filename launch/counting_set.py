@@ -16,14 +16,15 @@ from data.counting.report import OF_NUMBERS, CountingReport
 from data.counting.source import CaptionsOnly, CountSource, FieldCounts
 from data.filter.names import output_names
 from data.shards.patterns import expand_shards, require_no_command
-from eval.progress import report_progress
 from launch.counting_options import BalanceOptions, DetectionOptions
-from launch.evaluate import PATIENCE, print_left_out, shown_progress
+from launch.evaluate import PATIENCE, print_left_out
+from launch.shown_progress import shown_progress
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
 from vlm.errors import EveryRankError
 from vlm.model.detector import load_detector, require_folder
 from vlm.paths import local_path, output_file, output_folder, shown, write_output
+from vlm.progress import report_progress
 from vlm.terminal import Terminal, one_line
 from vlm.training.engines.base import EngineSettings
 from vlm.training.together import ranks_together
@@ -50,7 +51,7 @@ def make_counting_set(
         require_same_shards(tuple(names.values()), world)
         folder = CountingFolder(names, out, counts(world), balance.seed, balance.most_per_number)
         _require_same_plan(folder, world)
-        with shown_progress(world):
+        with shown_progress(is_main=world.is_main):
             report, left_out = write_counting_set(folder, world, report_progress)
         if world.is_main:
             if json_file is not None:

@@ -25,14 +25,15 @@ from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source, open_source
 from eval.encoder import Encoder, evaluation_mode
-from eval.progress import report_progress
 from launch.agreement import require_same_view
-from launch.evaluate import PATIENCE, loaded_model, print_left_out, shown_progress
+from launch.evaluate import PATIENCE, loaded_model, print_left_out
+from launch.shown_progress import shown_progress
 from vlm.checkpoint.data_record import DataRecord
 from vlm.errors import EveryRankError, UserError, nearest, reason
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.identity import weights_identity
 from vlm.paths import output_folder
+from vlm.progress import report_progress
 from vlm.terminal import Terminal
 from vlm.training.engines.base import Precision
 
@@ -97,7 +98,7 @@ def embed_shards(
         require_same_view(world, {"SHARDS": record})
         with (
             evaluation_mode(model, precision=config.precision) as encoder,
-            shown_progress(world),
+            shown_progress(is_main=world.is_main),
             ThreadPoolExecutor(workers) as pool,
         ):
             embedder = ShardEmbedder(model, encoder, config, ShardReader(cache), pool, batch_size)

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from launch.caption_options import GenerationOptions
 from launch.options import grouped
+from vlm.imports import fast_imports
 
 _OWN_CLASS = "package.module:Class"
 
@@ -207,7 +208,8 @@ def _evaluate(
     plots: Path | None = None,
 ) -> None:
     """Evaluate by the options of a command: its own, and those of `ShardEvaluationConfig`; None where not given."""
-    from launch.evaluate import evaluate_model, evaluator_config
+    with fast_imports():
+        from launch.evaluate import evaluate_model, evaluator_config
 
     config = evaluator_config(
         kind,

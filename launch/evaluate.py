@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data.convert.on_ranks import LeftOut
 from eval.evaluator import EVALUATORS, EvaluationContext, EvaluatorConfig
-from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig, build_evaluator
 from launch.agreement import require_same_view
 from launch.model_source import load_model
 from launch.recipe_file import apply_override
+from launch.shown_progress import shown_progress
 from vlm.config import first_problem
 from vlm.distributed.world import World
 from vlm.ends.ranks import Patience
@@ -34,7 +32,6 @@ from vlm.training.together import ranks_together
 
 PATIENCE = 60.0  # seconds
 _OPTIONS = {"shards": "--data", "file": "--file", "images": "--images"}
-_SECONDS_BETWEEN_LINES = 10.0
 _MOST_SKIPS = 10
 
 _READER: TypeAdapter[EvaluatorConfig] = TypeAdapter(AnyEvaluatorConfig)
@@ -82,7 +79,7 @@ def evaluate_model(
         records = {_OPTIONS.get(key, key): record for key, record in evaluator.records.items()}
         require_same_view(world, records)
         _print_notices(evaluator, world)
-        with shown_progress(world):
+        with shown_progress(is_main=world.is_main):
             evaluation = evaluator.run(model, world)
         _print_skipped(evaluator, world)
         if world.is_main:
@@ -130,31 +127,6 @@ def print_left_out(shards: Sequence[str], left_out: Sequence[tuple[int, LeftOut]
         print(one_line(f"skipped: {words}: {one.reason}"), file=sys.stderr)
     if len(left_out) > _MOST_SKIPS:
         print(f"skipped: {len(left_out) - _MOST_SKIPS:,} more; {ledger} names all of them", file=sys.stderr)
-
-
-@contextmanager
-def shown_progress(world: World) -> Iterator[None]:
-    """Say within the block how far the evaluation is: a bar on a terminal, elsewhere a line every ten seconds."""
-    console = Terminal(stderr=True)
-    if not world.is_main:
-        yield
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-        last_line = time.monotonic()
-
-        def show(work: str, done: int, total: int) -> None:
-            nonlocal last_line
-            if work not in tasks:
-                tasks[work] = bar.add_task(work, total=total)
-            bar.update(tasks[work], completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                print(f"{work} {done:,}/{total:,} on each rank", file=sys.stderr)
-
-        with on_progress(show):
-            yield
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from launch.recipe import Recipe
 from launch.resume import Start
 from vlm.checkpoint.manifest import Manifest
 from vlm.duration import Duration
-from vlm.geometry import telemetry
+from vlm.geometry import names
 from vlm.objectives.objective import Objective
 from vlm.outputs import PAIR
 from vlm.training.alarm import Alarms, require_known
@@ -34,7 +34,7 @@ def require_known_alarms(recipe: Recipe, parts: RunParts, objective: Objective) 
         kind = f"eval/{evaluation.name}"
         figures[kind] = [f"{kind}/{metric.name}" for metric in evaluation.evaluator.metrics]
     if _sees_pairs(recipe, objective):
-        figures["geometry"] = [f"geometry/{name}" for name in telemetry.FIGURES]
+        figures["geometry"] = [f"geometry/{name}" for name in names.FIGURES]
     require_known(recipe.alarm, figures)
 
 

@@ -17,6 +17,8 @@ from launch.launcher import join_launcher
 from launch.options import grouped
 from vlm import __version__
 from vlm.errors import EveryRankError
+from vlm.imports import fast_imports
+from vlm.terminal import one_line
 
 if TYPE_CHECKING:
     from launch.recipe import Recipe
@@ -84,15 +86,23 @@ def _join_ranks() -> None:
         raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
 
 
-def _checked_recipe(name: str, overrides: list[str] | None, *, trust: bool) -> "Recipe":
-    """The recipe, read before torch is imported, which takes seconds: most mistakes are told at once."""
+def _checked_recipe(name: str, overrides: list[str] | None, *, trust: bool, tell: bool = False) -> "Recipe":
+    """The recipe, read before torch is imported, which takes seconds: most mistakes are told at once.
+
+    So is what is about to be done, where that is to be told.
+    """
     from launch.quick_check import quick_problem
     from launch.recipe_file import read_recipe
 
     path, values = read_recipe(name, overrides or (), trust=trust)
     if "torch" not in sys.modules and (problem := quick_problem(values)) is not None:
         raise EveryRankError(f"{path}: {problem}")
-    from launch.recipe import check_recipe
+    if tell and os.environ.get("RANK", "0") == "0":
+        from launch.first_line import first_line
+
+        print(one_line(first_line(name, values)), flush=True)
+    with fast_imports():
+        from launch.recipe import check_recipe
 
     return check_recipe(values, str(path))
 
@@ -109,9 +119,10 @@ def train(
     trust: TrustRecipe = False,
 ) -> None:
     """Train a recipe. Under torchrun or accelerate launch, on all their ranks."""
-    checked = _checked_recipe(recipe, overrides, trust=trust)
-    from launch.train import REPORT
-    from launch.train import train as run_recipe
+    checked = _checked_recipe(recipe, overrides, trust=trust, tell=True)
+    with fast_imports():
+        from launch.train import REPORT
+        from launch.train import train as run_recipe
 
     folder = run_recipe(checked, resume=resume, allow_changes=allow_changes)
     if os.environ.get("RANK", "0") == "0":
@@ -134,14 +145,16 @@ def caption(
     trust: TrustModel = False,
 ) -> None:
     """Print a caption of each picture with its log-likelihood, or write shards with them (--out). On all ranks."""
-    from launch.caption import caption_pictures, generation_config
+    with fast_imports():
+        from launch.caption import caption_pictures, generation_config
 
     config = generation_config(asdict(generation))
     if output.out is None:
         require_no_output(output)
         caption_pictures(model, pictures, config, batch_size=batch_size, json_file=json_file, trust=trust)
         return
-    from launch.caption_shards import caption_shards
+    with fast_imports():
+        from launch.caption_shards import caption_shards
 
     caption_shards(model, pictures, config, output, batch_size=batch_size, json_file=json_file, trust=trust)
 
@@ -161,7 +174,8 @@ def embed(  # noqa: PLR0913 - the options of the command line
     trust: TrustModel = False,
 ) -> None:
     """Write the embeddings of the samples of shards; the same command goes on after a kill. On all ranks."""
-    from launch.embed import embed_config, embed_shards
+    with fast_imports():
+        from launch.embed import embed_config, embed_shards
 
     config = embed_config(what, texts, txt, stored, precision)
     embed_shards(model, shards, config, out, batch_size=batch_size, workers=workers, trust=trust)
@@ -178,7 +192,8 @@ def gap(
     trust: TrustModel = False,
 ) -> None:
     """Measure what a model's images and texts differ by: `statistics` of model.captioner.gap. On all ranks."""
-    from launch.gap import captioned_images, write_gap
+    with fast_imports():
+        from launch.gap import captioned_images, write_gap
 
     config = captioned_images(shards, batch_size=batch_size, limit=limit, txt=txt)
     write_gap(model, config, out, trust=trust)
@@ -193,7 +208,8 @@ def verify_gradients(
 ) -> None:
     """Compare one step's gradient, as this launch computes it, with one process in fp32; exit code 1 if it is off."""
     checked = _checked_recipe(recipe, overrides, trust=trust)
-    from launch.verify_gradients import verify
+    with fast_imports():
+        from launch.verify_gradients import verify
     from vlm.paths import local_path
 
     if not verify(checked, None if checkpoint is None else local_path(checkpoint, "--checkpoint")):
@@ -205,7 +221,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where data and run go.", metavar="[DIR]")] = Path("runs/demo"),
 ) -> None:
     """Render scenes, train a small model on them, evaluate it, write the report."""
-    from launch.demo import run_demo
+    with fast_imports():
+        from launch.demo import run_demo
 
     run_demo(folder)
 
@@ -217,11 +234,13 @@ def report(
 ) -> None:
     """Write one self-contained HTML page on one run, or several side by side."""
     from eval.report import write_report
+    from launch.shown_progress import shown_progress
     from vlm.paths import below, local_path, output_file
 
     runs = [local_path(one, "RUN") for one in runs]
     target = below(runs[0], "report.html", "report") if out is None else output_file(out, "--out")
-    write_report(runs, target)
+    with shown_progress():
+        write_report(runs, target)
     print(target)
 
 
@@ -241,7 +260,8 @@ def export(
     trust: TrustModel = False,
 ) -> None:
     """Write a checkpoint in another system's format and check, with that system, that it computes the same."""
-    from launch.export import export_model
+    with fast_imports():
+        from launch.export import export_model
 
     options = {"before_head": before_head, "without_decoder": without_decoder, "trust": trust}
     parity = export_model(checkpoint, to, folder, data or (), **options)
@@ -262,7 +282,8 @@ def join(
     trust: TrustModel = False,
 ) -> None:
     """Put trained models side by side into one checkpoint, whose similarity is the mean of their cosines."""
-    from launch.join import join_models
+    with fast_imports():
+        from launch.join import join_models
 
     joined = join_models(models, out, trust=trust)
     print(f"joined: {out} ({len(models)} models, {joined.embed_dim} dimensions)")

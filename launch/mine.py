@@ -67,10 +67,9 @@ def mine_negatives(
     from data.shards.folder_index import FolderIndex
     from data.shards.reader import ShardReader
     from data.shards.source import open_source
-    from eval.progress import report_progress
-    from launch.evaluate import shown_progress
-    from vlm.distributed.world import World
+    from launch.shown_progress import shown_progress
     from vlm.paths import local_path, output_folder
+    from vlm.progress import report_progress
 
     config = options.config()
     out = output_folder(out, "--out", files=(JOURNAL, LEDGER))
@@ -80,7 +79,7 @@ def mine_negatives(
     reader, names = ShardReader(cache), output_names(source.shards)
     require_other_files(names, out)
     identity = parts_identity(parts.of_shards(source.contents, "--embeddings"))
-    with shown_progress(World()):
+    with shown_progress():
         corpus = read_corpus(source, reader, parts, partial(report_progress, "captions of shards"))
         miner = Miner(corpus, config)
         results = write_mined(

@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from eval.progress import on_progress
 from eval.recipe import check_files
-from eval.report import write_report
 from launch.agreement import require_same_start, require_same_view
 from launch.ending import how_to_go_on, lost_words
 from launch.facts import run_facts
@@ -18,6 +16,7 @@ from launch.limits import require_towers_fit
 from launch.parts import RunParts, build_parts, engine_settings
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
+from launch.shown_progress import shown_progress
 from launch.start_lines import data_line, place_lines
 from launch.trackers import require_trackers, start_trackers
 from vlm.batch import COUNTERFACTUALS, DEGRADED, Skip
@@ -30,6 +29,7 @@ from vlm.ends.watch import Watch
 from vlm.objectives.objective import Objective
 from vlm.outputs import captioned_parts
 from vlm.paths import output_folder
+from vlm.progress import on_progress
 from vlm.training.assembly import assemble, build_objective
 from vlm.training.clock import Clock
 from vlm.training.control import RunControl
@@ -76,18 +76,26 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
             _train(recipe, settings, accelerator, watch, run, start)
             if world.is_main:
-                write_report([run.path], run.path / REPORT)
+                _write_report(run)
             world.barrier()
         finally:
             run.release()
     return run.path
 
 
+def _write_report(run: RunDirectory) -> None:
+    from eval.report import write_report  # matplotlib takes its time to import
+
+    with shown_progress():
+        write_report([run.path], run.path / REPORT)
+
+
 def _train(
     recipe: Recipe, settings: EngineSettings, accelerator: Accelerator, watch: Watch, run: RunDirectory, start: Start
 ) -> None:
     """Train from a start to the end of the run. Collective."""
-    parts = _checked_parts(recipe, run, start)
+    with shown_progress(is_main=run.world.is_main):
+        parts = _checked_parts(recipe, run, start)
     objective = build_objective(recipe, parts.model, parts.source.num_samples, run.world)
     require_known_alarms(recipe, parts, objective)
     state = assemble(recipe, settings, accelerator, parts.model, objective)
@@ -161,7 +169,6 @@ def _begin(recipe: Recipe, state: TrainState, parts: RunParts, run: RunDirectory
     run.drop_evaluations(start.step, () if checkpoint is None else checkpoint.manifest.pending)
     lines = [*start.notices, *lines, *parts.source.notices]
     if run.world.is_main:
-        lines += [line for evaluation in parts.evaluations for line in evaluation.evaluator.notices]
         lines += [*parts.model.notices, *_untrained(state, parts)]
     problems = parts.source.problems
     run.log_skips([(0, problem) for problem in problems] if run.world.is_main and start.step == 0 else [])

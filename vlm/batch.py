@@ -10,21 +10,12 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vlm.skip import Skip as Skip
+
 Part = TypeVar("Part", bound="BatchPart")
 
 DOCUMENTS, DOCUMENT_IMAGES = "documents", "document_images"
 COUNTERFACTUALS, DEGRADED = "counterfactuals", "degraded"
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One sample that could not be used, and the one that took its place."""
-
-    source: str
-    shard: str
-    key: str
-    reason: str
-    substitute: str
 
 
 @dataclass(frozen=True)

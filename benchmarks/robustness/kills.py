@@ -33,7 +33,7 @@ MOMENTS = {
     "rename": ("vlm.checkpoint.format", "_complete"),
     "prune": ("vlm.training.hooks.checkpoints", "prune"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
-    "report": ("launch.train", "write_report"),
+    "report": ("eval.report", "write_report"),
 }
 
 

@@ -13,8 +13,8 @@ from data.images.pillow import Pixels
 from data.loading.pixel_ring import PixelRing, Slot
 from data.loading.workers import WorkerInfo, load_ahead
 from data.samples.bad_sample import BadSampleError
-from vlm.batch import Skip
 from vlm.distributed.world import World
+from vlm.skip import Skip
 
 _PREFETCH = 2  # batches that each worker holds ready
 

@@ -19,9 +19,9 @@ from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, open_source
 from data.shards.tar import shown_name
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
 from vlm.model.image_spec import ImageSpec
+from vlm.skip import Skip
 
 Value = TypeVar("Value")
 

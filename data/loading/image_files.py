@@ -10,8 +10,8 @@ from data.images.views import evaluation_view
 from data.loading.held_out_images import HeldOutImages
 from data.samples.bad_sample import BadSampleError
 from data.shards.tar import MOST_BYTES
-from vlm.batch import Skip
 from vlm.model.image_spec import ImageSpec
+from vlm.skip import Skip
 
 _MOST_BYTES = MOST_BYTES["jpg"]
 

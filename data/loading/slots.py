@@ -9,7 +9,7 @@ from data.samples.bad_sample import BadSampleError
 from data.shards.reader import ShardReader
 from data.shards.source import Sample, Source
 from data.shards.stamp import Stamp
-from vlm.batch import Skip
+from vlm.skip import Skip
 
 
 @runtime_checkable

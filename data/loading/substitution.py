@@ -15,8 +15,8 @@ from data.order.order import Order, Picks
 from data.randomness import Draws
 from data.source_names import recipe_key
 from vlm.aside import remove_files
-from vlm.batch import Skip
 from vlm.errors import UserError
+from vlm.skip import Skip
 
 # Records of so many steps share a folder, so that a long run can drop those it will not need again.
 _STEPS_A_FOLDER = 1_000

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from data.shards.stamp import Stamp
 from data.shards.statistics import ShardStatistics
 from data.shards.store import is_remote
 from data.shards.tar import IMAGE_SUFFIXES, NO_IMAGE, Problem, shown_name
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import runs_of_shards
 from vlm.errors import UserError
+from vlm.progress import report_progress
+from vlm.skip import Skip
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,11 @@ def open_source(
             `images` are needed).
     """
     shards = expand_shards(patterns, root, index.where)
-    entries = index.load_or_build(shards)
+    progress = partial(report_progress, f"indexing {index.where}")
+    entries = index.load_or_build(shards, progress=progress)
     if not images or documents:
         unknown = [name for name, entry in entries.items() if entry.imageless is None and entry.problems]
-        entries |= index.load_or_build(unknown, fresh=True) if unknown else {}
+        entries |= index.load_or_build(unknown, fresh=True, progress=progress) if unknown else {}
     source = Source(name, entries, index, images=images)
     if not source.num_samples:
         what = f"image ({', '.join(IMAGE_SUFFIXES)})" if images else "text (txt, json)"

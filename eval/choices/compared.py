@@ -17,8 +17,8 @@ from eval.choices.files import BenchmarkFile, Entry, entries_of, keys_shown, rec
 from eval.choices.pictures import missing_words
 from eval.choices.question import Question, Questions
 from eval.evaluator import EvaluationContext
-from vlm.batch import Skip
 from vlm.errors import UserError
+from vlm.skip import Skip
 
 _LARGEST = 10**6  # pixels of a box's edge from the image's
 _LONGEST_KIND = 60

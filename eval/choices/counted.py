@@ -11,8 +11,8 @@ from eval.choices.files import BenchmarkFile, Entry, entries_of, record_of
 from eval.choices.pictures import Pictures, ShardPictures, missing_words, names_of_urls
 from eval.choices.question import Question, Questions
 from eval.evaluator import EvaluationContext
-from vlm.batch import Skip
 from vlm.errors import UserError
+from vlm.skip import Skip
 
 _LEAST, _MOST = min(WORDS), max(WORDS)
 _TEXT_KEYS = ("text", "captions", "caption")

@@ -6,10 +6,10 @@ from eval.choices.config import QuestionsConfig
 from eval.choices.question import Questions
 from eval.choices.scores import Reader, Scores
 from eval.evaluator import EvaluationContext
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
 from vlm.errors import EveryRankError
 from vlm.evaluation import Evaluator
+from vlm.skip import Skip
 
 
 class QuestionsEvaluator(Evaluator):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.loading.held_out_images import HeldOutImages
-from vlm.batch import Skip
 from vlm.checkpoint.data_record import DataRecord
+from vlm.skip import Skip
 
 
 class Question(NamedTuple):

@@ -18,10 +18,10 @@ from eval.choices.question import Questions
 from eval.encoder import Encoder, local_range
 from eval.equal_texts import token_rows
 from eval.generative import image_without_content
-from eval.progress import report_progress
 from vlm.distributed.world import World
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.tokenizer import TokenBatch
+from vlm.progress import report_progress
 
 _NO_TEXT = -1
 _AT_A_TIME = 4096  # questions whose tokens are compared

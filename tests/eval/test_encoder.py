@@ -8,12 +8,12 @@ from pydantic import TypeAdapter
 
 from data.loading.heldout import HeldOutSet
 from eval.encoder import embed_images, embed_texts, evaluation_mode
-from eval.progress import on_progress
 from eval.recipe import AnyEvaluatorConfig, build_evaluators
 from tests.data.small_shards import WordTokenizer, write_source
 from tests.eval.encoders import CONTEXT, DIM, IMAGE, SmallEncoder, captioned_shard, embed, labelled_shard
 from tests.ranks import run_ranks
 from vlm.distributed.world import World
+from vlm.progress import on_progress
 from vlm.training.engines.base import Precision
 
 TEXTS = [f"text number {n}{'!' * (n % 5)}" for n in range(10)]
@@ -50,7 +50,8 @@ def test_evaluations_tell_how_far_they_are(tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     with on_progress(lambda *told: heard.append(told)):
         on_this_rank(str(tmp_path / "test-*.tar"), 4)
-    assert heard == [("images", n, 10) for n in (0, 4, 8)] + [("texts", n, 10) for n in (0, 4, 8)]
+    read = [("images", n, 10) for n in (0, 4, 8)] + [("texts", n, 10) for n in (0, 4, 8)]
+    assert heard == [("indexing shards", 1, 1), *read]
 
 
 def on_this_rank(pattern: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, int]]:

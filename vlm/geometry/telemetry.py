@@ -1,7 +1,6 @@
 """Geometry while training: a few rows of the global batch, other places each time, measured on rank 0."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,34 +13,10 @@ from vlm.config import Config
 from vlm.distributed.row_group import RowGroup
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.clouds import figures_of_clouds, tolerance
+from vlm.geometry.names import HARDEST_SCORES, POSITIVE_SCORES
 from vlm.geometry.negatives import hardness, score_histograms
 
 _STRIDE = 7919  # a prime: places of one observation are not those of the next, whatever the batch
-
-FIGURES: Mapping[str, str] = {
-    "alignment": "mean squared distance of the two sides of a pair",
-    "uniformity_image": "logarithm of the mean Gaussian potential of two images: low where they are spread out",
-    "uniformity_text": "the same of two texts",
-    "uniformity_cross": "the same of an image and a text of different pairs",
-    "centroid_gap": "distance between the means of images and of texts",
-    "centroid_cosine": "cosine of the means of images and of texts",
-    "distribution_gap": "Frechet distance of images and texts",
-    "separability": "accuracy of a linear classifier that tells images from texts",
-    **{
-        f"{figure}_{modality}": f"{description} of {modality}s"
-        for figure, description in (
-            ("effective_rank", "exponential of the entropy of the spectrum"),
-            ("participation_ratio", "squared sum over sum of squares of the spectrum"),
-            ("first_component", "the first principal component's part of the variance"),
-            ("tolerance", "mean cosine within a class"),
-        )
-        for modality in ("image", "text")
-    },
-    "hardness_entropy": "entropy of the weights of the negatives, in nats",
-    "hardest_negative_weight": "weight of the hardest negative",
-}
-"""The figures by name, and what each is."""
-POSITIVE_SCORES, HARDEST_SCORES = "positive_scores", "hardest_negative_scores"
 
 
 class TelemetryConfig(Config):

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from pydantic import Field
 
 from vlm.config import Config
@@ -13,6 +12,10 @@ Std = Annotated[float, Field(ge=1e-3, le=10)]
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash", "longest"]
 
+# `OPENAI_DATASET_MEAN` and `_STD` of open_clip.constants, whose import takes seconds: the data side needs no model.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 class ImageSpec(Config):
     """Size, resizing and normalisation of the images of one model, with the meaning and the defaults of open_clip.
@@ -22,7 +25,7 @@ class ImageSpec(Config):
     """
 
     size: ImageSize = Field(default=224, description="pixels a side")
-    mean: tuple[Mean, Mean, Mean] = Field(default=OPENAI_DATASET_MEAN, description="subtracted from values in [0, 1]")
-    std: tuple[Std, Std, Std] = Field(default=OPENAI_DATASET_STD, description="by which they are divided then")
+    mean: tuple[Mean, Mean, Mean] = Field(default=_MEAN, description="subtracted from values in [0, 1]")
+    std: tuple[Std, Std, Std] = Field(default=_STD, description="by which they are divided then")
     interpolation: Interpolation = Field(default="bicubic", description="how images are resized")
     resize_mode: ResizeMode = Field(default="shortest", description="which side gets the size in evaluation")

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from vlm.config import first_problem
 from vlm.errors import UserError, reason
 from vlm.model.image_spec import ImageSpec
 
 # The processors of models that were saved without one. (Other models get open_clip's mean and deviation.)
-_DEFAULT_PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
+_DEFAULT_PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 
@@ -35,7 +34,10 @@ def image_preprocessing(processor: Mapping[str, Any] | None, model_type: str, im
             return Preprocessing(ImageSpec(**fields), ())
         # The class's default size is not this model's.
         model_size = {"size": {}, "crop_size": {}, "do_center_crop": model_type == "clip"}
-        processor = {**_DEFAULT_PROCESSORS[model_type]().to_dict(), **model_size}
+        import transformers  # its processors take half a second to import
+
+        default = getattr(transformers, _DEFAULT_PROCESSORS[model_type])()
+        processor = {**default.to_dict(), **model_size}
     departures: list[str] = []
     try:
         fields |= _normalisation(processor)

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from vlm.batch import Skip
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
+from vlm.skip import Skip
 
 # A share of fewer samples than this says little: with the default of 1 %, ten bad samples are always let pass.
 _LEAST_JUDGED = 1_000

@@ -10,7 +10,8 @@ from tests.ranks import run_ranks
 from tests.vlm.objectives.geometry_definitions import fixture
 from tests.vlm.objectives.parity import UNEVEN
 from vlm.distributed.world import World
-from vlm.geometry.telemetry import FIGURES, HARDEST_SCORES, POSITIVE_SCORES, PairSample, observe, sample_pairs
+from vlm.geometry.names import FIGURES, HARDEST_SCORES, POSITIVE_SCORES
+from vlm.geometry.telemetry import PairSample, observe, sample_pairs
 from vlm.similarity.exchange import Exchange
 
 ROWS = sum(UNEVEN[3])

@@ -49,6 +49,7 @@ class Evaluations(Hook):
         self._recorder = recorder
         self._control = control
         self._pending = [evaluation for evaluation in scheduled if evaluation.name in pending]
+        self._has_told = False
 
     def before_first_step(self, step: int) -> None:  # noqa: D102
         self._run_pending(step)
@@ -56,10 +57,20 @@ class Evaluations(Hook):
     def after_step(self, event: StepEvent) -> None:  # noqa: D102
         self._pending = [evaluation for evaluation in self._scheduled if evaluation.is_due(event)]
         with self._control.clock.paused():
+            self._tell_notices()
             self._run_pending(event.step)
 
     def manifest_fields(self, step: int) -> dict[str, Any]:  # noqa: ARG002, D102
         return {"pending": tuple(evaluation.name for evaluation in self._pending)}
+
+    def _tell_notices(self) -> None:
+        """Say what a reader of the figures should know of the data: after the first step, for all texts are read."""
+        if self._has_told or not self._recorder.run.world.is_main:
+            return
+        self._has_told = True
+        for evaluation in self._scheduled:
+            for line in evaluation.evaluator.notices:
+                self._recorder.say(line)
 
     def _run_pending(self, step: int) -> None:
         while self._pending and not self._control.stops.is_stopping:

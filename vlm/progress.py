@@ -1,4 +1,4 @@
-"""The progress of an evaluation, for whoever shows it: long ones are not silent."""
+"""The progress of long work (indexing, evaluations, reports), for whoever shows it: none is silent."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _callback: ContextVar[ProgressCallback | None] = ContextVar("callback", default=
 
 @contextmanager
 def on_progress(callback: ProgressCallback) -> Iterator[None]:
-    """Within the block evaluations call `callback` as they go on."""
+    """Within the block long work calls `callback` as it goes on."""
     token = _callback.set(callback)
     try:
         yield
