@@ -7,12 +7,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.convert.builder import LEDGER, BuildOptions, BuildProgress, BuildSummary, build_shards
 from data.convert.classes import CLASSES
 from data.convert.source import BuildSource
+from data.pools.base import Workers
 from vlm.terminal import Terminal, one_line
 
 _SHOWN_REASONS = 5
 
 
-def build_with_progress(source: BuildSource, folder: Path, options: BuildOptions, workers: int | None) -> BuildSummary:
+def build_with_progress(source: BuildSource, folder: Path, options: BuildOptions, workers: Workers) -> BuildSummary:
     """Write the shards and say what was written and what was left out."""
     console = Terminal()
     columns = (

@@ -8,18 +8,23 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from launch.options import grouped
+from launch.pool_options import WorkerOptions
 from vlm.errors import UserError
 from vlm.terminal import Terminal, one_line
 
 if TYPE_CHECKING:
     from data.check.report import CheckConfig, CheckReport
+    from data.pools.base import Workers
 
 _SHOWN_EXAMPLES = 5
 _SHOWN_KINDS = 20
 
 
+@grouped
 def check(  # noqa: PLR0913 - the options of the command line
     shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
+    where: WorkerOptions,
     against: Annotated[
         list[str] | None, typer.Option(help="Shards (a test set) whose pictures should not be there; repeatable.")
     ] = None,
@@ -40,7 +45,6 @@ def check(  # noqa: PLR0913 - the options of the command line
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Also draw the distributions into this folder.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Read every sample once: counts, sizes, caption lengths, duplicates, and all that training could not use."""
     from pydantic import ValidationError
@@ -52,7 +56,8 @@ def check(  # noqa: PLR0913 - the options of the command line
         config = CheckConfig(distance_bits=distance, listed=listed, clip_tokens=tokens, mark=mark, images=images)
     except ValidationError as error:
         raise UserError(f"--{first_problem(error, CheckConfig)}") from error
-    report = run_check(shards, against or (), config, json_file=json_file, plots=plots, workers=workers)
+    with where.open() as workers:
+        report = run_check(shards, against or (), config, json_file=json_file, plots=plots, workers=workers)
     if max_bad_share is not None and report.bad_share > max_bad_share:
         print(f"bad samples: {report.bad_share:.2%}, more than {max_bad_share:.2%}")
         raise typer.Exit(1)
@@ -65,7 +70,7 @@ def run_check(
     *,
     json_file: Path | None,
     plots: Path | None,
-    workers: int | None,
+    workers: "Workers",
 ) -> "CheckReport":
     """Check the shards with a progress bar, print the tables, write the files asked for."""
     from data.check.plots import PLOTS, draw_plots

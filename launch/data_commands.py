@@ -11,6 +11,7 @@ from launch.counting_options import BalanceOptions, DetectionOptions
 from launch.filter_shards import filter_noisy
 from launch.mine import mine_negatives
 from launch.options import grouped
+from launch.pool_options import WorkerOptions, work_for
 
 data_app = typer.Typer(
     help="Build, index, check, filter, cluster and count in webdataset shards.", no_args_is_help=True
@@ -22,20 +23,23 @@ data_app.command(name="negatives")(mine_negatives)
 
 
 @data_app.command()
+@grouped
 def index(
     shards: Annotated[
         list[str], typer.Argument(help="Shards: names, URLs, {00..03} and * patterns.", metavar="SHARDS...")
     ],
+    where: WorkerOptions,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not believe an index that is there.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Write a manifest per folder and a small index beside each shard, so that runs start at once."""
     from launch.index_shards import index_with_progress
 
-    index_with_progress(shards, fresh=fresh, workers=workers)
+    with where.open() as workers:
+        index_with_progress(shards, fresh=fresh, workers=workers)
 
 
 @data_app.command(name="build")
+@grouped
 def build(  # noqa: PLR0913 - the options of the command line
     source: Annotated[
         str,
@@ -44,6 +48,7 @@ def build(  # noqa: PLR0913 - the options of the command line
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="The folder to write shards to.", metavar="OUT_DIR")],
+    where: WorkerOptions,
     root: Annotated[Path | None, typer.Option(help="Where image paths start; default: the table's folder.")] = None,
     captions: Annotated[Path | None, typer.Option(help="The captions of a folder of images; else .txt beside.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
@@ -63,7 +68,6 @@ def build(  # noqa: PLR0913 - the options of the command line
     ] = 0,
     in_order: Annotated[bool, typer.Option("--in-order", help="Keep the order of the table instead.")] = False,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="More left out than this is an error.")] = 0.01,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Build webdataset shards from a table, COCO captions or an image folder; the same command goes on after a kill."""
     from data.convert.builder import BuildOptions
@@ -80,7 +84,9 @@ def build(  # noqa: PLR0913 - the options of the command line
         shuffle=None if in_order else shuffle,
         max_bad_share=max_bad_share,
     )
-    build_with_progress(BuildSource(source, root, captions, columns, class_folders, classes), folder, options, workers)
+    built = BuildSource(source, root, captions, columns, class_folders, classes)
+    with where.open() as workers:
+        build_with_progress(built, folder, options, workers)
 
 
 @data_app.command()
@@ -109,3 +115,14 @@ def scenes(
     from launch.scenes import render_scenes
 
     render_scenes(folder, train=train_samples, val=val_samples, seed=seed, image_size=image_size)
+
+
+@data_app.command(hidden=True)
+def worker(
+    address: Annotated[
+        str, typer.Argument(help="Where the command listens that wants work done.", metavar="HOST:PORT")
+    ],
+    key: Annotated[str, typer.Option(help="The file with its key.")],
+) -> None:
+    """Do the jobs of a command that was started with --on slurm, until none is left."""
+    work_for(address, key)

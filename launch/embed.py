@@ -1,6 +1,6 @@
 """`vlm embed`: embeddings of the samples of shards, written by all ranks that a launcher started."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -91,8 +91,8 @@ def embed_shards(
     cache = ShardCache()
     with loaded_model(name, PATIENCE, trust=trust) as (model, world):
         source = open_source("SHARDS", patterns, FolderIndex(cache, "SHARDS"), images="image" in config.what)
-        _require_known(source)
-        folder = _folder(source, out, model, config)
+        require_known(source)
+        folder = folder_of(source, out, model, config)
         require_same_shards(tuple(folder.names.values()), world)
         record = DataRecord(samples=source.num_samples, shards=len(source.shards), content=source.content)
         require_same_view(world, {"SHARDS": record})
@@ -104,12 +104,12 @@ def embed_shards(
             embedder = ShardEmbedder(model, encoder, config, ShardReader(cache), pool, batch_size)
             results = write_embeddings(folder, embedder, world, partial(report_progress, "shards"))
         if world.is_main:
-            _print(folder, results)
+            print_embedded(folder, results)
         world.barrier()
     return results
 
 
-def _require_known(source: Source) -> None:
+def require_known(source: Source) -> None:
     """Refuse shards of which nothing but a name would tell which embeddings are theirs. Raises UserError."""
     for shard, holds in zip(source.shards, source.contents, strict=True):
         if not holds.content:
@@ -118,7 +118,8 @@ def _require_known(source: Source) -> None:
             )
 
 
-def _folder(source: Source, out: Path, model: DualEncoder, config: EmbedConfig) -> EmbeddingFolder:
+def folder_of(source: Source, out: Path, model: DualEncoder, config: EmbedConfig) -> EmbeddingFolder:
+    """The folder of the embeddings of a source's samples by a model."""
     names = {shard: str(Path(one).with_suffix(".parquet")) for shard, one in output_names(source.shards).items()}
     dims: dict[What, int] = dict.fromkeys(config.what, model.embed_dim)
     return EmbeddingFolder(
@@ -271,7 +272,8 @@ class ShardEmbedder:
         return texts if self._config.texts == "all" else texts[:1]
 
 
-def _print(folder: EmbeddingFolder, results: dict[int, EmbeddedShard]) -> None:
+def print_embedded(folder: EmbeddingFolder, results: Mapping[int, EmbeddedShard]) -> None:
+    """Print the table of what was embedded; what was not is named on standard error."""
     left_out = all_left_out(results)
     print_left_out(folder.work.shards, left_out, folder.out / LEDGER)
     table = Table("what", title="Embeddings")

@@ -9,11 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from launch.options import grouped
+from launch.pool_options import WorkerOptions
 from vlm.terminal import Terminal
 
 if TYPE_CHECKING:
     from data.filter.rules import AlignRules
     from data.filter.run import FilterJob, FilterReport
+    from data.pools.base import Workers
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ def filter_noisy(
     shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
     output: OutputOptions,
     options: RuleOptions,
+    where: WorkerOptions,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Shards of a test set, whose pictures are dropped; repeatable.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Filter noisy alt text by ALIGN's rules, each with the paper's default, over shards too large for memory.
 
@@ -95,10 +97,12 @@ def filter_noisy(
     names = expand_shards(shards, None, "SHARDS")
     excluded = expand_shards(exclude, None, "--exclude") if exclude else ()
     require_no_command((*names, *excluded), "SHARDS")
-    run_filter(FilterJob(names, rules, out, excluded, work, counts, output.list_only), workers, json_file)
+    job = FilterJob(names, rules, out, excluded, work, counts, output.list_only)
+    with where.open() as workers:
+        run_filter(job, workers, json_file)
 
 
-def run_filter(job: "FilterJob", workers: int | None, json_file: Path | None) -> "FilterReport":
+def run_filter(job: "FilterJob", workers: "Workers", json_file: Path | None) -> "FilterReport":
     """Filter with a progress bar for each pass, print the table of what was dropped, write the figures."""
     from data.filter.run import filter_shards
 

@@ -6,6 +6,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data.pools.base import Workers
 from data.shards.cache import ShardCache
 from data.shards.folder_index import FolderIndex, folder_of
 from data.shards.manifest import NAME
@@ -18,7 +19,7 @@ from vlm.terminal import Terminal, one_line
 _QUANTILES = (0.5, 0.9, 0.99)
 
 
-def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: int | None) -> Source:
+def index_with_progress(patterns: Sequence[str], *, fresh: bool, workers: Workers) -> Source:
     """Index what the patterns name, write manifests and sidecars beside it, and print a table of what is there.
 
     Raises:

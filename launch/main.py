@@ -15,6 +15,7 @@ from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, TxtMembers, eval_app
 from launch.launcher import join_launcher
 from launch.options import grouped
+from launch.pool_options import PlaceOptions
 from vlm import __version__
 from vlm.errors import EveryRankError
 from vlm.imports import fast_imports
@@ -160,10 +161,12 @@ def caption(
 
 
 @app.command()
+@grouped
 def embed(  # noqa: PLR0913 - the options of the command line
     model: ModelName,
     shards: Annotated[list[str], typer.Argument(help="Shards: names, {00..03} and * patterns.", metavar="SHARDS...")],
     out: Annotated[Path, typer.Option(help="The folder for the embeddings, a Parquet file a shard.")],
+    place: PlaceOptions,
     what: Annotated[str, typer.Option(help="image, text, or both; a sample needs all of it.")] = "image,text",
     texts: Annotated[str, typer.Option(help="first: of several captions the first; or all.")] = "first",
     txt: Annotated[str, typer.Option(help="A txt member is one caption (whole), or one a line (lines).")] = "whole",
@@ -171,6 +174,9 @@ def embed(  # noqa: PLR0913 - the options of the command line
     precision: Annotated[str, typer.Option(help="Of the towers' products: fp32 or bf16.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, max=2**16, help="Samples held ready; no byte depends on it.")] = 256,
     workers: Annotated[int, typer.Option(min=1, max=512, help="Threads of each rank that decode images.")] = 4,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="With --on ray or slurm: processes at most.")
+    ] = None,
     trust: TrustModel = False,
 ) -> None:
     """Write the embeddings of the samples of shards; the same command goes on after a kill. On all ranks."""
@@ -178,6 +184,12 @@ def embed(  # noqa: PLR0913 - the options of the command line
         from launch.embed import embed_config, embed_shards
 
     config = embed_config(what, texts, txt, stored, precision)
+    if place.on != "local":
+        from launch.embed_pool import EmbedPlan, embed_on
+
+        with place.start(processes, gpu=True) as pool:
+            embed_on(pool, EmbedPlan(model, tuple(shards), config, out, batch_size, workers, trust=trust))
+        return
     embed_shards(model, shards, config, out, batch_size=batch_size, workers=workers, trust=trust)
 
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from data.check.duplicates import Duplicates, find_duplicates
 from data.check.histogram import Distribution, Histogram
 from data.check.scan import DISTRIBUTIONS, OF_DOCUMENTS, ScanJob, ShardScan, scan_shard
-from data.processes import WorkerPool
+from data.pools.base import Workers
+from data.pools.local import open_pool
 from vlm.config import Config
 from vlm.paths import write_output
 
@@ -89,7 +90,7 @@ def check_shards(
     config: CheckConfig,
     *,
     against: Sequence[str] = (),
-    workers: int | None = None,
+    workers: Workers = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[CheckReport, dict[str, Histogram]]:
     """Read all shards once, in `workers` processes (default: one a core): the report, and the full histograms.
@@ -101,7 +102,7 @@ def check_shards(
     jobs = [ScanJob(shard, **options, listed=config.listed, mark=config.mark) for shard in shards]
     others = [ScanJob(shard, texts=False, listed=0) for shard in against]
     scans = []
-    with WorkerPool(workers) as pool:
+    with open_pool(workers) as pool:
         for scan in pool.in_order(scan_shard, [*jobs, *others]):
             scans.append(scan)
             if progress is not None:

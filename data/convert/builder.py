@@ -19,7 +19,8 @@ from data.convert.journal import Journal, JournalKind, open_journal
 from data.convert.shard import ShardJob, ShardResult, write_shard
 from data.convert.source import BuildSource, open_table
 from data.convert.table import Groups, SourceTable
-from data.processes import WorkerPool, num_cores
+from data.pools.base import Pool, Workers
+from data.pools.local import open_pool
 from data.randomness import Permutation
 from data.samples.bad_sample import BadSampleError
 from vlm.aside import remove_files
@@ -96,7 +97,7 @@ def build_shards(
     folder: Path,
     options: BuildOptions,
     *,
-    workers: int | None = None,
+    workers: Workers = None,
     report: Callable[[BuildProgress], None] = lambda _: None,
 ) -> BuildSummary:
     """Write the shards of `source` into `folder`, from `workers` processes (default: one a core).
@@ -116,7 +117,7 @@ def build_shards(
     build = _Build(table, columns, classes, groups, folder.absolute(), source.image_root, options)
     try:
         with open_journal(build.folder, build.plan(), BUILD, f"{options.prefix}-*.tar") as journal:
-            with WorkerPool(_num_workers(workers)) as processes:
+            with open_pool(_checked(workers)) as processes:
                 try:
                     build.run(journal, processes, report)
                 finally:
@@ -170,7 +171,7 @@ class _Build:
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.options.prefix}-{number:06d}.tar"
 
-    def run(self, journal: BuildJournal, processes: WorkerPool, report: Callable[[BuildProgress], None]) -> None:
+    def run(self, journal: BuildJournal, processes: Pool, report: Callable[[BuildProgress], None]) -> None:
         """Write what is missing."""
         missing = [number for number in range(self.num_shards) if not self._is_there(journal.results.get(number))]
         for number in missing:
@@ -270,10 +271,10 @@ def _spread(count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, num=min(count, _PROBED_ROWS)).astype(np.int64))
 
 
-def _num_workers(workers: int | None) -> int:
-    if workers is not None and workers < 1:
+def _checked(workers: Workers) -> Workers:
+    if isinstance(workers, int) and workers < 1:
         raise UserError(f"workers must be at least 1, found {workers}")
-    return num_cores() if workers is None else workers
+    return workers
 
 
 def _ledger(journal: BuildJournal) -> str:

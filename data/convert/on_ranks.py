@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from data.check.samples import shard_state
 from data.convert.journal import FinishedShard, Journal, JournalKind, open_journal
+from data.pools.base import Job, Pool
 from data.shards.store import is_remote, local_path
 from vlm.atomic import write_text
 from vlm.distributed.world import World
@@ -108,6 +109,30 @@ def share_out(
         report(len(results), len(states))
         if world.is_main:
             finish(results)
+    return results
+
+
+def map_out(
+    work: ShardWork[Made],
+    job: Callable[[int, str], Job],
+    make: Callable[[Job], Made],
+    finish: Callable[[Mapping[int, Made]], None],
+    pool: Pool,
+    report: Callable[[int, int], None],
+) -> dict[int, Made]:
+    """The same by the processes of a pool: `make(job(number, state))` in one of them. Raises as `share_out`."""
+    world = World()
+    states = states_of(work.shards, world)
+    with journal_on_main(work.out, work.plan(), work.kind, world) as journal:
+        assert journal is not None
+        results = _finished(work, journal, states)
+        missing = [number for number in range(len(states)) if number not in results]
+        report(len(results), len(states))
+        for one in pool.as_done(make, (job(number, states[number]) for number in missing)):
+            results[one.number] = one
+            journal.add(one)
+            report(len(results), len(states))
+        finish(results)
     return results
 
 

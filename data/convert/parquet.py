@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data.convert.columns import ColumnOptions, find_columns
 from data.convert.entry import Blob, Row
 from data.convert.table import FrameTable
-from data.processes import WorkerPool
+from data.pools.base import Pool
 from vlm.errors import UserError, reason
 
 _BATCH_ROWS = 64
@@ -86,7 +86,7 @@ class ParquetTable(FrameTable):
         """The image column; None where it holds bytes."""
         return None if self._has_bytes else super().image_paths()
 
-    def prepare(self, folder: Path, processes: WorkerPool, report: Callable[[int, int], None]) -> None:
+    def prepare(self, folder: Path, processes: Pool, report: Callable[[int, int], None]) -> None:
         """Copy the image bytes into `folder`; pieces that a killed build left complete are used."""
         if not self._has_bytes:
             return

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from data.convert.entry import ColumnRoles, Row
-from data.processes import WorkerPool
+from data.pools.base import Pool
 from data.samples.bad_sample import BadSampleError
 
 
@@ -41,7 +41,7 @@ class SourceTable(ABC):
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[Row]:
         """The rows with these numbers, in this order."""
 
-    def prepare(self, folder: Path, processes: WorkerPool, report: Callable[[int, int], None]) -> None:  # noqa: B027
+    def prepare(self, folder: Path, processes: Pool, report: Callable[[int, int], None]) -> None:  # noqa: B027
         """Set aside in `folder` what `fetch` will point to; `report` gets the numbers of rows done and in all."""
 
 

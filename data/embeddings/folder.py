@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,6 +76,11 @@ class EmbeddingFolder:
             precision=self.precision,
         )
 
+    def finish(self, results: Mapping[int, EmbeddedShard]) -> None:
+        """Write ledger and manifest, when all parts are there."""
+        write_ledger(self.out / LEDGER, self.work.shards, results)
+        write_text(self.out / EMBEDDINGS.file, manifest_text(self.manifest(results)))
+
 
 def write_embeddings(
     folder: EmbeddingFolder,
@@ -84,26 +89,23 @@ def write_embeddings(
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[int, EmbeddedShard]:
     """Write the parts that are missing as `share_out` does, then the manifest. Collective. Raises UserError."""
+    return share_out(folder.work, partial(make_part, folder, embed), folder.finish, world, report)
 
-    def make(number: int, state: str) -> EmbeddedShard:
-        path = folder.work.path(number)
-        samples, left_out = embed(folder.source, number)
-        try:
-            stored = write_part(path, samples.columns(folder.stored, folder.texts))
-        except OSError as error:
-            raise UserError(f"{error.filename or path}: {error.strerror or reason(error)}") from error
-        return EmbeddedShard(
-            number=number,
-            state=state,
-            num_bytes=len(stored),
-            left_out=left_out,
-            num_samples=len(samples.rows),
-            num_texts=0 if samples.text is None else len(samples.text),
-            sha256=hashlib.sha256(stored).hexdigest(),
-        )
 
-    def finish(results: Mapping[int, EmbeddedShard]) -> None:
-        write_ledger(folder.out / LEDGER, folder.work.shards, results)
-        write_text(folder.out / EMBEDDINGS.file, manifest_text(folder.manifest(results)))
-
-    return share_out(folder.work, make, finish, world, report)
+def make_part(folder: EmbeddingFolder, embed: Embedder, number: int, state: str) -> EmbeddedShard:
+    """Write the part of a shard in this state. Raises UserError where that is impossible."""
+    path = folder.work.path(number)
+    samples, left_out = embed(folder.source, number)
+    try:
+        stored = write_part(path, samples.columns(folder.stored, folder.texts))
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or reason(error)}") from error
+    return EmbeddedShard(
+        number=number,
+        state=state,
+        num_bytes=len(stored),
+        left_out=left_out,
+        num_samples=len(samples.rows),
+        num_texts=0 if samples.text is None else len(samples.text),
+        sha256=hashlib.sha256(stored).hexdigest(),
+    )

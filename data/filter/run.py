@@ -22,7 +22,8 @@ from data.filter.names import output_names
 from data.filter.rules import AlignRules
 from data.filter.verdicts import TestPictures, make_lists
 from data.filter.write import LEVELS, NOTHING, Dropped, WriteJob, filter_shard
-from data.processes import WorkerPool
+from data.pools.base import Pool, Workers
+from data.pools.local import open_pool
 from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, write_text
 from vlm.errors import UserError, reason
@@ -86,7 +87,7 @@ class FilterReport:
         write_output(path, json.dumps(self.to_json(), indent=1) + "\n", "figures of the filter")
 
 
-def filter_shards(job: FilterJob, *, workers: int | None = None, progress: Progress = _silent) -> FilterReport:
+def filter_shards(job: FilterJob, *, workers: Workers = None, progress: Progress = _silent) -> FilterReport:
     """Filter shards in `workers` processes (default: one a core).
 
     A run that was killed goes on where it was when it is started again. The result depends neither on the order of the
@@ -102,7 +103,7 @@ def filter_shards(job: FilterJob, *, workers: int | None = None, progress: Progr
         _refuse_occupied(job)
         for name in ("rows", "grams", "kept"):
             (job.work_folder / name).mkdir(parents=True, exist_ok=True)
-        with WorkerPool(workers) as pool:
+        with open_pool(workers) as pool:
             return _Passes(job, targets, pool, progress).run()
     except OSError as error:
         raise UserError(f"{error.filename or job.out}: {error.strerror or reason(error)}") from error
@@ -120,7 +121,7 @@ class _Passes:
 
     job: FilterJob
     targets: dict[str, str]
-    pool: WorkerPool
+    pool: Pool
     progress: Progress
 
     def run(self) -> FilterReport:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from data.processes import WorkerPool
+from data.pools.local import LocalPool
 from data.scenes.render import encode, render
 from data.scenes.splits import SPLITS, ZEROSHOT_TEMPLATES, Plan
 from data.scenes.vocabulary import class_names
@@ -99,7 +99,7 @@ def write_scenes(  # noqa: PLR0913 - the options of the command line, by keyword
     try:
         with folder_aside(directory) as folder:
             jobs = options.jobs(folder)
-            with WorkerPool(workers) as pool:
+            with LocalPool(workers) as pool:
                 for written in pool.as_done(write_shard, jobs):
                     if progress is not None:
                         progress(written)

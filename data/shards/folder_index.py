@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.pools.base import Workers
 from data.shards.cache import ShardCache
 from data.shards.indexing import Indexer, index_shards
 from data.shards.lock import locked
@@ -58,7 +59,7 @@ class FolderIndex:
         names: Sequence[str],
         *,
         fresh: bool = False,
-        workers: int | None = None,
+        workers: Workers = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, ShardEntry]:
         """The entries of these shards; what no manifest covers is indexed, and the manifests are written anew.
@@ -128,7 +129,7 @@ class FolderIndex:
     def _index(
         self,
         names: Sequence[str],
-        workers: int | None,
+        workers: Workers,
         progress: Callable[[int, int], None] | None,
         *,
         fresh: bool = False,

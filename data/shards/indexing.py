@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.processes import WorkerPool
+from data.pools.base import Pool, Workers
+from data.pools.local import LocalPool, open_pool
 from data.shards.cache import ShardCache
 from data.shards.sidecar import SUFFIX, ShardIndex, load_index, make_index, parse_index, save_index
 from data.shards.stamp import Stamp
@@ -153,10 +154,11 @@ class Indexer:
 
 
 def index_shards(
-    names: Sequence[str], indexer: Indexer, *, workers: int | None = None
+    names: Sequence[str], indexer: Indexer, *, workers: Workers = None
 ) -> Iterator[tuple[str, ShardIndex]]:
     """Each shard with its index, from several processes (default: one a core) where that pays."""
     small = sum(os.path.getsize(name) for name in names if os.path.exists(name)) < _WORTH_A_POOL
     in_process = small and sum(map(is_remote, names)) < _REMOTE_WORTH_A_POOL
-    with WorkerPool(1 if in_process else workers) as pool:
+    is_here = not isinstance(workers, Pool) or isinstance(workers, LocalPool)
+    with open_pool(1 if in_process and is_here else workers) as pool:
         yield from zip(names, pool.in_order(indexer, names), strict=True)

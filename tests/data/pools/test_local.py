@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.processes import WorkerPool
+from data.pools.local import LocalPool
 from vlm.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
@@ -18,14 +18,14 @@ JOBS = [20_000, 1, 2, 3, 9_000, *range(4, 20)]  # the first take longest
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
-    with WorkerPool(workers) as pool:
+    with LocalPool(workers) as pool:
         assert list(pool.in_order(math.factorial, JOBS)) == [math.factorial(job) for job in JOBS]
         with pytest.raises(ValueError, match="negative"):
             list(pool.in_order(math.factorial, [3, -1, 4]))
 
 
 def test_leaving_early_drops_what_has_not_begun() -> None:
-    with WorkerPool(2) as pool:
+    with LocalPool(2) as pool:
         results = pool.in_order(math.factorial, range(10**9))
         assert next(results) == 1
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -34,7 +34,7 @@ def test_leaving_early_drops_what_has_not_begun() -> None:
 
 def test_results_come_as_they_are_done_and_none_is_missing() -> None:
     for workers in (1, 2):
-        with WorkerPool(workers) as pool:
+        with LocalPool(workers) as pool:
             assert sorted(pool.as_done(math.factorial, JOBS)) == sorted(math.factorial(job) for job in JOBS)
 
 
@@ -44,7 +44,7 @@ def suicide(job: int) -> int:
 
 
 def test_a_single_job_needs_no_other_process() -> None:
-    with WorkerPool(2) as pool:
+    with LocalPool(2) as pool:
         assert list(pool.in_order(pid, [0])) == list(pool.as_done(pid, [0])) == [os.getpid()]
         assert os.getpid() not in pool.in_order(pid, [0, 1])
 
@@ -54,7 +54,7 @@ def pid(_: int) -> int:
 
 
 def test_a_killed_process_ends_in_one_line() -> None:
-    with WorkerPool(2) as pool, pytest.raises(UserError, match=r"^a process was killed, perhaps for want of memory"):
+    with LocalPool(2) as pool, pytest.raises(UserError, match=r"^a process was killed, perhaps for want of memory"):
         list(pool.as_done(suicide, range(3)))
 
 
