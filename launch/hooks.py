@@ -22,6 +22,7 @@ from vlm.training.hooks.guard import Guard
 from vlm.training.hooks.heap import HeapTrim
 from vlm.training.hooks.ledger import Ledger
 from vlm.training.hooks.sample_record import SampleRecord
+from vlm.training.hooks.spikes import SpikeGuard
 from vlm.training.hooks.step_log import StepLog
 from vlm.training.recorder import Recorder
 from vlm.training.step import TrainState
@@ -60,8 +61,11 @@ def build_hooks(
 
     counts = manifest.counts if world.is_main else None
     documents = recipe.data.documents.per_step if recipe.data.documents else 0
+    spikes = None
+    if state.spikes is not None:
+        spikes = SpikeGuard(state.spikes, state, recorder, steps(recipe.checkpoint_every), manifest.spikes)
     ledger = Ledger(recorder.run, source.max_bad_share, recipe.global_batch + documents, start.step, counts)
-    guard = Guard(recorder, recipe.max_bad_steps, manifest.left_out)
+    guard = Guard(recorder, recipe.max_bad_steps, manifest.left_out, spikes)
     hooks: list[Hook] = [ledger]
     if recipe.record_samples:
         hooks.append(SampleRecord(recorder.run))

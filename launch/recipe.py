@@ -45,6 +45,8 @@ FREE_ON_RESUME = (
     "geometry",
     "alarm",
     "max_bad_steps",
+    "guard.most",
+    "guard.within",
     "checkpoint_every",
     "keep_checkpoints",
     "record_samples",

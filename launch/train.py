@@ -154,6 +154,8 @@ def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:
 def _restore(checkpoint: Checkpoint, state: TrainState, parts: RunParts) -> None:
     restore_state(checkpoint, state.engine, state.ema, state.teacher)
     restore_memory(checkpoint, state.objective)
+    if state.spikes is not None:
+        state.spikes.restore(checkpoint.manifest.spikes)
     parts.source.restore(checkpoint.manifest.stream)
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
 
 from vlm.checkpoint.data_record import DataRecord
 from vlm.checkpoint.folder import MANIFEST, step_of
@@ -27,10 +27,26 @@ class FileRecord(Config):
 
 
 class LeftOut(Config):
-    """How many steps a run has left out, their loss or gradient being no finite number."""
+    """How many steps a run has left out: no finite loss or gradient, a spike, or undone by a roll-back."""
 
     total: int = Field(default=0, ge=0, description="since the run's first step")
-    in_a_row: int = Field(default=0, ge=0, description="up to the checkpoint's step")
+    in_a_row: int = Field(default=0, ge=0, description="not finite, up to the checkpoint's step")
+
+
+class Stretch(Config):
+    """Steps of a run, counted from 1, the last among them."""
+
+    first: PositiveInt
+    last: PositiveInt
+
+
+class SpikeRecord(Config):
+    """What the guard goes on from, and which steps' batches are not in the weights for its sake."""
+
+    losses: tuple[float, ...] = Field(default=(), description="of the last usual steps")
+    norms: tuple[float, ...] = Field(default=(), description="of their gradients")
+    spikes: tuple[PositiveInt, ...] = Field(default=(), description="steps of the last spikes, those undone among them")
+    left_out: tuple[Stretch, ...] = Field(default=(), description="steps left out or undone for spikes")
 
 
 class Manifest(Config):
@@ -46,7 +62,8 @@ class Manifest(Config):
     model: dict[str, Any]
     data: dict[str, DataRecord]
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")
-    left_out: LeftOut = Field(default=LeftOut(), description="steps whose loss or gradient was no finite number")
+    left_out: LeftOut = Field(default=LeftOut(), description="steps that changed nothing, or were undone")
+    spikes: SpikeRecord = Field(default=SpikeRecord(), description="of the guard, where there is one")
     counts: dict[str, int] = Field(default={}, description="rows of each source and field since the last log line")
     pending: tuple[str, ...] = Field(
         default=(), description="evaluations of this step that a stop left to the next life"

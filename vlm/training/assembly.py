@@ -16,6 +16,7 @@ from vlm.training.ema import Ema
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
 from vlm.training.optimizers import OptimizerMaker, no_weight_decay_names
+from vlm.training.spikes import SpikeWatch
 from vlm.training.step import TrainState
 from vlm.training.teacher import Teacher
 
@@ -38,7 +39,7 @@ def assemble(
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None
     teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
-    return TrainState(engine, objective, ema, teacher)
+    return TrainState(engine, objective, ema, teacher, SpikeWatch(config.guard) if config.guard else None)
 
 
 def build_objective(config: TrainingConfig, model: DualEncoder, num_samples: int, world: World) -> Objective:

@@ -17,6 +17,7 @@ from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.optimizers import AdamW, AnyOptimizer
 from vlm.training.schedule import AnySchedule, CosineSchedule
+from vlm.training.spikes import GuardConfig
 from vlm.training.teacher import TeacherConfig
 
 
@@ -59,6 +60,9 @@ class TrainingConfig(Config):
         gt=0,
         le=1_000_000,
         description="the run ends when so many steps in a row have a loss or gradient that is not finite",
+    )
+    guard: GuardConfig | None = Field(
+        default=None, description="what is done about spikes of the loss or the gradient's norm; null: nothing"
     )
     ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
     log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")

@@ -26,6 +26,21 @@ class Poison(PairTerm):
         return nothing + float(self.kind)
 
 
+class Spike(PairTerm):
+    """Adds `loss` to the loss of some steps, and `slope` to the gradient at every number of x; to others 0."""
+
+    steps: tuple[int, ...]
+    rank: int = 0
+    loss: float = 0.0
+    slope: float = 0.0
+
+    def __call__(self, step: PairStep) -> Tensor:
+        is_now = step.step in self.steps and step.exchange.world.rank == self.rank
+        x = step.pairs.x
+        rows = (self.slope if is_now else 0.0) * (x - x.detach()).sum(1)
+        return step.pairs.mean(rows) + (self.loss if is_now else 0.0)
+
+
 class _Spoiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The contract of engines: what runs forward, backward and step on one or many ranks."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +54,7 @@ class Engine(ABC):
         self.moments = make_optimizer.moments
         self.world = World.current(accelerator.device)
         self.settings = settings
+        self.most_norm = math.inf  # a step whose gradient's norm is larger updates nothing
         # Taken before an engine shards the weights: all parameters and persistent buffers, whole.
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in module.state_dict().items()}
 
@@ -124,8 +126,12 @@ class Engine(ABC):
     def step(self, lr: float) -> float:
         """Clip, update and clear the gradients; their norm before clipping, the same on all ranks. Collective.
 
-        Where the norm is no finite number, nothing is updated.
+        Where the norm is no finite number, or above `most_norm`, nothing is updated.
         """
+
+    def accepts(self, norm: float) -> bool:
+        """Whether a step whose gradient has this norm updates the weights."""
+        return math.isfinite(norm) and norm <= self.most_norm
 
     @abstractmethod
     def gradient(self, name: str) -> Tensor:

@@ -87,7 +87,7 @@ class DdpEngine(Engine):
     def step(self, lr: float) -> float:  # noqa: D102
         limit = self.settings.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters().values()), math.inf if limit is None else limit))
-        if math.isfinite(norm):
+        if self.accepts(norm):
             set_lr(self._optimizer.param_groups, lr)
             self._optimizer.step()
         self._optimizer.zero_grad()

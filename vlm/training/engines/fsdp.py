@@ -1,6 +1,5 @@
 """FSDP2 of torch: weights, gradients and moments sharded over the ranks, gathered block by block."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ class FsdpEngine(Engine):
         gradients = [_local(p.grad) for p in self.parameters().values() if p.grad is not None]
         squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         norm = float(self.world.sum(squares).sqrt())
-        if math.isfinite(norm):
+        if self.accepts(norm):
             limit = self.settings.max_grad_norm
             if limit is not None and norm > limit:
                 torch._foreach_mul_(gradients, limit / norm)

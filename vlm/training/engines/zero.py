@@ -1,5 +1,6 @@
 """DeepSpeed's ZeRO stages 1 to 3, driven directly: backward, inspect, step."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero import GatheredParameters, parameter_offload
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
@@ -85,6 +87,8 @@ class ZeroEngine(Engine):
         self._zero: Any = self._engine.optimizer
         self._base: torch.optim.Optimizer = self._zero.optimizer
         self._linked = False
+        self._refused: float | None = None  # the norm of a step that was refused
+        self._let_refuse()
 
     @classmethod
     def configuration(cls, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
@@ -123,8 +127,27 @@ class ZeroEngine(Engine):
 
     def step(self, lr: float) -> float:  # noqa: D102
         set_lr(self._zero.param_groups, lr)
+        self._refused = None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm()) if self._refused is None else self._refused
+
+    def _let_refuse(self) -> None:
+        """Let DeepSpeed take a norm above `most_norm` for one that overflowed: it clears up and updates nothing."""
+        name = "_get_norm_groups" if self._stage == 3 else "scaled_global_norm"
+        norm_of = getattr(self._zero, name)
+
+        def judged(*arguments: Any) -> Any:
+            found = norm_of(*arguments)
+            if math.isinf(self.most_norm):
+                return found
+            norm = combine_grad_norm_groups(found) if self._stage == 3 else found
+            if self.accepts(float(norm)) or not math.isfinite(norm):
+                return found
+            self._refused = float(norm)
+            overflowed = torch.full_like(norm, math.inf)
+            return [overflowed] if self._stage == 3 else overflowed
+
+        setattr(self._zero, name, judged)
 
     def gradient(self, name: str) -> Tensor:  # noqa: D102
         return safe_get_full_grad(self.parameters()[name]).clone()  # type: ignore[no-any-return]

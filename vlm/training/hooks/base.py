@@ -38,3 +38,7 @@ class Hook:
     def manifest_fields(self, step: int) -> dict[str, Any]:  # noqa: ARG002
         """The fields of the manifest that this hook goes on from, for a checkpoint after `step` steps. Collective."""
         return {}
+
+    def needed_checkpoints(self, step: int) -> list[int]:  # noqa: ARG002
+        """The steps whose checkpoints this hook may come back to after `step`: they are not deleted. On rank 0."""
+        return []

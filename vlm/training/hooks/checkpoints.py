@@ -68,5 +68,6 @@ class Checkpoints(Hook):
             write_checkpoint(run.checkpoints, manifest, groups, engine.world, local_memory(objective))
         if engine.world.is_main:
             run.history.add("saved", step)
-            prune(run.checkpoints, self._plan.keep, step, self._recorder.alarms.good_steps())
+            needed = [one for hook in self._hooks for one in hook.needed_checkpoints(step)]
+            prune(run.checkpoints, self._plan.keep, step, [*self._recorder.alarms.good_steps(), *needed])
             self._source.discard_before(min(run.checkpoint_steps()))
