@@ -18,14 +18,13 @@ from data.shards.folder_index import FolderIndex
 from data.shards.reader import ShardReader
 from data.shards.source import Source, open_source
 from eval.encoder import evaluation_mode
-from eval.progress import report_progress
 from launch.embed import EmbedConfig, ShardEmbedder, folder_of, print_embedded, require_known
-from launch.evaluate import shown_progress
 from launch.model_source import load_model
-from vlm.distributed.world import World
+from launch.shown_progress import shown_progress
 from vlm.errors import EveryRankError, UserError
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import output_folder
+from vlm.progress import report_progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def embed_on(pool: Pool, plan: EmbedPlan) -> Mapping[int, EmbeddedShard]:
     require_known(source)
     folder = folder_of(source, out, model, plan.config)
     job = partial(_Job, plan, folder.model)
-    with shown_progress(World()):
+    with shown_progress():
         results = map_out(folder.work, job, _embed, folder.finish, pool, partial(report_progress, "shards"))
     print_embedded(folder, results)
     return results
