@@ -34,7 +34,7 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "eval", "demo", "data counting")
+_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "replay", "eval", "demo", "data counting")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
@@ -226,6 +226,31 @@ def verify_gradients(
 
     if not verify(checked, None if checkpoint is None else local_path(checkpoint, "--checkpoint")):
         raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="The run directory.", metavar="RUN")],
+    step: Annotated[int, typer.Option(min=1, max=10**12, help="The step, as the run's lines number it, from 1.")],
+    overrides: Overrides = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all samples, and what was found, to this file.")
+    ] = None,
+    trust: TrustRecipe = False,
+) -> None:
+    """Run one step of a run again and name the first layer whose output or gradient is not finite. On all ranks."""
+    from vlm.paths import local_path, output_file
+    from vlm.training.run_files import RECIPE
+
+    written = local_path(run, "RUN") / RECIPE
+    if not written.is_file():
+        raise EveryRankError(f"{run}: no run directory: it has no {RECIPE}")
+    target = None if json_file is None else output_file(json_file, "--json")
+    checked = _checked_recipe(str(written), overrides, trust=trust)
+    with fast_imports():
+        from launch.replay import replay as replay_step
+
+    replay_step(checked, step, trust=trust, json_file=target)
 
 
 @app.command()

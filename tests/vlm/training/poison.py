@@ -26,6 +26,17 @@ class Poison(PairTerm):
         return nothing + float(self.kind)
 
 
+class PoisonedGradient(PairTerm):
+    """Adds 0 to the loss, whose gradient is NaN in some steps."""
+
+    steps: tuple[int, ...]
+
+    def __call__(self, step: PairStep) -> Tensor:
+        nothing = step.pairs.mean(0.0 * step.pairs.x.sum(1))
+        spoiled: Tensor = _Spoiled.apply(nothing, torch.nan if step.step in self.steps else 1.0)
+        return spoiled
+
+
 class Spike(PairTerm):
     """Adds `loss` to the loss of some steps, and `slope` to the gradient at every number of x; to others 0."""
 

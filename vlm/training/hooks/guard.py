@@ -51,7 +51,8 @@ class Guard(Hook):
         if self.left_out.in_a_row >= self._max_bad_steps:
             raise EveryRankError(
                 f"max_bad_steps: {self.left_out.in_a_row} steps in a row up to step {step} had a loss or a gradient "
-                f"that is no finite number, and were left out; {FAILURES} names their samples; to go on: --resume auto "
+                f"that is no finite number, and were left out; {FAILURES} names their samples, vlm replay "
+                f"{self._recorder.run.path} --step {step} where it begins; to go on: --resume auto "
                 "--allow-changes with a lower optimizer.lr, precision=fp32, or a larger max_bad_steps"
             )
         self._recorder.say(
