@@ -15,6 +15,7 @@ from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, TxtMembers, eval_app
 from launch.launcher import join_launcher
 from launch.options import grouped
+from launch.plan.options import PlanOptions
 from launch.pool_options import PlaceOptions
 from vlm import __version__
 from vlm.errors import EveryRankError
@@ -37,6 +38,9 @@ _MISSING_COMMAND = "NoArgs"
 _ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "replay", "eval", "demo", "data counting")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="[RECIPE]")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value", metavar="[KEY.PATH=VALUE]...")]
 TrustRecipe = Annotated[
     bool,
@@ -226,6 +230,32 @@ def verify_gradients(
 
     if not verify(checked, None if checkpoint is None else local_path(checkpoint, "--checkpoint")):
         raise typer.Exit(1)
+
+
+@app.command(name="plan")
+@grouped
+def plan_run(
+    where: PlanOptions,
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine, and write its figures as a file for --gpu.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="With --calibrate: the file.")] = Path("this-machine.yaml"),
+    trust: TrustRecipe = False,
+) -> None:
+    """Predict memory, step time, days and cost of a run before it is queued, and what would not work there."""
+    if calibrate:
+        from launch.plan.calibrate import write_calibration
+
+        write_calibration(out)
+        return
+    if recipe is None:
+        raise EveryRankError("plan: name a RECIPE, or measure this machine with --calibrate")
+    checked = _checked_recipe(recipe, overrides, trust=trust)
+    from launch.plan.command import plan_recipe
+
+    plan_recipe(checked, recipe, where)
 
 
 @app.command()

@@ -82,6 +82,15 @@ class FolderIndex:
                 entries.update(self._index(missing, workers, progress, fresh=fresh))
         return {name: entries[name] for name in names}
 
+    def known(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+        """The entries of those of these shards that manifests describe as they are now; nothing is made or written.
+
+        Raises:
+            UserError: a store of shards cannot be reached, or its manifest not be read.
+        """
+        self._contact(names)
+        return self._covered(names)
+
     def _contact(self, names: Sequence[str]) -> None:
         for name in {store_of(name): name for name in reversed(names) if is_remote(name)}.values():
             try:

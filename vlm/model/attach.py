@@ -26,8 +26,10 @@ _TEXTS = ("a dog", "two small cats on a table", "red")
 _SAME = 1e-4  # of states before a token that was changed: rounding in another order
 
 
-def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
+def attach_captioner(model: DualEncoder, config: CaptionerConfig, *, tried: bool = True) -> None:
     """Give a model the decoder of `config`, and the poolers that it asks for, with fresh weights.
+
+    Unless it is `tried`, for want of values, the text tower is believed to be causal.
 
     Raises:
         EveryRankError: the towers tell no tokens, the text tower looks ahead, its texts have no marks at their ends, or
@@ -42,7 +44,8 @@ def attach_captioner(model: DualEncoder, config: CaptionerConfig) -> None:
         raise EveryRankError(f"model.captioner: {error}") from None
     state_width = _token_width(model, "text")
     _require_marks(model)
-    _require_causal(model)
+    if tried:
+        _require_causal(model)
     pools_itself = getattr(model.image.trunk, "attn_pool", None) is not None
     pooler = config.pooler or ("tower" if pools_itself else "cascade")
     if pools_itself and pooler not in ("tower", "embedding"):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
@@ -18,6 +19,7 @@ from vlm.model.foreign import ForeignFiles
 from vlm.model.lock import AllBut
 from vlm.model.pretrained import load_pretrained_weights
 from vlm.model.resolve import architecture_of, captioner_of, image_spec, resolve, without_weights
+from vlm.model.shapes import Shapes
 from vlm.model.tokenizer import Tokenizer, full_tokenizer
 from vlm.model.tower_config import TextTowerConfig, TowerContext
 from vlm.model.tower_weights import load_tower_weights
@@ -73,6 +75,28 @@ def _unsharded_weights() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = configured
+
+
+def build_shapes(config: ModelConfig, files: ForeignFiles | None = None) -> tuple[DualEncoder, Shapes]:
+    """The dual encoder that `config` describes with shapes for parameters, and the place where it computes.
+
+    Nothing is tried and no weights are read, so it takes no memory and little time whatever its size. Raises UserError
+    for what cannot be built.
+    """
+    files, shapes = files or ForeignFiles(), Shapes()
+    resolved = resolve(config, files)
+    skeleton = without_weights(resolved)
+    with _seeded(0), _unsharded_weights():
+        with init_empty_weights(include_buffers=False):
+            model = _assemble(skeleton, skeleton, files, config)
+        shapes.adopt(model)
+        if isinstance(resolved.captioner, CaptionerConfig):
+            with shapes():
+                attach_captioner(model, resolved.captioner, tried=False)
+            shapes.adopt(model)
+    _lock(model.image, "image", resolved.lock.image)
+    _lock(model.text, "text", resolved.lock.text)
+    return model.train(), shapes
 
 
 def _assemble(resolved: ModelConfig, skeleton: ModelConfig, files: ForeignFiles, config: ModelConfig) -> DualEncoder:

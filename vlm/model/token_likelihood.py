@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-_CHUNK_LOGITS = 2**23  # logits at a time: 32 MiB
+CHUNK_LOGITS = 2**23
+"""Logits that there are at a time: 32 MiB."""
 
 
 def token_likelihood(
@@ -82,7 +83,7 @@ def _add_product(total: Tensor, part: Tensor, to_logits: Tensor) -> None:
 
 
 def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, _CHUNK_LOGITS // vocabulary)
+    size = max(1, CHUNK_LOGITS // vocabulary)
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
 
 

@@ -25,7 +25,7 @@ def definition(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("tokens_a_chunk", [1, 2, 3, 7, 8, 100])
 def test_value_and_gradient_do_not_know_the_chunks(monkeypatch: pytest.MonkeyPatch, tokens_a_chunk: int) -> None:
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
     states, weight, targets = inputs()
     factors = torch.randn(TOKENS, 2, dtype=torch.float64)
     found, expected = token_likelihood(states, weight, targets), definition(states, weight, targets)
@@ -61,7 +61,7 @@ def test_no_tokens_have_no_likelihood() -> None:
 def test_under_autocast_products_are_in_bf16_and_sums_in_fp32(
     monkeypatch: pytest.MonkeyPatch, tokens_a_chunk: int
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
     states, weight, targets = inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = token_likelihood(states, weight, targets)
