@@ -67,6 +67,7 @@ def trace_step(
             del made
             torch.autograd.backward(tops, [torch.ones_like(top) for top in tops])
             del tops
+            tracker.note()  # the last gradient is finished behind the last operation
         model.zero_grad()
     return Trace(rows, forward, backward, dict(kept))
 
@@ -122,9 +123,13 @@ class _Tracker(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket)
             self.phase.flops.append(count(*args, **(kwargs or {}), out_val=made) if count is not None else 0)
             self.phase.moved.append(sum(tensor.numel() * tensor.itemsize for tensor in (*inputs, *outputs)))
+        self.note()
+        return made
+
+    def note(self) -> None:
+        """Write down what is alive now."""
         self.phase.gradients.append(self._in_gradients)
         self.phase.others.append(self.alive)
-        return made
 
     def _keep(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
