@@ -45,6 +45,7 @@ FREE_ON_RESUME = (
     "geometry",
     "alarm",
     "max_bad_steps",
+    "hang_after",
     "guard.most",
     "guard.within",
     "checkpoint_every",

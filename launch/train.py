@@ -23,6 +23,7 @@ from vlm.batch import COUNTERFACTUALS, DEGRADED, Skip
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest
 from vlm.distributed.world import World
+from vlm.ends.hang import HangWatch
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
@@ -122,8 +123,14 @@ def _train(
             plan=MicroBatchPlan(recipe.global_batch, run.world.size, recipe.micro_batch),
             seed=recipe.seed,
         )
-        with watch.keeping_requests():
+        with watch.keeping_requests(), watch.watching_for_hangs(_hang_watch(recipe, run)):
             trainer.run(start.step)
+
+
+def _hang_watch(recipe: Recipe, run: RunDirectory) -> HangWatch | None:
+    if recipe.hang_after is None:
+        return None
+    return HangWatch(recipe.hang_after, run.path, run.world.rank, run.world.size)
 
 
 def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from vlm.activity import activity
+
 ProgressCallback = Callable[[str, int, int], None]
 """Called with the name of the work, how much of it this rank has done, and how much it has to do."""
 
@@ -22,6 +24,7 @@ def on_progress(callback: ProgressCallback) -> Iterator[None]:
 
 def report_progress(work: str, done: int, total: int) -> None:
     """Report that `done` of `total` are done; nothing happens where nobody listens."""
+    activity.touch(activity.slack)
     callback = _callback.get()
     if callback is not None:
         callback(work, done, total)

@@ -53,6 +53,10 @@ class Crew:
             worker_end.close()  # so that its end is seen here
             members.processes.append(process)
 
+    def process(self, worker: int) -> int | None:
+        """The number of a worker's process."""
+        return self._members.processes[worker].pid
+
     def send(self, worker: int, number: int) -> None:
         """Ask a worker for one more result. Raises WorkerDiedError."""
         try:

@@ -63,7 +63,8 @@ class SlotReader:
 
     def status(self, step: int, pick: Pick) -> str:
         """A line on what is being read."""
-        return f"step {step}: {self.sources[pick.source].shards[pick.place[0]]}"
+        shard, row = pick.place
+        return f"step {step}: {self.sources[pick.source].shards[shard]}, sample {row}"
 
     def read(self, step: int, pick: Pick, read: ReadSample[Read]) -> tuple[Read, Skip | None]:
         """The sample of a slot, or of its substitute, and then the record of what was skipped.

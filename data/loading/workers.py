@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from data.loading.crew import Crew, WorkerDiedError
+from vlm.activity import awaiting
 from vlm.errors import UserError
 from vlm.terminal import one_line
 
@@ -101,7 +103,9 @@ def _in_turn(
         for first, number in enumerate(numbers[:ahead]):
             crew.send(first % workers, number)
         for place in range(len(numbers)):
-            result = crew.receive(place % workers, _Watchdog(place % workers, statuses, patience))
+            worker = place % workers
+            with awaiting(partial(_awaited, worker, crew, statuses)):
+                result = crew.receive(worker, _Watchdog(worker, statuses, patience))
             if place + ahead < len(numbers):
                 crew.send(place % workers, numbers[place + ahead])
             yield result
@@ -109,6 +113,10 @@ def _in_turn(
         worker = place % workers
         message = f"loading worker {worker} died (killed? out of memory?) at {statuses.read(worker)}"
         raise UserError(message) from None
+
+
+def _awaited(worker: int, crew: Crew, statuses: StatusTable) -> str:
+    return f"loading worker {worker} (process {crew.process(worker)}), which is at {statuses.read(worker)}"
 
 
 class _Watchdog:

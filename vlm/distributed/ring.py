@@ -7,6 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm.activity import collective
 from vlm.distributed.row_group import RowGroup, as_bits
 
 Visit = Callable[[int, Tensor], Tensor]
@@ -39,8 +40,7 @@ class Ring:
             if turn + 1 < ranks.size:
                 coming, pending = self._pass_on(block)
             yield owner, block[: ranks.counts[owner]].to(rows.dtype)
-            for request in pending:
-                request.wait()
+            _finish(pending)
             block = coming
 
     def visit(self, rows: Float[Tensor, "rows dim"], visit: Visit) -> Float[Tensor, "rows dim"]:
@@ -48,11 +48,9 @@ class Ring:
         arriving, pending = self._padded(torch.zeros_like(rows)), list[dist.Work]()
         for owner, block in self.blocks(rows):
             contribution = visit(owner, block)
-            for request in pending:
-                request.wait()
+            _finish(pending)
             arriving, pending = self._pass_on(self._padded(contribution + arriving[: len(contribution)]))
-        for request in pending:
-            request.wait()
+        _finish(pending)
         return arriving[: len(rows)]
 
     def _pass_on(self, block: Tensor) -> tuple[Tensor, list[dist.Work]]:
@@ -66,3 +64,9 @@ class Ring:
         padded = rows.new_zeros(max(self.ranks.counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         return padded
+
+
+def _finish(pending: list[dist.Work]) -> None:
+    with collective("block of the ring"):
+        for request in pending:
+            request.wait()

@@ -10,6 +10,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlm.activity import collective
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -80,7 +82,8 @@ class RowGroup:
         """The element-wise maximum over ranks, without gradient."""
         most = value.detach().clone()
         if self.size > 1:
-            dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
+            with collective("largest"):
+                dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
         return most
 
     def merge_log_sum_exp(self, log_sums: Shaped[Tensor, " all"]) -> Shaped[Tensor, " rows"]:
@@ -97,7 +100,8 @@ def all_gather_rows(rows: Tensor, ranks: RowGroup, comm_dtype: torch.dtype | Non
     longest = max(ranks.counts)
     sent = _padded(rows if comm_dtype is None else rows.to(comm_dtype), longest)
     received = sent.new_empty(ranks.size * longest, *rows.shape[1:])
-    dist.all_gather_into_tensor(as_bits(received), as_bits(sent), group=ranks.group)
+    with collective("gather of rows"):
+        dist.all_gather_into_tensor(as_bits(received), as_bits(sent), group=ranks.group)
     return _unpadded(received, ranks.counts).to(rows.dtype)
 
 
@@ -108,11 +112,13 @@ def reduce_scatter_rows(values: Tensor, ranks: RowGroup, comm_dtype: torch.dtype
     sent = torch.cat(blocks)
     if comm_dtype is None:
         local_rows = sent.new_empty(longest, *values.shape[1:])
-        dist.reduce_scatter_tensor(local_rows, sent, group=ranks.group)
+        with collective("sum to owners"):
+            dist.reduce_scatter_tensor(local_rows, sent, group=ranks.group)
     else:
         low = sent.to(comm_dtype)
         received = torch.empty_like(low)
-        dist.all_to_all_single(as_bits(received), as_bits(low), group=ranks.group)
+        with collective("sum to owners"):
+            dist.all_to_all_single(as_bits(received), as_bits(low), group=ranks.group)
         local_rows = received.view(ranks.size, longest, *values.shape[1:]).to(values.dtype).sum(0)
     return local_rows[: ranks.counts[ranks.rank]]
 
@@ -169,7 +175,8 @@ class _Sum(torch.autograd.Function):
         """The sum over ranks, the same on each."""
         ctx.ranks = ranks
         total = value.clone()
-        dist.all_reduce(total, group=ranks.group)
+        with collective("sum of values"):
+            dist.all_reduce(total, group=ranks.group)
         return total
 
     @staticmethod
@@ -177,7 +184,8 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The sum over ranks of the gradients for it."""
         total = gradient.clone()
-        dist.all_reduce(total, group=ctx.ranks.group)
+        with collective("sum of gradients of values"):
+            dist.all_reduce(total, group=ctx.ranks.group)
         return total, None
 
 
@@ -186,10 +194,12 @@ class _MergeLogSumExp(torch.autograd.Function):
     def forward(ctx: Any, log_sums: Tensor, ranks: RowGroup) -> Tensor:
         """This rank's rows of the logarithm of the sum over ranks of exponentials."""
         largest = log_sums.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
+        with collective("largest of log-sum-exps"):
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
         reference = largest.clamp(min=torch.finfo(log_sums.dtype).min)  # a column without any entry stays -inf
         total = (log_sums - reference).exp()
-        dist.all_reduce(total, group=ranks.group)
+        with collective("merge of log-sum-exps"):
+            dist.all_reduce(total, group=ranks.group)
         merged = reference + total.log()
         ctx.ranks = ranks
         ctx.save_for_backward((log_sums - merged.masked_fill(merged.isneginf(), 0.0)).exp())

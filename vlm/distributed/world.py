@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlm.activity import collective
+
 
 def _nothing() -> None:
     """No pulse."""
@@ -40,7 +42,8 @@ class World:
         """The element-wise sum of `tensor` over all ranks, the same on each of them."""
         total = tensor.detach().clone()
         if self.size > 1:
-            dist.all_reduce(total)
+            with collective("sum"):
+                dist.all_reduce(total)
         return total
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -48,10 +51,12 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with collective("gather of objects"):
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            dist.barrier()
+            with collective("barrier"):
+                dist.barrier()

@@ -62,6 +62,12 @@ class Listener(Protocol):
     def agreed(self, step: int, number: int) -> None:
         """Rank 0 says after which step all ranks stop."""
 
+    def asked_for_report(self) -> dict[str, Any]:
+        """Rank 0 asks what this rank is doing."""
+
+    def reported(self, report: dict[str, Any]) -> None:
+        """A rank says what it is doing; said to rank 0."""
+
 
 class Ranks:
     """This rank's connections; all but the making of them belongs to the watching thread."""
@@ -155,6 +161,19 @@ class Ranks:
         elif "stop_after" in message:
             self._listener.agreed(int(message["stop_after"]), int(message["signal"]))
             wire.send(heard=self.world.rank)
+        elif "doing" in message:
+            wire.send(done=self._listener.asked_for_report())
+        elif "done" in message:
+            self._listener.reported(message["done"])
+
+    def ask_for_reports(self) -> None:
+        """Ask all other ranks what they are doing (rank 0)."""
+        for wire in self._wires:
+            wire.send(doing=True)
+
+    def places(self) -> dict[int, str]:
+        """Where the ranks are that this one is connected to."""
+        return {wire.rank: wire.where for wire in self._wires if wire.rank is not None}
 
     def _drop(self, wire: Wire) -> None:
         self._wires.remove(wire)

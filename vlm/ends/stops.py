@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import torch
 
+from vlm.activity import activity
 from vlm.distributed.world import World
 from vlm.ends.end import StoppedError
 from vlm.ends.watch import Watch
@@ -51,6 +52,7 @@ class Stops:
             EvaluationStoppedError: a rank was asked to stop; on all ranks.
         """
         self._calls += 1
+        activity.touch(activity.slack)
         if self._world.size == 1:
             if self._watch.request is not None:
                 self._stop_evaluation()

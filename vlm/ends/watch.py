@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from vlm.activity import activity
 from vlm.ends.end import End, StoppedError, code_of, end_of, is_about_connection
+from vlm.ends.hang import HANG, HangWatch
 from vlm.ends.ranks import Meeting, Patience, Ranks
 from vlm.ends.teller import Teller
 
@@ -40,6 +42,7 @@ class Watch:
         self.request: int | None = None  # the signal that was kept
         self.stop_after: int | None = None  # the step after which all ranks stop, once agreed
         self.lost_now: Callable[[], str] = lambda: ""  # words on what an end at once loses
+        self.hang: HangWatch | None = None
         self._keeps_requests = False
         self._first_signal: float | None = None
         self._signals: set[int] = set()
@@ -95,6 +98,17 @@ class Watch:
         self.ranks = ranks
         self._do(ranks.start)
         return 0
+
+    @contextmanager
+    def watching_for_hangs(self, hang: HangWatch | None) -> Iterator[None]:
+        """See to it in the block that the work goes on; None: nobody looks."""
+        activity.touch()
+        self.hang = hang
+        self._wake()
+        try:
+            yield
+        finally:
+            self.hang = None
 
     @contextmanager
     def keeping_requests(self) -> Iterator[None]:
@@ -173,12 +187,28 @@ class Watch:
                 self._tasks.get()()
             if self.ranks is not None:
                 self.ranks.check()
+            if self.hang is not None and self.teller.reported is None:
+                self._look_for_hang(self.hang)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._leave_by_force()
 
     def _seconds(self) -> float:
         left = _PAUSE if self._deadline is None else self._deadline - time.monotonic()
+        left = left if self.hang is None else min(left, self.hang.interval)
         return max(0.0, left if self.ranks is None else min(left, self.ranks.beat_seconds))
+
+    def _look_for_hang(self, hang: HangWatch) -> None:
+        """End where the work stands still: the main thread is given no time, for it is what hangs."""
+        ranks = self.ranks
+        line = hang.check(
+            lambda: None if ranks is None else ranks.ask_for_reports(), lambda: {} if ranks is None else ranks.places()
+        )
+        if line is None:
+            return
+        end = End("hang", line, HANG)
+        if self.teller.report(end) and ranks is not None:
+            ranks.announce(end)
+        self._end_at(time.monotonic() + _GRACE_SECONDS, end)
 
     def _woken(self) -> None:
         with suppress(BlockingIOError):
@@ -218,6 +248,13 @@ class Watch:
 
     def agreed(self, step: int, number: int) -> None:  # noqa: D102
         self.request, self.stop_after = self.request or number, step
+
+    def asked_for_report(self) -> dict[str, Any]:  # noqa: D102
+        return {} if self.hang is None else dict(self.hang.report())
+
+    def reported(self, report: dict[str, Any]) -> None:  # noqa: D102
+        if self.hang is not None and report:
+            self.hang.take(report)
 
     def _leave_by_force(self) -> None:
         if self._last_words is not None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm.activity import phase
 from vlm.batch import DOCUMENT_IMAGES, DOCUMENTS, BatchPart, Documents, Images, Texts
 from vlm.errors import UserError
 from vlm.model.captioner import Decoder, ImagePooler
@@ -105,16 +106,20 @@ class DualEncoder(nn.Module):
         made |= embeddings
         for part in captioned:
             assert self.decoder is not None
-            made[likelihood_of(part)] = self.decoder.text_likelihood(texts[part], states[part], image_tokens["image"])
+            with phase("decoder"):
+                looked_at_tokens = image_tokens["image"]
+                made[likelihood_of(part)] = self.decoder.text_likelihood(texts[part], states[part], looked_at_tokens)
         for part in captioned_from_text:
             assert self.decoder is not None
             assert self.embedding_tokens is not None
             shown = self.embedding_tokens.in_place_of_images(embeddings[part], inputs.get(stand_ins_of(part)))
             own = replace(texts[part], owners=None)
-            made[likelihood_of(part, "text")] = self.decoder.text_likelihood(own, states[part], shown)
+            with phase("decoder"):
+                made[likelihood_of(part, "text")] = self.decoder.text_likelihood(own, states[part], shown)
         if isinstance(documents, Documents):
             in_documents = image_tokens[DOCUMENT_IMAGES]
-            made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, in_documents, inputs["text"])
+            with phase("decoder"):
+                made[likelihood_of(DOCUMENTS)] = document_likelihood(self, documents, in_documents, inputs["text"])
         return {name: value for name, value in made.items() if is_shared(name) or name in outputs}
 
     def _encode_texts(self, texts: Mapping[str, Texts]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

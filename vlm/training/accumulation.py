@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm.activity import phase
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
 from vlm.outputs import Outputs, gradients_at, is_shared, joined, loss_with, split
@@ -39,18 +40,20 @@ def accumulate(
     forward = _Forward(engine, batch.step, seed)
     teacher_outputs = _teacher_outputs(teacher, objective, micro_batches)
     keeps_graph = len(micro_batches) == 1
-    with torch.set_grad_enabled(keeps_graph):
+    with torch.set_grad_enabled(keeps_graph), phase("towers"):
         needed = objective.needs if keeps_graph else objective.pair_needs
         embedded = [forward(micro_batch, needed.outputs) for micro_batch in micro_batches]
     leaves = _leaves(embedded, micro_batches, objective.pair_needs.outputs)
-    loss, terms = objective.evaluate_pairs(leaves, batch, teacher=_of_all_rows(teacher_outputs, micro_batches))
-    gradients = gradients_at(_nan_unless_finite(loss), leaves)
+    with phase("similarity"):
+        loss, terms = objective.evaluate_pairs(leaves, batch, teacher=_of_all_rows(teacher_outputs, micro_batches))
+        gradients = gradients_at(_nan_unless_finite(loss), leaves)
     # Whether a step would lower a scale at its limit is a question to the gradient of the whole global batch.
     gradients["logit_scale"] = engine.world.sum(gradients["logit_scale"]) / engine.world.size
     loss = loss.detach()
     for micro_batch, rows in zip(micro_batches, _by_micro_batch(gradients, embedded, micro_batches), strict=True):
         with engine.accumulating(last=micro_batch is micro_batches[-1]):
-            outputs = embedded[0] if keeps_graph else forward(micro_batch, objective.needs.outputs)
+            with phase("towers"):
+                outputs = embedded[0] if keeps_graph else forward(micro_batch, objective.needs.outputs)
             total = loss_with(rows, outputs)
             if micro_batch.has_rows:
                 teacher_rows = teacher_outputs[micro_batch.number]
@@ -58,7 +61,8 @@ def accumulate(
                 total = total + _nan_unless_finite(local)
                 loss = loss + local.detach()
                 terms |= {name: terms.get(name, 0.0) + value for name, value in by_term.items()}
-            engine.backward(total)
+            with phase("backward"):
+                engine.backward(total)
     return LossOutput(loss, terms, {name: value.detach() for name, value in leaves.items()})
 
 

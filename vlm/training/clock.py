@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlm.activity import phase
 from vlm.batch import Batch
 
 
@@ -21,7 +22,8 @@ class Clock:
         self._began = time.perf_counter()
         while True:
             began_waiting = time.perf_counter()
-            batch = next(batches, None)
+            with phase("data"):
+                batch = next(batches, None)
             if batch is None:
                 return
             if self._step is None:

@@ -55,6 +55,12 @@ class TrainingConfig(Config):
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
     )
+    hang_after: float | None = Field(
+        default=900.0,
+        ge=1,
+        le=1e7,
+        description="seconds without a step after which the run ends, naming who keeps the others waiting; null: never",
+    )
     max_bad_steps: int = Field(
         default=3,
         gt=0,

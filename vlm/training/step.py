@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from vlm.activity import phase
 from vlm.batch import Batch
 from vlm.objectives.objective import Objective
 from vlm.training.accumulation import LossOutput, accumulate
@@ -48,14 +49,16 @@ def train_step(state: TrainState, batch: Batch, plan: MicroBatchPlan, seed: int,
     and averages stay bit for bit what they were.
     """
     loss_output = accumulate(state.engine, state.objective, batch, plan, seed, state.teacher)
-    result = _updated(state, loss_output, lr)
+    with phase("optimizer"):
+        result = _updated(state, loss_output, lr)
     if result.left_out:
         state.objective.discard()
         return result
     state.objective.commit()
-    for average in (state.ema, state.teacher):
-        if average is not None:
-            average.update(batch.step)
+    with phase("averages"):
+        for average in (state.ema, state.teacher):
+            if average is not None:
+                average.update(batch.step)
     return result
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
+from vlm.activity import activity, phase
 from vlm.batch import Batch
 from vlm.training.batch_source import BatchSource
 from vlm.training.control import RunControl
 from vlm.training.hooks.base import Hook, StepEvent
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.step import TrainState, train_step
+
+_SLACK = 4.0  # hooks write checkpoints and evaluate: they may take longer than a step before that is a hang
 
 
 class Trainer:
@@ -40,18 +43,28 @@ class Trainer:
         """
         engine, control = self._state.engine, self._control
         engine.module.train()
+        self._done(start_step)
         for hook in self._hooks:
             hook.before_first_step(start_step)
         self._raise_if_stopping(start_step)
         for batch in control.clock.timed(self._source.batches(start_step, control.num_steps - start_step)):
-            device_batch = batch.to(engine.world.device)
+            activity.touch()
+            with phase("transfer"):
+                device_batch = batch.to(engine.world.device)
             if batch.step == start_step:
                 engine.warm_up(device_batch, self._state.objective.needs.outputs)
             event = self._take_step(device_batch)
+            self._done(event.step)
             control.stops.ask(event.step, control.num_steps)
             for hook in self._hooks:
-                hook.after_step(event)
+                with phase(type(hook).__name__):
+                    hook.after_step(event)
+            activity.touch()
             self._raise_if_stopping(event.step)
+
+    def _done(self, step: int) -> None:
+        activity.step = step
+        activity.touch(_SLACK)
 
     def _take_step(self, batch: Batch) -> StepEvent:
         lr = self._learning_rate(batch.step)

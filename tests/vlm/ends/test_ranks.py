@@ -38,6 +38,12 @@ class Deaf:
     def agreed(self, step: int, number: int) -> None:
         raise AssertionError(step)
 
+    def asked_for_report(self) -> dict[str, Any]:
+        raise AssertionError
+
+    def reported(self, report: dict[str, Any]) -> None:
+        raise AssertionError(report)
+
 
 @pytest.mark.parametrize(
     "said",
