@@ -21,7 +21,7 @@ _PLACES = re.compile(r"data\.root|data\.(documents\.)?sources\.[^.]+\.(shards|ne
 
 # What may differ between the ranks of a run: where each of them reads, and how.
 _OF_A_RANK = re.compile(
-    r"engine_options\.offload\.folder|data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels))|evaluate\.[^.]+\.shards"
+    r"data\.(root|workers|prefetch|(cache|retry)\..*|(documents\.)?sources\.[^.]+\.(shards|neighbours\.labels))|evaluate\.[^.]+\.shards"
 )
 
 # What may differ between a run and its resumption: none of it changes what is learned.

@@ -104,7 +104,7 @@ def _compare(
 
 
 def _precision(recipe: Recipe) -> Precision:
-    low = "bf16" in (recipe.precision, recipe.similarity.product, recipe.similarity.wire)
+    low = "bf16" in (recipe.precision, recipe.similarity.product, recipe.similarity.wire, recipe.engine_options.wire)
     return "bf16" if low else "fp32"
 
 

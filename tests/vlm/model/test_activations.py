@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ranks import run_ranks
 from tests.vlm.model.hugging_face import save_language_model, save_text_model, save_vision_model
 from tests.vlm.model.tiny import TEXT, TEXTS, VIT, some_images
 from vlm.batch import Batch, Images, Texts
@@ -20,6 +21,7 @@ from vlm.training.accumulation import accumulate
 from vlm.training.assembly import assemble, build_objective
 from vlm.training.config import TrainingConfig
 from vlm.training.engines.base import EngineSettings
+from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
 
@@ -101,6 +103,43 @@ def test_gradients_are_the_same_bit_for_bit(tmp_path: Path, kind: str, rows: int
     assert any("blocks" in name or "layer" in name for name in found)
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def on_ranks(engine_name: EngineName, fields: dict[str, Any], ways: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """The gradients of a second step, when DeepSpeed knows the order of modules, for each of some ways of training."""
+    terms = {"clip": 1.0, **({"caption": 1.0} if "captioner" in fields else {})}
+    config = [TrainingConfig.model_validate({"global_batch": ROWS, "objective": terms, **way}) for way in ways]
+    settings = [EngineSettings(engine_name, ROWS // 2, options=training.engine_options) for training in config]
+    accelerator, made_gradients = start_accelerator(settings[0]), []
+    world = World.current(accelerator.device)
+    for training, how in zip(config, settings, strict=True):
+        model = made(fields)
+        objective = build_objective(training, model, ROWS, world)
+        engine = assemble(training, how, accelerator, model, objective).engine
+        engine.module.train()
+        batch = batch_of(model).take(world.rank * ROWS // 2, (world.rank + 1) * ROWS // 2)
+        for _ in range(2):
+            accumulate(engine, objective, batch, MicroBatchPlan(ROWS, 2, 1), seed=0)
+            gradients = {name: engine.gradient(name).clone() for name in engine.parameters()}
+            engine.step(1e-3)
+        made_gradients.append(gradients)
+    return made_gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "kind", "options"), [("fsdp", "transformers", {"prefetch": 2}), ("zero3", "language model", {})]
+)
+def test_they_are_so_where_blocks_are_sharded(
+    tmp_path: Path, engine: EngineName, kind: str, options: dict[str, Any]
+) -> None:
+    fields = fields_of(kind, tmp_path)
+    parts = [*BOTH, "captioner"] if "captioner" in fields else BOTH
+    checkpointed = {"activation_checkpointing": parts, "engine_options": options}
+    for expected, found in run_ranks(on_ranks, 2, engine, fields, [{}, checkpointed], group=False):
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
 
 
 def kept(model: DualEncoder) -> int:

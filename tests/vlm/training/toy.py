@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -16,6 +17,7 @@ from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
 from vlm.training.ema import Ema
 from vlm.training.engines.base import Engine, EngineSettings, Precision
+from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
@@ -89,6 +91,7 @@ class Setup:
     dropout: float = 0.0
     double: bool = False
     optimizer: OptimizerConfig | None = None  # in place of AdamW with these numbers
+    options: EngineOptions = field(default_factory=EngineOptions)
 
 
 def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> ToyEncoder:
@@ -97,12 +100,16 @@ def toy_model(setup: Setup, parameters: Mapping[str, Tensor] | None = None) -> T
     return model.double() if setup.double else model
 
 
-def start(setup: Setup, world_size: int, model: ToyEncoder | None = None) -> Engine:
-    """The toy, or another model, under an engine, on this rank."""
-    settings = EngineSettings(setup.engine, GLOBAL_BATCH // world_size, setup.precision, setup.max_grad_norm)
+def start(
+    setup: Setup, world_size: int, model: ToyEncoder | None = None, accelerator: Accelerator | None = None
+) -> Engine:
+    """The toy, or another model, under an engine, on this rank; ranks that have joined have an `accelerator`."""
+    rows = GLOBAL_BATCH // world_size
+    settings = EngineSettings(setup.engine, rows, setup.precision, setup.max_grad_norm, setup.options)
     config = AdamW(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
     make_optimizer = OptimizerMaker(setup.optimizer or config, {"logit_scale", "image.0.bias"})
-    return build_engine(settings, start_accelerator(settings), model or toy_model(setup), make_optimizer)
+    accelerator = accelerator or start_accelerator(settings)
+    return build_engine(settings, accelerator, model or toy_model(setup), make_optimizer)
 
 
 def train_state(engine: Engine, ema: Ema | None = None) -> TrainState:

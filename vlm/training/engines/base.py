@@ -40,8 +40,8 @@ class Engine(ABC):
     tensors where they leave it, which is what makes checkpoints engine-neutral. Methods that say *collective* are
     called by all ranks together.
 
-    `takes` are the options (`EngineOptions`) that an engine follows, by their keys: `wire`, or `offload.optimizer: cpu`
-    where it follows one value alone. Others are refused.
+    `takes` are the options (`EngineOptions`) that an engine follows, by their keys (`wire`, `offload.optimizer`), and
+    others are refused.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -207,16 +207,6 @@ class Engine(ABC):
     def _take_back(self, training_weights: Mapping[str, Tensor]) -> None:
         for name, before in training_weights.items():
             self.take_back(name, before)
-
-
-def options_refused(engine: type[Engine], options: EngineOptions) -> dict[str, str]:
-    """The chosen options that an engine does not follow: their keys, with the entry of `takes` that would be needed."""
-    chosen = options.chosen()
-    return {
-        key: f"{key}: {value}" if key.startswith("offload.") else key
-        for key, value in chosen.items()
-        if key not in engine.takes and f"{key}: {value}" not in engine.takes
-    }
 
 
 def tensor_of(module: nn.Module, name: str) -> Any:

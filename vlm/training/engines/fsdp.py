@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vlm.batch import Batch
@@ -24,6 +24,8 @@ from vlm.training.engines.base import (
     num_updates_of,
     tensor_of,
 )
+from vlm.training.engines.groups import SHARD, shard_mesh
+from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
 from vlm.training.optimizers import OptimizerMaker, set_lr
 
@@ -32,15 +34,20 @@ class FsdpEngine(Engine):
     """Fully sharded data parallelism (Zhao et al., 2023), by torch alone.
 
     Each tensor is cut along its first dimension; ranks beyond its length keep none of it. Between forward and backward
-    nothing stays gathered, so that the module always holds the shards where it is looked at.
+    nothing stays gathered, so that the module always holds the shards where it is looked at. Where there is a GPU,
+    accelerate is told of it by its own plugin; the model is sharded here all the same, as it is on a CPU.
     """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"wire", "prefetch", "shard_group", "offload.parameters"})
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> None:
         super().__init__(accelerator, module, make_optimizer, settings)
-        self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
-        self._root = _sharded(module.to(self.world.device), self._mesh)
+        self._mesh = shard_mesh(self.world, settings.options.shard_group)
+        how = _fully_shard_options(settings.options, pin_memory=self.world.device.type == "cuda")
+        self._root = _sharded(module.to(self.world.device), {"mesh": self._mesh, **how})
+        _prefetch(module, settings.options.prefetch)
         self._optimizer = make_optimizer(module)
         self._shards: dict[str, Tensor] = {}
         for name in self.shapes:
@@ -48,9 +55,22 @@ class FsdpEngine(Engine):
             self._shards[name] = _local(tensor.detach())
 
     @classmethod
+    def configuration(cls, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
+        options = settings.options
+        told = {
+            "reshard_after_forward": True,
+            "cpu_offload": options.offload.parameters == "cpu",
+            "mixed_precision_policy": {"reduce_dtype": options.wire},
+            "shard_group": options.shard_group,
+            "prefetch": options.prefetch,
+        }
+        return {**super().configuration(settings, cuda=cuda), "fully_shard": told}
+
+    @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
         stand_alone_rendezvous()
-        return super().start_options(settings, timeout, cuda=cuda)
+        options = super().start_options(settings, timeout, cuda=cuda)
+        return {**options, "fsdp_plugin": fsdp_plugin(settings)} if cuda else options
 
     @property
     def wrapped(self) -> nn.Module:  # noqa: D102
@@ -70,8 +90,9 @@ class FsdpEngine(Engine):
     @torch.no_grad()
     def step(self, lr: float) -> float:  # noqa: D102
         gradients = [_local(p.grad) for p in self.parameters().values() if p.grad is not None]
-        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-        norm = float(self.world.sum(squares).sqrt())
+        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum().to(self.world.device)
+        dist.all_reduce(squares, group=self._mesh.get_group(SHARD))  # other groups have the same gradients
+        norm = float(squares.sqrt())
         if self.accepts(norm):
             limit = self.settings.max_grad_norm
             if limit is not None and norm > limit:
@@ -100,7 +121,7 @@ class FsdpEngine(Engine):
     def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
             state = self._optimizer.state[parameter]
-            state["step"] = torch.tensor(float(num_updates), device=self.world.device)
+            state["step"] = torch.tensor(float(num_updates), device=self._shards[name].device)
             for moment in self.moments:
                 state[moment] = self._distributed(name, self.to_shard(name, moments[name][moment]).clone())
 
@@ -118,21 +139,57 @@ class FsdpEngine(Engine):
 
     def to_shard(self, name: str, full: Tensor) -> Tensor:  # noqa: D102
         if isinstance(tensor_of(self.module, name), DTensor):
-            chunks = full.chunk(self.world.size)
-            full = chunks[self.world.rank] if self.world.rank < len(chunks) else full[:0]
-        return full.to(self.world.device)
+            chunks, place = full.chunk(self._mesh[SHARD].size()), self._mesh.get_local_rank(SHARD)
+            full = chunks[place] if place < len(chunks) else full[:0]
+        return full.to(self._shards[name].device)
 
     def _distributed(self, name: str, shard: Tensor) -> Tensor:
         """A tensor over all ranks with the layout of a parameter or buffer, of which this rank has `shard`."""
         like = tensor_of(self.module, name)
-        if not isinstance(like, DTensor):
-            return shard
-        return DTensor.from_local(
-            shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
+        return _like(like, shard) if isinstance(like, DTensor) else shard
 
 
-def _sharded(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
+def fsdp_plugin(settings: EngineSettings) -> FullyShardedDataParallelPlugin:
+    """What accelerate is told of a run under FSDP2; it wraps nothing, for the model comes sharded."""
+    told = FsdpEngine.configuration(settings, cuda=True)["fully_shard"]
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=told["reshard_after_forward"],
+        cpu_offload=told["cpu_offload"],
+        mixed_precision_policy=_mixed_precision(settings.options),
+        auto_wrap_policy="no_wrap",
+        activation_checkpointing=False,  # blocks do it themselves
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def _fully_shard_options(options: EngineOptions, *, pin_memory: bool) -> dict[str, Any]:
+    policy = CPUOffloadPolicy(pin_memory=pin_memory) if options.offload.parameters == "cpu" else OffloadPolicy()
+    return {"reshard_after_forward": True, "mp_policy": _mixed_precision(options), "offload_policy": policy}
+
+
+def _mixed_precision(options: EngineOptions) -> MixedPrecisionPolicy:
+    """Towers compute by autocast; this is for the sum over ranks alone."""
+    return MixedPrecisionPolicy(
+        reduce_dtype=torch.bfloat16 if options.wire == "bf16" else None, cast_forward_inputs=False
+    )
+
+
+def _blocks_by_part(module: nn.Module) -> list[list[Any]]:
+    return [list(child.blocks()) for child in module.children() if isinstance(child, Tower | Decoder)]
+
+
+def _prefetch(module: nn.Module, count: int | None) -> None:
+    """Gather so many blocks of a part ahead, in the forward and in the backward; None: as torch does by itself."""
+    if count is None:
+        return
+    for blocks in _blocks_by_part(module):
+        for place, block in enumerate(blocks):
+            block.set_modules_to_forward_prefetch(blocks[place + 1 : place + 1 + count])
+            block.set_modules_to_backward_prefetch(blocks[max(0, place - count) : place][::-1])
+
+
+def _sharded(module: nn.Module, options: dict[str, Any]) -> FSDPModule:
     """Shard a model's parts: the blocks of towers, then the parts themselves, then what the model holds itself.
 
     Raises EveryRankError for a model whose parts share parameters.
@@ -142,9 +199,9 @@ def _sharded(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
     ]
     for child in modules:
         for block in child.blocks() if isinstance(child, Tower | Decoder) else ():
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(child, mesh=mesh, reshard_after_forward=True)
-    root: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            fully_shard(block, **options)
+        fully_shard(child, **options)
+    root: Any = fully_shard(module, **options)
     for outermost in (module, *modules):
         # Outputs that are views are said to be in danger of changes in place: those of model and towers see none.
         message = rf"FSDP2-wrapped module \({type(outermost).__name__}\) returned a view"
@@ -162,4 +219,15 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A tensor, whole; what lies on the CPU is gathered by the device of the mesh."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    shard = tensor.to_local()
+    device = tensor.device_mesh.device_type
+    return (tensor if shard.device.type == device else _like(tensor, shard.to(device))).full_tensor()
+
+
+def _like(like: DTensor, shard: Tensor) -> DTensor:
+    return DTensor.from_local(
+        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

@@ -3,51 +3,51 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from vlm.config import Config
-from vlm.paths import LocalPath
 
 Wire = Literal["fp32", "bf16"]
-Place = Literal["cpu", "nvme"]
+ShardGroup = Literal["all", "node"] | Annotated[int, Field(gt=1, le=2**20)]
 
 
 class OffloadConfig(Config):
     """What lies outside the GPU's memory between its uses: slower steps for larger models.
 
     `optimizer` moves moments and master weights, and updates them on the CPU; `parameters` moves a rank's shards of the
-    weights too. Engine fsdp keeps them in one place, so there `parameters: cpu` is both. `nvme` is DeepSpeed's, under
-    zero3 alone.
+    weights. Engine fsdp keeps both in one place, so there `parameters` is both. DeepSpeed's `nvme` is refused: it reads
+    gradients back at the wrong place where a rank's shard is of several parameters (0.19.8).
     """
 
-    optimizer: Place | None = Field(default=None, description="of the optimizer's state; null: on the GPU (zero1-3)")
-    parameters: Place | None = Field(default=None, description="of the weights; null: on the GPU (zero3, fsdp)")
-    folder: LocalPath | None = Field(
-        default=None, description="nvme: a folder on a local drive of each node, for files that end with the run"
+    optimizer: Literal["cpu"] | None = Field(
+        default=None, description="where the optimizer's state lies and is updated; null: on the GPU (zero1-3)"
+    )
+    parameters: Literal["cpu"] | None = Field(
+        default=None, description="where the shards of weights lie; null: on the GPU (zero3, fsdp)"
     )
 
-    @model_validator(mode="after")
-    def _has_folder_for_files(self) -> "OffloadConfig":
-        if self.uses("nvme") != (self.folder is not None):
-            raise ValueError("folder: it is needed for nvme, and means nothing without")
-        return self
-
-    def uses(self, place: Place) -> bool:
-        """Whether something lies in this place."""
-        return place in (self.optimizer, self.parameters)
+    @field_validator("optimizer", "parameters", mode="before")
+    @classmethod
+    def _not_on_a_drive(cls, place: Any) -> Any:
+        if place == "nvme":
+            raise ValueError("found 'nvme', through which DeepSpeed 0.19 changes gradients; choose cpu")
+        return place
 
 
 class EngineOptions(Config):
     """Options of the engine; each is for some engines, and refused by the others. None changes what is computed.
 
     `wire` alone rounds: gradients that travel in bf16 are half the traffic, and their sum over the ranks is rounded to
-    8 bits at each addition. Gradients of micro-batches are added in fp32 before they travel, but under fsdp, which adds
-    them in the wire's precision.
+    8 bits at each addition. Gradients of micro-batches are added in fp32, by ddp and zero1 before they travel, by zero2
+    and zero3 afterwards; fsdp adds them in the wire's precision.
 
     Communication beside computation: ddp and zero1-3 send gradients in buckets while the backward goes on
     (`bucket_mib`; a larger one is faster to send and later to begin), zero1-3 only with `overlap`, which takes a second
     bucket of memory; fsdp gathers the next block while one computes, one ahead in the backward, and as far as the CPU
     is ahead of the GPU in the forward, unless `prefetch` says how many.
+
+    `shard_group` is hierarchical sharding (HSDP): weights are gathered within a group of consecutive ranks, on the fast
+    links of a node, and only the shards of gradients travel between groups, each of which keeps a whole copy.
     """
 
     wire: Wire = Field(default="fp32", description="precision of gradients between ranks")
@@ -63,11 +63,18 @@ class EngineOptions(Config):
         le=64,
         description="fsdp: blocks that are gathered ahead of the one that computes; null: by torch",
     )
-    shard_group: Literal["all", "node"] | Annotated[int, Field(gt=0, le=2**20)] = Field(
+    shard_group: ShardGroup = Field(
         default="all",
         description="fsdp: ranks that share a whole copy of the weights: all, those of a node, or so many",
     )
     offload: OffloadConfig = Field(default=OffloadConfig(), description="what lies outside the GPU's memory")
+
+    @field_validator("shard_group", mode="before")
+    @classmethod
+    def _of_several(cls, group: Any) -> Any:
+        if isinstance(group, int) and group < 2:
+            raise ValueError(f"found {group}; choose from: all, node, or 2 ranks and more (engine ddp shards nothing)")
+        return group
 
     def chosen(self) -> Mapping[str, Any]:
         """The options that are not as by default, by the path of their keys."""

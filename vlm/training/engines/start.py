@@ -10,7 +10,7 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
 from vlm.errors import EveryRankError
-from vlm.training.engines.base import Engine, EngineSettings, options_refused
+from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.registry import ENGINES
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.optimizers import OptimizerMaker
@@ -66,9 +66,10 @@ def configuration(settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:
 
 def require_options(settings: EngineSettings) -> None:
     """Raise EveryRankError for an option that the engine does not have, naming those that do."""
-    for key, needed in options_refused(ENGINES.find(settings.name), settings.options).items():
-        able = [name for name in ENGINES.names() if needed in ENGINES.find(name).takes]
-        found = settings.options.chosen()[key]
+    for key, found in settings.options.chosen().items():
+        if key in ENGINES.find(settings.name).takes:
+            continue
+        able = [name for name in ENGINES.names() if key in ENGINES.find(name).takes]
         raise EveryRankError(
             f"engine_options.{key}: found {found!r}, which engine {settings.name} does not have; "
             f"it is for engine: {', '.join(able)}"

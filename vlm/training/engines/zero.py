@@ -44,18 +44,22 @@ _BUCKET_MIB = 200
 _BYTES = 4  # of a gradient
 
 
-def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
+def deepspeed_config(stage: Stage, settings: EngineSettings, *, cuda: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for fp32 master weights, bf16 by autocast, and gradients that travel as they are told.
 
     `torch_autocast` without low-precision modules keeps the weights in fp32; `bf16.enabled` would cast them. Clipping
     is always written: `auto` silently becomes 1.0.
     """
     options = settings.options
-    zero = {
+    zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": options.overlap is not False,
         "reduce_bucket_size": (options.bucket_mib or _BUCKET_MIB) * 2**20 // _BYTES,
     }
+    if options.offload.optimizer is not None:
+        zero["offload_optimizer"] = {"device": options.offload.optimizer, "pin_memory": cuda}
+    if options.offload.parameters is not None:
+        zero["offload_param"] = {"device": options.offload.parameters, "pin_memory": cuda}
     return {
         "train_micro_batch_size_per_gpu": settings.rows_per_rank,
         "gradient_accumulation_steps": 1,
@@ -63,6 +67,7 @@ def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
         "communication_data_type": options.wire,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the recipe's own optimizer updates on the CPU too
         "torch_autocast": {
             "enabled": settings.precision == "bf16",
             "dtype": "bfloat16",
@@ -75,7 +80,7 @@ def deepspeed_config(stage: Stage, settings: EngineSettings) -> dict[str, Any]:
 class ZeroEngine(Engine):
     """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
 
-    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib", "overlap"})
+    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib", "overlap", "offload.optimizer"})
     _stage: Stage
 
     def __init__(
@@ -95,7 +100,7 @@ class ZeroEngine(Engine):
         told = super().configuration(settings, cuda=cuda)
         # `cpu=True` would silently switch DeepSpeed off and fall back to DDP.
         options = {name: value for name, value in told["accelerate"].items() if name != "cpu"}
-        return {"accelerate": options, "deepspeed": deepspeed_config(cls._stage, settings)}
+        return {"accelerate": options, "deepspeed": deepspeed_config(cls._stage, settings, cuda=cuda)}
 
     @classmethod
     def start_options(cls, settings: EngineSettings, timeout: timedelta, *, cuda: bool) -> dict[str, Any]:  # noqa: D102
@@ -213,8 +218,9 @@ class ZeroEngine(Engine):
         tensor = tensor_of(self.module, name)
         if not hasattr(tensor, "ds_id"):
             return shard
+        shard = shard.to(self.world.device).contiguous()
         flat = shard.new_empty(shard.numel() * self.world.size)
-        dist.all_gather_into_tensor(flat, shard.contiguous())
+        dist.all_gather_into_tensor(flat, shard)
         return flat[: tensor.ds_numel].view(tensor.ds_shape)
 
     def to_shard(self, name: str, full: Tensor) -> Tensor:  # noqa: D102
@@ -267,6 +273,7 @@ class Zero2Engine(ZeroEngine):
 class Zero3Engine(ZeroEngine):
     """Moments, gradients and weights sharded."""
 
+    takes: ClassVar[frozenset[str]] = ZeroEngine.takes | {"offload.parameters"}
     _stage = 3
 
     def step(self, lr: float) -> float:  # noqa: D102
