@@ -22,6 +22,7 @@ from vlm.objectives.terms.fast_clip import FastClip
 from vlm.similarity.exchange import Exchange
 from vlm.training.ema import Ema, EmaConfig
 from vlm.training.engines.base import Engine
+from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.spikes import GuardConfig, SpikeWatch
@@ -112,24 +113,26 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "kind", "rank", "rows"),
+    ("way", "kind", "rank", "rows", "options"),
     [
-        (("ddp", 1), "gradient", 0, 5),
-        (("ddp", 2), "inf", 1, None),
-        (("zero1", 2), "infinite gradient", 1, None),
-        (("zero2", 2), "nan", 1, 3),
-        (("zero3", 2), "-inf", 0, None),
-        (("fsdp", 2), "nan", 1, 3),
+        (("ddp", 1), "gradient", 0, 5, {}),
+        (("ddp", 2), "inf", 1, None, {}),
+        (("zero1", 2), "infinite gradient", 1, None, {}),
+        (("zero2", 2), "nan", 1, 3, {}),
+        (("zero2", 2), "nan", 1, 3, {"offload": {"optimizer": "cpu"}}),
+        (("zero3", 2), "-inf", 0, None, {}),
+        (("fsdp", 2), "nan", 1, 3, {}),
     ],
 )
 def test_a_bad_step_leaves_every_bit_as_it_was(
-    tmp_path: Path, way: tuple[EngineName, int], kind: Any, rank: int, rows: int | None
+    tmp_path: Path, way: tuple[EngineName, int], kind: Any, rank: int, rows: int | None, options: dict[str, Any]
 ) -> None:
     """So does a spike of the loss or of the norm; and a state that is put back amid a run goes on to the same bits."""
     engine, world_size = way
     poison = Poison(steps=(BAD_STEP,), rank=rank, kind=kind)
     folder = str(tmp_path)
-    spoiled = run_ranks(run, world_size, Setup(engine), world_size, (0, 1, 2, 3), poison, rows, folder, group=False)
+    setup = Setup(engine, options=EngineOptions.model_validate(options))
+    spoiled = run_ranks(run, world_size, setup, world_size, (0, 1, 2, 3), poison, rows, folder, group=False)
     for left_out, states in spoiled:
         assert left_out == [BAD_STEP]
         assert_equal(states["before 3"], states["before 2"])
@@ -143,7 +146,7 @@ def test_a_bad_step_leaves_every_bit_as_it_was(
     if engine != "ddp" or rows is None:
         return
     # The same run without that step: none of its random numbers depend on how many steps there were.
-    without = run_ranks(run, world_size, Setup(engine), world_size, (0, 1, 3), poison, rows, group=False)
+    without = run_ranks(run, world_size, setup, world_size, (0, 1, 3), poison, rows, group=False)
     for (_, states), (_, expected) in zip(spoiled, without, strict=True):
         assert_equal(states["end"], expected["end"])
 
