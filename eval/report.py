@@ -19,6 +19,7 @@ from eval.tables import (
     facts_table,
     figure_tables,
     headline_figures,
+    profile_tables,
     recipe_differences,
     skip_table,
 )
@@ -69,6 +70,7 @@ def _view(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
     tables: dict[str, list[Table] | Table | None] = {
         "evaluation_tables": evaluation_tables(names, runs),
         "figure_tables": figure_tables(names, runs),
+        "profile_tables": profile_tables(names, runs),
         "alarms": alarm_table(names, runs),
         "facts": facts_table(names, runs),
         "differences": recipe_differences(names, runs),

@@ -24,7 +24,7 @@ from vlm.metric import Better, FigureTable, Metric, Prominence, Unit
 from vlm.sealed import read_json_object, read_yaml_mapping
 
 _LARGEST = 1e300
-_EVALUATION, _GEOMETRY = "eval/", "geometry/"
+_EVALUATION, _GEOMETRY, _PROFILE = "eval/", "geometry/", "profile/"
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -153,7 +153,7 @@ def read_figures(path: Path) -> list[dict[str, Any]]:
                 num_bins = num_bins or len(value)
                 if not _is_histogram(value, num_bins):
                     _refuse(path, number, f"{key} is no histogram in {num_bins} bins")
-            elif isinstance(value, dict) and key.startswith(_EVALUATION):
+            elif isinstance(value, dict) and key.startswith((_EVALUATION, _PROFILE)):
                 _check_table(path, number, key, value)
         if "loss" in line and not (_is_count(line.get("samples"), 1) and _is_count(line["step"], 1)):
             _refuse(path, number, "it does not say after how many steps and samples")

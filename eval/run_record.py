@@ -28,7 +28,7 @@ _NOT_TERMS = {
     *("step", "samples", "samples_per_second", "data_wait"),
     *("loss", "logit_scale", "lr", "grad_norm", "steps_left_out"),
 }
-_EVALUATION, _GEOMETRY, _DATA = "eval/", "geometry/", "data/"
+_EVALUATION, _GEOMETRY, _DATA, _PROFILE = "eval/", "geometry/", "data/", "profile/"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class RunRecord:
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
     of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
     many samples of a source were left out for a reason, `examples` the best and worst images of an evaluation,
-    `declared` its metrics as its evaluator declared them, `tables` the last "<evaluation>/<table>". `left_out` counts
-    the steps whose loss or gradient was no finite number.
+    `declared` its metrics as its evaluator declared them, `tables` the last "<evaluation>/<table>",
+    `profile` the last table of the time of steps. `left_out` counts the steps that changed nothing or were undone.
     """
 
     path: Path
@@ -54,6 +54,7 @@ class RunRecord:
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     declared: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     tables: Mapping[str, FigureTable] = field(default_factory=dict)
+    profile: Mapping[str, FigureTable] = field(default_factory=dict)
     left_out: int = 0
 
     def metric(self, key: str) -> Metric:
@@ -118,7 +119,8 @@ def read_run(path: Path) -> RunRecord:
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
         declared=declared_metrics(facts),
-        tables=_tables(lines),
+        tables=_tables(lines, _EVALUATION),
+        profile=_tables(lines, _PROFILE),
         left_out=max((line.get("steps_left_out", 0) for line in lines), default=0),
     )
 
@@ -139,13 +141,13 @@ def _numbers(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[
     return points
 
 
-def _tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, FigureTable]:
-    """The last table of each name."""
+def _tables(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, FigureTable]:
+    """The last table of each name that begins so."""
     tables = {
-        key.removeprefix(_EVALUATION): value
+        key.removeprefix(prefix): value
         for line in lines
         for key, value in line.items()
-        if key.startswith(_EVALUATION) and isinstance(value, dict)
+        if key.startswith(prefix) and isinstance(value, dict)
     }
     return {key: figure_table(value) for key, value in tables.items()}
 

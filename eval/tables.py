@@ -120,6 +120,20 @@ def figure_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table
     ]
 
 
+def profile_tables(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Table]:
+    """What the time of profiled steps went into, run by run."""
+    return [
+        Table(
+            f"{name}: {table.title}" if len(runs) > 1 else table.title,
+            list(table.columns),
+            [(row, _shaded(values, table)) for row, values in table.rows.items()],
+            table.note,
+        )
+        for name, run in zip(names, runs, strict=True)
+        for table in run.profile.values()
+    ]
+
+
 def _shaded(values: Sequence[float], table: FigureTable) -> list[Cell]:
     """The cells of a row; of several units, what is counted is no share of its row."""
     units = [table.unit] * len(values) if isinstance(table.unit, str) else table.unit

@@ -9,13 +9,14 @@ from typing import NoReturn
 
 from vlm.ends.watch import watching
 
-# What gloo and NCCL would write beside our own line; a level that the user sets stays.
-_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+# What gloo, NCCL and the profiler would write beside our own line; a level that the user sets stays.
+_LOG_LEVELS = {"TORCH_CPP_LOG_LEVEL": "FATAL", "KINETO_LOG_LEVEL": "99"}
 
 
 def run_to_its_end(command: Callable[[], object]) -> NoReturn:
     """Run a command and leave with its exit code: 2 a user's mistake, 1 another failure, 130 or 143 a signal."""
-    os.environ.setdefault(_LOG_LEVEL, "FATAL")
+    for name, level in _LOG_LEVELS.items():
+        os.environ.setdefault(name, level)
     with watching() as watch:
         try:
             command()

@@ -21,6 +21,7 @@ from vlm.training.hooks.geometry import GeometryTelemetry
 from vlm.training.hooks.guard import Guard
 from vlm.training.hooks.heap import HeapTrim
 from vlm.training.hooks.ledger import Ledger
+from vlm.training.hooks.profile import Profile
 from vlm.training.hooks.sample_record import SampleRecord
 from vlm.training.hooks.spikes import SpikeGuard
 from vlm.training.hooks.step_log import StepLog
@@ -76,7 +77,8 @@ def build_hooks(
         hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
     hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
     plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first)
-    return [*hooks, Checkpoints(state, source, tuple(hooks), recorder, control, plan)]
+    hooks.append(Checkpoints(state, source, tuple(hooks), recorder, control, plan))
+    return hooks if recipe.profile is None else [*hooks, Profile(recorder, world, control.clock, recipe.profile)]
 
 
 def _manifest(recipe: Recipe, state: TrainState, parts: RunParts) -> Manifest:

@@ -46,6 +46,7 @@ FREE_ON_RESUME = (
     "alarm",
     "max_bad_steps",
     "hang_after",
+    "profile",
     "guard.most",
     "guard.within",
     "checkpoint_every",

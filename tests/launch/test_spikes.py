@@ -108,10 +108,15 @@ def test_one_spike_too_many_ends_the_run_and_more_may_be_allowed_then(data: Path
 
 @pytest.mark.slow
 def test_two_ranks_go_back_together_and_again_after_a_resume(data: Path, tmp_path: Path) -> None:
-    """The spike is in the part of one rank alone."""
+    """The spike is in the part of one rank alone. (The profile of some steps has the communication of both.)"""
     whole, again = tmp_path / "whole", tmp_path / "again"
-    train_ranks(2, recipe_of(data, whole, BACK, 7, rank=1))
+    profile = {"steps": "2..3"}
+    train_ranks(2, recipe_of(data, whole, BACK, 7, rank=1, profile=profile))
+    assert len(list(whole.glob("profile/steps-2-3-rank-[01].json.gz"))) == 2
+    (table,) = [line["profile/phases"] for line in metrics_of(whole) if "profile/phases" in line]
+    assert table["rows"]["communication"][0] > 0
+    assert table["rows"]["collectives, beside other work"][0] > 0
     assert last_of(whole).manifest.spikes.left_out == (Stretch(first=4, last=8),)
     stopped_at(whole, 6, again)
-    train_ranks(2, recipe_of(data, again, BACK, 7, rank=1), resume="auto")
+    train_ranks(2, recipe_of(data, again, BACK, 7, rank=1, profile=profile), resume="auto")
     assert_same_run(again, whole)

@@ -40,7 +40,7 @@ def accumulate(
     forward = _Forward(engine, batch.step, seed)
     teacher_outputs = _teacher_outputs(teacher, objective, micro_batches)
     keeps_graph = len(micro_batches) == 1
-    with torch.set_grad_enabled(keeps_graph), phase("towers"):
+    with torch.set_grad_enabled(keeps_graph):
         needed = objective.needs if keeps_graph else objective.pair_needs
         embedded = [forward(micro_batch, needed.outputs) for micro_batch in micro_batches]
     leaves = _leaves(embedded, micro_batches, objective.pair_needs.outputs)
@@ -52,8 +52,7 @@ def accumulate(
     loss = loss.detach()
     for micro_batch, rows in zip(micro_batches, _by_micro_batch(gradients, embedded, micro_batches), strict=True):
         with engine.accumulating(last=micro_batch is micro_batches[-1]):
-            with phase("towers"):
-                outputs = embedded[0] if keeps_graph else forward(micro_batch, objective.needs.outputs)
+            outputs = embedded[0] if keeps_graph else forward(micro_batch, objective.needs.outputs)
             total = loss_with(rows, outputs)
             if micro_batch.has_rows:
                 teacher_rows = teacher_outputs[micro_batch.number]
@@ -93,7 +92,8 @@ class _Forward:
 
     def __call__(self, micro_batch: MicroBatch, outputs: frozenset[str]) -> Outputs:
         seed_step(self.seed, self.step, self.engine.world.rank, micro_batch.number)
-        return self.engine.forward(micro_batch.batch, outputs)
+        with phase("towers"):
+            return self.engine.forward(micro_batch.batch, outputs)
 
 
 def _teacher_outputs(

@@ -16,6 +16,7 @@ from vlm.training.engines.base import Precision
 from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.optimizers import AdamW, AnyOptimizer
+from vlm.training.profile import ProfileConfig
 from vlm.training.schedule import AnySchedule, CosineSchedule
 from vlm.training.spikes import GuardConfig
 from vlm.training.teacher import TeacherConfig
@@ -70,6 +71,7 @@ class TrainingConfig(Config):
     guard: GuardConfig | None = Field(
         default=None, description="what is done about spikes of the loss or the gradient's norm; null: nothing"
     )
+    profile: ProfileConfig | None = Field(default=None, description="steps whose time is looked at; null: none")
     ema: EmaConfig | None = Field(default=None, description="an average of the weights, which is evaluated; null: none")
     log_every: PositiveDuration = Field(default=Duration(10, "steps"), description="lines of metrics.jsonl")
     geometry: TelemetryConfig = Field(default=TelemetryConfig(), description="figures of the two clouds on the way")
