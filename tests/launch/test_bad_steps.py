@@ -28,10 +28,14 @@ def failures_of(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_bad_step_is_told_with_its_samples_and_a_resume_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_bad_step_is_told_with_its_samples_and_a_resume_goes_on_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_tiny(tmp_path)
     recipe = recipe_of(tmp_path, tmp_path / "run", (4,))
     train_here(recipe)
+    told = "step 5  left out: its loss or gradient is no finite number (failures.jsonl names its samples)\n"
+    assert told in capsys.readouterr().out
     (line,) = [line for line in metrics_of(tmp_path / "run") if line["step"] == 5]
     assert line == {"step": 5, "samples": 60, "steps_left_out": 1}
     assert [line["steps_left_out"] for line in metrics_of(tmp_path / "run")] == [0] * 4 + [1] * 8

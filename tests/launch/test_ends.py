@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -112,6 +113,38 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_they_go_on_exact
     train_ranks(2, recipes[1], resume="auto")
     train_ranks(2, recipes[0])
     assert_same_run(run, tmp_path / "whole")
+
+
+def _with_little_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, 64 << 30))
+
+
+def test_a_rank_out_of_memory_is_told_by_all_after_a_step_without_a_number_and_a_spike_of_its_own(
+    data: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    """All three are planted on rank 1 alone; the first two change nothing, and the run goes on."""
+    poison = "tests.vlm.training.poison:"
+    planted: dict[str, Any] = {
+        f"{poison}Poison": {"weight": 1.0, "rank": 1, "steps": [3]},
+        f"{poison}Spike": {"weight": 1.0, "rank": 1, "steps": [6], "loss": 200.0},
+        f"{poison}Hungry": {"weight": 1.0, "rank": 1, "steps": [8]},
+    }
+    guard = {"figures": ["loss"], "z": 30, "window": 3}
+    run = tmp_path / "run"
+    recipe = write_tiny_recipe(
+        data, run, objective={"clip": 1.0, **planted}, guard=guard, data={"max_bad_share": 1, "patience": 60}
+    )
+    lives += start_ranks(2, ["train", recipe, "--trust"], tmp_path / "err", _with_little_memory)
+    assert [life.ended(60) for life in lives] == [1, 1]
+    line = "out of memory (tried to allocate 1,024.00 GiB); a smaller micro_batch needs less"
+    assert only_line(lives[1]) == f"vlm: rank 1: {line}; the traceback is in {run}/traceback-rank-1.txt"
+    assert only_line(lives[0]) == f"vlm: rank 1 ended: {line}"
+    told = [(one["kind"], one["rank"]) for one in failures_of(run)]
+    assert sorted(told[:2]) == [("step-left-out", 0), ("step-left-out", 1)]
+    assert sorted(told[2:4]) == [("spike", 0), ("spike", 1)]
+    assert sorted(told[4:]) == [("failure", 1), ("lost", 0)]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step["steps_left_out"] for step in steps] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def evaluated(folder: Path, run: Path) -> str:

@@ -22,6 +22,7 @@ _CONNECTION = re.compile(
     r"socket|Timed out|timed out",
     re.IGNORECASE,
 )
+_CPU_MEMORY = re.compile(r"DefaultCPUAllocator: .*memory: you tried to allocate (\d+) bytes")
 _PORT_IN_USE = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _NOT_MET = re.compile(r"clients joined|while trying to connect|waiting for clients|Failed to recv.*ping", re.IGNORECASE)
 
@@ -70,9 +71,17 @@ def end_of(error: BaseException) -> End:
         return End("user", _line(f"{where}{error.strerror}: make room, then start the same command again"), USER)
     if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
         return End("user", _line(f"{str(error.filename)[:200]}: {error.strerror}"), USER)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return End("failure", _line(f"out of memory ({reason(error)}); a smaller micro_batch needs less"), FAILURE)
+    if (words := _out_of_memory(error)) is not None:
+        return End("failure", _line(f"out of memory ({words}); a smaller micro_batch needs less"), FAILURE)
     return _rendezvous_end(error) or End("failure", _line(_unexpected(error)), FAILURE)
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """The words of an exception that says that there is no memory left; torch's for a CPU is any RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return reason(error)
+    asked = _CPU_MEMORY.search(str(error)) if isinstance(error, RuntimeError) else None
+    return None if asked is None else f"tried to allocate {int(asked[1]) / 2**30:,.2f} GiB"
 
 
 def code_of(number: int) -> int:

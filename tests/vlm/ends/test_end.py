@@ -28,6 +28,15 @@ from vlm.errors import EveryRankError, UserError
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), "user", 2, f"{'x' * 200}: File name too long"),
         (OSError(errno.EACCES, "Permission denied", "/a/b"), "user", 2, "/a/b: Permission denied"),
         (MemoryError(), "failure", 1, "out of memory (MemoryError); a smaller micro_batch needs less"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "failure",
+            1,
+            "out of memory (tried to allocate 16.00 GiB); a smaller micro_batch needs less",
+        ),
     ],
 )
 def test_an_exception_is_one_line_and_a_code(error: BaseException, kind: str, code: int, line: str) -> None:

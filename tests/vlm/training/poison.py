@@ -52,6 +52,19 @@ class Spike(PairTerm):
         return step.pairs.mean(rows) + (self.loss if is_now else 0.0)
 
 
+class Hungry(PairTerm):
+    """Adds 0 to the loss, and asks for a tensor of so many bytes in some steps, on one rank."""
+
+    steps: tuple[int, ...]
+    rank: int = 0
+    bytes: int = 2**40
+
+    def __call__(self, step: PairStep) -> Tensor:
+        if step.step in self.steps and step.exchange.world.rank == self.rank:
+            torch.empty(self.bytes, dtype=torch.uint8)
+        return step.pairs.mean(0.0 * step.pairs.x.sum(1))
+
+
 class _Spoiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
