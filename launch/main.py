@@ -35,7 +35,18 @@ app.add_typer(data_app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
-_ON_ALL_RANKS = ("train", "caption", "embed", "gap", "verify-gradients", "replay", "eval", "demo", "data counting")
+_ON_ALL_RANKS = (
+    "train",
+    "caption",
+    "embed",
+    "gap",
+    "verify-gradients",
+    "doctor",
+    "replay",
+    "eval",
+    "demo",
+    "data counting",
+)
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 OptionalRecipe = Annotated[
@@ -256,6 +267,22 @@ def plan_run(
     from launch.plan.command import plan_recipe
 
     plan_recipe(checked, recipe, where)
+
+
+@app.command()
+def doctor(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this check; repeatable.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    trust: TrustRecipe = False,
+) -> None:
+    """Say what would fail on this machine, these ranks and this data; exit code 1 if something would. On all ranks."""
+    checked = None if recipe is None else _checked_recipe(recipe, overrides, trust=trust)
+    from launch.doctor.command import examine
+
+    if not examine(checked, only or (), json_file):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -33,11 +33,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a model's fp32 weights: all, those that train, those in small tensors, and those of its parts."""
+    """Bytes of a model's fp32 weights: all, those that train, small tensors, the largest one, and its parts."""
 
     weights: int
     trained: int
     small: int
+    largest: int
     units: tuple[Unit, ...]
 
     @property
@@ -64,8 +65,10 @@ class Shares:
     """What a rank holds under an engine, in bytes, and what it sends.
 
     As the backward goes on, `growing` is the share of each finished gradient that stays beside `gradients`, which are
-    held from before. `in_step` comes while weights are updated, `gathered` while the model computes. `host` lies in the
-    node's memory instead. `copies` is how often an average of the weights takes (of one).
+    held from before; each takes `passing` times its size when it is finished, and once more beyond a `bucket`. Where
+    several micro-batches are added up, gradients take `added` from the second one on. `in_step` comes while weights are
+    updated, of which a rank updates `updated`; `gathered` while the model computes. `host` lies in the node's memory
+    instead. `copies` are the bytes of an average of the weights.
 
     Sent in a step: `reduced` bytes of gradients in `reductions` collectives; `gathers` bytes of weights for each pass
     of a micro-batch through the model, in `gather_calls`; `spread` bytes of updated weights.
@@ -74,7 +77,10 @@ class Shares:
     weights: float
     gradients: float
     growing: float
+    added: float
     moments: float
+    passing: float = 0.0
+    bucket: float = 0.0
     buffers: float = 0.0
     gathered: float = 0.0
     in_step: float = 0.0
@@ -101,6 +107,7 @@ def sizes_of(model: DualEncoder) -> Sizes:
         weights=sum(parameter.numel() for parameter in parameters) * _BYTES,
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * _BYTES,
         small=sum(parameter.numel() for parameter in parameters if parameter.numel() <= _PERSISTENT) * _BYTES,
+        largest=max(parameter.numel() for parameter in parameters) * _BYTES,
         units=tuple(units),
     )
 
@@ -120,6 +127,7 @@ def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -
         weights=sizes.weights,
         gradients=0.0 if alone else trained,
         growing=1.0 if alone else 0.0,
+        added=trained,
         moments=moments * trained,
         buffers=0.0 if alone or options.wire == "fp32" else _bucket(options, _DDP_BUCKET) / 2,
         updated=trained,
@@ -130,7 +138,10 @@ def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -
 
 
 def _zero12(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
-    """Whole flat weights, and of its part a rank's master copy, moments, and gradients once they are reduced."""
+    """Whole flat weights, and of its part a rank's master copy, moments, and gradients once they are reduced.
+
+    Those of several micro-batches have room for every tensor in the part, also for the one that reaches into the next.
+    """
     ranks, bucket = cluster.ranks, _bucket(options, _ZERO_BUCKET)
     part = sizes.trained / ranks
     on_host = options.offload.optimizer == "cpu"
@@ -138,6 +149,9 @@ def _zero12(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int
         weights=sizes.weights,
         gradients=0.0,
         growing=1 / ranks,
+        added=min(sizes.trained, part + sizes.largest),
+        passing=1.0,
+        bucket=bucket,
         moments=0.0 if on_host else moments * part,
         buffers=(0.0 if on_host else part) + bucket * (1 if options.overlap is False else 2),
         in_step=part,
@@ -151,7 +165,10 @@ def _zero12(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int
 
 
 def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
-    """A part of everything; weights that are gathered stay until the backward is over, up to a limit."""
+    """A part of everything; weights that are gathered stay until the backward is over, up to a limit.
+
+    Master weights are a copy. What is gathered is there as it came, tensor by tensor in pieces, and put together.
+    """
     ranks, bucket = cluster.ranks, _bucket(options, _ZERO_BUCKET)
     part, held = sizes.trained / ranks, sizes.weights / ranks
     optimizer_on_host, weights_on_host = options.offload.optimizer is not None, options.offload.parameters is not None
@@ -161,9 +178,12 @@ def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int)
         weights=sizes.small + (0.0 if weights_on_host else held),
         gradients=0.0 if optimizer_on_host else part,
         growing=0.0,
+        added=0.0 if optimizer_on_host else part,
+        passing=1.0,
+        bucket=bucket,
         moments=0.0 if optimizer_on_host else moments * part,
-        buffers=bucket,
-        gathered=min(sizes.weights - sizes.small, _MOST_GATHERED * _BYTES),
+        buffers=bucket + (0.0 if optimizer_on_host else part),
+        gathered=2 * min(sizes.weights - sizes.small, _MOST_GATHERED * _BYTES),
         updated=part,
         copies=part,
         host=away,
@@ -177,12 +197,13 @@ def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int)
 def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
     """A part of everything; of the weights the current block is gathered, the next one ahead, and what is in no block.
 
-    A block's gradient is there whole, and once more as what is sent, until it is reduced.
+    A block's gradient is there whole, and once more as what is sent, until it is reduced. Gradients of micro-batches
+    are added up whole, and reduced after the last.
     """
     group = {"all": cluster.ranks, "node": cluster.per_node}.get(str(options.shard_group))
     shards = int(options.shard_group) if group is None else group
     part, ahead = sizes.trained / shards, 1 + (options.prefetch or 1)
-    gathered = max((unit.own + max(2 * unit.own, (ahead + 2) * unit.most) for unit in sizes.units), default=0)
+    gathered = max((unit.own + (ahead + 2) * unit.most for unit in sizes.units), default=0)
     on_host = options.offload.parameters == "cpu"
     copies = cluster.ranks / shards
     reduced = (shards - 1) / shards * sizes.trained + 2 * (copies - 1) / copies * part
@@ -190,6 +211,9 @@ def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) 
         weights=0.0 if on_host else sizes.weights / shards,
         gradients=0.0,
         growing=0.0 if on_host else 1 / shards,
+        added=sizes.trained,
+        passing=1.0 if shards > 1 else 0.0,
+        bucket=max((unit.most for unit in sizes.units), default=0),
         moments=0.0 if on_host else moments * part,
         gathered=gathered if shards > 1 or on_host else 0,
         updated=part,

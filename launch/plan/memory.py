@@ -98,20 +98,19 @@ def memory_of(
         **held,
     }
     several = load.micro_batches > 1
-    whole = shares.gradients + shares.growing * float(work.held("backward", rows).gradients[-1])
     phases: dict[str, dict[str, float]] = {}
     forward, backward = work.held("forward", rows), work.held("backward", rows)
-    before = {"gradients": whole if several else shares.gradients, "gathered weights": shares.gathered}
+    before = {"gradients": shares.added if several else shares.gradients, "gathered weights": shares.gathered}
     embeddings = {"rows of pairs": pairs.rows}
-    _, most = forward.peak(0.0)
-    phases["forward"] = {**before, **embeddings, "activations": most}
-    gradients, most = backward.peak(0.0 if several else shares.growing)
+    phases["forward"] = {**before, **embeddings, "activations": float(forward.others.max())}
+    gradients, most = backward.peak(0.0 if several else shares.growing, shares.passing, shares.bucket)
     phases["backward"] = {**before, **embeddings, "activations": most}
     phases["backward"]["gradients"] += gradients
     compared = {**embeddings, "gathered columns": pairs.columns, "similarity tiles": pairs.tiles}
     kept = 0.0 if several else float(forward.others[-1])
     phases["comparison of pairs"] = {"gradients": shares.gradients, **compared, "activations": kept}
-    phases["update"] = {"gradients": whole, "update": shares.in_step}
+    finished = shares.gradients + shares.growing * float(backward.gradients[-1])
+    phases["update"] = {"gradients": finished, "update": shares.in_step}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in {**constant, **phases[phase]}.items() if size}
     return Memory(parts, phase, shares.host)

@@ -21,13 +21,17 @@ _DAY, _HOUR = 86_400.0, 3_600.0
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asks beside the recipe: where it runs, under which engine, and what nobody can look up."""
+    """What a user asks beside the recipe: where it runs, under which engine, and what nobody can look up.
+
+    Unless other ways are `compared`, the plan has those of the recipe's own engine and activations alone.
+    """
 
     machine: Machine
     engine: str | None = None
     price: float | None = None
     samples: int | None = None
     length: int | None = None
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,17 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     require_options(EngineSettings(recipe.engine, rows, options=recipe.engine_options))
     facts = facts_of(recipe)
     samples = question.samples or num_samples(facts)
-    models = {
-        parts: plan_model(recipe, parts, samples=samples, length=question.length) for parts in _recomputed(recipe)
-    }
+    said = tuple(recipe.activation_checkpointing)
+    variants = _recomputed(recipe) if question.compared else [said]
+    engines = dict.fromkeys((*ENGINES, recipe.engine)) if question.compared else [recipe.engine]
+    models = {parts: plan_model(recipe, parts, samples=samples, length=question.length) for parts in variants}
     load = Load(rows, min(rows, recipe.micro_batch or rows), recipe.global_batch)
     ways = {
         (engine, parts): _way(recipe, question.machine, engine, parts, model, load)
-        for engine in dict.fromkeys((*ENGINES, recipe.engine))
+        for engine in engines
         for parts, model in models.items()
     }
-    parts = tuple(recipe.activation_checkpointing)
-    chosen, model = ways[recipe.engine, parts], models[parts]
+    chosen, model = ways[recipe.engine, said], models[said]
     findings = findings_of(recipe, question.machine, load, facts, chosen.time, model.image_size)
     is_known = recipe.duration.unit != "epochs" or samples is not None
     return Plan(

@@ -27,13 +27,15 @@ _FREE = ("aten.empty", "aten.detach", "aten.lift_fresh", "prim.", "aten.new_empt
 class Phase:
     """A forward or a backward: of each operation its FLOPs and bytes read and written, of each moment what is alive.
 
-    `gradients` are bytes of finished gradients of weights, `others` all else that was allocated since the start.
+    `gradients` are bytes of finished gradients of weights, of which `finished` are just now; `others` all else that was
+    allocated since the start.
     """
 
     flops: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
+    finished: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ def trace_step(
             del made
             torch.autograd.backward(tops, [torch.ones_like(top) for top in tops])
             del tops
-            tracker.note()  # the last gradient is finished behind the last operation
         model.zero_grad()
     return Trace(rows, forward, backward, dict(kept))
 
@@ -126,8 +127,9 @@ class _Tracker(TorchDispatchMode):
         self.note()
         return made
 
-    def note(self) -> None:
+    def note(self, finished: float = 0.0) -> None:
         """Write down what is alive now."""
+        self.phase.finished.append(finished)
         self.phase.gradients.append(self._in_gradients)
         self.phase.others.append(self.alive)
 
@@ -161,6 +163,7 @@ class _Tracker(TorchDispatchMode):
                 self._gradients.add(storage._cdata)
                 self._in_gradients += storage.nbytes()
                 self.alive -= storage.nbytes()
+                self.note(storage.nbytes())
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         handles = [parameter.register_post_accumulate_grad_hook(mark) for parameter in trained]

@@ -30,11 +30,18 @@ class Held:
 
     gradients: Numbers
     others: Numbers
+    finished: Numbers
 
-    def peak(self, gradient_share: float) -> tuple[float, float]:
-        """Gradients, of which this share stays, and others at the moment when they are most together."""
-        at = int((gradient_share * self.gradients + self.others).argmax())
-        return float(gradient_share * self.gradients[at]), float(self.others[at])
+    def peak(self, gradient_share: float, passing: float, bucket: float) -> tuple[float, float]:
+        """Gradients and others at the moment when they are most together.
+
+        This share of the gradients stays; each takes `passing` times its size when it is finished, and once more where
+        it is larger than a bucket.
+        """
+        gradients = gradient_share * self.gradients
+        gradients = gradients + self.finished * np.where(self.finished > bucket, 2 * passing, passing)
+        at = int((gradients + self.others).argmax())
+        return float(gradients[at]), float(self.others[at])
 
 
 class Work:
@@ -52,8 +59,7 @@ class Work:
         """What is alive during a phase."""
         small, large = self._phases(phase)
         others = self._at(small.others, large.others, rows)
-        gradients = np.asarray(large.gradients)
-        return Held(np.resize(gradients, others.shape), others)
+        return Held(np.asarray(large.gradients), others, np.asarray(large.finished))
 
     def kept(self, rows: float) -> Mapping[str, float]:
         """Bytes that the graph holds between forward and backward, by part of the model."""

@@ -14,7 +14,13 @@ from vlm.errors import UserError
 from vlm.training.engines.options import EngineOptions
 
 MIB = 2**20
-SIZES = Sizes(weights=1000 * MIB, trained=800 * MIB, small=8 * MIB, units=(Unit(100 * MIB, (450 * MIB, 450 * MIB)),))
+SIZES = Sizes(
+    weights=1000 * MIB,
+    trained=800 * MIB,
+    small=8 * MIB,
+    largest=50 * MIB,
+    units=(Unit(100 * MIB, (450 * MIB, 450 * MIB)),),
+)
 OPTIONS = EngineOptions(bucket_mib=16)
 
 

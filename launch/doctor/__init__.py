@@ -1,0 +1,1 @@
+"""What would fail on this machine, this cluster and these shards, before a run finds out (`vlm doctor`)."""
