@@ -26,22 +26,28 @@ def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
     numbers = "-".join(str(count) for count in dict.fromkeys((threads[0], threads[-1])))
     return [
         f"run {recipe.run}: {ranks} ({devices}, {numbers} thread{'' if threads[-1] == 1 else 's'} each), "
-        f"engine {recipe.engine}, precision {recipe.precision}",
+        f"engine {recipe.engine}{_options(recipe)}, precision {recipe.precision}",
         *launcher,
     ]
 
 
+def _options(recipe: Recipe) -> str:
+    """The options of the engine that the recipe chose."""
+    chosen = [f"{key} {value}" for key, value in recipe.engine_options.chosen().items()]
+    return f" ({', '.join(chosen)})" if chosen else ""
+
+
 def model_line(recipe: Recipe, model: DualEncoder) -> str:
-    """The model, its parameters and those of them that train."""
+    """The model, its parameters and those of them that train, and the parts that are computed again."""
     every = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     training = "all trained" if trained == every else f"{trained:,} trained"
     size = model.image_spec.size
     weights = f", weights of {recipe.model.pretrained}" if recipe.model.pretrained else ""
+    again = "".join(f", {part} computed again in the backward" for part in recipe.activation_checkpointing)
     locked = "".join(f", {name} tower locked{_but(lock)}" for name, lock in recipe.model.lock if lock is not None)
-    return (
-        f"model {_model_name(recipe.model)}: {every:,} parameters, {training}{weights}{locked}; images {size} x {size}"
-    )
+    name = _model_name(recipe.model)
+    return f"model {name}: {every:,} parameters, {training}{weights}{locked}{again}; images {size} x {size}"
 
 
 def _but(lock: Literal["all"] | AllBut) -> str:

@@ -1,4 +1,4 @@
-"""A run under FSDP2 beside one process: teacher, average, clipping, evaluations, and an exact resumption."""
+"""A run under FSDP2, its options for size too, beside one process: teacher, average, evaluations, exact resumption."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ ALL_AT_ONCE: dict[str, Any] = {
     "providers": {"queue": {"size": 20}},
     "evaluate": {"geometry": {"kind": "geometry", "shards": "train-0*.tar", "every": "2 steps"}},
 }
+FOR_SIZE: dict[str, Any] = {
+    "engine": "fsdp",
+    "engine_options": {"offload": {"parameters": "cpu"}, "prefetch": 1},
+    "activation_checkpointing": ["image", "text"],
+}
 
 
 def figures(run: Path, name: str) -> list[float]:
@@ -28,7 +33,7 @@ def test_two_sharded_ranks_measure_and_learn_what_one_process_does(tmp_path: Pat
     write_tiny(tmp_path)
     alone, sharded, again = (tmp_path / name for name in ("alone", "sharded", "again"))
     train_here(write_tiny_recipe(tmp_path, alone, **ALL_AT_ONCE))
-    recipe = write_tiny_recipe(tmp_path, sharded, engine="fsdp", **ALL_AT_ONCE)
+    recipe = write_tiny_recipe(tmp_path, sharded, **FOR_SIZE, **ALL_AT_ONCE)
     train_ranks(2, recipe)
     assert losses_of(sharded) == pytest.approx(losses_of(alone), rel=1e-4)
     assert sets_of(sharded) == sets_of(alone)

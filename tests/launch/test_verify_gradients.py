@@ -102,11 +102,11 @@ def write(tmp_path: Path) -> Callable[..., str]:
     [
         ("ddp", 1, {"micro_batch": 5, "model": DROPPED}),
         ("ddp", 3, {"global_batch": 11, "similarity": {"exchange": "ring"}}),
-        ("ddp", 2, {"precision": "bf16"}),
+        ("ddp", 2, {"precision": "bf16", "engine_options": {"wire": "bf16"}}),
         ("ddp", 2, {"objective": {"attract_repel": 1.0}}),  # reads no scale
         ("zero2", 2, {"micro_batch": 3, **QUEUED}),
         ("zero3", 2, {"micro_batch": 2}),
-        ("fsdp", 2, {"micro_batch": 2, **QUEUED}),
+        ("fsdp", 2, {"micro_batch": 2, "activation_checkpointing": ["image", "text"], **QUEUED}),
     ],
 )
 def test_a_right_launch_is_right(
