@@ -76,7 +76,8 @@ def build_hooks(
     if recipe.geometry.every is not None and _sees_pairs(recipe, state.objective):
         hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
     hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
-    plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first)
+    background = recipe.checkpoint_in_background
+    plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first, background=background)
     hooks.append(Checkpoints(state, source, tuple(hooks), recorder, control, plan))
     return hooks if recipe.profile is None else [*hooks, Profile(recorder, world, control.clock, recipe.profile)]
 

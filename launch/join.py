@@ -8,8 +8,8 @@ import torch
 from launch.facts import package_versions
 from launch.model_source import load_model
 from vlm.aside import folder_aside
-from vlm.checkpoint.format import Group, write_checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import Group, write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder

@@ -50,6 +50,7 @@ FREE_ON_RESUME = (
     "guard.most",
     "guard.within",
     "checkpoint_every",
+    "checkpoint_in_background",
     "keep_checkpoints",
     "record_samples",
     "trackers",

@@ -1,7 +1,7 @@
 """Train a recipe: start or resume a run, evaluate it, write its report."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from vlm.ends.hang import HangWatch
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
+from vlm.errors import EveryRankError
 from vlm.objectives.objective import Objective
 from vlm.outputs import captioned_parts
 from vlm.paths import output_folder
@@ -124,7 +125,12 @@ def _train(
             seed=recipe.seed,
         )
         with watch.keeping_requests(), watch.watching_for_hangs(_hang_watch(recipe, run)):
-            trainer.run(start.step)
+            try:
+                trainer.run(start.step)
+            except EveryRankError:
+                with suppress(EveryRankError):  # why the run ends is the first of the two
+                    run.settle()
+                raise
 
 
 def _hang_watch(recipe: Recipe, run: RunDirectory) -> HangWatch | None:

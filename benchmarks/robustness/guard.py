@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.result_cache import machine
 from vlm.atomic import sha256
-from vlm.checkpoint.format import _require_numbers
+from vlm.checkpoint.writer import _require_numbers
 from vlm.tensor_file import save_tensors
 from vlm.training.accumulation import _nan_unless_finite
 

@@ -29,8 +29,8 @@ EXPECTED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MOMENTS = {
     "directory made": ("vlm.training.run_directory", "write_text"),
     "index": ("data.shards.folder_index", "write_bytes"),
-    "save": ("vlm.checkpoint.format", "save_tensors"),
-    "rename": ("vlm.checkpoint.format", "_complete"),
+    "save": ("vlm.checkpoint.writer", "save_hashed"),
+    "rename": ("vlm.checkpoint.writer", "_complete"),
     "prune": ("vlm.training.hooks.checkpoints", "prune"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("eval.report", "write_report"),

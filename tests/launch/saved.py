@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint.format import Group, write_checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import Group, write_checkpoint
 from vlm.distributed.world import World
 from vlm.model.dual_encoder import DualEncoder
 from vlm.training.model_files import MODEL_FILES, file_group

@@ -1,148 +1,27 @@
-"""Engine-neutral checkpoints: named fp32 tensors as safetensors, each rank writing its share, under a JSON manifest.
+"""Engine-neutral checkpoints: named fp32 tensors as safetensors, files of each rank, under a JSON manifest.
 
     step-00000100/
         manifest.json                  step, what ran, size and SHA-256 of every file below, and a checksum of its own
         weights-00000.safetensors      one file a group and a rank: weights, exp_avg, exp_avg_sq, ema
         ...
 
-Written under another name, checked, then renamed. Loading reads JSON and safetensors only, and no file
-before its checksum was compared: nothing is ever unpickled.
+`writer` writes them. Loading reads JSON and safetensors only, and no file before its checksum was compared: nothing is
+ever unpickled.
 """
 
-import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm.aside import remove_files
-from vlm.atomic import flush_to_disk, sha256, write_text
-from vlm.checkpoint.folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
-from vlm.checkpoint.manifest import FileRecord, Manifest, read_manifest
+from vlm.atomic import sha256
+from vlm.checkpoint.manifest import FileRecord, read_manifest
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.paths import below
-from vlm.sealed import sealed_json
-from vlm.tensor_file import save_tensors
 
 TERM_PARAMETERS = "term_parameters."
-
-# One group of tensors: their names with sizes in elements, and how all ranks together get one of them whole.
-Group = tuple[dict[str, int], Callable[[str], Tensor]]
-
-
-def write_checkpoint(
-    folder: Path,
-    manifest: Manifest,
-    groups: dict[str, Group],
-    world: World,
-    local_groups: dict[str, dict[str, Tensor]] | None = None,
-) -> Path:
-    """Write a checkpoint below `folder` and return its path. Collective; a crash leaves no half checkpoint.
-
-    `local_groups` are groups of which each rank has tensors of its own, under names that others may have too.
-
-    Raises:
-        EveryRankError: a tensor holds NaN or +inf, or the disk is full; what was there before stays as it was.
-    """
-    target = folder / folder_name(manifest.step)
-    aside = folder / f"{target.name}{PARTIAL}"
-    if world.is_main:
-        remove_files(aside, FILES)
-        aside.mkdir(parents=True, exist_ok=True)
-    world.barrier()
-    files: dict[str, FileRecord] = {}
-    problem = None
-    for group, tensors in _local_tensors(groups, local_groups or {}, world):
-        path = aside / f"{group}-{world.rank:05d}.safetensors"
-        try:
-            # After a failure the others' tensors still need this rank's parts of them.
-            if problem is None:
-                _require_numbers(group, tensors)
-                save_tensors(path, tensors)
-                files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-        except UserError as error:
-            problem = f"{path.name}: {reason(error)}"
-        except (OSError, SafetensorError) as error:
-            problem = f"{path.name}: {reason(error)}; {_room_words(folder, groups, local_groups or {})}"
-    outcomes = world.gather_objects((files, problem))
-    problem = next((message for _, message in outcomes if message is not None), None)
-    if problem is None:
-        written = {name: record for names, _ in outcomes for name, record in names.items()}
-        complete = manifest.model_copy(update={"files": dict(sorted(written.items()))})
-        (problem,) = world.gather_objects(_complete(aside, target, complete) if world.is_main else None)[:1]
-    if problem is not None:
-        if world.is_main:
-            remove_files(aside, FILES)
-        raise EveryRankError(
-            f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
-        )
-    return target
-
-
-def _room_words(folder: Path, groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]) -> str:
-    """How much a checkpoint takes, which is fp32 but for a few buffers, and how much is free."""
-    numbers = sum(size for sizes, _ in groups.values() for size in sizes.values())
-    local_bytes = sum(tensor.nbytes for tensors in local_groups.values() for tensor in tensors.values())
-    free = shutil.disk_usage(folder).free
-    return f"it takes about {(4 * numbers + local_bytes) / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there"
-
-
-def _local_tensors(
-    groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]], world: World
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors that this rank has to write, group by group, copied to the CPU. Collective."""
-    for group, (sizes, full_tensor) in groups.items():
-        owners = _owners(sizes, world.size)
-        owned = {}
-        for name in sizes:
-            tensor = full_tensor(name)  # every rank takes part, the owner keeps it
-            if owners[name] == world.rank:
-                owned[name] = _copy(tensor)
-        if owned:
-            yield group, owned
-    for group, tensors in local_groups.items():
-        yield group, {name: _copy(tensor) for name, tensor in tensors.items()}
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
-
-
-def _require_numbers(group: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError for NaN or +inf in a tensor; -inf stands for "none yet", and in masks."""
-    for name, tensor in tensors.items():
-        if not bool((tensor < math.inf).all()):
-            raise UserError(f"{group} of {name} holds what is no finite number")
-
-
-def _complete(aside: Path, target: Path, manifest: Manifest) -> str | None:
-    """Describe and check what lies aside, then give it its name; what kept it from that, in words."""
-    try:
-        write_text(aside / MANIFEST, sealed_json(manifest.model_dump(mode="json")))
-        for name, record in manifest.files.items():
-            _check_file(aside, name, record)
-        flush_to_disk(aside)
-        if target.exists():
-            remove_checkpoint(target)
-        aside.rename(target)
-        flush_to_disk(target.parent)
-    except (OSError, UserError) as error:
-        return reason(error)
-    return None
-
-
-def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:
-    """Which rank writes which tensor: consecutive runs of about equal bytes."""
-    total = max(1, sum(sizes.values()))
-    owners, before = {}, 0
-    for name, size in sizes.items():
-        owners[name] = min(num_ranks - 1, before * num_ranks // total)
-        before += size
-    return owners
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:

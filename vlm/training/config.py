@@ -80,6 +80,10 @@ class TrainingConfig(Config):
     keep_checkpoints: int | None = Field(
         default=2, gt=0, le=10**6, description="the newest so many are kept; null: all"
     )
+    checkpoint_in_background: bool = Field(
+        default=True,
+        description="training goes on while one is written; each rank keeps a copy of its share in host memory",
+    )
     record_samples: bool = Field(default=False, description="write the sample keys that each step trained on")
     trackers: tuple[str, ...] = Field(
         default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"

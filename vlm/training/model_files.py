@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.format import Checkpoint, Group
+from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.writer import Group
 
 MODEL_FILES = "files"
 

@@ -57,6 +57,7 @@ class Recorder:
         self.run.log_metrics({"step": step, "samples": self.num_samples(step), **figures})
 
     def _stop(self, step: int, alarm: Alarm) -> NoReturn:
+        self.run.settle()
         before = [saved for saved in self.run.checkpoint_steps() if saved <= alarm.since]
         newest = f"the newest checkpoint of before is that of step {before[-1]}" if before else "none is of before"
         raise EveryRankError(f"step {step}: {alarm.message}; {newest} ({self.run.checkpoints})")

@@ -47,6 +47,8 @@ class RunDirectory:
         self.history = History(path)
         self._owner = Owner(path)
         self.was_started = False  # a run was there when it was claimed, as rank 0 saw it
+        # Completes the checkpoint that is being written, if one is; collective. Who writes them puts it here.
+        self.settle: Callable[[], None] = lambda: None
         self._samples = path / SAMPLES / f"rank-{world.rank}.jsonl"
 
     @property
@@ -64,7 +66,8 @@ class RunDirectory:
         return list(complete_checkpoints(self.checkpoints))
 
     def complete_checkpoints(self) -> list[Path]:
-        """All complete checkpoints, oldest first, as rank 0 sees them. Collective."""
+        """All complete checkpoints, oldest first, as rank 0 sees them; one being written is waited for. Collective."""
+        self.settle()
         return self._agreed(lambda: list(complete_checkpoints(self.checkpoints).values()))
 
     def last_saved(self) -> int | None:

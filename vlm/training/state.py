@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from vlm.checkpoint.format import Checkpoint, Group, first_differences
+from vlm.checkpoint.format import Checkpoint, first_differences
+from vlm.checkpoint.writer import Group
 from vlm.errors import UserError
 from vlm.objectives.objective import Objective
 from vlm.training.ema import Ema

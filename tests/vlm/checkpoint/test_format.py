@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent, and damage is noticed."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, prune
-from vlm.checkpoint.format import Checkpoint, Group, first_differences, write_checkpoint
+from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.checkpoint.manifest import Manifest, NewerCheckpointError
+from vlm.checkpoint.writer import Group, Writer, write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
 from vlm.sealed import sealed_json
@@ -164,14 +166,31 @@ def write_and_damage(folder: Path) -> list[str]:
         world.barrier()
     Checkpoint(path).verify(world)
     held = [sorted(Checkpoint(path).tensors("weights")), sorted(os.listdir(path))]
-    return [*told, str(held)]
+    return [*told, str(held), write_what_is_no_number(folder, tensors)]
+
+
+def write_what_is_no_number(folder: Path, tensors: dict[str, Tensor]) -> str:
+    """On two ranks: what each says of a tensor that the last rank writes, when that has been found."""
+    world = World.current()
+    writer = Writer(folder, world)
+    writer.begin(manifest(2), groups({**tensors, "3": torch.tensor([math.inf] * 10)}))
+    while not writer.is_written():
+        time.sleep(0.001)
+    try:
+        writer.complete()
+    except EveryRankError as error:
+        return f"{writer.step} {str(error).partition('step-')[2]}"
+    return ""
 
 
 @pytest.mark.slow
 def test_ranks_share_the_writing_and_all_of_them_hear_of_damage(tmp_path: Path) -> None:
     names = [f"{group}-{rank:05d}.safetensors" for group in ("own", "weights") for rank in (0, 1)]
     held = str([["0", "1", "2", "3"], ["manifest.json", *names]])
-    assert run_ranks(write_and_damage, 2, tmp_path) == [[*names, held]] * 2
+    lost = "weights-00001.safetensors: weights of 3 holds what is no finite number"
+    told = f"None 00000002 cannot be written ({lost}); those before it are whole: --resume auto goes on"
+    assert run_ranks(write_and_damage, 2, tmp_path) == [[*names, held, told]] * 2
+    assert os.listdir(tmp_path) == ["step-00000001"]
     halves = [(tmp_path / f"step-00000001/weights-0000{rank}.safetensors").stat().st_size for rank in (0, 1)]
     assert halves[0] == halves[1]  # two tensors each
 
@@ -235,22 +254,26 @@ _WRITER = """
 import sys, torch
 from pathlib import Path
 from tests.vlm.checkpoint.test_format import groups, manifest
-from vlm.checkpoint.format import write_checkpoint
+from vlm.checkpoint.writer import Writer
 from vlm.distributed.world import World
 tensors = {str(n): torch.full((200_000,), float(n)) for n in range(20)}
+writer = Writer(Path(sys.argv[1]), World(), background=sys.argv[2] == "background")
 step = 0
 while True:
     step += 1
-    write_checkpoint(Path(sys.argv[1]), manifest(step), groups(tensors), World())
+    writer.begin(manifest(step), groups(tensors))
+    while not writer.is_written():
+        torch.ones(100).sum()
+    writer.complete()
     print(step, flush=True)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.003, 0.03, 0.06])
-def test_killed_while_writing_nothing_is_lost(tmp_path: Path, delay: float) -> None:
+@pytest.mark.parametrize(("delay", "where"), [(0.003, "background"), (0.03, "foreground"), (0.06, "background")])
+def test_killed_while_writing_nothing_is_lost(tmp_path: Path, delay: float, where: str) -> None:
     writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", _WRITER, str(tmp_path), where], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
     )
     assert writer.stdout is not None
     for _ in range(2):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.vlm.model.tiny import TEXTS, architecture, perturb, some_images, tiny_model
-from vlm.checkpoint.format import write_checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.dual_encoder import DualEncoder

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import WHOLE, Setup, start, toy_batch, train_state
-from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.errors import UserError
 from vlm.model.logit_scale import MAX_LOGIT_SCALE
 from vlm.objectives.objective import Objective

@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.training.test_engines import MANIFEST, state_of
 from tests.vlm.training.toy import GLOBAL_BATCH, Setup, start, toy_batch, train_state
-from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.training.accumulation import accumulate

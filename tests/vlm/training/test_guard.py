@@ -12,8 +12,9 @@ from torch import Tensor
 from tests.ranks import run_ranks
 from tests.vlm.training.poison import Poison
 from tests.vlm.training.toy import GLOBAL_BATCH, TERMS, Setup, start, toy_batch
-from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest, SpikeRecord
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.errors import EveryRankError
 from vlm.objectives.objective import Objective
 from vlm.objectives.providers.queue import Queue

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import GLOBAL_BATCH, WHOLE, Setup, start, toy_batch, toy_model, train_state
-from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.errors import EveryRankError
 from vlm.objectives import functional
 from vlm.training.engines.registry import EngineName

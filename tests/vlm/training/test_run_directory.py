@@ -10,7 +10,8 @@ import torch
 from tests.vlm.checkpoint.test_format import TENSORS, groups, manifest
 from vlm.batch import Batch, Skip
 from vlm.checkpoint.folder import complete_checkpoints
-from vlm.checkpoint.format import Checkpoint, write_checkpoint
+from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.writer import write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.training.run_directory import RunDirectory

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: every so many steps, after the last, and before a stop."""
+"""The checkpoints of a run: every so many steps, after the last, and before a stop; written while training goes on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.folder import prune
-from vlm.checkpoint.format import write_checkpoint
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.writer import Writer
 from vlm.training.batch_source import BatchSource
 from vlm.training.control import RunControl
 from vlm.training.hooks.base import Hook, StepEvent
@@ -19,15 +19,23 @@ from vlm.training.step import TrainState
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """When checkpoints are written, how many of the newest are kept (None: all), and what stays the same in them."""
+    """When checkpoints are written, how many of the newest are kept (None: all), and what stays the same in them.
+
+    `background`: whether training goes on while one is written.
+    """
 
     every_steps: int
     keep: int | None
     manifest: Manifest
+    background: bool = True
 
 
 class Checkpoints(Hook):
-    """Saves the state of a run, and what the hooks before it go on from."""
+    """Saves the state of a run, and what the hooks before it go on from.
+
+    One that is being written is completed at the first step that finds it whole on all ranks, or earlier when it is
+    waited for: by the next one, by the end of the run, by who is about to read checkpoints (`RunDirectory.settle`).
+    """
 
     def __init__(
         self,
@@ -44,15 +52,24 @@ class Checkpoints(Hook):
         self._recorder = recorder
         self._control = control
         self._plan = plan
+        self._writer = Writer(recorder.run.checkpoints, state.engine.world, background=plan.background)
+        self._good_steps: list[int] = []
+        recorder.run.settle = self._settle
 
     def after_step(self, event: StepEvent) -> None:  # noqa: D102
-        if event.is_last or self._control.stops.is_stopping or event.step % self._plan.every_steps == 0:
+        ends = event.is_last or self._control.stops.is_stopping
+        if ends or event.step % self._plan.every_steps == 0:
             with self._control.clock.paused():
-                self.save(event.step)
+                self._settle()
+                self._begin(event.step)
+                if ends or not self._plan.background:
+                    self._settle()
+        elif self._writer.step is not None and self._writer.is_written():
+            self._settle()
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint after `step` steps. Collective."""
-        engine, objective, run = self._state.engine, self._state.objective, self._recorder.run
+    def _begin(self, step: int) -> None:
+        """Copy the state after `step` steps, and begin to write it. Collective."""
+        engine, objective = self._state.engine, self._state.objective
         changing: dict[str, Any] = {
             "step": step,
             "samples": self._recorder.num_samples(step),
@@ -63,11 +80,24 @@ class Checkpoints(Hook):
         for hook in self._hooks:
             changing |= hook.manifest_fields(step)
         manifest = self._plan.manifest.model_copy(update=changing)
-        with torch.no_grad():
-            groups = state_groups(engine, self._state.ema, self._state.teacher) | memory_groups(objective)
-            write_checkpoint(run.checkpoints, manifest, groups, engine.world, local_memory(objective))
-        if engine.world.is_main:
+        groups = state_groups(engine, self._state.ema, self._state.teacher) | memory_groups(objective)
+        self._writer.begin(manifest, groups, local_memory(objective))
+        # As they are at this step: what is kept depends on no clock.
+        self._good_steps = self._recorder.alarms.good_steps()
+
+    def _settle(self) -> None:
+        """Complete the checkpoint that is being written, if one is, and delete those that it makes old. Collective.
+
+        Raises:
+            EveryRankError: it could not be written.
+        """
+        step = self._writer.step
+        if step is None:
+            return
+        self._writer.complete()
+        run = self._recorder.run
+        if run.world.is_main:
             run.history.add("saved", step)
             needed = [one for hook in self._hooks for one in hook.needed_checkpoints(step)]
-            prune(run.checkpoints, self._plan.keep, step, [*self._recorder.alarms.good_steps(), *needed])
+            prune(run.checkpoints, self._plan.keep, step, [*self._good_steps, *needed])
             self._source.discard_before(min(run.checkpoint_steps()))

@@ -57,6 +57,8 @@ class Evaluations(Hook):
     def after_step(self, event: StepEvent) -> None:  # noqa: D102
         self._pending = [evaluation for evaluation in self._scheduled if evaluation.is_due(event)]
         with self._control.clock.paused():
+            if self._pending:
+                self._recorder.run.settle()  # it may take long: what ends the run meanwhile must not cost a checkpoint
             self._tell_notices()
             self._run_pending(event.step)
 

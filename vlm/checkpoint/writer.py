@@ -1,0 +1,246 @@
+"""The writing of checkpoints: all ranks copy their share, and write it in a thread while training goes on.
+
+A checkpoint is written under another name, each file hashed on its way and flushed to the disk, and renamed when all
+ranks are done. A crash, or `kill -9`, at any moment loses that one alone.
+"""
+
+import math
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm.aside import remove_files
+from vlm.atomic import flush_to_disk, write_text
+from vlm.checkpoint.folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
+from vlm.checkpoint.manifest import FileRecord, Manifest
+from vlm.distributed.world import World
+from vlm.errors import EveryRankError, UserError, reason
+from vlm.sealed import sealed_json
+from vlm.tensor_file import save_hashed
+
+# One group of tensors: their names with sizes in elements, and how all ranks together get one of them whole.
+Group = tuple[dict[str, int], Callable[[str], Tensor]]
+
+
+def write_checkpoint(
+    folder: Path,
+    manifest: Manifest,
+    groups: dict[str, Group],
+    world: World,
+    local_groups: dict[str, dict[str, Tensor]] | None = None,
+) -> Path:
+    """Write one checkpoint below `folder` and return its path, as `Writer` does. Collective."""
+    writer = Writer(folder, world, background=False)
+    writer.begin(manifest, groups, local_groups)
+    return writer.complete()
+
+
+class Writer:
+    """Writes the checkpoints of a run below one folder, never two at once.
+
+    In the background, training waits only while each rank copies its share to the host: one copy, in memory that is
+    kept for the next. Else a group is copied and written at a time.
+    """
+
+    def __init__(self, folder: Path, world: World, *, background: bool = True) -> None:
+        self._folder = folder
+        self._world = world
+        self._background = background
+        self._copies: dict[tuple[str, str], Tensor] = {}
+        self._share: _Share | None = None
+        self._thread: threading.Thread | None = None
+        self._manifest: Manifest | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that is being written, the same on all ranks; None: none is."""
+        return None if self._manifest is None else self._manifest.step
+
+    @torch.no_grad()
+    def begin(
+        self,
+        manifest: Manifest,
+        groups: dict[str, Group],
+        local_groups: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Copy what is to be written, and begin to write it. Collective; the one before was completed.
+
+        `local_groups` are groups of which each rank has tensors of its own, under names that others may have too.
+
+        Raises:
+            EveryRankError: the folder cannot be made.
+        """
+        aside = self._folder / f"{folder_name(manifest.step)}{PARTIAL}"
+        problem = _made_anew(aside) if self._world.is_main else None
+        (problem, *_) = self._world.gather_objects(problem)
+        if problem is not None:
+            raise self._failed(manifest, problem)
+        share = _Share(aside, self._world.rank, _size_of(groups, local_groups or {}))
+        pieces = self._pieces(groups, local_groups or {})
+        if self._background:
+            copied = list(pieces)
+            # Of a process that ends for another reason nothing is completed any more: nobody waits for its thread.
+            self._thread = threading.Thread(target=share.write, args=(copied,), name="checkpoint", daemon=True)
+            self._thread.start()
+        else:
+            share.write(pieces)
+        self._share, self._manifest = share, manifest
+
+    def is_written(self) -> bool:
+        """Whether all ranks have written their share, or one has failed to, so that `complete` is due. Collective."""
+        done = self._thread is None or not self._thread.is_alive()
+        failed = self._share is not None and self._share.problem is not None
+        outcomes = torch.tensor([done, failed], dtype=torch.float32, device=self._world.device)
+        num_done, num_failed = self._world.sum(outcomes).tolist()
+        return bool(num_done == self._world.size or num_failed > 0)
+
+    def complete(self) -> Path:
+        """Wait until all is written, give the checkpoint its name, and return its path. Collective.
+
+        Raises:
+            EveryRankError: a tensor holds NaN or +inf, or the disk is full; what was there before stays as it was.
+        """
+        share, manifest = self._share, self._manifest
+        if share is None or manifest is None:
+            raise RuntimeError("no checkpoint is being written")
+        if self._thread is not None:
+            self._thread.join()
+        self._share, self._thread, self._manifest = None, None, None
+        outcomes = self._world.gather_objects((share.files, share.problem))
+        problem = next((message for _, message in outcomes if message is not None), None)
+        target = self._folder / folder_name(manifest.step)
+        if problem is None:
+            written = {name: record for names, _ in outcomes for name, record in names.items()}
+            whole = manifest.model_copy(update={"files": dict(sorted(written.items()))})
+            found = _complete(share.aside, target, whole) if self._world.is_main else None
+            (problem, *_) = self._world.gather_objects(found)
+        if problem is not None:
+            if self._world.is_main:
+                remove_files(share.aside, FILES)
+            raise self._failed(manifest, problem)
+        return target
+
+    def _failed(self, manifest: Manifest, problem: str) -> EveryRankError:
+        target = self._folder / folder_name(manifest.step)
+        return EveryRankError(
+            f"checkpoint {target} cannot be written ({problem}); those before it are whole: --resume auto goes on"
+        )
+
+    def _pieces(
+        self, groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The tensors that this rank has to write, group by group, copied to the CPU. Collective.
+
+        A rank never holds more of a sharded model whole than its share, and one tensor on its way to another rank.
+        """
+        kept, self._copies = self._copies, {}
+        for group, (sizes, full_tensor) in groups.items():
+            owners = _owners(sizes, self._world.size)
+            owned = {}
+            for name in sizes:
+                tensor = full_tensor(name)  # every rank takes part, the owner keeps it
+                if owners[name] == self._world.rank:
+                    owned[name] = self._copy(group, name, tensor, kept)
+            if owned:
+                yield group, owned
+        for group, tensors in local_groups.items():
+            yield group, {name: self._copy(group, name, tensor, kept) for name, tensor in tensors.items()}
+
+    def _copy(self, group: str, name: str, tensor: Tensor, kept: dict[tuple[str, str], Tensor]) -> Tensor:
+        copy = kept.pop((group, name), None)
+        if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+        copy.copy_(tensor)
+        if self._background:
+            self._copies[group, name] = copy
+        return copy
+
+
+class _Share:
+    """What one rank writes of a checkpoint: the files that are whole, or what kept it from writing one.
+
+    `size` is that of the whole checkpoint in bytes, about.
+    """
+
+    def __init__(self, aside: Path, rank: int, size: int) -> None:
+        self.aside = aside
+        self.files: dict[str, FileRecord] = {}
+        self.problem: str | None = None
+        self._rank = rank
+        self._size = size
+
+    def write(self, pieces: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
+        """Write group after group. After a failure the rest is gone through all the same: others wait for it."""
+        for group, tensors in pieces:
+            if self.problem is None:
+                self._write(group, tensors)
+
+    def _write(self, group: str, tensors: Mapping[str, Tensor]) -> None:
+        path = self.aside / f"{group}-{self._rank:05d}.safetensors"
+        try:
+            _require_numbers(group, tensors)
+            size, digest = save_hashed(path, tensors)
+            self.files[path.name] = FileRecord(bytes=size, sha256=digest)
+        except UserError as error:
+            self.problem = f"{path.name}: {reason(error)}"
+        except Exception as error:  # in a thread of its own nothing else would tell of it
+            self.problem = f"{path.name}: {reason(error)}; {_room_words(self.aside.parent, self._size)}"
+
+
+def _made_anew(aside: Path) -> str | None:
+    """Make the folder that is written to; what kept it from that, in words."""
+    try:
+        remove_files(aside, FILES)
+        aside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{aside}: {error.strerror or reason(error)}"
+    return None
+
+
+def _size_of(groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]) -> int:
+    """About how many bytes a checkpoint takes, which is fp32 but for a few buffers."""
+    numbers = sum(size for sizes, _ in groups.values() for size in sizes.values())
+    return 4 * numbers + sum(tensor.nbytes for tensors in local_groups.values() for tensor in tensors.values())
+
+
+def _room_words(folder: Path, size: int) -> str:
+    """How much a checkpoint takes, and how much is free."""
+    return f"it takes about {size / 1e9:.3g} GB, {shutil.disk_usage(folder).free / 1e9:.3g} GB are free there"
+
+
+def _require_numbers(group: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for NaN or +inf in a tensor; -inf stands for "none yet", and in masks."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not bool(tensor.amax() < math.inf):
+            raise UserError(f"{group} of {name} holds what is no finite number")
+
+
+def _complete(aside: Path, target: Path, manifest: Manifest) -> str | None:
+    """Describe what lies aside, then give it its name; what kept it from that, in words."""
+    try:
+        write_text(aside / MANIFEST, sealed_json(manifest.model_dump(mode="json")))
+        for name, record in manifest.files.items():
+            if (aside / name).stat().st_size != record.bytes:
+                return f"{name} is not of the size that was written"
+        flush_to_disk(aside)
+        if target.exists():
+            remove_checkpoint(target)
+        aside.rename(target)
+        flush_to_disk(target.parent)
+    except OSError as error:
+        return reason(error)
+    return None
+
+
+def _owners(sizes: dict[str, int], num_ranks: int) -> dict[str, int]:
+    """Which rank writes which tensor: consecutive runs of about equal bytes."""
+    total = max(1, sum(sizes.values()))
+    owners, before = {}, 0
+    for name, size in sizes.items():
+        owners[name] = min(num_ranks - 1, before * num_ranks // total)
+        before += size
+    return owners
