@@ -44,7 +44,8 @@ def model_line(recipe: Recipe, model: DualEncoder) -> str:
     training = "all trained" if trained == every else f"{trained:,} trained"
     size = model.image_spec.size
     weights = f", weights of {recipe.model.pretrained}" if recipe.model.pretrained else ""
-    again = "".join(f", {part} computed again in the backward" for part in recipe.activation_checkpointing)
+    parts = " and ".join(dict.fromkeys(recipe.activation_checkpointing))
+    again = f", blocks of {parts} computed again in the backward" if parts else ""
     locked = "".join(f", {name} tower locked{_but(lock)}" for name, lock in recipe.model.lock if lock is not None)
     name = _model_name(recipe.model)
     return f"model {name}: {every:,} parameters, {training}{weights}{locked}{again}; images {size} x {size}"

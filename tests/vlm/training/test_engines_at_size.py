@@ -18,10 +18,11 @@ from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.training.accumulation import accumulate
 from vlm.training.ema import Ema, EmaConfig
-from vlm.training.engines.base import Engine
+from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.groups import shard_mesh
 from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
+from vlm.training.engines.start import configuration
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import restore_state, state_groups
 from vlm.training.step import train_step
@@ -74,9 +75,27 @@ def life(setup: Setup, world_size: int, folder: Path, others: Path | None) -> di
             restore_state(Checkpoint(source / f"step-{SAVED:08d}"), engine, ema)
             told[f"{name} state"] = state_of(engine, ema)
             told[name] = steps(engine, ema, SAVED, LAST)
+    told["used"] = used_by(engine)
     if setup.options.shard_group == "node":
         told["groups"] = groups_of(engine.world)
     return told
+
+
+def used_by(engine: Engine) -> dict[str, Any]:
+    """What the libraries themselves keep of the options that they were given."""
+    wrapped: Any = engine.wrapped
+    if hasattr(wrapped, "bucket_bytes_cap"):
+        return {"bucket_cap_mb": wrapped.bucket_bytes_cap / 2**20, "view": wrapped.gradient_as_bucket_view}
+    if engine.settings.name.startswith("zero"):
+        kept = wrapped._config
+        return {
+            "train_micro_batch_size_per_gpu": kept.train_micro_batch_size_per_gpu,
+            "gradient_accumulation_steps": kept.gradient_accumulation_steps,
+            "gradient_clipping": kept.gradient_clipping,
+            "communication_data_type": {torch.float32: "fp32", torch.bfloat16: "bf16"}[wrapped.communication_data_type],
+            "zero_optimization": kept.zero_config.model_dump(mode="json", exclude_unset=True),
+        }
+    return {}
 
 
 def groups_of(world: World) -> dict[str, Any]:
@@ -141,6 +160,15 @@ def test_an_option_keeps_the_gradient_and_the_state(
         if not exact and gradient.numel() > 1:
             assert difference > 1e-5, name  # it really travels in bf16
     assert_near(found["figures"], expected["figures"], 1e-5 if exact else 1e-2)
+    shown = configuration(
+        EngineSettings(engine, GLOBAL_BATCH // world_size, max_grad_norm=setup.max_grad_norm, options=setup.options),
+        cuda=False,
+    )
+    for name, value in found["used"].items():
+        if engine == "ddp":
+            assert value == {**shown["distributed_data_parallel"], "view": True}[name]
+        else:
+            assert value == shown["deepspeed"][name], name
     assert_same_state(found["again state"], found["state"])
     assert found["again"] == found["figures"][SAVED:]
     assert_same_state(found["moved state"], expected["state"])

@@ -21,6 +21,7 @@ from vlm.training.engines.base import (
     exchange_data,
     num_updates_of,
 )
+from vlm.training.engines.options import TAKES
 from vlm.training.optimizers import OptimizerMaker, set_lr
 
 _BUCKET_MIB = 25
@@ -34,7 +35,7 @@ class DdpEngine(Engine):
     which parts of a batch there are may change from one step to the next.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib"})
+    takes: ClassVar[frozenset[str]] = TAKES["ddp"]
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings

@@ -25,7 +25,7 @@ from vlm.training.engines.base import (
     tensor_of,
 )
 from vlm.training.engines.groups import SHARD, shard_mesh
-from vlm.training.engines.options import EngineOptions
+from vlm.training.engines.options import TAKES, EngineOptions
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
 from vlm.training.optimizers import OptimizerMaker, set_lr
 
@@ -38,7 +38,7 @@ class FsdpEngine(Engine):
     accelerate is told of it by its own plugin; the model is sharded here all the same, as it is on a CPU.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"wire", "prefetch", "shard_group", "offload.parameters"})
+    takes: ClassVar[frozenset[str]] = TAKES["fsdp"]
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings

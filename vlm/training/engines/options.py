@@ -11,6 +11,17 @@ Wire = Literal["fp32", "bf16"]
 ShardGroup = Literal["all", "node"] | Annotated[int, Field(gt=1, le=2**20)]
 
 
+# Which options the shipped engines follow: here, so that a mistake is told without importing all of them.
+_ZERO = frozenset({"wire", "bucket_mib", "overlap", "offload.optimizer"})
+TAKES: Mapping[str, frozenset[str]] = {
+    "ddp": frozenset({"wire", "bucket_mib"}),
+    "fsdp": frozenset({"wire", "prefetch", "shard_group", "offload.parameters"}),
+    "zero1": _ZERO,
+    "zero2": _ZERO,
+    "zero3": _ZERO | {"offload.parameters"},
+}
+
+
 class OffloadConfig(Config):
     """What lies outside the GPU's memory between its uses: slower steps for larger models.
 

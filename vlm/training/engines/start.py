@@ -11,6 +11,7 @@ from torch import nn
 
 from vlm.errors import EveryRankError
 from vlm.training.engines.base import Engine, EngineSettings
+from vlm.training.engines.options import TAKES
 from vlm.training.engines.registry import ENGINES
 from vlm.training.launcher_settings import overrule_launcher
 from vlm.training.optimizers import OptimizerMaker
@@ -69,7 +70,7 @@ def require_options(settings: EngineSettings) -> None:
     for key, found in settings.options.chosen().items():
         if key in ENGINES.find(settings.name).takes:
             continue
-        able = [name for name in ENGINES.names() if key in ENGINES.find(name).takes]
+        able = [name for name, takes in TAKES.items() if key in takes]
         raise EveryRankError(
             f"engine_options.{key}: found {found!r}, which engine {settings.name} does not have; "
             f"it is for engine: {', '.join(able)}"

@@ -34,6 +34,7 @@ from vlm.training.engines.base import (
     num_updates_of,
     tensor_of,
 )
+from vlm.training.engines.options import TAKES
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
 from vlm.training.optimizers import OptimizerMaker, set_lr
 
@@ -80,7 +81,7 @@ def deepspeed_config(stage: Stage, settings: EngineSettings, *, cuda: bool) -> d
 class ZeroEngine(Engine):
     """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
 
-    takes: ClassVar[frozenset[str]] = frozenset({"wire", "bucket_mib", "overlap", "offload.optimizer"})
+    takes: ClassVar[frozenset[str]] = TAKES["zero1"]
     _stage: Stage
 
     def __init__(
@@ -273,7 +274,7 @@ class Zero2Engine(ZeroEngine):
 class Zero3Engine(ZeroEngine):
     """Moments, gradients and weights sharded."""
 
-    takes: ClassVar[frozenset[str]] = ZeroEngine.takes | {"offload.parameters"}
+    takes: ClassVar[frozenset[str]] = TAKES["zero3"]
     _stage = 3
 
     def step(self, lr: float) -> float:  # noqa: D102
