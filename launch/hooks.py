@@ -6,6 +6,7 @@ from launch.facts import package_versions
 from launch.parts import RunParts
 from launch.recipe import Recipe
 from launch.resume import Start
+from launch.retention import retention_of
 from vlm.checkpoint.manifest import Manifest
 from vlm.duration import Duration
 from vlm.geometry import names
@@ -77,7 +78,8 @@ def build_hooks(
         hooks.append(GeometryTelemetry(recorder, world, steps(recipe.geometry.every), recipe.geometry.sample))
     hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
     background = recipe.checkpoint_in_background
-    plan = CheckpointPlan(steps(recipe.checkpoint_every), recipe.keep_checkpoints, first, background=background)
+    retention = retention_of(recipe, parts, control.num_steps)
+    plan = CheckpointPlan(steps(recipe.checkpoint_every), retention, first, background=background)
     hooks.append(Checkpoints(state, source, tuple(hooks), recorder, control, plan))
     return hooks if recipe.profile is None else [*hooks, Profile(recorder, world, control.clock, recipe.profile)]
 

@@ -16,6 +16,7 @@ from launch.limits import require_towers_fit
 from launch.parts import RunParts, build_parts, engine_settings
 from launch.recipe import Recipe, resolve_order
 from launch.resume import Start, find_start, model_to_train, require_same_data
+from launch.retention import retention_of
 from launch.shown_progress import shown_progress
 from launch.start_lines import data_line, place_lines
 from launch.trackers import require_trackers, start_trackers
@@ -100,6 +101,7 @@ def _train(
         parts = _checked_parts(recipe, run, start)
     objective = build_objective(recipe, parts.model, parts.source.num_samples, run.world)
     require_known_alarms(recipe, parts, objective)
+    retention = retention_of(recipe, parts, objective.facts.num_steps)
     state = assemble(recipe, settings, accelerator, parts.model, objective)
     if start.checkpoint is not None:
         _restore(start.checkpoint, state, parts)
@@ -114,7 +116,8 @@ def _train(
         stored = sum(source.num_samples for source in parts.source.sources)  # with documents, as the problems are
         check_bad_fraction(reasons_of(parts.source.problems), stored, parts.source.max_bad_share)
         progress.say("training begins: the first batch is being loaded")
-        recorder = Recorder(run, trackers, build_alarms(recipe, parts), progress, recipe.global_batch)
+        watched = [] if retention is None else [best.metric for best in retention.best]
+        recorder = Recorder(run, trackers, build_alarms(recipe, parts), progress, recipe.global_batch, watched)
         trainer = Trainer(
             state,
             parts.source,
@@ -170,6 +173,7 @@ def _restore(checkpoint: Checkpoint, state: TrainState, parts: RunParts) -> None
     if state.spikes is not None:
         state.spikes.restore(checkpoint.manifest.spikes)
     parts.source.restore(checkpoint.manifest.stream)
+    checkpoint.release()  # the run may prune it
 
 
 def _begin(recipe: Recipe, state: TrainState, parts: RunParts, run: RunDirectory, start: Start) -> list[str]:

@@ -11,6 +11,7 @@ from launch.doctor.check import CHECKS, Check, Place
 from launch.findings import Finding, State
 from launch.plan.engines import sizes_of
 from launch.recipe import Recipe
+from vlm.checkpoint.retention import KeepConfig
 from vlm.model.build import build_shapes
 
 _WRITTEN = 2**24
@@ -27,7 +28,8 @@ class Disk(Check):
     def findings(self, place: Place) -> Iterable[Finding]:  # noqa: D102
         recipe = place.needed
         if place.world.is_main:
-            kept = recipe.keep_checkpoints
+            keep = recipe.keep_checkpoints
+            kept = keep.most if isinstance(keep, KeepConfig) else keep
             needed = checkpoint_bytes(recipe) * (1 if kept is None else kept + _SPARE)
             words = "each checkpoint" if kept is None else f"{kept} checkpoints and one being written"
             yield from _room("run", Path(recipe.run), needed, f"{needed / 1e9:,.2f} GB for {words}")

@@ -1,14 +1,16 @@
-"""A run's folder of checkpoints: which are complete, which are old, which were left for a new way."""
+"""A run's folder of checkpoints: which are complete, which are old or read, which were left for a new way."""
 
+import fcntl
 import itertools
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk
+from vlm.checkpoint.retention import Retention
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -67,18 +69,63 @@ def _names_of_rest(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.name}.old-{number}{PARTIAL}")
 
 
-def prune(folder: Path, keep: int | None, step: int, good_steps: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints up to `step` (None: keep all) and the newest up to each good step.
+def prune(
+    folder: Path,
+    retention: Retention | None,
+    step: int,
+    good_steps: Collection[int] = (),
+    figures: Mapping[str, Mapping[int, float]] | None = None,
+) -> None:
+    """Delete the checkpoints up to `step` that are not kept (None: keep all), nor the newest up to a good step.
 
-    `step` is where the run is: what lies beyond it is of another life, and neither counted nor touched.
+    `step` is where the run is: what lies beyond it is of another life, and neither counted nor touched. One that
+    somebody reads stays until the next time.
     """
-    if keep is None:
+    if retention is None:
         return
     complete = {saved: path for saved, path in complete_checkpoints(folder).items() if saved <= step}
     good = {max((saved for saved in complete if saved <= limit), default=None) for limit in good_steps}
-    for saved in list(complete)[:-keep]:
-        if saved not in good:
-            remove_checkpoint(complete[saved])
+    kept = retention.kept(list(complete), figures or {})
+    for saved, path in complete.items():
+        if saved not in good and saved not in kept and not is_read(path):
+            remove_checkpoint(path)
+
+
+def hold(checkpoint: Path) -> int | None:
+    """Keep a checkpoint from being pruned until `let_go` of the result; None where the disk has no locks."""
+    try:
+        descriptor = os.open(checkpoint / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def let_go(descriptor: int) -> None:
+    """Undo `hold`, for the forks of this process too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def is_read(checkpoint: Path) -> bool:
+    """Whether somebody holds the checkpoint, on this machine or by a disk that has locks."""
+    try:
+        descriptor = os.open(checkpoint / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def move(checkpoints: Iterable[Path], into: Path) -> None:

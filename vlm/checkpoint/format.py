@@ -9,6 +9,7 @@
 ever unpickled.
 """
 
+import weakref
 from pathlib import Path
 
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlm.atomic import sha256
+from vlm.checkpoint.folder import hold, let_go
 from vlm.checkpoint.manifest import FileRecord, read_manifest
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
@@ -45,11 +47,18 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
+        held = hold(folder)
+        self._held = None if held is None else weakref.finalize(self, let_go, held)
         self._where: dict[str, dict[str, Path]] = {}
         self._verified: set[str] = set()
         for name in self.manifest.files:
             if not below(folder, name, f"checkpoint {folder}").is_file():
                 raise UserError(f"checkpoint {folder}: {name} is missing")
+
+    def release(self) -> None:
+        """Let whoever prunes the run have it: nothing more is read. Else that is so when this object goes."""
+        if self._held is not None:
+            self._held()
 
     def verify(self, world: World) -> None:
         """Compare every file with its checksum, the ranks sharing the work. Collective.

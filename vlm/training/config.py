@@ -1,9 +1,10 @@
 """The keys of a recipe that say how a run trains."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vlm.checkpoint.retention import KeepConfig
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.telemetry import TelemetryConfig
@@ -77,8 +78,8 @@ class TrainingConfig(Config):
     geometry: TelemetryConfig = Field(default=TelemetryConfig(), description="figures of the two clouds on the way")
     alarm: tuple[AlarmConfig, ...] = Field(default=(), description="figures that warn or stop when they move too far")
     checkpoint_every: PositiveDuration = Field(default=Duration(500, "steps"), description="states to go on from")
-    keep_checkpoints: int | None = Field(
-        default=2, gt=0, le=10**6, description="the newest so many are kept; null: all"
+    keep_checkpoints: Annotated[int, Field(gt=0, le=10**6)] | KeepConfig | None = Field(
+        default=2, description="the newest so many are kept, or what the keys below say; null: all"
     )
     checkpoint_in_background: bool = Field(
         default=True,

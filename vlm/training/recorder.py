@@ -1,6 +1,6 @@
 """The one way of a run's figures to metrics.jsonl, trackers and alarms, and of its lines to people."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from vlm.errors import EveryRankError
@@ -11,18 +11,31 @@ from vlm.training.trackers import Trackers
 
 
 class Recorder:
-    """Writes what rank 0 knows, and lets alarms judge it. The alarms go on after the lines that the run has written."""
+    """Writes what rank 0 knows, and lets alarms judge it, which go on after the lines that the run has written.
+
+    `watched` are figures whose values by step are kept: those of evaluations, by which checkpoints are kept.
+    """
 
     def __init__(
-        self, run: RunDirectory, trackers: Trackers, alarms: Alarms, progress: ProgressDisplay, global_batch: int
+        self,
+        run: RunDirectory,
+        trackers: Trackers,
+        alarms: Alarms,
+        progress: ProgressDisplay,
+        global_batch: int,
+        watched: Collection[str] = (),
     ) -> None:
         self.run = run
         self.alarms = alarms
         self._trackers = trackers
         self._progress = progress
         self._global_batch = global_batch
+        self.watched: dict[str, dict[int, float]] = {name: {} for name in watched}  # by the step; on rank 0
+        lines = run.metrics() if alarms or watched else []
         if alarms:
-            alarms.replay(run.metrics())
+            alarms.replay(lines)
+        for line in lines:
+            self._watch(line["step"], line)
 
     def num_samples(self, step: int) -> int:
         """The samples of so many steps."""
@@ -55,6 +68,12 @@ class Recorder:
 
     def _append(self, step: int, figures: Mapping[str, Any]) -> None:
         self.run.log_metrics({"step": step, "samples": self.num_samples(step), **figures})
+        self._watch(step, figures)
+
+    def _watch(self, step: int, figures: Mapping[str, Any]) -> None:
+        for name, values in self.watched.items():
+            if name in figures:
+                values[step] = figures[name]
 
     def _stop(self, step: int, alarm: Alarm) -> NoReturn:
         self.run.settle()

@@ -18,6 +18,7 @@ from tests.ranks import run_ranks
 from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, prune
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.checkpoint.manifest import Manifest, NewerCheckpointError
+from vlm.checkpoint.retention import Retention
 from vlm.checkpoint.writer import Group, Writer, write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError
@@ -219,7 +220,7 @@ def test_a_folder_without_its_manifest_is_no_complete_checkpoint(tmp_path: Path)
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
-    prune(tmp_path, 2, step=10)
+    prune(tmp_path, Retention(2, 1), step=10)
     assert list(complete_checkpoints(tmp_path)) == [3, 10]
     prune(tmp_path, None, step=10)
     assert len(list(tmp_path.iterdir())) == 2
@@ -228,9 +229,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_checkpoints_beyond_the_step_of_a_run_are_neither_counted_nor_touched(tmp_path: Path) -> None:
     for step in (1, 2, 3, 25, 30):
         write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
-    prune(tmp_path, 2, step=3)
+    prune(tmp_path, Retention(2, 1), step=3)
     assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
-    prune(tmp_path, 1, step=3, good_steps=[2])
+    prune(tmp_path, Retention(1, 1), step=3, good_steps=[2])
     assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
 
 
@@ -329,7 +330,7 @@ def test_nothing_is_removed_with_a_checkpoint_that_is_not_of_it(tmp_path: Path) 
     (tmp_path / "step-00000003").rename(elsewhere)
     (tmp_path / "step-00000003").symlink_to(elsewhere)
     (tmp_path / "step-mine.partial").mkdir()
-    prune(tmp_path, 1, 4)
+    prune(tmp_path, Retention(1, 1), 4)
     clear_unfinished(tmp_path)
     assert list(complete_checkpoints(tmp_path)) == [4]
     assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"
@@ -338,6 +339,6 @@ def test_nothing_is_removed_with_a_checkpoint_that_is_not_of_it(tmp_path: Path) 
     assert (tmp_path / "step-mine.partial").is_dir()
     for step in (1, 2, 5):  # the names of the rest are in the way of nothing
         write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World())
-    prune(tmp_path, 1, 5)
+    prune(tmp_path, Retention(1, 1), 5)
     assert list(complete_checkpoints(tmp_path)) == [5]
     assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"

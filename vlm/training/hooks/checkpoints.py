@@ -8,6 +8,7 @@ import torch
 
 from vlm.checkpoint.folder import prune
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.retention import Retention
 from vlm.checkpoint.writer import Writer
 from vlm.training.batch_source import BatchSource
 from vlm.training.control import RunControl
@@ -19,13 +20,13 @@ from vlm.training.step import TrainState
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """When checkpoints are written, how many of the newest are kept (None: all), and what stays the same in them.
+    """When checkpoints are written, which are kept (None: all), and what stays the same in them.
 
     `background`: whether training goes on while one is written.
     """
 
     every_steps: int
-    keep: int | None
+    keep: Retention | None
     manifest: Manifest
     background: bool = True
 
@@ -99,5 +100,6 @@ class Checkpoints(Hook):
         if run.world.is_main:
             run.history.add("saved", step)
             needed = [one for hook in self._hooks for one in hook.needed_checkpoints(step)]
-            prune(run.checkpoints, self._plan.keep, step, [*self._good_steps, *needed])
+            good = [*self._good_steps, *needed]
+            prune(run.checkpoints, self._plan.keep, step, good, self._recorder.watched)
             self._source.discard_before(min(run.checkpoint_steps()))

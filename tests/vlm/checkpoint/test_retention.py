@@ -1,0 +1,43 @@
+"""Which checkpoints are kept, by their steps and figures alone; one that is read is never deleted."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from tests.vlm.checkpoint.test_format import groups, manifest
+from vlm.checkpoint.folder import complete_checkpoints, prune
+from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.retention import Best, Retention
+from vlm.checkpoint.writer import write_checkpoint
+from vlm.distributed.world import World
+
+SAVED = [3, 6, 9, 10, 12, 15, 18]  # every 3 steps, and a stop at 10
+
+
+def test_the_newest_and_the_first_after_each_multiple_are_kept() -> None:
+    assert Retention(2, 3).kept(SAVED, {}) == {15, 18}
+    assert Retention(1, 3, every_steps=6).kept(SAVED, {}) == {6, 12, 18}
+    # Multiples of 7: 7, 14; the regular checkpoints at or after them are 9 and 15.
+    assert Retention(1, 3, every_steps=7).kept(SAVED, {}) == {9, 15, 18}
+    assert Retention(1, 3, every_steps=2).kept(SAVED, {}) == set(SAVED) - {10}
+
+
+def test_the_best_are_kept_by_the_direction_of_their_metric() -> None:
+    figures = {"recall": {3: 0.5, 6: 0.9, 9: 0.7, 12: 0.9, 15: math.nan, 18: 0.1, 21: 1.0}}
+    for count, best in ((1, {12}), (2, {6, 12}), (3, {6, 9, 12}), (9, {3, 6, 9, 12})):  # 21 has no checkpoint
+        assert Retention(1, 3, None, (Best("recall", count, higher=True),)).kept(SAVED, figures) == best | {18}
+    assert Retention(1, 3, None, (Best("recall", 2, higher=False),)).kept(SAVED, figures) == {3, 18}
+    assert Retention(1, 3, None, (Best("other", 2, higher=False),)).kept(SAVED, figures) == {18}
+
+
+def test_a_checkpoint_that_is_read_is_pruned_the_next_time(tmp_path: Path) -> None:
+    paths = [write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World()) for step in (1, 2, 3)]
+    reader, released = Checkpoint(paths[0]), Checkpoint(paths[1])
+    released.release()
+    prune(tmp_path, Retention(1, 1), 3)
+    assert list(complete_checkpoints(tmp_path)) == [1, 3]
+    assert torch.equal(reader.tensor("weights", "a"), torch.ones(3))
+    del reader
+    prune(tmp_path, Retention(1, 1), 3)
+    assert list(complete_checkpoints(tmp_path)) == [3]
