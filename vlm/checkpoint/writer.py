@@ -54,6 +54,7 @@ class Writer:
         self._share: _Share | None = None
         self._thread: threading.Thread | None = None
         self._manifest: Manifest | None = None
+        self._size = 0  # bytes that a checkpoint takes over all ranks, about
 
     @property
     def step(self) -> int | None:
@@ -72,14 +73,17 @@ class Writer:
         `local_groups` are groups of which each rank has tensors of its own, under names that others may have too.
 
         Raises:
-            EveryRankError: the folder cannot be made.
+            EveryRankError: the folder cannot be made, or a rank finds less room there than the checkpoint takes.
         """
         aside = self._folder / f"{folder_name(manifest.step)}{PARTIAL}"
         problem = _made_anew(aside) if self._world.is_main else None
         (problem, *_) = self._world.gather_objects(problem)
+        problem = problem or self.lack_of_room(groups, local_groups)
         if problem is not None:
+            if self._world.is_main:
+                remove_files(aside, FILES)
             raise self._failed(manifest, problem)
-        share = _Share(aside, self._world.rank, _size_of(groups, local_groups or {}))
+        share = _Share(aside, self._world.rank, self._size)
         pieces = self._pieces(groups, local_groups or {})
         if self._background:
             copied = list(pieces)
@@ -89,6 +93,22 @@ class Writer:
         else:
             share.write(pieces)
         self._share, self._manifest = share, manifest
+
+    def lack_of_room(
+        self, groups: dict[str, Group] | None = None, local_groups: dict[str, dict[str, Tensor]] | None = None
+    ) -> str | None:
+        """Words on a rank without room for a checkpoint of these tensors, or for one as large as the last. Collective.
+
+        A disk that does not tell how much is free has room.
+        """
+        mine = _bytes_of(local_groups or {}), _free(self._folder)
+        everyone = self._world.gather_objects(mine)
+        if groups is not None:
+            self._size = _size_of(groups) + sum(size for size, _ in everyone)
+        for rank, (_, free) in enumerate(everyone):
+            if free is not None and free < self._size:
+                return f"rank {rank}: {_room_words(self._size, free)}"
+        return None
 
     def is_written(self) -> bool:
         """Whether all ranks have written their share, or one has failed to, so that `complete` is due. Collective."""
@@ -188,7 +208,7 @@ class _Share:
         except UserError as error:
             self.problem = f"{path.name}: {reason(error)}"
         except Exception as error:  # in a thread of its own nothing else would tell of it
-            self.problem = f"{path.name}: {reason(error)}; {_room_words(self.aside.parent, self._size)}"
+            self.problem = f"{path.name}: {reason(error)}; {_room_words(self._size, _free(self.aside))}"
 
 
 def _made_anew(aside: Path) -> str | None:
@@ -201,15 +221,29 @@ def _made_anew(aside: Path) -> str | None:
     return None
 
 
-def _size_of(groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]) -> int:
-    """About how many bytes a checkpoint takes, which is fp32 but for a few buffers."""
-    numbers = sum(size for sizes, _ in groups.values() for size in sizes.values())
-    return 4 * numbers + sum(tensor.nbytes for tensors in local_groups.values() for tensor in tensors.values())
+def _size_of(groups: dict[str, Group]) -> int:
+    """About how many bytes groups take, which are fp32 but for a few buffers."""
+    return 4 * sum(size for sizes, _ in groups.values() for size in sizes.values())
 
 
-def _room_words(folder: Path, size: int) -> str:
+def _bytes_of(local_groups: dict[str, dict[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in local_groups.values() for tensor in tensors.values())
+
+
+def _free(folder: Path) -> int | None:
+    """How many bytes are free on the disk of a folder, which need not be there yet; None where it does not tell."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        usage = shutil.disk_usage(there)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
+
+
+def _room_words(size: int, free: int | None) -> str:
     """How much a checkpoint takes, and how much is free."""
-    return f"it takes about {size / 1e9:.3g} GB, {shutil.disk_usage(folder).free / 1e9:.3g} GB are free there"
+    room = "" if free is None else f", {free / 1e9:.3g} GB are free there"
+    return f"it takes about {size / 1e9:.3g} GB{room}"
 
 
 def _require_numbers(group: str, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from vlm.checkpoint.folder import prune
 from vlm.checkpoint.manifest import Manifest
 from vlm.checkpoint.retention import Retention
-from vlm.checkpoint.writer import Writer
+from vlm.checkpoint.writer import Group, Writer
 from vlm.training.batch_source import BatchSource
 from vlm.training.control import RunControl
 from vlm.training.hooks.base import Hook, StepEvent
@@ -55,7 +55,11 @@ class Checkpoints(Hook):
         self._plan = plan
         self._writer = Writer(recorder.run.checkpoints, state.engine.world, background=plan.background)
         self._good_steps: list[int] = []
+        self._room_is_told = False
         recorder.run.settle = self._settle
+
+    def before_first_step(self, step: int) -> None:  # noqa: D102
+        self._tell_of_room(step, self._writer.lack_of_room(*self._tensors()))
 
     def after_step(self, event: StepEvent) -> None:  # noqa: D102
         ends = event.is_last or self._control.stops.is_stopping
@@ -63,14 +67,17 @@ class Checkpoints(Hook):
             with self._control.clock.paused():
                 self._settle()
                 self._begin(event.step)
-                if ends or not self._plan.background:
+                if not self._plan.background:
+                    self._settle()
+                if ends:
+                    self._room_is_told = True  # no other one comes
                     self._settle()
         elif self._writer.step is not None and self._writer.is_written():
             self._settle()
 
     def _begin(self, step: int) -> None:
         """Copy the state after `step` steps, and begin to write it. Collective."""
-        engine, objective = self._state.engine, self._state.objective
+        engine = self._state.engine
         changing: dict[str, Any] = {
             "step": step,
             "samples": self._recorder.num_samples(step),
@@ -81,10 +88,24 @@ class Checkpoints(Hook):
         for hook in self._hooks:
             changing |= hook.manifest_fields(step)
         manifest = self._plan.manifest.model_copy(update=changing)
-        groups = state_groups(engine, self._state.ema, self._state.teacher) | memory_groups(objective)
-        self._writer.begin(manifest, groups, local_memory(objective))
+        self._writer.begin(manifest, *self._tensors())
         # As they are at this step: what is kept depends on no clock.
         self._good_steps = self._recorder.alarms.good_steps()
+
+    def _tensors(self) -> tuple[dict[str, Group], dict[str, dict[str, torch.Tensor]]]:
+        """What is written, as groups of all ranks and of this one."""
+        state = self._state
+        groups = state_groups(state.engine, state.ema, state.teacher) | memory_groups(state.objective)
+        return groups, local_memory(state.objective)
+
+    def _tell_of_room(self, step: int, lack: str | None) -> None:
+        """Say once that the next checkpoint will fail for want of room."""
+        if lack is not None:
+            self._room_is_told = True
+            self._recorder.say(
+                f"step {step}  {self._recorder.run.checkpoints} has no room for the next checkpoint ({lack}): make "
+                "some before it is due, or the run ends there"
+            )
 
     def _settle(self) -> None:
         """Complete the checkpoint that is being written, if one is, and delete those that it makes old. Collective.
@@ -103,3 +124,6 @@ class Checkpoints(Hook):
             good = [*self._good_steps, *needed]
             prune(run.checkpoints, self._plan.keep, step, good, self._recorder.watched)
             self._source.discard_before(min(run.checkpoint_steps()))
+        run.world.barrier()  # what is pruned is gone
+        if not self._room_is_told:
+            self._tell_of_room(step, self._writer.lack_of_room())
