@@ -1,8 +1,9 @@
 """Which rank this process is: as torchrun and accelerate say it, or from the variables of srun and mpirun."""
 
 import os
+import re
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 from vlm.errors import EveryRankError, UserError
@@ -79,6 +80,14 @@ def join_launcher(environ: MutableMapping[str, str] | None = None) -> str | None
     _refuse_lonely(environ)
     _be_alone(environ)
     return None
+
+
+def take_local_rank(arguments: Sequence[str], environ: MutableMapping[str, str]) -> list[str]:
+    """The arguments without the `--local_rank=N` that DeepSpeed's and torch's old launchers put before them."""
+    if not arguments or not (match := re.fullmatch(r"--local[_-]rank=(\d{1,6})", arguments[0])):
+        return list(arguments)
+    environ.setdefault("LOCAL_RANK", match[1])
+    return list(arguments[1:])
 
 
 def _is_of_srun(launcher: str, environ: Mapping[str, str]) -> bool:

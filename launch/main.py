@@ -13,7 +13,8 @@ from launch.caption_options import CaptionOutputOptions, GenerationOptions, requ
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, TxtMembers, eval_app
-from launch.launcher import join_launcher
+from launch.launch_command import launch
+from launch.launcher import join_launcher, take_local_rank
 from launch.options import grouped
 from launch.plan.options import PlanOptions
 from launch.pool_options import PlaceOptions
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+app.command()(launch)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
@@ -47,6 +49,7 @@ _ON_ALL_RANKS = (
     "demo",
     "data counting",
 )
+_PER_NODE = "launch"  # srun and others may start it once a node: they do not start the ranks then
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
 OptionalRecipe = Annotated[
@@ -95,9 +98,12 @@ def vlm(
 
 def _join_ranks() -> None:
     """Take part in what a launcher started. Raises UserError for commands that only one process can run."""
-    join_launcher()
+    sys.argv[1:] = take_local_rank(sys.argv[1:], os.environ)
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
     command = " ".join(words[: 2 if words[:1] == ["data"] else 1])
+    if command == _PER_NODE:
+        return
+    join_launcher()
     if command not in ("", *_ON_ALL_RANKS) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise EveryRankError(f"vlm {command} runs in one process: start it without a launcher")
 

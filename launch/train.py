@@ -20,6 +20,7 @@ from launch.retention import retention_of
 from launch.shown_progress import shown_progress
 from launch.start_lines import data_line, place_lines
 from launch.trackers import require_trackers, start_trackers
+from vlm.activity import activity
 from vlm.batch import COUNTERFACTUALS, DEGRADED, Skip
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest
@@ -65,7 +66,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     require_towers_fit(recipe.model)
     check_files(recipe.evaluate, recipe.data.root)
     recipe = resolve_order(recipe)
-    overruled = overrule_launcher(recipe.engine, recipe.precision)
+    overruled = overrule_launcher(recipe.engine, recipe.precision, max_grad_norm=recipe.max_grad_norm)
     settings = engine_settings(recipe, recipe.max_grad_norm)
     together = ranks_together(
         settings, trackers=recipe.trackers, run=Path(recipe.run), patience=Patience(recipe.data.patience)
@@ -127,6 +128,7 @@ def _train(
             plan=MicroBatchPlan(recipe.global_batch, run.world.size, recipe.micro_batch),
             seed=recipe.seed,
         )
+        watch.teller.facts = lambda: {"step": activity.step}
         with watch.keeping_requests(), watch.watching_for_hangs(_hang_watch(recipe, run)):
             try:
                 trainer.run(start.step)

@@ -98,7 +98,7 @@ def _live(arguments: list[str], errors: str, environment: dict[str, str], before
 
     if before is not None:
         before()
-    target = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    target = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)  # others add their lines
     os.dup2(target, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)

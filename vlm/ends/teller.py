@@ -4,8 +4,10 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vlm.ends.end import End
 from vlm.ends.failures import Failures
@@ -21,6 +23,7 @@ class Teller:
         self.reported: End | None = None
         self._record: Failures | None = None
         self._run: Path | None = None
+        self.facts: Callable[[], dict[str, Any]] = dict  # what the record is to say of this moment: the step
         self._lock = threading.RLock()  # a signal's handler may interrupt a telling
 
     @property
@@ -47,7 +50,7 @@ class Teller:
         if self._is_for_this_rank(end):
             self.notice(f"{end.message}{place}")
             if self._record is not None:
-                self._record.add(end.kind, end.message, exit_code=end.code)
+                self._record.add(end.kind, end.message, exit_code=end.code, **self.facts())
         return True
 
     def notice(self, line: str) -> None:

@@ -16,10 +16,11 @@ _ALLOWED = {
     "ACCELERATE_DISABLE_RICH",
 }
 # Words with which a launcher says that it wants nothing of its own.
-_NOTHING = {"", "0", "1", "no", "none", "false", "auto", "default"}
+_NOTHING = {"", "0", "0.0", "1", "no", "none", "false", "auto", "default"}
+_CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 _OTHERS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
-    "ACCELERATE_GRADIENT_CLIPPING",
+    _CLIPPING,
     "ACCELERATE_DYNAMO_BACKEND",
     "ACCELERATE_DEEPSPEED_CONFIG_FILE",
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
@@ -41,14 +42,22 @@ _FSDP = {
 }
 
 
-def overrule_launcher(engine: str, precision: Precision, environ: MutableMapping[str, str] | None = None) -> list[str]:
+def overrule_launcher(
+    engine: str,
+    precision: Precision,
+    environ: MutableMapping[str, str] | None = None,
+    *,
+    max_grad_norm: float | None = None,
+) -> list[str]:
     """Take a launcher's own settings out of the environment; a line on those that would have changed the run."""
     environ = os.environ if environ is None else environ
     settings = {name: value for name, value in environ.items() if name.startswith(_PREFIXES) and name not in _ALLOWED}
     for name in settings:
         del environ[name]
     differing = [
-        _setting_words(name, value) for name, value in settings.items() if _differs(name, value, engine, precision)
+        _setting_words(name, value)
+        for name, value in settings.items()
+        if _differs(name, value, engine, precision) and not (name == _CLIPPING and _number(value) == max_grad_norm)
     ]
     if not differing:
         return []
@@ -69,6 +78,13 @@ def _differs(name: str, value: str, engine: str, precision: Precision) -> bool:
     if name in _FSDP:
         return engine == "fsdp" and word != _FSDP[name]
     return name in _OTHERS and word not in _NOTHING
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _setting_words(name: str, value: str) -> str:

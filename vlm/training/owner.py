@@ -17,6 +17,8 @@ from vlm.errors import UserError, reason
 from vlm.sealed import read_json_object, sealed_json
 
 OWNER = "owner.json"
+LAUNCH = "VLM_LAUNCH"
+"""The variable by which the ranks of one launch on several nodes know each other, from one life to the next."""
 _START_TIME = 19  # field of /proc/PID/stat behind the name: when the process began, in ticks since the machine did
 
 
@@ -31,6 +33,7 @@ class OwnerRecord(Config):
     pid: int
     began: int
     since: str
+    launch: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {ascii(self.host)[1:-1]} since {ascii(self.since)[1:-1]}"
@@ -47,6 +50,7 @@ class OwnerRecord(Config):
             pid=os.getpid(),
             began=_began(os.getpid()) or 0,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
+            launch=os.environ.get(LAUNCH, ""),
         )
 
     def is_of(self, run: Path) -> bool:
@@ -55,13 +59,17 @@ class OwnerRecord(Config):
         return not is_this_host or self.run == str(run.resolve()) or self.folder == run.stat().st_ino
 
     def is_gone(self) -> bool | None:
-        """Whether the process has ended; None where it cannot be seen from here."""
+        """Whether the process has ended; None where it cannot be seen from here.
+
+        The nodes of one launch begin a life together, when those of the last one have ended or are given up as lost.
+        """
+        unseen = True if self.launch and self.launch == os.environ.get(LAUNCH) else None
         if self.host != socket.gethostname():
-            return None
+            return unseen
         if self.boot != _boot():
             return True
         if self.namespace != _namespace():
-            return None
+            return unseen
         return _began(self.pid) != self.began
 
 
