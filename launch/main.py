@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.caption_options import CaptionOutputOptions, GenerationOptions, require_no_output
+from launch.checkpoint_commands import checkpoint_app
 from launch.data_commands import data_app
 from launch.ending import run_to_its_end
 from launch.eval_commands import ModelName, TrustModel, TxtMembers, eval_app
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.command()(launch)
+app.add_typer(checkpoint_app, name="checkpoint")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that this typer stands on
 _MISSING_COMMAND = "NoArgs"
