@@ -24,6 +24,7 @@ from vlm.training.step import train_step
 
 _TOLERANCE = 1.25
 _STEPS = 2  # moments come with the first one
+_MOST_ROWS = 32  # of a step on a CPU, which takes its time
 _ITSELF = 0.3e9  # that libraries take beside tensors, on a CPU
 
 
@@ -36,21 +37,36 @@ class StepMemory(Check):
     def findings(self, place: Place) -> Iterable[Finding]:  # noqa: D102
         recipe, ranks = place.needed, place.world.size
         rows = min(-(-recipe.global_batch // ranks), recipe.micro_batch or recipe.global_batch)
-        recipe = recipe.model_copy(update={"global_batch": ranks * rows, "micro_batch": None})
-        plan = make_plan(recipe, "", Question(Machine(_gpu(place), Cluster(1, ranks)), samples=10**6, compared=False))
-        predicted, room = plan.chosen.memory.peak, _room(place)
-        words = f"a step of {rows:,} pairs: {predicted / 1e9:,.2f} GB predicted, {room / 1e9:,.1f} GB are free"
+        predicted, largest = _predicted(place, recipe, rows)
+        room = _room(place)
+        words = f"{rows:,} pairs at a time: {predicted / 1e9:,.2f} GB predicted, {room / 1e9:,.1f} GB are free"
         if not all(place.world.gather_objects(predicted < room)):
-            smaller = plan.chosen.largest_micro_batch
-            fix = f"micro_batch: {smaller}" if smaller else "another engine (vlm plan shows which fit)"
+            fix = f"micro_batch: {largest}" if largest else "another engine (vlm plan shows which fit)"
             return [Finding("memory", "fail", f"{words}; not tried", fix)]
         unplanned = recipe.data.documents or recipe.data.degraded or recipe.data.editors
         if unplanned or not recipe.data.images:
             return [Finding("memory", "ok", f"{words}; not tried, for want of noise of that kind")]
-        measured = _step_bytes(place, recipe)
+        if place.device.type != "cuda" and rows > _MOST_ROWS:
+            rows = _MOST_ROWS
+            predicted, _ = _predicted(place, recipe, rows)
+            words += f"; {rows} pairs: {predicted / 1e9:,.2f} GB predicted"
+        measured = _step_bytes(place, _of_rows(recipe, ranks, rows))
         words += f", {measured / 1e9:,.2f} GB measured"
         is_more = measured > _TOLERANCE * predicted + (0.0 if place.device.type == "cuda" else _ITSELF)
         return [Finding("memory", "warn" if is_more else "ok", words, "a smaller micro_batch than the plan says")]
+
+
+def _of_rows(recipe: Recipe, ranks: int, rows: int) -> Recipe:
+    """The recipe with one micro-batch of so many rows on each rank."""
+    return recipe.model_copy(update={"global_batch": ranks * rows, "micro_batch": None})
+
+
+def _predicted(place: Place, recipe: Recipe, rows: int) -> tuple[float, int | None]:
+    """Bytes of a rank by the plan of such a recipe, and the largest micro-batch that fits."""
+    cluster = Cluster(1, place.world.size)
+    question = Question(Machine(_gpu(place), cluster), samples=10**6, compared=False)
+    chosen = make_plan(_of_rows(recipe, place.world.size, rows), "", question).chosen
+    return chosen.memory.peak, chosen.largest_micro_batch
 
 
 def _gpu(place: Place) -> Gpu:

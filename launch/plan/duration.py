@@ -75,9 +75,11 @@ def step_time(
         "gradients between ranks": _travel(machine, shares.reduced, shares.reductions),
         "weights between ranks": _travel(machine, passes * shares.gathers, passes * shares.gather_calls),
     }
-    exposed = {name: max(0.0, seconds - gpu.overlap * computing) for name, seconds in travels.items()}
-    hidden = {name: seconds - exposed[name] for name, seconds in travels.items()}
-    parts |= exposed
+    hidden, room = {}, gpu.overlap * computing
+    for name, seconds in travels.items():
+        hidden[name] = min(seconds, room)
+        room -= hidden[name]
+        parts[name] = seconds - hidden[name]
     parts["weights between ranks"] += _travel(machine, shares.spread, 1)
     parts["embeddings between ranks"] = _exchange(machine, objective, recipe.similarity, load)
     reads = load.rows * gpu.decode_ms / 1e3 / max(1.0, min(workers or 1, gpu.cores))

@@ -1,5 +1,6 @@
 """How each engine shares weights, gradients and moments: what a rank holds of them, and what it sends in a step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,8 @@ from vlm.training.engines.options import EngineOptions
 _BYTES = 4
 _MIB = 2**20
 _DDP_BUCKET, _ZERO_BUCKET = 25 * _MIB, 200 * _MIB
-# DeepSpeed's own: elements of a weight that stays gathered, and of all that may be gathered at a time.
-_PERSISTENT, _MOST_GATHERED = 10**5, 10**9
+# DeepSpeed's own: elements of a weight that stays gathered, of all that may be gathered, and of what is sent at once.
+_PERSISTENT, _MOST_GATHERED, _PREFETCHED = 10**5, 10**9, 5 * 10**7
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Shares:
 
     As the backward goes on, `growing` is the share of each finished gradient that stays beside `gradients`, which are
     held from before; each takes `passing` times its size when it is finished, and once more beyond a `bucket`. Where
-    several micro-batches are added up, gradients take `added` from the second one on. `in_step` comes while weights are
+    several micro-batches are added up, gradients take `added` from the second one on. `message` is the largest piece of
+    weights that travels while the model computes: gloo, on a CPU, has it once more. `in_step` comes while weights are
     updated, of which a rank updates `updated`; `gathered` while the model computes. `host` lies in the node's memory
     instead. `copies` are the bytes of an average of the weights.
 
@@ -83,6 +85,7 @@ class Shares:
     bucket: float = 0.0
     buffers: float = 0.0
     gathered: float = 0.0
+    message: float = 0.0
     in_step: float = 0.0
     updated: float = 0.0
     copies: float = 0.0
@@ -137,7 +140,13 @@ def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -
     )
 
 
-def _zero12(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _zero1(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+    """As under stage 2, but gradients of several micro-batches stay whole beside those of the part."""
+    shares = _zero2(sizes, cluster, options, moments)
+    return replace(shares, added=shares.added + sizes.trained)
+
+
+def _zero2(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
     """Whole flat weights, and of its part a rank's master copy, moments, and gradients once they are reduced.
 
     Those of several micro-batches have room for every tensor in the part, also for the one that reaches into the next.
@@ -184,6 +193,7 @@ def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int)
         moments=0.0 if optimizer_on_host else moments * part,
         buffers=bucket + (0.0 if optimizer_on_host else part),
         gathered=2 * min(sizes.weights - sizes.small, _MOST_GATHERED * _BYTES),
+        message=min(sizes.weights - sizes.small, _PREFETCHED * _BYTES),
         updated=part,
         copies=part,
         host=away,
@@ -213,9 +223,10 @@ def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) 
         growing=0.0 if on_host else 1 / shards,
         added=sizes.trained,
         passing=1.0 if shards > 1 else 0.0,
-        bucket=max((unit.most for unit in sizes.units), default=0),
+        bucket=math.inf,
         moments=0.0 if on_host else moments * part,
         gathered=gathered if shards > 1 or on_host else 0,
+        message=max((max(unit.own, unit.most) for unit in sizes.units), default=0) if shards > 1 else 0,
         updated=part,
         copies=part,
         host=(moments + 1) * part + sizes.weights / shards if on_host else 0.0,
@@ -226,7 +237,7 @@ def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) 
     )
 
 
-_RULES: dict[str, Rule] = {"ddp": _ddp, "zero1": _zero12, "zero2": _zero12, "zero3": _zero3, "fsdp": _fsdp}
+_RULES: dict[str, Rule] = {"ddp": _ddp, "zero1": _zero1, "zero2": _zero2, "zero3": _zero3, "fsdp": _fsdp}
 ENGINES = tuple(_RULES)
 
 
@@ -238,7 +249,7 @@ def shares_of(engine: str, sizes: Sizes, cluster: Cluster, options: EngineOption
     if engine not in _RULES:
         raise UserError(f"engine: {engine!r} is not one that can be planned; {nearest(engine, _RULES)}")
     shares = _RULES[engine](sizes, cluster, options, moments)
-    return replace(shares, gathered=shares.gathered if cluster.ranks > 1 else 0.0)
+    return shares if cluster.ranks > 1 else replace(shares, gathered=0.0, message=0.0)
 
 
 def _bucket(options: EngineOptions, default: int) -> int:

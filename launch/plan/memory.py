@@ -1,5 +1,6 @@
 """Memory of a rank by part, at the moment of a step when it is most."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -82,7 +83,7 @@ def state_bytes(objective: Objective) -> float:
 
 
 def memory_of(
-    shares: Shares, work: Work, load: Load, pairs: PairWork, *, held: Mapping[str, float], averages: int
+    shares: Shares, work: Work, load: Load, pairs: PairWork, *, held: Mapping[str, float], averages: int, on_gpu: bool
 ) -> Memory:
     """The memory of a rank under an engine; `held` is what is there all the time beside the model, by part.
 
@@ -102,10 +103,13 @@ def memory_of(
     forward, backward = work.held("forward", rows), work.held("backward", rows)
     before = {"gradients": shares.added if several else shares.gradients, "gathered weights": shares.gathered}
     embeddings = {"rows of pairs": pairs.rows}
-    phases["forward"] = {**before, **embeddings, "activations": float(forward.others.max())}
-    gradients, most = backward.peak(0.0 if several else shares.growing, shares.passing, shares.bucket)
-    phases["backward"] = {**before, **embeddings, "activations": most}
-    phases["backward"]["gradients"] += gradients
+    travelling = {} if on_gpu else {"weights on their way": shares.message}
+    phases["forward"] = {**before, **embeddings, **travelling, "activations": float(forward.others.max())}
+    growing = 0.0 if several else shares.growing
+    for phase, passing, more in (("backward", 0.0, travelling), ("backward, reducing", shares.passing, {})):
+        gradients, most = backward.peak(growing, passing, math.inf if several else shares.bucket)
+        phases[phase] = {**before, **embeddings, **more, "activations": most}
+        phases[phase]["gradients"] += gradients
     compared = {**embeddings, "gathered columns": pairs.columns, "similarity tiles": pairs.tiles}
     kept = 0.0 if several else float(forward.others[-1])
     phases["comparison of pairs"] = {"gradients": shares.gradients, **compared, "activations": kept}

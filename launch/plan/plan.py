@@ -113,7 +113,7 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     models = {parts: plan_model(recipe, parts, samples=samples, length=question.length) for parts in variants}
     load = Load(rows, min(rows, recipe.micro_batch or rows), recipe.global_batch)
     ways = {
-        (engine, parts): _way(recipe, question.machine, engine, parts, model, load)
+        (engine, parts): way_of(recipe, question.machine, engine, parts, model, load)
         for engine in engines
         for parts, model in models.items()
     }
@@ -142,7 +142,10 @@ def _recomputed(recipe: Recipe) -> list[tuple[str, ...]]:
     return list(dict.fromkeys([said, () if said else parts_with_blocks(recipe)]))
 
 
-def _way(recipe: Recipe, machine: Machine, engine: str, parts: tuple[str, ...], model: PlannedModel, load: Load) -> Way:
+def way_of(
+    recipe: Recipe, machine: Machine, engine: str, parts: tuple[str, ...], model: PlannedModel, load: Load
+) -> Way:
+    """One way to run a recipe, whose model was planned with these parts computed again."""
     shares = shares_of(engine, model.sizes, machine.cluster, recipe.engine_options, len(recipe.optimizer.moments))
     memory = _memory_of(recipe, machine, model, shares, load)
     sizes = sorted({load.rows, *(2**power for power in range(load.rows.bit_length()))})
@@ -169,7 +172,7 @@ def _memory_of(recipe: Recipe, machine: Machine, model: PlannedModel, shares: Sh
         "batch": batch_bytes(load.rows, model.image_size, model.length),
         "memory of terms": state_bytes(model.objective),
     }
-    return memory_of(shares, model.work, load, pairs, held=held, averages=model.averages)
+    return memory_of(shares, model.work, load, pairs, held=held, averages=model.averages, on_gpu=on_gpu)
 
 
 def _fit(chosen: Way, ways: Iterable[Way], room: float) -> Finding:
