@@ -79,7 +79,9 @@ def build_hooks(
     hooks.append(Evaluations(parts.evaluations, state, recorder, control, manifest.pending))
     background = recipe.checkpoint_in_background
     retention = retention_of(recipe, parts, control.num_steps)
-    plan = CheckpointPlan(steps(recipe.checkpoint_every), retention, first, background=background)
+    plan = CheckpointPlan(
+        steps(recipe.checkpoint_every), retention, first, background=background, on_saved=recorder.run.saved
+    )
     hooks.append(Checkpoints(state, source, tuple(hooks), recorder, control, plan))
     return hooks if recipe.profile is None else [*hooks, Profile(recorder, world, control.clock, recipe.profile)]
 

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from data.config import DataConfig
 from data.order.order import default_lanes
@@ -13,7 +13,7 @@ from launch.recipe_file import read_recipe
 from vlm.config import first_problem
 from vlm.errors import UserError
 from vlm.model.config import ModelConfig
-from vlm.paths import LocalPath
+from vlm.paths import LocalPath, address_kind, shown
 from vlm.training.config import TrainingConfig
 
 # Where the data lies: a resumed run compares what it holds instead.
@@ -53,15 +53,27 @@ FREE_ON_RESUME = (
     "checkpoint_in_background",
     "keep_checkpoints",
     "record_samples",
+    "sync",
     "trackers",
     "evaluate",
 )
+
+
+def _store(url: str) -> str:
+    """The URL of a store that can be written to: no web page, no command, no folder."""
+    kind = address_kind(url)
+    if kind in (None, "http", "https", "file", "pipe") or "://" not in url or re.search(r"[\s?*\[\]]", url):
+        raise ValueError(f"{shown(url)} is no store that can be written to; write one as in s3://bucket/run")
+    return url
 
 
 class Recipe(TrainingConfig):
     """A run: the model, the data, how it trains, and what is measured on the way."""
 
     run: LocalPath = Field(description="the run directory: metrics, checkpoints, report")
+    sync: Annotated[str, AfterValidator(_store)] | None = Field(
+        default=None, description="a store (s3://bucket/run, gs://, ...) that each checkpoint is copied to; null: none"
+    )
     model: ModelConfig = Field(description="what is trained: two towers and their heads")
     data: DataConfig = Field(description="what it is trained on")
     evaluate: Evaluations = Field(default={}, description="evaluations by name")

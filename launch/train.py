@@ -1,6 +1,6 @@
 """Train a recipe: start or resume a run, evaluate it, write its report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from launch.ending import how_to_go_on, lost_words
 from launch.facts import run_facts
 from launch.hooks import build_alarms, build_hooks, require_known_alarms
 from launch.limits import require_towers_fit
+from launch.mirror import Mirror, fetch_run, leave_later, require_mirror
 from launch.parts import RunParts, build_parts, engine_settings
 from launch.recipe import Recipe, resolve_order
-from launch.resume import Start, find_start, model_to_train, require_same_data
+from launch.resume import AUTO, Start, find_start, model_to_train, require_same_data
 from launch.retention import retention_of
 from launch.shown_progress import shown_progress
 from launch.start_lines import data_line, place_lines
@@ -29,7 +30,7 @@ from vlm.ends.hang import HangWatch
 from vlm.ends.ranks import Patience
 from vlm.ends.stops import Stops
 from vlm.ends.watch import Watch
-from vlm.errors import EveryRankError
+from vlm.errors import EveryRankError, UserError
 from vlm.objectives.objective import Objective
 from vlm.outputs import captioned_parts
 from vlm.paths import output_folder
@@ -77,6 +78,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
         show_lines(world.is_main, place_lines(recipe, world, overruled))
         run = RunDirectory(Path(recipe.run), world)
         try:
+            show_lines(world.is_main, _fetched(recipe, run, resume))
             start = find_start(run, recipe, resume, allow_changes=allow_changes)
             _train(recipe, settings, accelerator, watch, run, start)
             if world.is_main:
@@ -118,6 +120,7 @@ def _train(
         check_bad_fraction(reasons_of(parts.source.problems), stored, parts.source.max_bad_share)
         progress.say("training begins: the first batch is being loaded")
         watched = [] if retention is None else [best.metric for best in retention.best]
+        mirror = _mirror(recipe, run, start, progress.say)
         recorder = Recorder(run, trackers, build_alarms(recipe, parts), progress, recipe.global_batch, watched)
         trainer = Trainer(
             state,
@@ -136,6 +139,37 @@ def _train(
                 with suppress(EveryRankError):  # why the run ends is the first of the two
                     run.settle()
                 raise
+            finally:
+                if mirror is not None:
+                    mirror.close()
+
+
+def _mirror(recipe: Recipe, run: RunDirectory, start: Start, say: Callable[[str], None]) -> Mirror | None:
+    """What copies the run's checkpoints to a store, on rank 0, where the recipe names one."""
+    if recipe.sync is None or not run.world.is_main:
+        return None
+    leave_later(recipe.sync, start.step, recipe.data.retry)
+    mirror = Mirror(run.path, recipe.sync, recipe.data.retry, say)
+    run.saved = mirror.copy
+    return mirror
+
+
+def _fetched(recipe: Recipe, run: RunDirectory, resume: str | None) -> list[str]:
+    """Reach the store that the recipe names; a line on what was fetched for a run whose folder is lost. Collective."""
+    if recipe.sync is None:
+        return []
+    line, problem = None, None
+    if run.world.is_main:
+        try:
+            require_mirror(recipe.sync, recipe.data.retry, resuming=resume is not None)
+            if resume == AUTO and not run.is_started:
+                line = fetch_run(recipe.sync, run.path, recipe.data.retry)
+        except UserError as error:
+            problem = str(error)
+    (line, problem), *_ = run.world.gather_objects((line, problem))
+    if problem is not None:
+        raise EveryRankError(problem)
+    return [] if line is None else [line]
 
 
 def _hang_watch(recipe: Recipe, run: RunDirectory) -> HangWatch | None:

@@ -2,16 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
 
 import fsspec
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
 from data.shards.retry import RetryConfig
 from launch.checkpoint_copy import copy_checkpoint, newest_stored
 from tests.eval.runs import evaluated, logged, write_run
+from tests.launch.flaky_store import FlakyStore, fresh_store
 from tests.launch.test_command_line import said
 from tests.vlm.checkpoint.test_format import flip, groups, manifest
 from vlm.checkpoint.folder import complete_checkpoints, hold, let_go
@@ -24,38 +23,9 @@ QUICK = RetryConfig(attempts=4, first_wait=0.001, longest_wait=0.002, silence=5)
 RECALL = "eval/held/text_to_image_r@1"
 
 
-class FlakyStore(MemoryFileSystem):  # type: ignore[misc]
-    """Loses connections and cuts what it stores, as often as it is told to; remembers in which order it stored."""
-
-    protocol = "flaky"
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
-    failures: ClassVar[list[str]] = []
-    stored: ClassVar[list[str]] = []
-
-    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
-        failure = self.failures.pop(0) if self.failures else ""
-        if failure == "lost":
-            raise ConnectionResetError("the connection was lost")
-        if failure == "refused":
-            raise PermissionError("no")
-        super().put_file(lpath, rpath, **options)
-        if failure == "cut":
-            self.pipe_file(rpath, Path(lpath).read_bytes()[:-7])
-        self.stored.append(rpath.rpartition("/")[2])
-
-    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
-        super().pipe_file(path, value, **options)
-        self.stored.append(path.rpartition("/")[2])
-
-
 @pytest.fixture
 def store() -> type[FlakyStore]:
-    fsspec.register_implementation("flaky", FlakyStore, clobber=True)
-    FlakyStore.store.clear()
-    FlakyStore.failures.clear()
-    FlakyStore.stored.clear()
-    return FlakyStore
+    return fresh_store()
 
 
 def a_run(path: Path, steps: tuple[int, ...] = (3, 6, 9)) -> dict[int, Path]:

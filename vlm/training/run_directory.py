@@ -49,6 +49,8 @@ class RunDirectory:
         self.was_started = False  # a run was there when it was claimed, as rank 0 saw it
         # Completes the checkpoint that is being written, if one is; collective. Who writes them puts it here.
         self.settle: Callable[[], None] = lambda: None
+        # Told the step of each checkpoint that is complete, on rank 0.
+        self.saved: Callable[[int], None] = lambda _: None
         self._samples = path / SAMPLES / f"rank-{world.rank}.jsonl"
 
     @property

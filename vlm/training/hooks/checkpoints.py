@@ -1,6 +1,6 @@
 """The checkpoints of a run: every so many steps, after the last, and before a stop; written while training goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class CheckpointPlan:
     keep: Retention | None
     manifest: Manifest
     background: bool = True
+    on_saved: Callable[[int], None] = lambda _: None  # called on rank 0 with the step of each that is complete
 
 
 class Checkpoints(Hook):
@@ -124,6 +125,7 @@ class Checkpoints(Hook):
             good = [*self._good_steps, *needed]
             prune(run.checkpoints, self._plan.keep, step, good, self._recorder.watched)
             self._source.discard_before(min(run.checkpoint_steps()))
+            self._plan.on_saved(step)
         run.world.barrier()  # what is pruned is gone
         if not self._room_is_told:
             self._tell_of_room(step, self._writer.lack_of_room())
