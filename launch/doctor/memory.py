@@ -11,7 +11,7 @@ from launch.doctor.check import CHECKS, Check, Place
 from launch.findings import Finding
 from launch.parts import engine_settings
 from launch.plan.duration import Machine
-from launch.plan.engines import Cluster
+from launch.plan.engines import ENGINES, Cluster
 from launch.plan.gpu import Gpu
 from launch.plan.plan import Question, make_plan
 from launch.recipe import Recipe
@@ -36,6 +36,8 @@ class StepMemory(Check):
 
     def findings(self, place: Place) -> Iterable[Finding]:  # noqa: D102
         recipe, ranks = place.needed, place.world.size
+        if recipe.engine not in ENGINES:
+            return [Finding("memory", "warn", f"engine {recipe.engine} cannot be planned", "watch the first steps")]
         rows = min(-(-recipe.global_batch // ranks), recipe.micro_batch or recipe.global_batch)
         predicted, largest = _predicted(place, recipe, rows)
         room = _room(place)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
 from launch.plan.engines import Sizes, sizes_of
 from launch.plan.trace import trace_step
 from launch.plan.work import Work
 from launch.recipe import Recipe
 from vlm.distributed.world import World
+from vlm.errors import EveryRankError, reason
 from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
 from vlm.model.build import build_shapes
@@ -19,6 +22,7 @@ from vlm.similarity.exchange import Exchange
 _TRACED = (8, 16)  # rows; what a step takes grows by a straight line from there
 _USUAL_SAMPLES = 10**6
 _BYTES = 4
+_ASKS_FOR_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ def plan_model(recipe: Recipe, recomputed: tuple[str, ...], *, samples: int | No
         with shapes():
             freeze_unreached(model, outputs)
     checkpoint_activations(model, recomputed)
-    traces = [trace_step(model, shapes, outputs, rows, length, recipe.precision) for rows in _TRACED]
+    try:
+        traces = [trace_step(model, shapes, outputs, rows, length, recipe.precision) for rows in _TRACED]
+    except _ASKS_FOR_VALUES as error:
+        raise EveryRankError(f"model: cannot be planned: its forward asks for values ({reason(error)})") from error
     return PlannedModel(
         sizes=sizes_of(model),
         work=Work(*traces),
