@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -35,14 +36,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     flush_to_disk(path)
 
 
-def save_hashed(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+def save_hashed(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Write a safetensors file of contiguous tensors of the CPU, flushed to the disk; its size in bytes and SHA-256.
 
     The hash is made of what is written, piece by piece, so that nothing is read back; safetensors' own writer cannot.
     The lock of the interpreter is free meanwhile. The format: https://github.com/huggingface/safetensors#format.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # which aligns all of them
-    header, place = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
     for name, tensor in ordered:
         ends = [place, place + tensor.nbytes]
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": ends}

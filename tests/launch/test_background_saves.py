@@ -23,13 +23,13 @@ def test_steps_are_taken_while_a_slow_disk_writes(tmp_path: Path, monkeypatch: p
     recipes = {where: write_tiny_recipe(tmp_path / "data", run, **changes) for where, run in runs.items()}
     train_here(recipes["foreground"], ("checkpoint_in_background=false",))
 
-    def save_slowly(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
+    def save_slowly(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, str]:
         """Write when the step after the checkpoint's is in the log, which it never is where training waits."""
         saved, limit = int(path.parent.name[5:13]), time.monotonic() + 60
         while num_lines(runs["background"] / "metrics.jsonl") < min(saved + 1, STEPS):
             assert time.monotonic() < limit
             time.sleep(0.005)
-        return save_hashed(path, tensors)
+        return save_hashed(path, tensors, metadata)
 
     monkeypatch.setattr(writer, "save_hashed", save_slowly)
     train_here(recipes["background"])

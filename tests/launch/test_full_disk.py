@@ -39,9 +39,9 @@ def test_a_run_tells_of_the_checkpoint_that_will_not_fit(tmp_path: Path, capsys:
 def test_a_disk_that_fills_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = threading.Event()
 
-    def save_on_full_disk(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
+    def save_on_full_disk(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, str]:
         assert full.wait(60)
-        return save_hashed(path, tensors)
+        return save_hashed(path, tensors, metadata)
 
     with small_disk(tmp_path / "disk", 2**20) as disk:
         large, saving = groups({"a": torch.zeros(100_000)}), Writer(disk, World())

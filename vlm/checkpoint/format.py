@@ -5,20 +5,25 @@
         weights-00000.safetensors      one file a group and a rank: weights, exp_avg, exp_avg_sq, ema
         ...
 
+A tensor is whole in one file, or in parts, a run of its elements in each file, as that file's metadata tells (`parts`).
 `writer` writes them. Loading reads JSON and safetensors only, and no file before its checksum was compared: nothing is
 ever unpickled.
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlm.atomic import sha256
 from vlm.checkpoint.folder import hold, let_go
 from vlm.checkpoint.manifest import FileRecord, read_manifest
+from vlm.checkpoint.parts import Piece, in_order, read_cut
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.paths import below
@@ -49,7 +54,7 @@ class Checkpoint:
         self.manifest = read_manifest(folder)
         held = hold(folder)
         self._held = None if held is None else weakref.finalize(self, let_go, held)
-        self._where: dict[str, dict[str, Path]] = {}
+        self._where: dict[str, dict[str, list[Piece]]] = {}
         self._verified: set[str] = set()
         for name in self.manifest.files:
             if not below(folder, name, f"checkpoint {folder}").is_file():
@@ -90,16 +95,14 @@ class Checkpoint:
 
     def shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         """The shapes of a group's tensors by name."""
-        shapes = {}
-        for name, path in self._places(group).items():
-            with safe_open(path, framework="pt") as file:
-                shapes[name] = tuple(file.get_slice(name).get_shape())
-        return shapes
+        return {name: pieces[0].shape for name, pieces in self._places(group).items()}
 
     def tensor(self, group: str, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        with safe_open(self._places(group)[name], framework="pt") as file:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+        """One tensor, whole, on the CPU."""
+        pieces = self._places(group)[name]
+        if pieces[0].start is None:
+            return self._read(pieces[0], name)
+        return torch.cat([self._read(piece, name) for piece in pieces]).view(pieces[0].shape)
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """All tensors of a group by name, on the CPU."""
@@ -107,8 +110,11 @@ class Checkpoint:
 
     def by_rank(self, group: str) -> list[dict[str, Tensor]]:
         """The tensors that each rank had of its own in a group when this was written, in rank order, on the CPU."""
-        names = sorted(name for name in self.manifest.files if name.rsplit("-", 1)[0] == group)
-        return [load_file(self._checked(name)) for name in names]
+        found = []
+        for file_name in sorted(self._files_of(group)):
+            with self._opened(self._checked(file_name)) as file:
+                found.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no dict
+        return found
 
     def inference_weights(self) -> dict[str, Tensor]:
         """The weights and buffers to use the model with: the averaged ones where the run kept an average.
@@ -118,16 +124,48 @@ class Checkpoint:
         weights = self.tensors("weights") | self.tensors("ema")
         return {name: tensor for name, tensor in weights.items() if not name.startswith(TERM_PARAMETERS)}
 
-    def _places(self, group: str) -> dict[str, Path]:
+    def _files_of(self, group: str) -> list[str]:
+        return [name for name in self.manifest.files if name.rsplit("-", 1)[0] == group]
+
+    def _places(self, group: str) -> dict[str, list[Piece]]:
+        """Where the tensors of a group lie, their parts in order."""
         if group not in self._where:
-            places: dict[str, Path] = {}
-            for file_name in self.manifest.files:
-                if file_name.rsplit("-", 1)[0] == group:
-                    path = self._checked(file_name)
-                    with safe_open(path, framework="pt") as file:
-                        places.update(dict.fromkeys(file.keys(), path))
-            self._where[group] = places
+            places: dict[str, list[Piece]] = {}
+            for file_name in self._files_of(group):
+                for name, piece in self._pieces_in(self._checked(file_name)).items():
+                    places.setdefault(name, []).append(piece)
+            self._where[group] = {
+                name: in_order(pieces, f"checkpoint {self.folder}: {group} of {name}")
+                for name, pieces in places.items()
+            }
         return self._where[group]
+
+    def _pieces_in(self, path: Path) -> dict[str, Piece]:
+        with self._opened(path) as file:
+            try:
+                cut = read_cut(file.metadata())
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"checkpoint {self.folder}: {path.name} has no right metadata: {reason(error)}"
+                ) from None
+            pieces = {}
+            for name in file.keys():  # noqa: SIM118 - no dict
+                shape = tuple(file.get_slice(name).get_shape())
+                start, whole = cut.get(name, (None, shape))
+                pieces[name] = Piece(path, whole, start, torch.Size(shape).numel())
+            return pieces
+
+    def _read(self, piece: Piece, name: str) -> Tensor:
+        with self._opened(piece.file) as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint {self.folder}: {path.name} is no safetensors file: {reason(error)}") from None
 
 
 def first_differences(

@@ -12,7 +12,7 @@ from vlm.config import Config, first_problem
 from vlm.errors import UserError
 from vlm.sealed import is_sealed, read_json_object
 
-FORMAT = "vlm-checkpoint-2"
+FORMAT = "vlm-checkpoint-3"  # tensors may be in parts since 3
 _FORMAT = re.compile(r"vlm-checkpoint-(\d{1,9})")
 _UNSEALED = "vlm-checkpoint-1"  # whose manifest carries no checksum of its own
 

@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +18,15 @@ from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, write_text
 from vlm.checkpoint.folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
 from vlm.checkpoint.manifest import FileRecord, Manifest
+from vlm.checkpoint.parts import Part, Saved, cut_metadata
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.sealed import sealed_json
 from vlm.tensor_file import save_hashed
 
-# One group of tensors: their names with sizes in elements, and how all ranks together get one of them whole.
-Group = tuple[dict[str, int], Callable[[str], Tensor]]
+# One group of tensors: their names with sizes in elements, and how a rank gets what it has to write of one: its part,
+# or the whole, together with all others.
+Group = tuple[dict[str, int], Callable[[str], Saved]]
 
 
 def write_checkpoint(
@@ -87,6 +90,8 @@ class Writer:
         pieces = self._pieces(groups, local_groups or {})
         if self._background:
             copied = list(pieces)
+            if self._world.device.type == "cuda":
+                torch.cuda.current_stream(self._world.device).synchronize()  # copies that run beside each other
             # Of a process that ends for another reason nothing is completed any more: nobody waits for its thread.
             self._thread = threading.Thread(target=share.write, args=(copied,), name="checkpoint", daemon=True)
             self._thread.start()
@@ -152,19 +157,22 @@ class Writer:
 
     def _pieces(
         self, groups: dict[str, Group], local_groups: dict[str, dict[str, Tensor]]
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The tensors that this rank has to write, group by group, copied to the CPU. Collective.
+    ) -> Iterator[tuple[str, dict[str, Saved]]]:
+        """What this rank has to write, group by group, copied to the CPU. Collective.
 
-        A rank never holds more of a sharded model whole than its share, and one tensor on its way to another rank.
+        A rank never holds more of a sharded model than its share, but where an engine gives tensors whole: one of them.
         """
         kept, self._copies = self._copies, {}
-        for group, (sizes, full_tensor) in groups.items():
+        for group, (sizes, saved_of) in groups.items():
             owners = _owners(sizes, self._world.size)
-            owned = {}
+            owned: dict[str, Saved] = {}
             for name in sizes:
-                tensor = full_tensor(name)  # every rank takes part, the owner keeps it
-                if owners[name] == self._world.rank:
-                    owned[name] = self._copy(group, name, tensor, kept)
+                saved = saved_of(name)  # every rank takes part
+                if isinstance(saved, Part):
+                    if saved.values.numel():
+                        owned[name] = replace(saved, values=self._copy(group, name, saved.values, kept))
+                elif owners[name] == self._world.rank:
+                    owned[name] = self._copy(group, name, saved, kept)
             if owned:
                 yield group, owned
         for group, tensors in local_groups.items():
@@ -173,8 +181,9 @@ class Writer:
     def _copy(self, group: str, name: str, tensor: Tensor, kept: dict[tuple[str, str], Tensor]) -> Tensor:
         copy = kept.pop((group, name), None)
         if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-        copy.copy_(tensor)
+            # A GPU copies into memory that cannot be moved several times faster, and without being waited for.
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda and self._background)
+        copy.copy_(tensor, non_blocking=tensor.is_cuda and self._background)
         if self._background:
             self._copies[group, name] = copy
         return copy
@@ -193,17 +202,19 @@ class _Share:
         self._rank = rank
         self._size = size
 
-    def write(self, pieces: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
+    def write(self, pieces: Iterable[tuple[str, Mapping[str, Saved]]]) -> None:
         """Write group after group. After a failure the rest is gone through all the same: others wait for it."""
         for group, tensors in pieces:
             if self.problem is None:
                 self._write(group, tensors)
 
-    def _write(self, group: str, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, group: str, saved: Mapping[str, Saved]) -> None:
         path = self.aside / f"{group}-{self._rank:05d}.safetensors"
+        parts = {name: one for name, one in saved.items() if isinstance(one, Part)}
+        tensors = {name: one.values if isinstance(one, Part) else one for name, one in saved.items()}
         try:
             _require_numbers(group, tensors)
-            size, digest = save_hashed(path, tensors)
+            size, digest = save_hashed(path, tensors, cut_metadata(parts))
             self.files[path.name] = FileRecord(bytes=size, sha256=digest)
         except UserError as error:
             self.problem = f"{path.name}: {reason(error)}"

@@ -4,6 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vlm.checkpoint.parts import Saved
 from vlm.config import Config
 from vlm.training.engines.base import Engine
 
@@ -34,6 +35,10 @@ class Ema:
     def full(self, name: str) -> Tensor:
         """The average of one parameter, whole. Collective."""
         return self._engine.to_full(name, self.shards[name])
+
+    def saved(self, name: str) -> Saved:
+        """What this rank writes of the average of one parameter. Collective."""
+        return self._engine.saved_shard(name, self.shards[name])
 
     def load(self, name: str, value: Tensor) -> None:
         """Replace the average of one parameter by a whole tensor. Collective."""

@@ -1,10 +1,11 @@
 """The state that a run must remember, gathered from the engine into a checkpoint and put back from one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from vlm.checkpoint.format import Checkpoint, first_differences
+from vlm.checkpoint.parts import Saved
 from vlm.checkpoint.writer import Group
 from vlm.errors import UserError
 from vlm.objectives.objective import Objective
@@ -20,14 +21,14 @@ def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None
     """The tensors of a run as groups for `write_checkpoint`: weights and buffers, moments, averages, files."""
     trainable = {name: _numel(shape) for name, shape in engine.shapes.items() if name in engine.parameters()}
     groups: dict[str, Group] = {
-        "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.weight)
+        "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.saved_weight)
     }
     for moment in engine.moments:
         groups[moment] = (trainable, _moment_reader(engine, moment))
     if ema is not None:
-        groups["ema"] = (trainable, ema.full)
+        groups["ema"] = (trainable, ema.saved)
     if teacher is not None:
-        groups["teacher"] = (trainable, teacher.average.full)
+        groups["teacher"] = (trainable, teacher.average.saved)
     if files := getattr(engine.module, "files", None):
         groups[MODEL_FILES] = file_group(files)
     return groups
@@ -78,11 +79,8 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
             )
     for name in engine.shapes:
         engine.load_weight(name, checkpoint.tensor("weights", name))
-    moments = {moment: checkpoint.tensors(moment) for moment in engine.moments}
-    by_name: dict[str, dict[str, torch.Tensor]] = {
-        name: {moment: moments[moment][name] for moment in engine.moments} for name in trained
-    }
-    engine.load_moments(by_name, checkpoint.manifest.num_updates)
+    moments = {name: _MomentsOf(checkpoint, name, engine.moments) for name in trained}
+    engine.load_moments(moments, checkpoint.manifest.num_updates)
     for average_name, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
         group = average_name if checkpoint.names(average_name) else "weights"
         if average is not None:
@@ -90,9 +88,27 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
                 average.load(name, checkpoint.tensor(group, name))
 
 
-def _moment_reader(engine: Engine, moment: str) -> Callable[[str], torch.Tensor]:
-    def read(name: str) -> torch.Tensor:
-        values = engine.moment(name, moment)
+class _MomentsOf(Mapping[str, torch.Tensor]):
+    """The moments of one parameter, each read when it is asked for: all of them are twice the model."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, moments: Sequence[str]) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        self._moments = moments
+
+    def __getitem__(self, moment: str) -> torch.Tensor:
+        return self._checkpoint.tensor(moment, self._name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+
+def _moment_reader(engine: Engine, moment: str) -> Callable[[str], Saved]:
+    def read(name: str) -> Saved:
+        values = engine.saved_moment(name, moment)
         return torch.zeros(engine.shapes[name]) if values is None else values
 
     return read

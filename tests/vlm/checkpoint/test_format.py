@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.ranks import run_ranks
+from vlm.atomic import sha256
 from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, prune
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.checkpoint.manifest import Manifest, NewerCheckpointError
@@ -127,7 +130,7 @@ def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(tmp_path: Path
     path = write_checkpoint(tmp_path, manifest(12), groups(TENSORS), World()) / "manifest.json"
     values = json.loads(path.read_text())
     del values["checksum"]
-    for newer in ({"format": "vlm-checkpoint-3"}, {"an_invention": 1}):
+    for newer in ({"format": "vlm-checkpoint-4"}, {"an_invention": 1}):
         path.write_text(sealed_json(values | newer))
         with pytest.raises(NewerCheckpointError, match="a newer version of vlm wrote it"):
             Checkpoint(path.parent)
@@ -298,6 +301,35 @@ def test_what_a_kill_leaves_of_a_file_of_tensors_is_cleared(tmp_path: Path) -> N
         (partial / name).write_bytes(b"half")
     clear_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Boom:
+    """An object that runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch unpickled",)
+
+
+def test_a_pickle_in_the_place_of_a_file_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_checkpoint(tmp_path, manifest(1), groups(TENSORS), World(), {"own": {"a": torch.ones(1)}})
+    values = json.loads((path / "manifest.json").read_text())
+    del values["checksum"]
+    for name in values["files"]:
+        torch.save({"a.weight": Boom()}, path / name)
+        values["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": sha256(path / name)}
+    (path / "manifest.json").write_text(sealed_json(values))
+    checkpoint = Checkpoint(path)
+    checkpoint.verify(World())  # it is as whoever planted it wrote it
+    reads: list[Callable[[], object]] = [lambda: checkpoint.tensors("weights"), lambda: checkpoint.by_rank("own")]
+    for read in reads:
+        with pytest.raises(
+            UserError, match=r"step-00000001: (weights|own)-00000\.safetensors is no safetensors file: "
+        ):
+            read()
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_the_first_differing_tensors_are_named() -> None:

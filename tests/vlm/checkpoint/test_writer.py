@@ -41,9 +41,9 @@ class Gate:
         self.open = threading.Event()
         monkeypatch.setattr(writer_module, "save_hashed", self._save)
 
-    def _save(self, path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
+    def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, str]:
         assert self.open.wait(60)
-        return save_hashed(path, tensors)
+        return save_hashed(path, tensors, metadata)
 
 
 def test_training_goes_on_and_what_is_written_is_the_state_of_before(

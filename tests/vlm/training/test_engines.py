@@ -63,11 +63,13 @@ def run_steps(engine: Engine, first: int, last: int, ema: Ema | None, lr: float 
 
 
 def state_of(engine: Engine, ema: Ema) -> dict[str, dict[str, Tensor]]:
+    """All of it, gathered whole: what a checkpoint, written in parts, has to hold."""
     with torch.no_grad():
-        return {
-            group: {name: whole(name).clone() for name in sizes}
-            for group, (sizes, whole) in state_groups(engine, ema).items()
-        }
+        state = {"weights": {name: engine.weight(name).clone() for name in engine.shapes}}
+        for kind in engine.moments:
+            moments = {name: engine.moment(name, kind) for name in engine.parameters()}
+            state[kind] = {name: moment.clone() for name, moment in moments.items() if moment is not None}
+        return state | {"ema": {name: ema.full(name).clone() for name in engine.parameters()}}
 
 
 def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tests.vlm.training.poison import Poison
 from tests.vlm.training.toy import GLOBAL_BATCH, TERMS, Setup, start, toy_batch
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import Manifest, SpikeRecord
+from vlm.checkpoint.parts import Part
 from vlm.checkpoint.writer import write_checkpoint
 from vlm.errors import EveryRankError
 from vlm.objectives.objective import Objective
@@ -52,7 +53,8 @@ def state_of(state: TrainState) -> dict[str, Tensor]:
     """All that lasts from step to step on this rank, copied."""
     with torch.no_grad():
         groups = state_groups(state.engine, state.ema, state.teacher) | memory_groups(state.objective)
-        tensors = {f"{group}.{name}": whole(name).clone() for group, (sizes, whole) in groups.items() for name in sizes}
+        saved = {f"{group}.{name}": read(name) for group, (sizes, read) in groups.items() for name in sizes}
+    tensors = {name: (one.values if isinstance(one, Part) else one).clone() for name, one in saved.items()}
     own = {name: tensor.clone() for part in local_memory(state.objective).values() for name, tensor in part.items()}
     return {**tensors, **own, "updates": torch.tensor(state.engine.num_updates())}
 

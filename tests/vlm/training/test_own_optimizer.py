@@ -64,7 +64,10 @@ def life(engine_name: EngineName, world_size: int, folder: str, first: int, last
     with torch.no_grad():
         groups = state_groups(engine, None)
         write_checkpoint(Path(folder), manifest, groups, engine.world)
-        whole = {f"{group}/{name}": read(name).clone() for group, (sizes, read) in groups.items() for name in sizes}
+        whole = {f"weights/{name}": engine.weight(name).clone() for name in engine.shapes}
+        for kind in engine.moments:
+            moments = {name: engine.moment(name, kind) for name in engine.parameters()}
+            whole |= {f"{kind}/{name}": moment.clone() for name, moment in moments.items() if moment is not None}
     engine.accelerator.end_training()
     return whole
 

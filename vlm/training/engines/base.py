@@ -13,6 +13,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from vlm.batch import Batch
+from vlm.checkpoint.parts import Saved
 from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
 from vlm.outputs import PAIR
@@ -150,8 +151,11 @@ class Engine(ABC):
         """One of the optimizer's `moments` of a parameter, whole; None before the first step. Collective."""
 
     @abstractmethod
-    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:
-        """Replace the optimizer's moments (by parameter name) and its count of updates. Collective."""
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:
+        """Replace the optimizer's moments (by parameter name) and its count of updates. Collective.
+
+        Each is asked for once, when it is needed: it may be read from a file then.
+        """
 
     @abstractmethod
     def num_updates(self) -> int:
@@ -172,6 +176,20 @@ class Engine(ABC):
     @abstractmethod
     def to_shard(self, name: str, full: Tensor) -> Tensor:
         """This rank's part of a whole tensor, in the layout of `shard(name)`."""
+
+    # What a rank writes into a checkpoint: its part of tensors that are cut over ranks, so that none joins the whole.
+
+    def saved_weight(self, name: str) -> Saved:
+        """One parameter or persistent buffer: whole, or this rank's part. Collective."""
+        return self.weight(name)
+
+    def saved_moment(self, name: str, moment: str) -> Saved | None:
+        """One of a parameter's moments: whole, or this rank's part; None before the first step. Collective."""
+        return self.moment(name, moment)
+
+    def saved_shard(self, name: str, shard: Tensor) -> Saved:
+        """A tensor that has the layout of `shard(name)`: whole, or this rank's part. Collective."""
+        return self.to_full(name, shard)
 
     @contextmanager
     def swapped_weights(self, shards: dict[str, Tensor]) -> Iterator[None]:

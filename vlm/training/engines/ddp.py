@@ -1,7 +1,7 @@
 """Whole weights on every rank: one process, or DistributedDataParallel on several."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -108,7 +108,7 @@ class DdpEngine(Engine):
         values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
         return values
 
-    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
             state = self._optimizer.state[parameter]
             state["step"] = torch.tensor(float(num_updates), device=parameter.device)

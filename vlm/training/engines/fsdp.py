@@ -1,10 +1,12 @@
 """FSDP2 of torch: weights, gradients and moments sharded over the ranks, gathered block by block."""
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from vlm.batch import Batch
+from vlm.checkpoint.parts import Part, Saved
 from vlm.errors import EveryRankError, reason
 from vlm.model.captioner import Decoder
 from vlm.model.towers import Tower
@@ -24,7 +27,7 @@ from vlm.training.engines.base import (
     num_updates_of,
     tensor_of,
 )
-from vlm.training.engines.groups import SHARD, shard_mesh
+from vlm.training.engines.groups import REPLICATE, SHARD, shard_mesh
 from vlm.training.engines.options import TAKES, EngineOptions
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
 from vlm.training.optimizers import OptimizerMaker, set_lr
@@ -118,7 +121,7 @@ class FsdpEngine(Engine):
         values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
         return None if values is None else _full(values)
 
-    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
             state = self._optimizer.state[parameter]
             state["step"] = torch.tensor(float(num_updates), device=self._shards[name].device)
@@ -142,6 +145,27 @@ class FsdpEngine(Engine):
             chunks, place = full.chunk(self._mesh[SHARD].size()), self._mesh.get_local_rank(SHARD)
             full = chunks[place] if place < len(chunks) else full[:0]
         return full.to(self._shards[name].device)
+
+    def saved_weight(self, name: str) -> Saved:  # noqa: D102
+        return self.saved_shard(name, self._shards[name])
+
+    def saved_moment(self, name: str, moment: str) -> Saved | None:  # noqa: D102
+        values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
+        return None if values is None else self.saved_shard(name, _local(values))
+
+    def saved_shard(self, name: str, shard: Tensor) -> Saved:  # noqa: D102
+        if not isinstance(tensor_of(self.module, name), DTensor):
+            return shard
+        shape, flat = self.shapes[name], shard.detach().reshape(-1)
+        rows = math.ceil(shape[0] / self._mesh[SHARD].size())  # of all ranks but the last that has any
+        start = min(shape[0], rows * self._mesh.get_local_rank(SHARD)) * torch.Size(shape[1:]).numel()
+        return Part(flat if self._writes(name) else flat[:0], start, shape)
+
+    def _writes(self, name: str) -> bool:
+        """Whether this rank's group of those that have the same shards writes a tensor: they share the work."""
+        if REPLICATE not in (self._mesh.mesh_dim_names or ()):
+            return True
+        return crc32(name.encode()) % self._mesh[REPLICATE].size() == self._mesh.get_local_rank(REPLICATE)
 
     def _distributed(self, name: str, shard: Tensor) -> Tensor:
         """A tensor over all ranks with the layout of a parameter or buffer, of which this rank has `shard`."""

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_grad,
     safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -25,6 +26,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.batch import Batch
+from vlm.checkpoint.parts import Part, Saved
 from vlm.outputs import PAIR
 from vlm.training.engines.base import (
     Engine,
@@ -178,7 +180,7 @@ class ZeroEngine(Engine):
         self._link_moments()
         return safe_get_full_optimizer_state(self.parameters()[name], moment)  # type: ignore[no-any-return]
 
-    def load_moments(self, moments: dict[str, dict[str, Tensor]], num_updates: int) -> None:  # noqa: D102
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for master in self._master_parts():
             self._base.state[master] = {
                 "step": torch.tensor(float(num_updates), device=master.device),
@@ -232,6 +234,28 @@ class ZeroEngine(Engine):
         padded = torch.zeros(size * self.world.size, dtype=full.dtype)
         padded[: full.numel()] = full.flatten()
         return padded[self.world.rank * size :][:size].to(self.world.device)
+
+    def saved_weight(self, name: str) -> Saved:  # noqa: D102
+        return self.saved_shard(name, self.shard(name))
+
+    def saved_moment(self, name: str, moment: str) -> Saved | None:  # noqa: D102
+        if not self._base.state:
+            return None
+        parameter = self.parameters()[name]
+        if self._stage == 3:
+            return self.saved_shard(name, safe_get_local_optimizer_state(parameter, moment))
+        self._link_moments()
+        fragment: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if fragment is None:  # other ranks have all of it
+            return Part(torch.empty(0), 0, self.shapes[name])
+        return Part(fragment.get_hp_fragment(moment).detach(), fragment.lp_fragment_address.start, self.shapes[name])
+
+    def saved_shard(self, name: str, shard: Tensor) -> Saved:  # noqa: D102
+        tensor = tensor_of(self.module, name)
+        if not hasattr(tensor, "ds_id"):
+            return shard
+        start = self.world.rank * shard.numel()  # the last ones are padded
+        return Part(shard.detach().reshape(-1)[: max(0, tensor.ds_numel - start)], start, self.shapes[name])
 
     def _set_master(self, name: str, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         """Write a master weight (no `moment`) or a moment; stage 3 by parts, its setter of wholes fails on padding."""
