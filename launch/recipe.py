@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from data.config import DataConfig
 from data.order.order import default_lanes
@@ -67,10 +67,23 @@ def _store(url: str) -> str:
     return url
 
 
+def _no_store(given: Any) -> Any:
+    """A run writes lines to files and makes links, which no store can: it has a folder, and a copy in the store."""
+    kind = address_kind(given) if isinstance(given, str) else None
+    if kind not in (None, "file", "pipe"):
+        raise ValueError(
+            f"{shown(given)} is no local path but an address ({kind}); write a folder of this machine, and sync: "
+            f"{shown(given)} beside it, where each checkpoint is copied to"
+        )
+    return given
+
+
 class Recipe(TrainingConfig):
     """A run: the model, the data, how it trains, and what is measured on the way."""
 
-    run: LocalPath = Field(description="the run directory: metrics, checkpoints, report")
+    run: Annotated[LocalPath, BeforeValidator(_no_store)] = Field(
+        description="the run directory: metrics, checkpoints, report"
+    )
     sync: Annotated[str, AfterValidator(_store)] | None = Field(
         default=None, description="a store (s3://bucket/run, gs://, ...) that each checkpoint is copied to; null: none"
     )

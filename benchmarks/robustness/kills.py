@@ -31,7 +31,7 @@ MOMENTS = {
     "index": ("data.shards.folder_index", "write_bytes"),
     "save": ("vlm.checkpoint.writer", "save_hashed"),
     "rename": ("vlm.checkpoint.writer", "_complete"),
-    "prune": ("vlm.training.hooks.checkpoints", "prune"),
+    "prune": ("vlm.training.hooks.checkpoints", "put_away"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("eval.report", "write_report"),
 }

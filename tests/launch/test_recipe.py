@@ -150,3 +150,12 @@ def test_a_name_that_would_be_another_path_is_refused_where_the_recipe_is_read(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=rf"recipe\.yaml: {key}: the name .* may become a file name"):
         load_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_a_run_in_a_store_is_told_what_to_write(recipe: Path) -> None:
+    said = (
+        r"run: 's3://bucket/run' is no local path but an address \(s3\); write a folder .*, and sync: 's3://bucket/run'"
+    )
+    with pytest.raises(UserError, match=said):
+        load_recipe(str(recipe), ["run=s3://bucket/run"])
+    assert load_recipe(str(recipe), ["run=/a", "sync=s3://bucket/run"]).sync == "s3://bucket/run"

@@ -58,9 +58,20 @@ def remove_checkpoint(path: Path) -> None:
 
     Only files of a checkpoint are deleted: others, and a folder that a link leads to, stay under the name of the rest.
     """
+    delete([_put_away(path)])
+
+
+def delete(put_away: Iterable[Path]) -> None:
+    """Delete the files of checkpoints that have the names of a rest."""
+    for path in put_away:
+        remove_files(path, FILES)
+
+
+def _put_away(path: Path) -> Path:
+    """Give a checkpoint the name of a rest, by which it is none any more; the new path."""
     doomed = next(name for name in _names_of_rest(path) if not os.path.lexists(name) or remove_files(name, FILES))
     os.rename(path, doomed)
-    remove_files(doomed, FILES)
+    return doomed
 
 
 def _names_of_rest(path: Path) -> Iterator[Path]:
@@ -76,19 +87,28 @@ def prune(
     good_steps: Collection[int] = (),
     figures: Mapping[str, Mapping[int, float]] | None = None,
 ) -> None:
-    """Delete the checkpoints up to `step` that are not kept (None: keep all), nor the newest up to a good step.
+    """Delete the checkpoints that `put_away` finds."""
+    delete(put_away(folder, retention, step, good_steps, figures))
+
+
+def put_away(
+    folder: Path,
+    retention: Retention | None,
+    step: int,
+    good_steps: Collection[int] = (),
+    figures: Mapping[str, Mapping[int, float]] | None = None,
+) -> list[Path]:
+    """Take their names from checkpoints up to `step` that are not kept (None: keep all), nor newest up to a good step.
 
     `step` is where the run is: what lies beyond it is of another life, and neither counted nor touched. One that
-    somebody reads stays until the next time.
+    somebody reads stays until the next time. Returns what is to be deleted, which takes longer.
     """
     if retention is None:
-        return
+        return []
     complete = {saved: path for saved, path in complete_checkpoints(folder).items() if saved <= step}
     good = {max((saved for saved in complete if saved <= limit), default=None) for limit in good_steps}
-    kept = retention.kept(list(complete), figures or {})
-    for saved, path in complete.items():
-        if saved not in good and saved not in kept and not is_read(path):
-            remove_checkpoint(path)
+    kept = good | retention.kept(list(complete), figures or {})
+    return [_put_away(path) for saved, path in complete.items() if saved not in kept and not is_read(path)]
 
 
 def hold(checkpoint: Path) -> int | None:

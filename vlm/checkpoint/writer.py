@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlm.activity import activity
 from vlm.aside import remove_files
 from vlm.atomic import flush_to_disk, write_text
 from vlm.checkpoint.folder import FILES, MANIFEST, PARTIAL, folder_name, remove_checkpoint
@@ -23,6 +24,9 @@ from vlm.distributed.world import World
 from vlm.errors import EveryRankError, UserError, reason
 from vlm.sealed import sealed_json
 from vlm.tensor_file import save_hashed
+
+_LOOK_SECONDS = 1.0
+_SLACK = 4.0  # how many times as long as a step a disk may write nothing
 
 # One group of tensors: their names with sizes in elements, and how a rank gets what it has to write of one: its part,
 # or the whole, together with all others.
@@ -132,8 +136,7 @@ class Writer:
         share, manifest = self._share, self._manifest
         if share is None or manifest is None:
             raise RuntimeError("no checkpoint is being written")
-        if self._thread is not None:
-            self._thread.join()
+        self._wait()
         self._share, self._thread, self._manifest = None, None, None
         outcomes = self._world.gather_objects((share.files, share.problem))
         problem = next((message for _, message in outcomes if message is not None), None)
@@ -148,6 +151,19 @@ class Writer:
                 remove_files(share.aside, FILES)
             raise self._failed(manifest, problem)
         return target
+
+    def _wait(self) -> None:
+        """Wait for all ranks, and see to it that a disk that is slow is not taken for a run that hangs. Collective."""
+        if self._thread is None or self._share is None:
+            return
+        written = -1.0
+        while not self.is_written():
+            self._thread.join(_LOOK_SECONDS)
+            so_far = self._world.sum(torch.tensor(self._share.written_bytes(), device=self._world.device)).item()
+            if so_far > written:
+                written = so_far
+                activity.touch(_SLACK)
+        self._thread.join()  # another one may have failed
 
     def _failed(self, manifest: Manifest, problem: str) -> EveryRankError:
         target = self._folder / folder_name(manifest.step)
@@ -201,6 +217,10 @@ class _Share:
         self.problem: str | None = None
         self._rank = rank
         self._size = size
+
+    def written_bytes(self) -> float:
+        """The bytes that lie there until now."""
+        return float(sum(file.stat().st_size for file in self.aside.glob(f"*-{self._rank:05d}.safetensors")))
 
     def write(self, pieces: Iterable[tuple[str, Mapping[str, Saved]]]) -> None:
         """Write group after group. After a failure the rest is gone through all the same: others wait for it."""

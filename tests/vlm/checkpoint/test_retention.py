@@ -1,12 +1,14 @@
 """Which checkpoints are kept, by their steps and figures alone; one that is read is never deleted."""
 
 import math
+import os
 from pathlib import Path
 
 import torch
 
 from tests.vlm.checkpoint.test_format import groups, manifest
-from vlm.checkpoint.folder import complete_checkpoints, prune
+from vlm.checkpoint.deletion import Deletion
+from vlm.checkpoint.folder import checkpoint_at, clear_unfinished, complete_checkpoints, prune, put_away
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.retention import Best, Retention
 from vlm.checkpoint.writer import write_checkpoint
@@ -41,3 +43,30 @@ def test_a_checkpoint_that_is_read_is_pruned_the_next_time(tmp_path: Path) -> No
     del reader
     prune(tmp_path, Retention(1, 1), 3)
     assert list(complete_checkpoints(tmp_path)) == [3]
+
+
+def test_a_clock_that_jumped_changes_neither_what_is_kept_nor_what_is_newest(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step, seconds in ((10, 4e9), (20, 1e9), (30, 0), (40, 2e9)):
+        path = write_checkpoint(folder, manifest(step), groups({"a": torch.ones(3)}), World())
+        for one in (path, *path.iterdir()):
+            os.utime(one, (seconds, seconds))
+    assert checkpoint_at(tmp_path) == folder / "step-00000040"
+    prune(folder, Retention(2, 10), 40)
+    assert list(complete_checkpoints(folder)) == [30, 40]
+    (folder / "step-00000040" / "manifest.json").unlink()
+    assert checkpoint_at(tmp_path) == folder / "step-00000030"
+
+
+def test_what_is_put_away_is_no_checkpoint_and_what_a_kill_leaves_of_it_is_cleared(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World())
+    old = put_away(tmp_path, Retention(1, 1), 3)
+    assert list(complete_checkpoints(tmp_path)) == [3]
+    deletion = Deletion(World())
+    deletion.begin(old[:1])
+    deletion.wait()
+    assert [deletion.has_ended(), deletion.has_ended()] == [True, False]
+    assert sorted(os.listdir(tmp_path)) == ["step-00000002.old.partial", "step-00000003"]
+    clear_unfinished(tmp_path)  # as the next start does
+    assert os.listdir(tmp_path) == ["step-00000003"]

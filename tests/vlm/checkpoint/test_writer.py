@@ -1,7 +1,9 @@
 """A checkpoint that is written while training goes on is the state at which it was begun, hashed on its way."""
 
 import hashlib
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.vlm.checkpoint.small_disk import small_disk
 from tests.vlm.checkpoint.test_format import groups, manifest
+from vlm.activity import activity
 from vlm.checkpoint import writer as writer_module
 from vlm.checkpoint.folder import complete_checkpoints
 from vlm.checkpoint.format import Checkpoint
-from vlm.checkpoint.writer import Writer
+from vlm.checkpoint.writer import Writer, write_checkpoint
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.tensor_file import save_hashed
@@ -92,3 +96,37 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(EveryRankError, match=r"step-00000001 cannot be written \(.*: Not a directory\)"):
         Writer(tmp_path / "checkpoints", World()).begin(manifest(1), groups({"a": torch.ones(3)}))
+
+
+def test_a_read_only_disk_is_told_and_what_was_there_is_whole(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        before = write_checkpoint(disk, manifest(1), groups({"a": torch.ones(3)}), World())
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(
+            EveryRankError, match=r"step-00000002 cannot be written \(.*: Read-only file system\); those"
+        ):
+            write_checkpoint(disk, manifest(2), groups({"a": torch.ones(3)}), World())
+        Checkpoint(before).verify(World())
+
+
+def test_a_slow_disk_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a checkpoint shows that the work goes on, as often as something was written, and no more."""
+    monkeypatch.setattr(writer_module, "_LOOK_SECONDS", 0.01)
+    seen: list[float] = []
+    monkeypatch.setattr(activity, "touch", seen.append)
+    stands = threading.Event()
+
+    def save_slowly(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, str]:
+        for size in (1, 2, 3):
+            path.write_bytes(bytes(size))
+            limit = time.monotonic() + 60
+            while len(seen) < size and time.monotonic() < limit:
+                time.sleep(0.001)
+        stands.wait(0.2)  # nothing is written any more
+        return save_hashed(path, tensors, metadata)
+
+    monkeypatch.setattr(writer_module, "save_hashed", save_slowly)
+    writer = Writer(tmp_path, World())
+    writer.begin(manifest(1), groups({"a": torch.ones(3)}))
+    writer.complete()
+    assert 3 <= len(seen) <= 5  # an empty file and the whole one may have been seen, too

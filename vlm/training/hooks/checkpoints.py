@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm.checkpoint.folder import prune
+from vlm.checkpoint.deletion import Deletion
+from vlm.checkpoint.folder import put_away
 from vlm.checkpoint.manifest import Manifest
 from vlm.checkpoint.retention import Retention
 from vlm.checkpoint.writer import Group, Writer
@@ -55,9 +57,11 @@ class Checkpoints(Hook):
         self._control = control
         self._plan = plan
         self._writer = Writer(recorder.run.checkpoints, state.engine.world, background=plan.background)
+        self._deletion = Deletion(state.engine.world)
+        self._saved = 0  # the step of the last that is complete
         self._good_steps: list[int] = []
         self._room_is_told = False
-        recorder.run.settle = self._settle
+        recorder.run.settle = self._finish
 
     def before_first_step(self, step: int) -> None:  # noqa: D102
         self._tell_of_room(step, self._writer.lack_of_room(*self._tensors()))
@@ -72,9 +76,10 @@ class Checkpoints(Hook):
                     self._settle()
                 if ends:
                     self._room_is_told = True  # no other one comes
-                    self._settle()
+                    self._finish()
         elif self._writer.step is not None and self._writer.is_written():
             self._settle()
+        self._look_for_room()
 
     def _begin(self, step: int) -> None:
         """Copy the state after `step` steps, and begin to write it. Collective."""
@@ -89,6 +94,8 @@ class Checkpoints(Hook):
         for hook in self._hooks:
             changing |= hook.manifest_fields(step)
         manifest = self._plan.manifest.model_copy(update=changing)
+        self._deletion.wait()
+        self._look_for_room()
         self._writer.begin(manifest, *self._tensors())
         # As they are at this step: what is kept depends on no clock.
         self._good_steps = self._recorder.alarms.good_steps()
@@ -99,6 +106,11 @@ class Checkpoints(Hook):
         groups = state_groups(state.engine, state.ema, state.teacher) | memory_groups(state.objective)
         return groups, local_memory(state.objective)
 
+    def _look_for_room(self) -> None:
+        """Look whether there is room for the next one when what is old was deleted. Collective."""
+        if self._deletion.has_ended() and not self._room_is_told:
+            self._tell_of_room(self._saved, self._writer.lack_of_room())
+
     def _tell_of_room(self, step: int, lack: str | None) -> None:
         """Say once that the next checkpoint will fail for want of room."""
         if lack is not None:
@@ -108,8 +120,13 @@ class Checkpoints(Hook):
                 "some before it is due, or the run ends there"
             )
 
+    def _finish(self) -> None:
+        """Leave nothing under way. Collective."""
+        self._settle()
+        self._deletion.wait()
+
     def _settle(self) -> None:
-        """Complete the checkpoint that is being written, if one is, and delete those that it makes old. Collective.
+        """Complete the checkpoint that is being written, if one is, and take away those that it makes old. Collective.
 
         Raises:
             EveryRankError: it could not be written.
@@ -118,14 +135,14 @@ class Checkpoints(Hook):
         if step is None:
             return
         self._writer.complete()
-        run = self._recorder.run
+        self._saved = step
+        run, old = self._recorder.run, list[Path]()
         if run.world.is_main:
             run.history.add("saved", step)
             needed = [one for hook in self._hooks for one in hook.needed_checkpoints(step)]
             good = [*self._good_steps, *needed]
-            prune(run.checkpoints, self._plan.keep, step, good, self._recorder.watched)
+            old = put_away(run.checkpoints, self._plan.keep, step, good, self._recorder.watched)
             self._source.discard_before(min(run.checkpoint_steps()))
             self._plan.on_saved(step)
-        run.world.barrier()  # what is pruned is gone
-        if not self._room_is_told:
-            self._tell_of_room(step, self._writer.lack_of_room())
+        run.world.barrier()  # what is put away is no checkpoint any more
+        self._deletion.begin(old)
