@@ -88,11 +88,14 @@ class LoadedPrograms:
         process = _CONTEXT.Process(target=_live, args=(pid, arguments, environment, folder), daemon=False)
         process.start()
         self._processes.append(process)
-        threading.Thread(target=_pass_signals, args=(connection, process), daemon=True).start()
+        passing = threading.Thread(target=_pass_signals, args=(connection, process), daemon=True)
+        passing.start()
         process.join()
         with suppress(OSError):
             connection.send((process.exitcode or 0).to_bytes(2, "big", signed=True))
             connection.shutdown(socket.SHUT_RDWR)
+        passing.join()
+        connection.close()
 
 
 def _received(connection: socket.socket, size: int) -> bytes:
