@@ -3,8 +3,10 @@
     python -P -m benchmarks.launch.save_stall [FOLDER] [--turns 5] [--again]
 
 The state is 1.82 GB of random numbers in the shapes of the model's weights and moments. The ways take turns on the same
-state and disk; what was measured stays in FOLDER. Steps of a matrix product go on meanwhile: their median time alone,
-and while a checkpoint is written in the background, says what that takes from training.
+state and disk; what was measured stays in FOLDER. What training stops for is all that it does not do meanwhile: the
+copy, and, when all is written, the manifest, the name, and taking away the one before, as a run does that keeps one.
+Steps of a matrix product go on meanwhile: their median time alone, and while a checkpoint is written and an old one
+deleted, says what that takes from training.
 """
 
 import argparse
@@ -18,7 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.result_cache import ResultCache, machine
+from vlm.checkpoint.deletion import Deletion
+from vlm.checkpoint.folder import delete, put_away
 from vlm.checkpoint.manifest import Manifest
+from vlm.checkpoint.retention import Retention
 from vlm.checkpoint.writer import Group, Writer
 from vlm.distributed.world import World
 from vlm.model.build import build_shapes
@@ -43,12 +48,19 @@ def main() -> None:
         for way in WAYS:
             found.setdefault(way, []).append(results(f"{way}, turn {turn}", stall.of(way)))
     print(f"{machine()}; {stall.gigabytes:.2f} GB\n")
-    print("| way | training stops, s | until it is complete, s | a step alone, ms | a step meanwhile, ms |")
-    print("|---|---|---|---|---|")
+    print(
+        "| way | training stops, s | of torch.save | of a minute | until it is complete, s | a step alone, ms | "
+        "a step meanwhile, ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    stops = {way: statistics.median(turn["stop"] for turn in turns) for way, turns in found.items()}
     for way, turns in found.items():
-        figures = ("stop", "whole", "alone", "beside")
-        columns = [_words([turn[name] for turn in turns if name in turn]) for name in figures]
-        print(f"| {way} | {' | '.join(columns)} |")
+        stop, *columns = (
+            _words([turn[name] for turn in turns if name in turn]) for name in ("stop", "whole", "alone", "beside")
+        )
+        shares = f"{stops[way] / stops[WAYS[0]]:.2f} | {stops[way] / 60:.1%}"
+        print(f"| {way} | {stop} | {shares} | {' | '.join(columns)} |")
+    shutil.rmtree(stall.folder, ignore_errors=True)
 
 
 def _words(values: list[float]) -> str:
@@ -61,9 +73,10 @@ class Stall:
     """The state, which is made when it is first needed, and the ways of saving it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._state: dict[str, dict[str, Tensor]] = {}
         self._writers: dict[bool, Writer] = {}
+        self._deletion = Deletion(World())
         self._turn = 0
 
     @property
@@ -84,11 +97,11 @@ class Stall:
 
     def _torch_save(self) -> Seconds:
         state = self._made()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        torch.save(state, self._folder / "state.pt")
+        torch.save(state, self.folder / "state.pt")
         seconds = time.perf_counter() - began
-        (self._folder / "state.pt").unlink()
+        (self.folder / "state.pt").unlink()
         return {"stop": seconds, "whole": seconds}
 
     def _write(self, *, background: bool) -> Seconds:
@@ -97,21 +110,26 @@ class Stall:
             for group, tensors in self._made().items()
         }
         if background not in self._writers:
-            self._writers[background] = Writer(self._folder, World(), background=background)
-            if background:  # the first copy makes the memory that later ones are made in
-                self._writers[background].begin(self._manifest(), groups)
-                shutil.rmtree(self._writers[background].complete())
+            self._writers[background] = Writer(self.folder, World(), background=background)
+            # The first copy makes the memory that later ones are made in, and the first checkpoint makes none old.
+            self._writers[background].begin(self._manifest(), groups)
+            self._writers[background].complete()
         writer, alone = self._writers[background], _step_milliseconds(20, lambda: True)
         began = time.perf_counter()
         writer.begin(self._manifest(), groups)
         stopped = time.perf_counter() - began
         beside = _step_milliseconds(10_000, lambda: not writer.is_written()) if background else None
-        path = writer.complete()
-        whole = time.perf_counter() - began
-        shutil.rmtree(path)
+        written = time.perf_counter()
+        writer.complete()
+        old = put_away(self.folder, Retention(1, 1), self._turn)
         if beside is None:
+            delete(old)
+            whole = time.perf_counter() - began
             return {"stop": whole, "whole": whole}
-        return {"stop": stopped, "whole": whole, "alone": alone, "beside": beside}
+        self._deletion.begin(old)
+        ended = time.perf_counter()
+        self._deletion.wait()
+        return {"stop": stopped + ended - written, "whole": ended - began, "alone": alone, "beside": beside}
 
     def _manifest(self) -> Manifest:
         self._turn += 1

@@ -32,6 +32,7 @@ MOMENTS = {
     "save": ("vlm.checkpoint.writer", "save_hashed"),
     "rename": ("vlm.checkpoint.writer", "_complete"),
     "prune": ("vlm.training.hooks.checkpoints", "put_away"),
+    "deletion": ("vlm.checkpoint.deletion", "delete"),
     "evaluation": ("eval.encoder", "embed_local_texts"),
     "report": ("eval.report", "write_report"),
 }

@@ -163,7 +163,10 @@ class Writer:
             if so_far > written:
                 written = so_far
                 activity.touch(_SLACK)
-        self._thread.join()  # another one may have failed
+        self._share.is_wanted = False  # where another one failed, what is left would be written for nothing
+        while self._thread.is_alive():
+            activity.touch(_SLACK)
+            self._thread.join(_LOOK_SECONDS)
 
     def _failed(self, manifest: Manifest, problem: str) -> EveryRankError:
         target = self._folder / folder_name(manifest.step)
@@ -215,6 +218,7 @@ class _Share:
         self.aside = aside
         self.files: dict[str, FileRecord] = {}
         self.problem: str | None = None
+        self.is_wanted = True
         self._rank = rank
         self._size = size
 
@@ -225,7 +229,7 @@ class _Share:
     def write(self, pieces: Iterable[tuple[str, Mapping[str, Saved]]]) -> None:
         """Write group after group. After a failure the rest is gone through all the same: others wait for it."""
         for group, tensors in pieces:
-            if self.problem is None:
+            if self.problem is None and self.is_wanted:
                 self._write(group, tensors)
 
     def _write(self, group: str, saved: Mapping[str, Saved]) -> None:

@@ -149,6 +149,16 @@ def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(tmp_path: Path
         Checkpoint(other)
 
 
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
+    """Format 2 had no parts: what is whole in one file is as it was."""
+    path = write_checkpoint(tmp_path, manifest(1), groups(TENSORS), World())
+    values = json.loads((path / "manifest.json").read_text())
+    del values["checksum"]
+    (path / "manifest.json").write_text(sealed_json(values | {"format": "vlm-checkpoint-2"}))
+    Checkpoint(path).verify(World())
+    assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in Checkpoint(path).tensors("weights").items())
+
+
 def write_and_damage(folder: Path) -> list[str]:
     """On two ranks: what each has written, and what all of them say of damage to each file in turn."""
     world = World.current()
