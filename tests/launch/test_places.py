@@ -141,6 +141,7 @@ def test_a_task_that_is_killed_loses_nothing_and_an_array_that_ends_is_told(
     assert (left / "key").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.long
 def test_a_ray_cluster_writes_what_one_machine_does_and_a_lost_node_loses_nothing(
     folder: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def test_a_remote_run_is_the_local_one(tmp_path: Path) -> None:
     stored = [(tmp_path / "data" / name).read_bytes() for name in SHARDS]
     assert all(shard in copies for shard in stored)
     assert not list((tmp_path / "data").glob("*.vlm*"))
-    train_ranks(2, local)
+    train_ranks(1, local)  # the same order on one rank, which starts sooner
     assert keys_of(tmp_path / "remote") == keys_of(tmp_path / "local")
     ours, theirs = (
         [

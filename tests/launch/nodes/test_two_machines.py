@@ -86,7 +86,7 @@ class Chain:
         return num_lines(self.run / "metrics.jsonl")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_outlives_a_cut_a_return_and_a_pre_emption(
     tmp_path: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms
 ) -> None:
