@@ -37,7 +37,7 @@ def copy_checkpoint(source: str, target: str, retry: RetryConfig = _RETRY) -> st
         raise UserError(f"copy: {source} and {target} are both in stores; one of them must be a folder of this machine")
     try:
         if is_remote(source):
-            return str(_fetched(source.rstrip("/"), output_folder(target, "copy"), retry))
+            return str(_newest_fetched(source.rstrip("/"), output_folder(target, "copy"), retry))
         checkpoint = _local(source)
         if is_remote(target):
             return send(checkpoint, target.rstrip("/"), retry)
@@ -105,10 +105,20 @@ def _put(file: Path, url: str, silence: float) -> None:
         raise TransferError(f"{stored} of {size} bytes arrived")
 
 
-def _fetched(source: str, into: Path, retry: RetryConfig) -> Path:
+def _newest_fetched(source: str, into: Path, retry: RetryConfig) -> Path:
     url = newest_stored(source, retry)
     if url is None:
         raise UserError(f"copy: {source} is neither a checkpoint nor a run with a complete one")
+    return fetch(url, into, retry)
+
+
+def fetch(url: str, into: Path, retry: RetryConfig = _RETRY) -> Path:
+    """Bring the checkpoint under a URL into a folder, every byte compared on its way; where it lies then.
+
+    Raises:
+        UserError: it is damaged, or lacks a file, or another one lies there.
+        OSError: the store cannot be read, in one line.
+    """
     content = read_bytes(f"{url}/{MANIFEST}", retry)
     manifest = _read(content, url)
     target = into / folder_name(manifest.step)
@@ -116,7 +126,11 @@ def _fetched(source: str, into: Path, retry: RetryConfig) -> Path:
         return target
     with folder_aside(target) as aside:
         for name, record in manifest.files.items():
-            if _digest_of_download(f"{url}/{name}", aside / name, retry) != record.sha256:
+            try:
+                digest = _digest_of_download(f"{url}/{name}", aside / name, retry)
+            except FileNotFoundError:
+                raise UserError(f"copy: {url}/{name} is missing") from None
+            if digest != record.sha256:
                 raise UserError(f"copy: {url}/{name} is damaged (its bytes do not match the manifest's SHA-256)")
         (aside / MANIFEST).write_bytes(content)
         flush_to_disk(aside / MANIFEST)
@@ -125,16 +139,20 @@ def _fetched(source: str, into: Path, retry: RetryConfig) -> Path:
 
 def newest_stored(source: str, retry: RetryConfig = _RETRY) -> str | None:
     """The URL of the checkpoint that a URL is, or of the newest complete one below it; None where there is none."""
+    return next(iter(all_stored(source, retry)), None)
+
+
+def all_stored(source: str, retry: RetryConfig = _RETRY) -> list[str]:
+    """The URLs of the checkpoint that a URL is, or of the complete ones below it, the newest first."""
     with suppress(FileNotFoundError):
         read_bytes(f"{source}/{MANIFEST}", retry)
-        return source
+        return [source]
     for below in (source, f"{source}/checkpoints"):
         found = [one.removesuffix(f"/{MANIFEST}") for one in list_remote(f"{below}/step-*/{MANIFEST}", "copy", retry)]
-        by_step = {step_of(Path(one)): one for one in found}
-        steps = [step for step in by_step if step is not None]
-        if steps:
-            return by_step[max(steps)]
-    return None
+        by_step = {step: one for one in found if (step := step_of(Path(one))) is not None}
+        if by_step:
+            return [by_step[step] for step in sorted(by_step, reverse=True)]
+    return []
 
 
 def _read(content: bytes, url: str) -> Manifest:

@@ -14,10 +14,11 @@ from pathlib import Path
 from data.shards.remote import filesystem
 from data.shards.retry import RetryConfig, retried
 from data.shards.store import exists, list_remote, read_bytes, write_remote
-from launch.checkpoint_copy import copy_checkpoint, newest_stored, send
+from launch.checkpoint_copy import all_stored, fetch, send
 from vlm.atomic import write_bytes
 from vlm.checkpoint.folder import MANIFEST, complete_checkpoints, step_of
 from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.manifest import NewerCheckpointError
 from vlm.errors import UserError, reason
 from vlm.training.run_files import CHECKPOINTS, RECIPE
 
@@ -80,27 +81,43 @@ class Mirror:
         checkpoint.release()
 
 
-def fetch_run(url: str, run: Path, retry: RetryConfig) -> str | None:
-    """Bring the newest complete checkpoint of a mirror and its files into `run`, which holds no run; a line on it.
+def fetch_run(url: str, run: Path, retry: RetryConfig) -> list[str]:
+    """Bring the newest whole checkpoint of a mirror and its files into `run`, which holds no run; lines on it.
 
     The recipe comes last: before, the folder holds no run, and a start that was killed fetches again.
 
     Raises:
-        UserError: the store cannot be read, or what lies there is damaged.
+        UserError: the store cannot be read, or none that lies there is whole.
     """
     url = url.rstrip("/")
     try:
-        newest = newest_stored(url, retry)
-        if newest is None:
-            return None
-        copy_checkpoint(newest, str(run / CHECKPOINTS), retry)
+        fetched, lines = _newest_whole(url, run, retry)
+        if fetched is None:
+            return []
         names = [name for name in _stored_files(url, retry) if name != RECIPE]
         for name in (*names, RECIPE):
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(run / name, read_bytes(f"{url}/{name}", retry))
     except OSError as error:
         raise UserError(f"sync: {error}") from None
-    return f"{run} is empty: its last checkpoint was fetched from {newest}"
+    return [*lines, f"{run} is empty: its last checkpoint was fetched from {fetched}"]
+
+
+def _newest_whole(url: str, run: Path, retry: RetryConfig) -> tuple[str | None, list[str]]:
+    """Fetch the newest checkpoint that is as it was written; where it lay, and lines on those passed over."""
+    passed_over: list[str] = []
+    for one in all_stored(url, retry):
+        try:
+            fetch(one, run / CHECKPOINTS, retry)
+        except NewerCheckpointError:
+            raise
+        except UserError as error:
+            passed_over.append(f"{one} is passed over: {error}")
+        else:
+            return one, passed_over
+    if passed_over:
+        raise UserError(f"sync: no checkpoint below {url} is whole; {'; '.join(passed_over)}")
+    return None, []
 
 
 def _stored_files(url: str, retry: RetryConfig) -> list[str]:

@@ -155,21 +155,22 @@ def _mirror(recipe: Recipe, run: RunDirectory, start: Start, say: Callable[[str]
 
 
 def _fetched(recipe: Recipe, run: RunDirectory, resume: str | None) -> list[str]:
-    """Reach the store that the recipe names; a line on what was fetched for a run whose folder is lost. Collective."""
+    """Reach the store that the recipe names; lines on what was fetched for a run whose folder is lost. Collective."""
     if recipe.sync is None:
         return []
-    line, problem = None, None
+    lines: list[str] = []
+    problem = None
     if run.world.is_main:
         try:
             require_mirror(recipe.sync, recipe.data.retry, resuming=resume is not None)
             if resume == AUTO and not run.is_started:
-                line = fetch_run(recipe.sync, run.path, recipe.data.retry)
+                lines = fetch_run(recipe.sync, run.path, recipe.data.retry)
         except UserError as error:
             problem = str(error)
-    (line, problem), *_ = run.world.gather_objects((line, problem))
+    (lines, problem), *_ = run.world.gather_objects((lines, problem))
     if problem is not None:
         raise EveryRankError(problem)
-    return [] if line is None else [line]
+    return list(lines)
 
 
 def _hang_watch(recipe: Recipe, run: RunDirectory) -> HangWatch | None:

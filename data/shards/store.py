@@ -124,7 +124,11 @@ def write_remote(name: str, data: bytes, retry: RetryConfig = _DEFAULT) -> None:
 
     def write() -> None:
         store, path = filesystem(name, retry.silence)
-        store.pipe_file(path, data)
+        try:
+            store.pipe_file(path, data)
+        except Exception:  # of a store with folders, the one that it belongs in may be missing
+            store.makedirs(path.rpartition("/")[0], exist_ok=True)
+            store.pipe_file(path, data)
 
     retried(name, retry, write, "written")
 
@@ -144,12 +148,18 @@ def list_remote(pattern: str, where: str, retry: RetryConfig = _DEFAULT) -> list
         store.invalidate_cache()  # what an earlier call saw must not stand in for what is stored now
         named = (str(store.unstrip_protocol(path_in_store)).partition("://")[2] for path_in_store in store.glob(path))
         rooted = pattern.startswith(f"{kind}:///")
-        return sorted(f"{kind}://{path_in_store if rooted else path_in_store.lstrip('/')}" for path_in_store in named)
+        host = _host(pattern.partition("://")[2], path)
+        return sorted(f"{kind}://{host}{one if rooted or host else one.lstrip('/')}" for one in named)
 
     try:
         return retried(pattern, retry.for_first_contact(), find)
     except OSError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _host(address: str, path: str) -> str:
+    """What an address has before the path within its store, where paths there do not begin with it (ftp, sftp)."""
+    return address.removesuffix(path) if path.startswith("/") and address.endswith(path) else ""
 
 
 def open_stream(name: str, retry: RetryConfig = _DEFAULT) -> io.BufferedReader:
