@@ -12,7 +12,9 @@ checkpoint_app = typer.Typer(help="Verify, prune and copy the checkpoints of run
 
 @checkpoint_app.command()
 def verify(
-    places: Annotated[list[str], typer.Argument(help="Checkpoints, or runs: all of theirs.", metavar="CHECKPOINT|RUN")],
+    places: Annotated[
+        list[str], typer.Argument(help="Checkpoints, or runs: all of theirs.", metavar="CHECKPOINT|RUN|URL")
+    ],
 ) -> None:
     """Compare every file of checkpoints with its SHA-256; exit code 1 if one is not as it was written."""
     with fast_imports():

@@ -5,6 +5,7 @@ In a store, the manifest is written last: without it there is no checkpoint, as 
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from vlm.aside import folder_aside
 from vlm.atomic import flush_to_disk
 from vlm.checkpoint.folder import MANIFEST, checkpoint_at, folder_name, step_of
 from vlm.checkpoint.format import Checkpoint
-from vlm.checkpoint.manifest import Manifest, read_manifest
+from vlm.checkpoint.manifest import FileRecord, Manifest, read_manifest
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.paths import local_path, output_folder
@@ -126,12 +127,9 @@ def fetch(url: str, into: Path, retry: RetryConfig = _RETRY) -> Path:
         return target
     with folder_aside(target) as aside:
         for name, record in manifest.files.items():
-            try:
-                digest = _digest_of_download(f"{url}/{name}", aside / name, retry)
-            except FileNotFoundError:
-                raise UserError(f"copy: {url}/{name} is missing") from None
-            if digest != record.sha256:
-                raise UserError(f"copy: {url}/{name} is damaged (its bytes do not match the manifest's SHA-256)")
+            with (aside / name).open("wb") as file:
+                _require_whole(f"{url}/{name}", record, retry, file.write)
+            flush_to_disk(aside / name)
         (aside / MANIFEST).write_bytes(content)
         flush_to_disk(aside / MANIFEST)
     return target
@@ -164,11 +162,28 @@ def _read(content: bytes, url: str) -> Manifest:
             raise type(error)(str(error).replace(folder, url)) from None
 
 
-def _digest_of_download(url: str, file: Path, retry: RetryConfig) -> str:
+def verify_stored(url: str, retry: RetryConfig = _RETRY) -> Manifest:
+    """The manifest of the checkpoint under a URL, each file of which was read and compared with it.
+
+    Raises:
+        UserError: it is damaged, or lacks a file.
+        OSError: the store cannot be read, in one line.
+    """
+    manifest = _read(read_bytes(f"{url}/{MANIFEST}", retry), url)
+    for name, record in manifest.files.items():
+        _require_whole(f"{url}/{name}", record, retry, lambda _: None)
+    return manifest
+
+
+def _require_whole(url: str, record: FileRecord, retry: RetryConfig, take: Callable[[bytes], object]) -> None:
+    """Read a stored file, hand it over piece by piece, and raise UserError where it is not as it was written."""
     digest = hashlib.sha256()
-    with open_stream(url, retry) as stored, file.open("wb") as local:
-        while piece := stored.read(READ_BYTES):
-            local.write(piece)
-            digest.update(piece)
-    flush_to_disk(file)
-    return digest.hexdigest()
+    try:
+        with open_stream(url, retry) as stored:
+            while piece := stored.read(READ_BYTES):
+                take(piece)
+                digest.update(piece)
+    except FileNotFoundError:
+        raise UserError(f"{url} is missing") from None
+    if digest.hexdigest() != record.sha256:
+        raise UserError(f"{url} is damaged (its bytes do not match the manifest's SHA-256)")

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from data.shards.store import is_remote
 from eval.run_record import read_run
+from launch.checkpoint_copy import all_stored, verify_stored
 from vlm.checkpoint.folder import complete_checkpoints, is_read, remove_checkpoint
 from vlm.checkpoint.format import Checkpoint
+from vlm.checkpoint.manifest import Manifest
 from vlm.checkpoint.retention import Best, Retention
 from vlm.distributed.world import World
 from vlm.errors import UserError, nearest
@@ -16,12 +19,15 @@ _EVAL = "eval/"
 
 
 def verified(places: Sequence[str]) -> Iterator[tuple[bool, str]]:
-    """Whether each checkpoint, and each of each run, is as it was written, with a line on it.
+    """Whether each checkpoint, and each of each run, here or in a store, is as it was written, with a line on it.
 
     Raises:
         UserError: a place is neither a checkpoint nor a run with one.
     """
     for place in places:
+        if is_remote(place):
+            yield from _verified_in_store(place.rstrip("/"))
+            continue
         path = local_path(place, "verify")
         of_a_run = list(complete_checkpoints(path / "checkpoints").values())
         for folder in of_a_run or [path]:
@@ -30,9 +36,27 @@ def verified(places: Sequence[str]) -> Iterator[tuple[bool, str]]:
                 checkpoint.verify(World())
             except UserError as error:
                 yield False, f"fail  {error}"
-                continue
-            size = sum(record.bytes for record in checkpoint.manifest.files.values())
-            yield True, f"ok    {folder}: {len(checkpoint.manifest.files)} files, {size / 1e9:.3g} GB"
+            else:
+                yield True, _whole(str(folder), checkpoint.manifest)
+
+
+def _verified_in_store(url: str) -> Iterator[tuple[bool, str]]:
+    try:
+        stored = all_stored(url)
+    except OSError as error:
+        raise UserError(f"verify: {error}") from None
+    if not stored:
+        raise UserError(f"verify: {url} is neither a checkpoint nor a run with a complete one")
+    for one in reversed(stored):
+        try:
+            yield True, _whole(one, verify_stored(one))
+        except (UserError, OSError) as error:
+            yield False, f"fail  {error}"
+
+
+def _whole(place: str, manifest: Manifest) -> str:
+    size = sum(record.bytes for record in manifest.files.values())
+    return f"ok    {place}: {len(manifest.files)} files, {size / 1e9:.3g} GB"
 
 
 def pruned(run: str, last: int, every: int | None, best: Mapping[str, int], *, dry_run: bool) -> list[str]:

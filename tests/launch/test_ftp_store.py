@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.checkpoint_copy import copy_checkpoint, newest_stored
+from launch.checkpoint_tools import verified
 from launch.mirror import Mirror, fetch_run, leave_later, require_mirror
 from tests.launch.lives import wait_until
 from tests.launch.test_checkpoint_commands import QUICK, a_run, contents
@@ -85,12 +86,16 @@ def test_a_run_is_fetched_from_the_newest_that_is_whole(tmp_path: Path, server: 
     (stored / "step-00000009/weights-00000.safetensors").unlink()
     flip(stored / "step-00000006/weights-00000.safetensors", -1)
     again = tmp_path / "again"
+    places = {step: (f"{url}/checkpoints/step-0000000{step}", "weights-00000.safetensors") for step in (3, 6, 9)}
+    size = (run / "checkpoints/step-00000003/weights-00000.safetensors").stat().st_size
+    assert list(verified([url])) == [
+        (True, f"ok    {places[3][0]}: 1 files, {size / 1e9:.3g} GB"),
+        (False, f"fail  {'/'.join(places[6])} is damaged (its bytes do not match the manifest's SHA-256)"),
+        (False, f"fail  {'/'.join(places[9])} is missing"),
+    ]
     first, second, last = fetch_run(url, again, QUICK)
-    assert first == f"{url}/checkpoints/step-00000009 is passed over: copy: {url}/checkpoints/step-00000009/wei" + (
-        "ghts-00000.safetensors is missing"
-    )
-    assert second.startswith(f"{url}/checkpoints/step-00000006 is passed over: copy: {url}/checkpoints/step-00000006/")
-    assert second.endswith("is damaged (its bytes do not match the manifest's SHA-256)")
+    assert first == f"{places[9][0]} is passed over: {'/'.join(places[9])} is missing"
+    assert second.startswith(f"{places[6][0]} is passed over: {'/'.join(places[6])} is damaged")
     assert last == f"{again} is empty: its last checkpoint was fetched from {url}/checkpoints/step-00000003"
     assert contents(again / "checkpoints/step-00000003") == contents(run / "checkpoints/step-00000003")
     assert (again / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
