@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -81,6 +83,7 @@ class RayPool(Pool):
 
 def _connect(ray: Any, address: str | None) -> None:
     """Join the cluster. Raises UserError where there is none: Ray itself goes on asking a closed port for minutes."""
+    on_termination = signal.getsignal(signal.SIGTERM)
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
         if plain := re.fullmatch(r"(?:ray://)?([^/]+):(\d{1,5})", where):
@@ -96,3 +99,6 @@ def _connect(ray: Any, address: str | None) -> None:
             f"--on ray: no cluster at {where} ({reason(error)}); `ray start --head` starts one, "
             "--ray-address or RAY_ADDRESS names another"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler would end the command with another code
