@@ -36,9 +36,9 @@ class RunRecord:
     """One run as read from its directory; a part that the run has not written (yet) is empty.
 
     `training` holds the logged steps, `evaluations` the values over steps of "<evaluation>/<metric>", `geometry` those
-    of the observed figures and `histograms` their counts by step, `alarms` what went off at which step, `skips` how
-    many samples of a source were left out for a reason, `examples` the best and worst images of an evaluation,
-    `declared` its metrics as its evaluator declared them, `tables` the last "<evaluation>/<table>",
+    of the observed figures and `histograms` their counts by step, `alarms` what went off, and roll-backs, by step,
+    `skips` how many samples of a source were left out for a reason, `examples` the best and worst images of an
+    evaluation, `declared` its metrics as its evaluator declared them, `tables` the last "<evaluation>/<table>",
     `profile` the last table of the time of steps. `left_out` counts the steps that changed nothing or were undone.
     """
 
@@ -115,7 +115,7 @@ def read_run(path: Path) -> RunRecord:
         evaluations=_numbers(lines, _EVALUATION),
         geometry=_numbers(lines, _GEOMETRY),
         histograms=_histograms(lines),
-        alarms=[(line["step"], str(line["alarm"])) for line in lines if "alarm" in line],
+        alarms=[(line["step"], words) for line in lines if (words := _event(line)) is not None],
         skips=Counter((line["source"], _kind(line["reason"])) for line in skips),
         examples=_examples(path),
         declared=declared_metrics(facts),
@@ -150,6 +150,13 @@ def _tables(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Figure
         if key.startswith(prefix) and isinstance(value, dict)
     }
     return {key: figure_table(value) for key, value in tables.items()}
+
+
+def _event(line: Mapping[str, Any]) -> str | None:
+    """The words on what happened to the run there, if anything did."""
+    if "rolled_back_to" in line:
+        return f"rolled back to step {line['rolled_back_to']}, and the steps since then left out"
+    return str(line["alarm"]) if "alarm" in line else None
 
 
 def _histograms(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Sequence[int]]]:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from launch.recipe import load_recipe
+from launch.train import train
 from tests.launch.small import keys_of, metrics_of
 from tests.launch.tiny import assert_same_run, stopped_at, train_here, train_ranks, write_tiny, write_tiny_recipe
 from vlm.checkpoint.format import Checkpoint
@@ -78,6 +80,26 @@ def test_a_roll_back_undoes_the_steps_before_and_a_resume_does_it_again(
         stopped_at(whole, step, again)
         train_here(recipe_of(data, again, BACK, 7), resume="auto")
         assert_same_run(again, whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_and_where_none_is_left_the_step_alone_is_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    recipe = recipe_of(data, run, BACK, 7)
+    train_here(recipe, ("duration=7 steps",))
+    (weights,) = (run / "checkpoints/step-00000003").glob("weights-*")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    train(load_recipe(recipe, trust=True), resume="auto", allow_changes=True)
+    said = capsys.readouterr().out
+    assert f"{run}/checkpoints/step-00000003 is passed over: " in said
+    assert "step 8  left out: the loss is 20" in said
+    assert "; no checkpoint is of before (failures.jsonl names its samples)" in said
+    assert last_of(run).manifest.spikes.left_out == (Stretch(first=8, last=8),)
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """What is done about a spike: the step is left out, or the run goes on from a checkpoint of before."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from vlm.checkpoint.folder import step_of
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.manifest import LeftOut, SpikeRecord, Stretch
 from vlm.ends.failures import FAILURES, Failures
-from vlm.errors import EveryRankError
+from vlm.errors import EveryRankError, UserError
 from vlm.training.hooks.base import StepEvent
 from vlm.training.recorder import Recorder
 from vlm.training.spikes import Spike, SpikeWatch
@@ -62,10 +63,28 @@ class SpikeGuard:
         return self._roll_back(step, way_back, spike)
 
     def _way_back(self, step: int) -> Checkpoint | None:
-        """The newest regular checkpoint from which the run may go on after a spike in `step`. Collective."""
+        """The newest regular checkpoint to go on from after a spike; one being written is waited for. Collective."""
         saved = {step_of(path): path for path in self._recorder.run.complete_checkpoints()}
-        newest = max(self._ways(saved, step - self._watch.config.steps_back), default=None)
-        return None if newest is None else Checkpoint(saved[newest])
+        ways = sorted(self._ways(saved, step - self._watch.config.steps_back), reverse=True)
+        return next(filter(None, (self._undamaged(saved[way]) for way in ways)), None)
+
+    def _undamaged(self, path: Path) -> Checkpoint | None:
+        """The checkpoint if no rank finds anything wrong with it. Collective."""
+        world, checkpoint, problem = self._state.engine.world, None, ""
+        try:
+            checkpoint = Checkpoint(path)
+        except UserError as error:
+            problem = str(error)
+        problem = next(filter(None, world.gather_objects(problem)), "")
+        if checkpoint is not None and not problem:
+            try:
+                checkpoint.verify(world)
+            except EveryRankError as error:
+                problem = str(error)
+            else:
+                return checkpoint
+        self._recorder.say(f"{path} is passed over: {problem}")
+        return None
 
     def _ways(self, saved: Iterable[int | None], most: int) -> list[int]:
         """The regular ones among the steps that are saved, at most that far, on the way that the run goes."""
