@@ -10,6 +10,7 @@ from launch.caption_options import CaptionOutputOptions, GenerationOptions, requ
 from launch.eval_commands import ModelName, TrustModel, TxtMembers
 from launch.options import grouped
 from launch.pool_options import PlaceOptions
+from vlm.errors import UserError
 from vlm.imports import fast_imports
 
 
@@ -71,6 +72,9 @@ def embed(  # noqa: PLR0913 - the options of the command line
         with place.start(processes, gpu=True) as pool:
             embed_on(pool, EmbedPlan(model, tuple(shards), config, out, batch_size, workers, trust=trust))
         return
+    place.require_taken()
+    if processes is not None:
+        raise UserError("--processes: an option of --on ray and slurm; on local it is the launcher that starts ranks")
     embed_shards(model, shards, config, out, batch_size=batch_size, workers=workers, trust=trust)
 
 

@@ -22,8 +22,15 @@ class PlaceOptions:
     )
     ray_address: Annotated[str | None, typer.Option(help="With --on ray: the cluster; default: RAY_ADDRESS.")] = None
     sbatch: Annotated[
-        list[str] | None, typer.Option(help="With --on slurm: a word for sbatch (--partition=cpu); repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --on slurm: more for sbatch; repeatable."),
     ] = None
+
+    def require_taken(self) -> None:
+        """Raise UserError for an option of another place."""
+        for name, (option, place) in _OPTIONS.items():
+            if getattr(self, name) and self.on != place:
+                raise UserError(f"{option}: an option of --on {place}, found --on {self.on}")
 
     def start(self, workers: int | None, *, gpu: bool = False) -> "Pool":
         """The processes; with `gpu`, each on a GPU of its own where a cluster has any.
@@ -33,9 +40,7 @@ class PlaceOptions:
         """
         from data.pools.base import POOLS, PoolOptions
 
-        for name, (option, place) in _OPTIONS.items():
-            if getattr(self, name) and self.on != place:
-                raise UserError(f"{option}: an option of --on {place}, found --on {self.on}")
+        self.require_taken()
         try:
             kind = POOLS.find(self.on)
         except UserError as error:

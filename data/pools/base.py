@@ -22,7 +22,7 @@ _AHEAD_PER_WORKER = 4
 class PoolOptions:
     """What a pool on several machines is asked for; None leaves the choice to it.
 
-    `workers` are processes at most, `address` is that of a Ray cluster, `sbatch` are further words for sbatch, and
+    `workers` are processes at most, `address` is that of a Ray cluster, `sbatch` are further options of sbatch, and
     `gpu` says whether each worker needs one where there are any.
     """
 

@@ -27,8 +27,8 @@ _ANSWER_WITHIN = 60.0  # seconds, of Slurm's commands
 class SlurmPool(Pool):
     """An array of `workers` tasks that fetch their jobs from this process, and a job again that one of them lost.
 
-    A task that Slurm takes back is queued anew and goes on with other jobs. `sbatch` are further words for that
-    command (`--partition=cpu`). All nodes need the same files under the same paths, and reach this machine by its
+    A task that Slurm takes back is queued anew and goes on with other jobs. `sbatch` are further options of that
+    command (`partition=cpu`). All nodes need the same files under the same paths, and reach this machine by its
     name. What the workers print lies in a folder of the current one, which goes when all is well.
 
     Raises:
@@ -83,7 +83,8 @@ class SlurmPool(Pool):
             "--open-mode=append",
             f"--output={self._folder}/worker-%a.log",
         )
-        submitted = _slurm("sbatch", *options, *sbatch, str(script))
+        more = [f"--{word.removeprefix('--')}" for word in sbatch]
+        submitted = _slurm("sbatch", *options, *more, str(script))
         if isinstance(submitted, UserError):
             self._coordinator.close()
             shutil.rmtree(self._folder, ignore_errors=True)

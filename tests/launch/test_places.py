@@ -115,7 +115,7 @@ def slow_root(number: int) -> float:
 
 
 def test_an_array_writes_what_one_machine_does(folder: Path, expected: dict[str, bytes], slurm: Path) -> None:
-    words = ("--on=slurm", "--workers=1", "--sbatch=--partition=cpu")
+    words = ("--on=slurm", "--workers=1", "--sbatch=partition=cpu")
     written = done_with(folder, slurm.parent / "out", *words, embedding=False)
     assert written.items() <= expected.items()
     submitted = (slurm / "submitted").read_text().splitlines()
@@ -130,13 +130,11 @@ def test_a_task_that_is_killed_loses_nothing_and_an_array_that_ends_is_told(
     monkeypatch.setattr("data.pools.slurm._LOOK_EVERY", 0.3)
     with SlurmPool(2) as pool:
         assert list(pool.in_order(ends_once, [tmp_path / "mark"])) == ["done"]
-        assert sorted(pool.as_done(math.factorial, range(30))) == [math.factorial(n) for n in range(30)]
-    with SlurmPool(1) as pool:
         message = (
             r"^--on slurm: array 17 has ended with work left; .*/vlm-workers-\w+ has what its tasks printed; start"
         )
         with pytest.raises(UserError, match=message):
-            list(pool.in_order(ends_once, [tmp_path / "another mark", tmp_path / "never"]))
+            list(pool.in_order(ends_once, [tmp_path / "another mark"]))
     (left,) = (tmp_path / "at work").iterdir()
     assert (left / "key").stat().st_mode & 0o077 == 0
 
@@ -179,7 +177,7 @@ def test_a_ray_cluster_writes_what_one_machine_does_and_a_lost_node_loses_nothin
             r"^--on ray: no cluster at 127.0.0.1:9 \(.*`ray start --head`",
         ),
         (("--on", "slurm"), r"^--on slurm: there is no sbatch on this machine; start the command where Slurm is$"),
-        (("--sbatch", "--time=1"), r"^--sbatch: an option of --on slurm, found --on local$"),
+        (("--sbatch", "time=1"), r"^--sbatch: an option of --on slurm, found --on local$"),
     ],
 )
 def test_what_is_not_there_ends_in_one_line(
@@ -190,6 +188,15 @@ def test_what_is_not_there_ends_in_one_line(
     with pytest.raises(UserError, match=message):
         raise result.exception or AssertionError(result.output)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--processes", "2"), ("--sbatch", "time=1"), ("--ray-address", "head:6379")])
+def test_options_of_a_cluster_are_not_ignored_without_one(folder: Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    command = ["embed", str(folder / "run"), str(folder / "web-0.tar"), "--out", str(tmp_path / "out"), *words]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith(f"{words[0]}: an option of --on ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_with_spaces_and_quotes_are_words_of_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

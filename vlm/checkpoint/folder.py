@@ -80,17 +80,6 @@ def _names_of_rest(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.name}.old-{number}{PARTIAL}")
 
 
-def prune(
-    folder: Path,
-    retention: Retention | None,
-    step: int,
-    good_steps: Collection[int] = (),
-    figures: Mapping[str, Mapping[int, float]] | None = None,
-) -> None:
-    """Delete the checkpoints that `put_away` finds."""
-    delete(put_away(folder, retention, step, good_steps, figures))
-
-
 def put_away(
     folder: Path,
     retention: Retention | None,

@@ -69,15 +69,17 @@ class HangWatch:
     def report(self) -> Report:
         """What this rank is doing; its stacks are written into the run."""
         self._was_asked = True
-        awaited = activity.awaited
-        with suppress(Exception):
-            self._write(awaited() if awaited is not None else "")
+        describe, awaited = activity.awaited, ""
+        with suppress(Exception):  # the main thread may be changing what is described
+            awaited = "" if describe is None else describe()
+        with suppress(OSError):  # a full disk is no reason to say nothing
+            self._write(awaited)
         return {
             "rank": self._rank,
             "step": activity.step,
             "entered": activity.entered,
             "doing": _doing(),
-            "awaited": "" if awaited is None else awaited(),
+            "awaited": awaited,
             "where": _where(),
         }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from vlm.atomic import sha256
-from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, prune
+from vlm.checkpoint.folder import clear_unfinished, complete_checkpoints, delete, put_away
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.checkpoint.manifest import Manifest, NewerCheckpointError
 from vlm.checkpoint.retention import Retention
@@ -233,18 +233,18 @@ def test_a_folder_without_its_manifest_is_no_complete_checkpoint(tmp_path: Path)
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
-    prune(tmp_path, Retention(2, 1), step=10)
+    delete(put_away(tmp_path, Retention(2, 1), step=10))
     assert list(complete_checkpoints(tmp_path)) == [3, 10]
-    prune(tmp_path, None, step=10)
+    delete(put_away(tmp_path, None, step=10))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_checkpoints_beyond_the_step_of_a_run_are_neither_counted_nor_touched(tmp_path: Path) -> None:
     for step in (1, 2, 3, 25, 30):
         write_checkpoint(tmp_path, manifest(step), groups(TENSORS), World())
-    prune(tmp_path, Retention(2, 1), step=3)
+    delete(put_away(tmp_path, Retention(2, 1), step=3))
     assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
-    prune(tmp_path, Retention(1, 1), step=3, good_steps=[2])
+    delete(put_away(tmp_path, Retention(1, 1), step=3, good_steps=[2]))
     assert list(complete_checkpoints(tmp_path)) == [2, 3, 25, 30]
 
 
@@ -372,7 +372,7 @@ def test_nothing_is_removed_with_a_checkpoint_that_is_not_of_it(tmp_path: Path) 
     (tmp_path / "step-00000003").rename(elsewhere)
     (tmp_path / "step-00000003").symlink_to(elsewhere)
     (tmp_path / "step-mine.partial").mkdir()
-    prune(tmp_path, Retention(1, 1), 4)
+    delete(put_away(tmp_path, Retention(1, 1), 4))
     clear_unfinished(tmp_path)
     assert list(complete_checkpoints(tmp_path)) == [4]
     assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"
@@ -381,6 +381,6 @@ def test_nothing_is_removed_with_a_checkpoint_that_is_not_of_it(tmp_path: Path) 
     assert (tmp_path / "step-mine.partial").is_dir()
     for step in (1, 2, 5):  # the names of the rest are in the way of nothing
         write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World())
-    prune(tmp_path, Retention(1, 1), 5)
+    delete(put_away(tmp_path, Retention(1, 1), 5))
     assert list(complete_checkpoints(tmp_path)) == [5]
     assert (tmp_path / "step-00000001.old.partial" / "notes.txt").read_text() == "mine"

@@ -8,7 +8,7 @@ import torch
 
 from tests.vlm.checkpoint.test_format import groups, manifest
 from vlm.checkpoint.deletion import Deletion
-from vlm.checkpoint.folder import checkpoint_at, clear_unfinished, complete_checkpoints, prune, put_away
+from vlm.checkpoint.folder import checkpoint_at, clear_unfinished, complete_checkpoints, delete, put_away
 from vlm.checkpoint.format import Checkpoint
 from vlm.checkpoint.retention import Best, Retention
 from vlm.checkpoint.writer import write_checkpoint
@@ -37,11 +37,11 @@ def test_a_checkpoint_that_is_read_is_pruned_the_next_time(tmp_path: Path) -> No
     paths = [write_checkpoint(tmp_path, manifest(step), groups({"a": torch.ones(3)}), World()) for step in (1, 2, 3)]
     reader, released = Checkpoint(paths[0]), Checkpoint(paths[1])
     released.release()
-    prune(tmp_path, Retention(1, 1), 3)
+    delete(put_away(tmp_path, Retention(1, 1), 3))
     assert list(complete_checkpoints(tmp_path)) == [1, 3]
     assert torch.equal(reader.tensor("weights", "a"), torch.ones(3))
     del reader
-    prune(tmp_path, Retention(1, 1), 3)
+    delete(put_away(tmp_path, Retention(1, 1), 3))
     assert list(complete_checkpoints(tmp_path)) == [3]
 
 
@@ -52,7 +52,7 @@ def test_a_clock_that_jumped_changes_neither_what_is_kept_nor_what_is_newest(tmp
         for one in (path, *path.iterdir()):
             os.utime(one, (seconds, seconds))
     assert checkpoint_at(tmp_path) == folder / "step-00000040"
-    prune(folder, Retention(2, 10), 40)
+    delete(put_away(folder, Retention(2, 10), 40))
     assert list(complete_checkpoints(folder)) == [30, 40]
     (folder / "step-00000040" / "manifest.json").unlink()
     assert checkpoint_at(tmp_path) == folder / "step-00000030"
