@@ -37,21 +37,22 @@ WAYS: Mapping[str, tuple[str | None, Mapping[str, Any] | None]] = {
     f"{LOSS}, captions unfiltered": ("unfiltered", {"scale": "logit_scale"}),
 }
 FIGURES = ("counting/accuracy", "counting/mean_absolute_deviation", "zeroshot/top1", "retrieval/image_to_text_r@1")
-_COUNTED = 8  # of the 20 shards of training scenes
+_WEB_SHARDS = slice(8, 20)
 
 
-def prepare(work: Path) -> dict[str, str]:
+def prepare(work: Path, numbered_scenes: int) -> dict[str, str]:
     """The shards of each source and of the retrieval set, made where they are not there."""
-    scenes, data = work / "scenes", work / "data"
+    scenes, numbered, data = work / "scenes", work / "numbered-scenes", work / "data"
     if not (scenes / "scenes.json").is_file():
         render_scenes(scenes, train=20_000, val=1_000, seed=0, image_size=64)
+    if not (numbered / "scenes.json").is_file():
+        render_scenes(numbered, train=numbered_scenes, val=1, seed=1, image_size=64)
     data.mkdir(exist_ok=True)
-    shards = sorted(scenes.glob("train-*.tar"))
     made = {
-        "web": rewrite(shards[_COUNTED:], data, "web", without_numbers),
+        "web": rewrite(sorted(scenes.glob("train-*.tar"))[_WEB_SHARDS], data, "web", without_numbers),
         "retrieval": rewrite(sorted(scenes.glob("retrieval-*.tar")), data, "plain", without_numbers),
     }
-    raw = rewrite(shards[:_COUNTED], data, "numbered", with_wrong_numbers)
+    raw = rewrite(sorted(numbered.glob("train-*.tar")), data, "numbered", with_wrong_numbers)
     options = {
         "counted": DetectionOptions(detections="json:counts"),
         "unfiltered": DetectionOptions(captions_only=True),
@@ -87,7 +88,7 @@ def recipe_of(arguments: argparse.Namespace, sources: Mapping[str, str], way: st
         "run": str(work / f"{name}-{seed}"),
         "seed": seed,
         "duration": f"{arguments.pretrain if way is None else arguments.samples} samples",
-        "objective": {"clip": 1.0, **({} if loss is None else {"counting": dict(loss)})},
+        "objective": {"clip": 1.0, **({} if loss is None else {"counting": {"weight": arguments.weight, **loss}})},
         "evaluate": evaluate,
     }
     values["data"] |= {"root": None, "sources": data, "counterfactuals": None, "caption": "random"}
@@ -118,15 +119,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/counting"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain", type=int, default=100_000, help="samples of each contrastive model")
+    parser.add_argument("--numbered-scenes", type=int, default=80_000, help="of which the counting set is made")
     parser.add_argument("--samples", type=int, default=40_000, help="samples of each fine-tuning")
     parser.add_argument("--share", default="1/16", help="of the counting set in every batch")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the counting loss")
     parser.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="measure these alone")
     parser.add_argument("--again", action="store_true", help="drop what earlier runs measured; not the runs themselves")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.work = arguments.work.resolve()
-    sources = prepare(arguments.work)
+    sources = prepare(arguments.work, arguments.numbered_scenes)
     results = ResultCache(arguments.work, "counting-scenes", arguments.again)
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(arguments.seeds):
