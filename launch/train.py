@@ -190,7 +190,7 @@ def _checked_parts(recipe: Recipe, run: RunDirectory, start: Start) -> RunParts:
         parts.model,
         recipe.objective,
         recipe.providers,
-        recipe.similarity,
+        recipe.comparison,
         num_pairs=recipe.global_batch,
         brought=Brought(
             labels=parts.source.labelled,

@@ -15,6 +15,7 @@ from vlm.errors import EveryRankError, UserError
 from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
+from vlm.similarity.config import SimilarityConfig
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
 from vlm.training.assembly import assemble, build_objective
@@ -71,7 +72,7 @@ def _reference(
 ) -> dict[str, torch.Tensor]:
     alone = World(device=steps[0][0].sample_ids.device)
     model = build_model(recipe.model, recipe.seed)
-    plain = recipe.model_copy(update={"similarity": type(recipe.similarity)()})
+    plain = recipe.model_copy(update={"similarity": SimilarityConfig(product="fp32")})
     objective = build_objective(plain, model, num_samples, alone)
     _restore(model, objective, saved)
     return reference_gradients(model.to(alone.device).train(), objective, steps, recipe.micro_batch, recipe.seed)
@@ -104,7 +105,7 @@ def _compare(
 
 
 def _precision(recipe: Recipe) -> Precision:
-    low = "bf16" in (recipe.precision, recipe.similarity.product, recipe.similarity.wire, recipe.engine_options.wire)
+    low = "bf16" in (recipe.precision, recipe.comparison.product, recipe.similarity.wire, recipe.engine_options.wire)
     return "bf16" if low else "fp32"
 
 

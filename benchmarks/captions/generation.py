@@ -65,7 +65,8 @@ def ways(images: Tensor) -> dict[str, Callable[[], Any]]:
     """All ways of the same work."""
     ours, theirs = models()
     ids = torch.arange(len(images))
-    pixels = (images / 255 - ours.image.mean) / ours.image.std
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.image.spec.mean, ours.image.spec.std))
+    pixels = (images / 255 - mean) / std
 
     def own(**options: Any) -> Callable[[], Any]:
         config = GenerationConfig.model_validate({"max_length": LENGTH, "min_length": LENGTH - 1, **options})

@@ -40,7 +40,7 @@ FIGURES = ("counting/accuracy", "counting/mean_absolute_deviation", "zeroshot/to
 _WEB_SHARDS = slice(8, 20)
 
 
-def prepare(work: Path, numbered_scenes: int) -> dict[str, str]:
+def prepare(work: Path, numbered_scenes: int = 80_000) -> dict[str, str]:
     """The shards of each source and of the retrieval set, made where they are not there."""
     scenes, numbered, data = work / "scenes", work / "numbered-scenes", work / "data"
     if not (scenes / "scenes.json").is_file():

@@ -66,7 +66,7 @@ def step_time(
     }
     if times > 1:
         parts["embedding before"] = times * share * (first.products + first.plain)
-    parts["comparison of pairs"] = _comparison(machine, objective, recipe.similarity, load)
+    parts["comparison of pairs"] = _comparison(machine, objective, recipe.comparison, load)
     passes_over = _UPDATE_PASSES * shares.updated + averages * _AVERAGE_PASSES * shares.copies
     parts["update"] = passes_over / gpu.memory_rate
     computing = parts["products"] + parts["plain operations"]
@@ -81,7 +81,7 @@ def step_time(
         room -= hidden[name]
         parts[name] = seconds - hidden[name]
     parts["weights between ranks"] += _travel(machine, shares.spread, 1)
-    parts["embeddings between ranks"] = _exchange(machine, objective, recipe.similarity, load)
+    parts["embeddings between ranks"] = _exchange(machine, objective, recipe.comparison, load)
     reads = load.rows * gpu.decode_ms / 1e3 / max(1.0, min(workers or 1, gpu.cores))
     waits = reads if not workers else max(0.0, reads - sum(parts.values()))
     parts["waiting for data"] = waits

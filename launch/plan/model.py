@@ -80,7 +80,7 @@ def parts_with_blocks(recipe: Recipe) -> tuple[str, ...]:
 
 def _objective(recipe: Recipe, model: DualEncoder, samples: int) -> Objective:
     world = World()
-    similarity = recipe.similarity.model_copy(update={"group_ranks": None})  # of one rank there are no groups
+    similarity = recipe.comparison.model_copy(update={"group_ranks": None})  # of one rank there are no groups
     num_steps = recipe.duration.steps(recipe.global_batch, samples)
     per_epoch = max(1, samples // recipe.global_batch)
     facts = RunFacts(model.embed_dim, samples, num_steps, per_epoch, recipe.seed, world)

@@ -167,7 +167,7 @@ def way_of(
 
 def _memory_of(recipe: Recipe, machine: Machine, model: PlannedModel, shares: Shares, load: Load) -> Memory:
     on_gpu, ranks = machine.gpu.kind == "gpu", machine.cluster.ranks
-    pairs = pair_work(model.objective, recipe.similarity, load, ranks, on_gpu=on_gpu)
+    pairs = pair_work(model.objective, recipe.comparison, load, ranks, on_gpu=on_gpu)
     held = {
         "batch": batch_bytes(load.rows, model.image_size, model.length),
         "memory of terms": state_bytes(model.objective),

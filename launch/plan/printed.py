@@ -14,7 +14,7 @@ _REMEDIES = {
     "products": "computing: precision bf16, a smaller model or fewer pixels, or more GPUs",
     "plain operations": "memory bandwidth and starting operations: a larger micro_batch",
     "embedding before": "the first pass of micro-batches: a larger micro_batch, so that one is enough",
-    "comparison of pairs": "the loss: similarity.product: bf16",
+    "comparison of pairs": "the loss: precision or similarity.product: bf16",
     "update": "the update of the weights: an engine that shares it (zero1, fsdp)",
     "gradients between ranks": "the reduction of gradients: a larger batch, or engine_options.wire: bf16",
     "weights between ranks": "the gathering of weights: a larger micro_batch, or zero1 where the weights fit",

@@ -1,6 +1,7 @@
 """Pre-norm attention blocks with open_clip's parameters, which remember keys and values from one token to the next."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,8 +9,11 @@ from open_clip.transformer import LayerScale, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from vlm.model.attention_choice import AttentionChoice
+from vlm.model.length_groups import LengthGroups
+
 Norm = Callable[[int], nn.Module]
-_SHORT = 2**14  # queries times keys
+_SHORT = 2**16  # queries times keys
 _LEAST_ROOM = 32  # tokens
 
 
@@ -72,25 +76,30 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"a width of {width} does not divide into {heads} heads")
         self.heads = heads
+        self.choice: AttentionChoice = "auto"
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
     def forward(
         self,
-        x: Float[Tensor, "batch queries width"],
+        x: Float[Tensor, "*batch queries width"],
         memory: Float[Tensor, "batch_memory keys width"] | None = None,
         *,
         mask: Tensor | None = None,
         causal: bool = False,
         cache: LayerCache | None = None,
         is_cross: bool = False,
-    ) -> Float[Tensor, "batch queries width"]:
+        groups: LengthGroups | None = None,
+    ) -> Float[Tensor, "*batch queries width"]:
         """Values weighted by attention. Several sequences in a row may share one memory: as many each.
 
         Across to a memory whose keys are in the cache, the memory itself is no longer needed. There a mask is Bool
-        [batch, queries, keys], and a query that may look nowhere gets 0.
+        [batch, queries, keys], and a query that may look nowhere gets 0. Of texts in groups `x` has all tokens, which
+        see those of their own text as `LengthGroups` says.
         """
+        if groups is not None:
+            return self._in_groups(x, groups)
         width = x.shape[2]
         if not is_cross:
             queries, keys, values = (self._split(part) for part in self._project(x, 0, 3).split(width, 2))
@@ -113,6 +122,16 @@ class Attention(nn.Module):
         shown = (mask | ~looks).reshape(len(keys), 1, num_queries, mask.shape[2])  # no softmax of nothing
         return self._attend(queries, keys, values, shown).reshape(x.shape) * looks
 
+    def _in_groups(self, x: Tensor, groups: LengthGroups) -> Tensor:
+        attended = []
+        projected = self._project(x, 0, 3).unflatten(1, (3, self.heads, -1))
+        for number, group in enumerate(groups.split(projected)):
+            queries, keys, values = group.permute(2, 0, 3, 1, 4)
+            mask = None if groups.masks is None else groups.masks[number]
+            attended.append(self._weighted(queries, keys, values, mask, is_causal=mask is None).flatten(0, 1))
+        joined: Tensor = self.out_proj(torch.cat(attended))
+        return joined
+
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool = False
     ) -> Tensor:
@@ -120,14 +139,20 @@ class Attention(nn.Module):
         is_causal = causal and not earlier and queries.shape[2] > 1
         if causal and earlier and queries.shape[2] > 1:
             mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(earlier)
-        attend = _attend_in_steps if _is_slow_fused(queries, keys) else scaled_dot_product_attention
-        attended = attend(queries, keys, values, mask, is_causal=is_causal)
-        joined: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        joined: Tensor = self.out_proj(self._weighted(queries, keys, values, mask, is_causal=is_causal))
         return joined
+
+    def _weighted(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool
+    ) -> Float[Tensor, "batch queries width"]:
+        explicit = _is_slow_fused(queries, keys) if self.choice == "auto" else self.choice == "explicit"
+        attend = _attend_in_steps if explicit else scaled_dot_product_attention
+        attended: Tensor = attend(queries, keys, values, mask, is_causal=is_causal)
+        return attended.transpose(1, 2).flatten(2)
 
     def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
         """The projections `start` to `stop` of x: queries, keys, values."""
-        width = x.shape[2]
+        width = x.shape[-1]
         rows = slice(start * width, stop * width)
         return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
@@ -136,8 +161,15 @@ class Attention(nn.Module):
         return heads
 
 
+def choose_attention(model: nn.Module, choice: AttentionChoice) -> None:
+    """Let all our blocks of a model compute attention by torch's fused operator or explicitly, or as is faster."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.choice = choice
+
+
 def _is_slow_fused(queries: Tensor, keys: Tensor) -> bool:
-    """Whether torch's fused attention is slow: on CPU, eight times for the gradient of short rows in bf16."""
+    """Whether torch's fused attention is slow: on CPU, two to eight times for the gradient of short rows in bf16."""
     is_bf16 = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
     return is_bf16 and torch.is_grad_enabled() and queries.shape[2] * keys.shape[2] <= _SHORT
 
@@ -145,10 +177,10 @@ def _is_slow_fused(queries: Tensor, keys: Tensor) -> bool:
 def _attend_in_steps(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
 ) -> Tensor:
-    """What `scaled_dot_product_attention` computes, one step after the other, with the softmax in fp32."""
-    scores = (queries @ keys.transpose(2, 3)).float() * queries.shape[3] ** -0.5
+    """What `scaled_dot_product_attention` computes, one step after the other."""
+    scores = (queries * queries.shape[3] ** -0.5) @ keys.transpose(2, 3)
     if is_causal:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+        mask = torch.full(scores.shape[2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     attended: Tensor = scores.softmax(3).to(values.dtype) @ values
@@ -194,7 +226,7 @@ class Block(nn.Module):
         self.ls_2: nn.Module = gate() if layer_scale is None else LayerScale(width, layer_scale)
 
     @staticmethod
-    def of_open_clip(block: ResidualAttentionBlock, kind: "type[Block] | None" = None) -> "Block":
+    def of_open_clip(block: Any, kind: "type[Block] | None" = None) -> "Block":
         """The same block as one of ours, with its parameters by the same names. Raises ValueError for another kind."""
         if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
             raise ValueError(f"blocks of open_clip's class {type(block).__name__} remember no keys")
@@ -207,20 +239,24 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch length width"],
+        x: Float[Tensor, "*batch length width"],
         memory: Float[Tensor, "batch_memory keys width"] | None = None,
         *,
         mask: Tensor | None = None,
         causal: bool = False,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch length width"]:
+        groups: LengthGroups | None = None,
+    ) -> Float[Tensor, "*batch length width"]:
         """The block's output; `mask` [..., queries, keys] is true where a query may look, or added to the logits.
 
-        To a memory it is Bool, and of a query that may look nowhere the MLP alone changes something.
+        To a memory it is Bool, and of a query that may look nowhere the MLP alone changes something. Of texts in groups
+        see `Attention`.
         """
         if self.is_cross and memory is not None and (cache is None or cache.keys is None):
             memory = self.ln_1_kv(memory)
-        attended = self.attn(self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross)
+        attended = self.attn(
+            self.ln_1(x), memory, mask=mask, causal=causal, cache=cache, is_cross=self.is_cross, groups=groups
+        )
         x = x + self.ls_1(attended)
         return x + self.ls_2(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
 

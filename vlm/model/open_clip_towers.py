@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIPTextCfg, _build_text_tower, _build_vision_tower
-from open_clip.transformer import TextTransformer, text_global_pool
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
 from torch import Tensor, nn
 
 from vlm.errors import UserError, reason
 from vlm.model.attention import LayerCache
-from vlm.model.causal_states import keys_are_remembered, next_states, remember_keys
 from vlm.model.clean_configuration import CONFIG
 from vlm.model.foreign import ForeignFiles, folder_of
+from vlm.model.length_groups import LengthGroups
 from vlm.model.lock import projection_of
+from vlm.model.open_clip_blocks import has_own_blocks, next_states, use_own_blocks
 from vlm.model.open_clip_fields import CORRECT_CLS_MASK
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower, TowerOutput
@@ -55,6 +56,7 @@ class CausalTextTower(TextTower):
         self._pool_type = tower.pool_type
         self._eos_id = tower.eos_id
         self._emits_tokens = False
+        use_own_blocks(self.transformer)
 
     @property
     def may_shorten(self) -> bool:
@@ -63,11 +65,10 @@ class CausalTextTower(TextTower):
 
     def emit_tokens(self) -> None:  # noqa: D102
         self._emits_tokens = True
-        remember_keys(self.transformer)
 
     @property
     def remembers(self) -> bool:  # noqa: D102
-        return keys_are_remembered(self.transformer)
+        return has_own_blocks(self.transformer)
 
     def forward(
         self,
@@ -81,15 +82,35 @@ class CausalTextTower(TextTower):
         if cache is not None:
             states = next_states(self, ids, cache)
             return TowerOutput(states[:, -1], states)
+        if self.training and self.groups_texts and has_own_blocks(self.transformer):
+            return self._in_groups(ids, LengthGroups.of(lengths))
         hidden = self.token_embedding(ids) + self.positional_embedding[:length]
         hidden = self.transformer(hidden, attn_mask=self.attn_mask[:length, :length])
         if self._emits_tokens:
             states = self.ln_final(hidden)
-            pooled = text_global_pool(states, ids, self._pool_type, eos_token_id=self._eos_id)
-            return TowerOutput(_projected(pooled, self.text_projection), states)
+            return TowerOutput(_projected(self._pooled(states, ids), self.text_projection), states)
         # The norm works token by token, so it may follow the pooling.
-        pooled = self.ln_final(text_global_pool(hidden, ids, self._pool_type, eos_token_id=self._eos_id))
+        pooled = self.ln_final(self._pooled(hidden, ids))
         return _projected(pooled, self.text_projection)
+
+    def _in_groups(self, ids: Tensor, groups: LengthGroups) -> Tensor | TowerOutput:
+        """The same with little padding. Not in evaluations: there no bit depends on the texts beside a text."""
+        flat = groups.flat(ids)
+        embedded = groups.split(self.token_embedding(flat))
+        hidden = torch.cat([(part + self.positional_embedding[: part.shape[1]]).flatten(0, 1) for part in embedded])
+        for block in self.transformer.resblocks:
+            hidden = block(hidden, groups=groups)
+        states = groups.split(self.ln_final(hidden) if self._emits_tokens else hidden)
+        pooled = groups.in_order(
+            [self._pooled(part, own_ids) for part, own_ids in zip(states, groups.split(flat), strict=True)]
+        )
+        if not self._emits_tokens:
+            return _projected(self.ln_final(pooled), self.text_projection)
+        return TowerOutput(_projected(pooled, self.text_projection), groups.padded(states, ids.shape[1]))
+
+    def _pooled(self, states: Tensor, ids: Tensor) -> Tensor:
+        pooled: Tensor = text_global_pool(states, ids, self._pool_type, eos_token_id=self._eos_id)
+        return pooled
 
 
 class PaddedTextTower(TextTower):
@@ -109,13 +130,13 @@ class PaddedTextTower(TextTower):
         if not isinstance(self.tower, TextTransformer) or self.tower.attn_mask is None:
             super().emit_tokens()
         self.tower.output_tokens = self._emits_tokens = True
-        remember_keys(self.tower.transformer)
+        use_own_blocks(self.tower.transformer)
 
     @property
     def remembers(self) -> bool:
         """Whether blocks go on from a cache: not where an engine gathers what the tower owns in its forward alone."""
         is_sharded = hasattr(getattr(self.tower, "positional_embedding", None), "ds_id")
-        return self._emits_tokens and not is_sharded and keys_are_remembered(self.tower.transformer)
+        return self._emits_tokens and not is_sharded and has_own_blocks(self.tower.transformer)
 
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
         return projection_of(self.tower)
@@ -153,7 +174,6 @@ class ClassTokenTextTower(PaddedTextTower):
 
     def emit_tokens(self) -> None:  # noqa: D102
         self._emits_tokens = True
-        remember_keys(self.tower.transformer)
 
     def forward(
         self,
@@ -163,7 +183,8 @@ class ClassTokenTextTower(PaddedTextTower):
     ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts of any length up to the context length."""
         ids = self.padded(tokens, lengths, tokens.shape[1])
-        output = self.tower(ids, lengths, cache)
+        groups = LengthGroups.of(lengths) if self.training and self.groups_texts and cache is None else None
+        output = self.tower(ids, lengths, cache, groups)
         return TowerOutput(*output) if self._emits_tokens else output[0]
 
 
@@ -179,25 +200,55 @@ class _ClassTokenTransformer(nn.Module):
         self.ln_final = tower.ln_final
         self.text_projection = tower.text_projection
         self._heads = tower.heads
+        use_own_blocks(self.transformer)
 
-    def forward(self, ids: Tensor, lengths: Tensor, cache: list[LayerCache] | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, lengths: Tensor, cache: list[LayerCache] | None, groups: LengthGroups | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The embeddings, and the states of the texts' tokens."""
         if cache is not None:
             states = next_states(self, ids, cache)
             return states[:, -1], states
+        if groups is not None and has_own_blocks(self.transformer):
+            return self._in_groups(ids, lengths, groups)
         hidden = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         class_token = (self.cls_emb + self.positional_embedding[-1]).expand(len(hidden), 1, -1)
         hidden = torch.cat([hidden, class_token.to(hidden.dtype)], 1)
         hidden = self.transformer(hidden, attn_mask=self._mask(lengths, ids.shape[1], hidden.dtype))
         return _projected(self.ln_final(hidden[:, -1]), self.text_projection), hidden[:, :-1]
 
+    def _in_groups(self, ids: Tensor, lengths: Tensor, groups: LengthGroups) -> tuple[Tensor, Tensor]:
+        """The same with little padding, as `CausalTextTower` does."""
+        class_token = self.cls_emb + self.positional_embedding[-1]
+        embedded = [
+            torch.cat([part + self.positional_embedding[: part.shape[1]], class_token.expand(len(part), 1, -1)], 1)
+            for part in groups.split(self.token_embedding(groups.flat(ids)))
+        ]
+        hidden = torch.cat([part.flatten(0, 1) for part in embedded])
+        masks = [
+            _may_look(own, length)[:, None]
+            for own, (_, length) in zip(groups.texts(lengths), groups.shapes, strict=True)
+        ]
+        longer = groups.longer(1, masks)
+        for block in self.transformer.resblocks:
+            hidden = block(hidden, groups=longer)
+        states = longer.split(hidden)
+        pooled = groups.in_order([part[:, -1] for part in states])
+        tokens = groups.padded([part[:, :-1] for part in states], ids.shape[1])
+        return _projected(self.ln_final(pooled), self.text_projection), tokens
+
     def _mask(self, lengths: Tensor, length: int, dtype: torch.dtype) -> Float[Tensor, "batch_heads places places"]:
-        """0 where a row may look, else -inf: tokens look back, the class token at its text and itself."""
-        places = torch.arange(length + 1, device=lengths.device)
-        is_text = (places < lengths[:, None]) | (places == length)
-        may_look = torch.where(places[:, None] == length, is_text[:, None, :], places <= places[:, None])
+        """0 where a row may look, else -inf."""
+        may_look = _may_look(lengths, length)
         mask = torch.zeros(may_look.shape, dtype=dtype, device=lengths.device).masked_fill_(~may_look, -torch.inf)
         return mask.repeat_interleave(self._heads, 0)
+
+
+def _may_look(lengths: Int64[Tensor, " batch"], length: int) -> Bool[Tensor, "batch places places"]:
+    """Where a row may look: tokens back, the class token behind `length` tokens at its text and itself."""
+    places = torch.arange(length + 1, device=lengths.device)
+    is_text = (places < lengths[:, None]) | (places == length)
+    return torch.where(places[:, None] == length, is_text[:, None, :], places <= places[:, None])
 
 
 def _projected(pooled: Tensor, projection: nn.Linear | nn.Parameter | None) -> Tensor:
@@ -211,6 +262,8 @@ def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_ge
     """open_clip's image tower. Raises UserError when its `vision_cfg` is impossible."""
     try:
         trunk: nn.Module = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
+        if isinstance(trunk, VisionTransformer):
+            use_own_blocks(trunk.transformer)
         _fit_image_size(trunk, vision_cfg)
     except _BUILD_ERRORS as error:
         raise UserError(f"vision_cfg: open_clip cannot build this image tower: {reason(error)}") from error

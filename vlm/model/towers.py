@@ -12,6 +12,7 @@ from vlm.model.blocks import most_repeated, repeated_blocks
 from vlm.model.image_spec import ImageSpec
 from vlm.model.image_tokens import TokenReader, token_reader
 from vlm.model.lock import projection_of
+from vlm.model.pixels import pixels_for
 
 
 class TowerOutput(NamedTuple):
@@ -66,22 +67,18 @@ class Tower(nn.Module, ABC):
 class ImageTower(Tower):
     """uint8 images to embeddings: normalisation on the device, then the trunk (open_clip, timm or transformers)."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, trunk: nn.Module, spec: ImageSpec) -> None:
         super().__init__()
         self.trunk = trunk
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+        self.pixels = pixels_for(trunk, spec.mean, spec.std)
         self._with_tokens: TokenReader | None = None
         # One convolution makes patches; a network of several is faster, mostly, with its channels last in memory.
         self._convolves = sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings, not yet of unit norm; with the tokens that they were pooled from, once `emit_tokens` asked."""
-        pixels = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
+        pixels = self.pixels(images)
         if self._convolves:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self._with_tokens is None:
@@ -108,6 +105,7 @@ class TextTower(Tower):
 
     def __init__(self, context_length: int, pad_id: int) -> None:
         super().__init__()
+        self.groups_texts = True  # in training, where the tower can
         self.context_length = context_length
         self.pad_id = pad_id
 

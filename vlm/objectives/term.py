@@ -78,6 +78,7 @@ class PairTerm(Term):
     """
 
     takes_providers: ClassVar[bool] = False  # extra negatives and harder positives may be attached
+    picks_pairs: ClassVar[bool] = False  # by their similarity: rounded products may pick others
 
     between: Between = Field(
         default=("image", "text"),

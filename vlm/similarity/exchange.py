@@ -12,7 +12,7 @@ from vlm.errors import EveryRankError
 from vlm.similarity.config import SimilarityConfig
 from vlm.similarity.tiles import Columns
 
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "auto": None}  # auto, where a recipe has not decided
 
 
 class Exchange:

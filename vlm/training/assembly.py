@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from vlm.distributed.world import World
 from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
+from vlm.model.attention import choose_attention
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -35,6 +36,8 @@ def assemble(
     if model.decoder is not None:
         freeze_unreached(model, objective.needs.outputs)
     checkpoint_activations(model, config.activation_checkpointing)
+    choose_attention(model, config.attention)
+    model.text.groups_texts = config.group_texts
     make_optimizer = OptimizerMaker(config.optimizer, no_weight_decay_names(model))
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None
@@ -52,7 +55,7 @@ def build_objective(config: TrainingConfig, model: DualEncoder, num_samples: int
         seed=config.seed,
         world=world,
     )
-    objective = Objective(config.objective, config.providers, Exchange(world, config.similarity), facts)
+    objective = Objective(config.objective, config.providers, Exchange(world, config.comparison), facts)
     for name, value in objective.parameters().items():
         model.term_parameters[module_key(name)] = torch.nn.Parameter(value.float())
     return objective

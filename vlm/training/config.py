@@ -8,7 +8,9 @@ from vlm.checkpoint.retention import KeepConfig
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.telemetry import TelemetryConfig
+from vlm.model.attention_choice import AttentionChoice
 from vlm.objectives.recipe import Providers, Terms
+from vlm.objectives.term import PairTerm
 from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
@@ -48,6 +50,14 @@ class TrainingConfig(Config):
         default=(), description="parts whose blocks are computed again in the backward, and keep their input alone"
     )
     precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
+    attention: AttentionChoice = Field(
+        default="auto",
+        description="in our own blocks and open_clip's; fused: torch's operator; explicit: its steps; auto: the faster",
+    )
+    group_texts: bool = Field(
+        default=True,
+        description="texts of like length go through the text tower in groups, each padded to its own longest",
+    )
     objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
     providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")
     similarity: SimilarityConfig = Field(default=SimilarityConfig(), description="how pairs are compared across ranks")
@@ -89,3 +99,15 @@ class TrainingConfig(Config):
     trackers: tuple[str, ...] = Field(
         default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"
     )
+
+    @property
+    def comparison(self) -> SimilarityConfig:
+        """How pairs are compared, the precision of products decided.
+
+        bf16 where the towers are, whose own rounding is larger; but not where it could pick other pairs.
+        """
+        if self.similarity.product != "auto":
+            return self.similarity
+        picks = any(isinstance(term, PairTerm) and term.picks_pairs for term in self.objective.values())
+        product = "bf16" if self.precision == "bf16" and not picks else "fp32"
+        return self.similarity.model_copy(update={"product": product})

@@ -1,5 +1,6 @@
 """Blocks that remember keys: what they make of tokens piece by piece, and of several sequences of one memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from vlm.model.attention import Attention, Block, LayerCache, _attend_in_steps
+from vlm.model import attention
+from vlm.model.attention import Attention, Block, LayerCache, _attend_in_steps, choose_attention
+from vlm.model.attention_choice import AttentionChoice
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 
@@ -105,3 +108,29 @@ def test_a_block_under_bf16_has_the_gradient_of_fp32() -> None:
     found = torch.autograd.grad(made.float().sum(), list(block.parameters()))
     for one, other in zip(found, precise, strict=True):
         assert float((one - other).norm()) <= 0.03 * float(other.norm()) + 1e-3
+
+
+@pytest.mark.parametrize("choice", ["fused", "explicit", "auto"])
+def test_whichever_way_is_chosen_attention_and_its_gradient_are_the_same(
+    choice: AttentionChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = block_of(is_cross=False), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(block(x, causal=True).square().sum(), x)[0]
+    used: list[str] = []
+
+    def watched(name: str, way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(*given: Any, **named: Any) -> Tensor:
+            used.append(name)
+            return way(*given, **named)
+
+        return attend
+
+    for name, way in (("fused", scaled_dot_product_attention), ("explicit", _attend_in_steps)):
+        monkeypatch.setattr(attention, way.__name__, watched(name, way))
+    choose_attention(block, choice)
+    found = torch.autograd.grad(block(x, causal=True).square().sum(), x)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert used == ["explicit" if choice == "explicit" else "fused"]  # in fp64 the fused one is the faster
+    used.clear()
+    block.bfloat16()(x.detach().bfloat16(), causal=True)
+    assert used == ["fused" if choice == "fused" else "explicit"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
 from tests.vlm.model.hugging_face import save_text_model, save_vision_model, save_whole
-from tests.vlm.model.tiny import TEXT, TEXTS, VIT, perturb, some_images, tiny_model
+from tests.vlm.model.tiny import TEXT, TEXTS, VIT, normalised, perturb, some_images, tiny_model
 from vlm.batch import DEGRADED, Images, Texts
 from vlm.errors import UserError
 from vlm.model.attach import freeze_unreached
@@ -77,7 +77,7 @@ def test_logits_and_embeddings_are_those_of_open_clips_coca(tmp_path: Path, text
     batch = model.tokenizer(TEXTS)
     full = torch.zeros(len(TEXTS), 16, dtype=torch.long)
     full[:, : batch.tokens.shape[1]] = batch.tokens
-    pixels = (images / 255 - model.image.mean) / model.image.std
+    pixels = normalised(images, model)
     expected = theirs(pixels, full)
     found = model({"image": Images(images), "text": Texts(*batch)}, OUTPUTS)
     torch.testing.assert_close(found["image"], expected["image_features"], rtol=0, atol=1e-5)
@@ -234,7 +234,7 @@ def test_a_finer_map_of_a_timm_trunk_is_timms_own(name: str) -> None:
     model = built(captioner={**TINY, "pooler": "tower", "feature_map": -2}, image={"vision_cfg": vision})
     images = some_images(2, size)
     embedding, found = model.encode_image_and_tokens(images)
-    pixels = (images / 255 - model.image.mean) / model.image.std
+    pixels = model.image.pixels(images)
     trunk: Any = model.image.trunk.trunk
     if name == "test_vit":
         patches = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels))))

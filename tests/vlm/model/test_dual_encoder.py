@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vlm.model.tiny import TEXTS, VIT, architecture, outputs_of, some_images, tiny_model
+from tests.vlm.model.tiny import TEXTS, VIT, architecture, normalised, outputs_of, some_images, tiny_model
 from vlm.batch import Images, Texts
 from vlm.training.optimizers import no_weight_decay_names
 
@@ -89,8 +89,8 @@ def test_convolutions_find_their_channels_last_and_compute_what_they_did() -> No
     found = model.image(images)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     hook.remove()
-    pixels = (images.double() / 255 - model.image.mean) / model.image.std
-    torch.testing.assert_close(found, model.image.trunk(pixels), rtol=1e-12, atol=1e-12)
+    pixels = normalised(images.double(), model)
+    torch.testing.assert_close(found, model.image.trunk(pixels), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", TOWERS)

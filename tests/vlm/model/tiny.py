@@ -44,6 +44,12 @@ def some_images(count: int = 3, size: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
+def normalised(images: Tensor, model: DualEncoder) -> Tensor:
+    """The pixels that other systems' networks take, of type fp32 or what `images` has."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.image.spec.mean, model.image.spec.std))
+    return (images / 255 - mean) / std
+
+
 def outputs_of(model: DualEncoder, images: Tensor, texts: Sequence[str] = TEXTS) -> dict[str, Tensor]:
     """The outputs of a forward of images and texts, by name."""
     outputs: dict[str, Tensor] = model({"image": Images(images), "text": Texts(*model.tokenizer(texts))}, PAIR)

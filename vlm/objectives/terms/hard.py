@@ -35,6 +35,7 @@ class Hard(PairTerm):
     """
 
     takes_providers: ClassVar[bool] = True
+    picks_pairs: ClassVar[bool] = True
 
     hardest: float = Field(default=0.1, gt=0, le=1, description="share of a row's negatives that count")
 

@@ -1,4 +1,4 @@
-"""The token states of open_clip's causal text transformers, from one token to the next."""
+"""Our own blocks in the networks of open_clip, and the token states of its text transformers, one after the other."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,10 +9,11 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from vlm.model.attention import Block, LayerCache
+from vlm.model.length_groups import LengthGroups
 
 
-class _RememberingBlock(Block):
-    """A block that open_clip's transformer calls with its additive mask, and that goes on from a cache beside it."""
+class _OwnBlock(Block):
+    """A block that open_clip's transformer calls with its additive mask; it goes on from a cache, and takes groups."""
 
     def forward(  # type: ignore[override]
         self,
@@ -21,8 +22,11 @@ class _RememberingBlock(Block):
         v_x: None = None,
         attn_mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        groups: LengthGroups | None = None,
     ) -> Tensor:
         assert k_x is v_x is None
+        if groups is not None:
+            return super().forward(x, groups=groups)
         if cache is not None:
             return super().forward(x, causal=True, cache=cache)
         if attn_mask is not None and attn_mask.ndim == 3:  # [batch heads, queries, keys]
@@ -34,16 +38,16 @@ class _RememberingBlock(Block):
         return self.attn.in_proj_weight.dtype
 
 
-def remember_keys(transformer: Transformer) -> None:
-    """Let all blocks go on from a cache, where they are of open_clip's usual kind; they compute what they did."""
+def use_own_blocks(transformer: Transformer) -> None:
+    """Put our own blocks in the place of open_clip's usual kind, with their parameters; they compute what those did."""
     with suppress(ValueError):
-        blocks = [Block.of_open_clip(block, _RememberingBlock) for block in transformer.resblocks]
+        blocks = [Block.of_open_clip(block, _OwnBlock) for block in transformer.resblocks]
         transformer.resblocks = nn.ModuleList(blocks)
 
 
-def keys_are_remembered(transformer: Transformer) -> bool:
-    """Whether all blocks go on from a cache."""
-    return all(isinstance(block, _RememberingBlock) for block in transformer.resblocks)
+def has_own_blocks(transformer: Transformer) -> bool:
+    """Whether all blocks go on from a cache, and take texts in groups."""
+    return all(isinstance(block, _OwnBlock) for block in transformer.resblocks)
 
 
 def next_states(
