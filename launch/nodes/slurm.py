@@ -33,14 +33,14 @@ trap ':' TERM
 
 {srun} &
 step=$!
-code=0
-while true; do
-  wait "$step"
-  code=$?
-  if ! kill -0 "$step" 2>/dev/null; then break; fi
-done
-if [ "$out_of_time" -eq 1 ] && [ "$code" -eq 143 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+while kill -0 "$step" 2>/dev/null; do wait "$step"; done  # a signal ends a wait, not the step
+wait "$step"
+code=$?
+# 143: all is saved; 138: a step that had not begun.
+if [ "$out_of_time" -eq 1 ] && {{ [ "$code" -eq 143 ] || [ "$code" -eq 138 ]; }}; then
+  echo "vlm launch: the time is nearly over; job $SLURM_JOB_ID is queued again and goes on from what is saved" >&2
+  scontrol requeue "$SLURM_JOB_ID" ||
+    echo "vlm launch: it could not be; all is saved, submit it again: sbatch" {script} >&2
 fi
 exit "$code"
 """
@@ -61,6 +61,12 @@ class Slurm(SchedulerPlace):
         ):
             if value is not None and not pattern.fullmatch(value):
                 raise UserError(f"{option}: {shown(value)} is nothing that a line of a batch script may hold")
+        self._notice = max(_LEAST_NOTICE, 2 * job.grace)
+        if options.time is not None and 0 < _seconds(options.time) <= self._notice + _LEAST_NOTICE:
+            raise UserError(
+                f"--time: {options.time} leaves no time to train: {self._notice} s before its end the run saves "
+                "(twice --grace, and at least 60), and Slurm looks at the time once a minute"
+            )
         self._more = [_directive(text) for text in options.sbatch or ()]
         self._mounts = [_mount(text) for text in options.mount or ()]
         if self._mounts and options.container is None:
@@ -71,7 +77,8 @@ class Slurm(SchedulerPlace):
     def files(self) -> list[Written]:  # noqa: D102
         directives = "\n".join(f"#SBATCH --{one}" for one in self.directives())
         srun = " \\\n  ".join(self._srun())
-        script = f"#!/usr/bin/env bash\n{directives}\n{_SCRIPT.format(srun=srun)}"
+        body = _SCRIPT.format(srun=srun, script=shlex.quote(str(self.script.absolute())))
+        script = f"#!/usr/bin/env bash\n{directives}\n{body}"
         return [Written(self.script, script, is_program=True)]
 
     def command(self) -> list[str]:  # noqa: D102
@@ -85,7 +92,6 @@ class Slurm(SchedulerPlace):
         job, options = self.job, self.options
         nodes = f"{job.nodes.least}-{job.nodes.most}" if job.nodes.is_elastic else str(job.nodes.most)
         output = str(Path(f"{job.run}-slurm-%j.out").absolute())
-        notice = max(_LEAST_NOTICE, 2 * job.grace)
         cpus = "exclusive" if options.cpus_per_node is None else f"cpus-per-task={options.cpus_per_node}"
         asked = [
             f"job-name={job.name}",
@@ -95,7 +101,7 @@ class Slurm(SchedulerPlace):
             *([] if any(one.startswith(("gres=", "gpus")) for one in self._more) else [f"gpus-per-node={job.ranks}"]),
             *([f"output={output}"] if _WORD.fullmatch(output.lstrip("/")) else []),
             "open-mode=append",
-            f"signal=B:USR1@{notice}",
+            f"signal=B:USR1@{self._notice}",
             "requeue",
             *(["no-kill"] if job.nodes.is_elastic else []),
         ]
@@ -132,6 +138,19 @@ def _directive(text: str) -> str:
     if key in _OURS:
         raise UserError(f"--sbatch: {key} is what vlm launch says itself; see vlm launch --help")
     return f"{key}{equals}{value}"
+
+
+def _seconds(text: str) -> int:
+    """A time limit in seconds, as sbatch reads it: minutes, or [days-]hours:minutes[:seconds]. 0 is no limit."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:  # from hours on
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, minutes, seconds = (0, *parts, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _mount(text: str) -> str:

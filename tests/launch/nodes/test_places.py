@@ -53,7 +53,7 @@ def checked(script: str, folder: Path) -> None:
 SLURM = [
     {},
     {"partition": "gpu,long", "account": "a", "time": "1-12:00:00", "cpus_per_node": 64, "sbatch": ["constraint=h100"]},
-    {"container": "/img/v.sif", "mount": ["/data"], "cache": "/scratch/cache"},
+    {"container": "/img/v.sif", "mount": ["/data"], "cache": "/scratch/cache", "time": "1-0"},
     {"container": "nvcr.io#a/b:1", "mount": ["/data:/mnt"]},
 ]
 
@@ -102,6 +102,9 @@ def test_what_a_user_wrote_reaches_the_nodes_as_it_is(tmp_path: Path) -> None:
         ({"partition": "gpu\n#SBATCH --uid=0"}, "--partition: "),
         ({"account": "a b"}, "--account: "),
         ({"time": "soon"}, "--time: "),
+        ({"time": "5"}, "--time: 5 leaves no time to train: 240 s before its end the run saves"),
+        ({"time": "5:00"}, "--time: 5:00 leaves no time"),
+        ({"time": "0-0:04:59"}, "--time: 0-0:04:59 leaves no time"),
         ({"sbatch": ["nodes=7"]}, "--sbatch: nodes is what vlm launch says itself"),
         ({"sbatch": ["wrap=a;b"]}, "--sbatch: "),
         ({"mount": ["/x"]}, "--mount says what a container sees"),
