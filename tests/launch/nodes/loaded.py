@@ -1,6 +1,7 @@
 """A `vlm` program that starts at once: what a launcher starts is real, but its libraries are loaded already.
 
-The program is a few lines that know no library. It asks the test's process, which forks a process with everything in
+So may the launchers be that are Python programs themselves, and a `python` that runs modules by `-m`.
+A program is a few lines that know no library. It asks the test's process, which forks a process with everything in
 place from the server of `tests.ranks`: with the asking process's arguments, environment, output, folder and network.
 Signals to the program reach that process, and its end is the program's own.
 """
@@ -8,16 +9,17 @@ Signals to the program reach that process, and its end is the program's own.
 import ctypes
 import json
 import os
+import runpy
 import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from launch.main import run
 from tests.ranks import _CONTEXT
@@ -28,7 +30,7 @@ _PROGRAM = """#!{python} -IS
 import json, os, signal, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect({path!r})
-words = json.dumps([os.getpid(), sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+words = json.dumps([os.getpid(), {module!r}, sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
 asked.sendall(len(words).to_bytes(4, "big") + words)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, lambda number, _: asked.send(bytes([number])))
@@ -41,10 +43,22 @@ os._exit(code % 256)
 """
 
 
-class LoadedPrograms:
-    """The processes that were started; `folder` holds the program, and goes first on a PATH."""
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run",
+    "accelerate": "accelerate.commands.accelerate_cli",
+    "deepspeed": "deepspeed.launcher.runner",
+    "python": "",  # that which its `-m` names
+}
+"""Programs of other packages, and the modules that they are."""
 
-    def __init__(self, folder: Path) -> None:
+
+class LoadedPrograms:
+    """The processes that were started; `folder` holds the programs, and goes first on a PATH.
+
+    `commands` has the arguments and variables of each `vlm`. `modules` are more programs, by the module that each is.
+    """
+
+    def __init__(self, folder: Path, modules: Mapping[str, str]) -> None:
         self.folder = folder
         self.commands: list[tuple[list[str], dict[str, str]]] = []
         self._processes: list[ForkServerProcess] = []
@@ -52,9 +66,10 @@ class LoadedPrograms:
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(folder / "asked"))
         self._server.listen(64)
-        program = folder / "vlm"
-        program.write_text(_PROGRAM.format(python=sys.executable, path=str(folder / "asked")))
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        for name, module in {"vlm": None, **modules}.items():
+            text = _PROGRAM.format(python=sys.executable, path=str(folder / "asked"), module=module)
+            (folder / name).write_text(text)
+            (folder / name).chmod(stat.S_IRWXU)
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -83,9 +98,11 @@ class LoadedPrograms:
 
     def _serve(self, connection: socket.socket) -> None:
         size = int.from_bytes(_received(connection, 4), "big")
-        pid, arguments, environment, folder = json.loads(_received(connection, size))
-        self.commands.append((arguments, environment))
-        process = _CONTEXT.Process(target=_live, args=(pid, arguments, environment, folder), daemon=False)
+        pid, module, arguments, environment, folder = json.loads(_received(connection, size))
+        if module is None:
+            self.commands.append((arguments, environment))
+        main = None if module is None else (module, str(self.folder / "python"))
+        process = _CONTEXT.Process(target=_live, args=(pid, main, arguments, environment, folder), daemon=False)
         process.start()
         self._processes.append(process)
         passing = threading.Thread(target=_pass_signals, args=(connection, process), daemon=True)
@@ -120,7 +137,9 @@ def _pass_signals(connection: socket.socket, process: ForkServerProcess) -> None
         return
 
 
-def _live(pid: int, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _live(
+    pid: int, module: tuple[str, str] | None, arguments: list[str], environment: dict[str, str], folder: str
+) -> None:
     import torch
 
     with open(f"/proc/{pid}/ns/net") as namespace:
@@ -135,8 +154,20 @@ def _live(pid: int, arguments: list[str], environment: dict[str, str], folder: s
     torch.set_num_threads(1)
     if PACE in environment:
         _pace(Path(environment[PACE]))
+    if module is not None:
+        _run_module(*module, arguments)
     sys.argv = ["vlm", *arguments]
     run()
+
+
+def _run_module(module: str, python: str, arguments: list[str]) -> NoReturn:
+    """Be a program that a module is; what it starts by its interpreter is loaded too."""
+    if not module:
+        at = arguments.index("-m")
+        module, arguments = arguments[at + 1], arguments[at + 2 :]
+    sys.argv, sys.executable = [module, *arguments], python
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
 
 
 def _pace(file: Path) -> None:
@@ -153,9 +184,9 @@ def _pace(file: Path) -> None:
 
 
 @contextmanager
-def loaded_programs(folder: Path) -> Iterator[LoadedPrograms]:
+def loaded_programs(folder: Path, modules: Mapping[str, str] | None = None) -> Iterator[LoadedPrograms]:
     """The programs in the block; all are gone after it."""
-    programs = LoadedPrograms(folder)
+    programs = LoadedPrograms(folder, modules or {})
     try:
         yield programs
     finally:

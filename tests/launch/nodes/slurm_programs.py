@@ -80,6 +80,8 @@ def options_of(program: str, known: dict[str, str | None], words: list[str]) -> 
         if key not in known:
             refuse(program, f"unrecognized option '--{key}'")
         pattern = known[key]
+        if pattern is not None and not equals and words:
+            equals, value = " ", words.pop(0)
         if (pattern is None) == bool(equals) or not re.fullmatch(pattern or "", value):
             refuse(program, f"Invalid --{key} specification: {value!r}")
         options[key] = value
