@@ -1,4 +1,7 @@
-"""Two machines for real: a run outlives a cut link, one lost node, one that comes back, and one that is taken away."""
+"""Two machines for real: a run outlives a cut link, one lost node, one that comes back, and one that is taken away.
+
+The whole chain under DDP; under ZeRO-2 and FSDP2 the cut, and both ways on after it.
+"""
 
 import os
 import re
@@ -16,7 +19,7 @@ from launch.resume import AUTO
 from tests.launch.lives import num_lines, wait_until
 from tests.launch.nodes.loaded import PACE, LoadedPrograms, loaded_programs
 from tests.launch.nodes.machines import IP, Machine, no_machines, two_machines
-from tests.launch.small import metrics_of
+from tests.launch.small import losses_of, metrics_of
 from tests.launch.tiny import assert_same_run, sets_of, train_ranks, write_tiny, write_tiny_recipe
 
 STEPS, SLOW, ALONE = 90, "0.4", "1.5"
@@ -42,9 +45,16 @@ def programs(tmp_path: Path) -> Iterator[LoadedPrograms]:
 class Chain:
     """A run on two nodes, and what is seen of it."""
 
-    def __init__(self, folder: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms, engine: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        machines: tuple[Machine, Machine],
+        programs: LoadedPrograms,
+        engine: str = "ddp",
+        steps: int = STEPS,
+    ) -> None:
         write_tiny(folder / "data")
-        changes: dict[str, Any] = {"duration": f"{STEPS} steps", "checkpoint_every": "3 steps", "engine": engine}
+        changes: dict[str, Any] = {"duration": f"{steps} steps", "checkpoint_every": "3 steps", "engine": engine}
         loading = {"workers": 1, "patience": 2.0, "max_bad_share": 1}
         self.recipes = {
             name: write_tiny_recipe(folder / "data", folder / name, **changes, data=loading)
@@ -90,19 +100,45 @@ class Chain:
 def test_a_run_outlives_a_cut_a_return_and_a_pre_emption(
     tmp_path: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms
 ) -> None:
-    chain = Chain(tmp_path, machines, programs, "ddp")
+    chain = Chain(tmp_path, machines, programs)
     try:
-        live_through(chain, tmp_path, machines, programs)
+        cut(chain, tmp_path, machines, programs)
+        live_on(chain, machines)
     finally:
         chain.end()
+    assert_as_if_nothing_had_been(chain, tmp_path, STEPS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["zero2", "fsdp"])
+def test_under_each_engine_a_cut_is_told_in_time_and_both_ways_on_are_right(
+    tmp_path: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms, engine: str
+) -> None:
+    steps = 24
+    chain = Chain(tmp_path, machines, programs, engine, steps)
+    try:
+        cut(chain, tmp_path, machines, programs)
+        wait_until(lambda: chain.said(0, "goes on with 1 of 2 nodes, 1 rank (--nodes 1:2)") == 1)
+        chain.pace.write_text("0")
+        assert chain.nodes[0].wait(120) == 0
+        assert not chain.said(0, "Traceback") + chain.said(1, "Traceback")
+    finally:
+        chain.end()
+    assert_as_if_nothing_had_been(chain, tmp_path, steps)
+
+
+def assert_as_if_nothing_had_been(chain: Chain, folder: Path, steps: int) -> None:
+    """Compare with a run that nothing happened to: that which went on after the cut with as many ranks, and its own."""
     train_ranks(2, chain.recipes["whole"])
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert_same_run(folder / "cut", folder / "whole")
     # With one rank for a while the sums differ in their last bits; the samples of each step do not.
-    assert sets_of(chain.run) == sets_of(tmp_path / "whole")
-    assert [line["step"] for line in metrics_of(chain.run)] == list(range(1, STEPS + 1))
+    assert sets_of(chain.run) == sets_of(folder / "whole")
+    assert [line["step"] for line in metrics_of(chain.run)] == list(range(1, steps + 1))
+    assert losses_of(chain.run) == pytest.approx(losses_of(folder / "whole"), rel=1e-5)
 
 
-def live_through(chain: Chain, folder: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms) -> None:
+def cut(chain: Chain, folder: Path, machines: tuple[Machine, Machine], programs: LoadedPrograms) -> None:
+    """Cut the link in the middle; what is left of the run goes on, as a copy, with as many ranks."""
     wait_until(lambda: len(programs.running()) == 2 and chain.step >= 7)
     machines[1].link("down")
     wait_until(lambda: not programs.running(), 30)
@@ -112,6 +148,9 @@ def live_through(chain: Chain, folder: Path, machines: tuple[Machine, Machine], 
     shutil.copytree(chain.run, folder / "cut")
     train_ranks(2, chain.recipes["run"], f"run={folder / 'cut'}", resume=AUTO)
 
+
+def live_on(chain: Chain, machines: tuple[Machine, Machine]) -> None:
+    """Go on alone, with the other when it is back, and alone again when that is taken away."""
     chain.pace.write_text(ALONE)  # so that the run is not over before the other is back
     wait_until(lambda: chain.said(0, "goes on with 1 of 2 nodes, 1 rank (--nodes 1:2)") == 1)
     alone_from = chain.step
