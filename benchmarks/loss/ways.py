@@ -55,15 +55,15 @@ def leaves(num_rows: int, scale: float, bias: float, world: World, kind: str = "
 def term(objective: dict[str, Any], product: str = "fp32", exchange: str = "gather", *, extra: bool = False) -> Way:
     """An objective of this project."""
     similarity = SimilarityConfig.model_validate({"product": product, "exchange": exchange})
+    terms = TypeAdapter(Terms).validate_python(objective)
+    providers = {"benchmark_columns": FixedColumns()} if extra else {}
+    made: dict[int, Objective] = {}
 
     def loss(rows: Leaves, world: World) -> Tensor:
         count = len(rows["image"])
-        own = Objective(
-            TypeAdapter(Terms).validate_python(objective),
-            {"benchmark_columns": FixedColumns()} if extra else {},
-            Exchange(world, similarity),
-            RunFacts(rows["image"].shape[1], count, 1, 1, 0, world),
-        )
+        if (own := made.get(count)) is None:  # a run makes it once
+            facts = RunFacts(rows["image"].shape[1], count, 1, 1, 0, world)
+            own = made[count] = Objective(terms, providers, Exchange(world, similarity), facts)
         outputs = {name: rows[name] for name in ("image", "text")}
         outputs |= {"logit_scale": rows["scale"], "logit_bias": rows["bias"]}
         return own.evaluate(outputs, batch_of(count, world))[0]

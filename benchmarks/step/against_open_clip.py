@@ -12,32 +12,18 @@ and token counts as the web's: log-normal, mean 16.6, at most 75.
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import open_clip
 import torch
-from open_clip_train.precision import get_autocast
-from torch import nn
 
 from benchmarks.processes import apart, peak_above
 from benchmarks.result_cache import ResultCache, machine
-from benchmarks.step.captions import batches_of_ids
-from vlm.batch import Batch, Images, Texts
-from vlm.distributed.world import World
-from vlm.model.build import build_model
-from vlm.model.config import ModelConfig
-from vlm.training.assembly import assemble, build_objective
-from vlm.training.config import TrainingConfig
-from vlm.training.engines.base import EngineSettings
-from vlm.training.engines.start import start_accelerator
-from vlm.training.micro_batches import MicroBatchPlan
+from benchmarks.step.systems import MODELS, Own, Peer, batches
+from vlm.batch import Batch
 from vlm.training.optimizers import AdamW
-from vlm.training.step import train_step
 
 
 class PlainAdamW(AdamW):
@@ -47,16 +33,6 @@ class PlainAdamW(AdamW):
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
 
 
-CONTEXT = 77
-SMALL = {
-    "embed_dim": 256,
-    "vision_cfg": {"image_size": 112, "layers": 6, "width": 256, "head_width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 6},
-}
-MODELS: Mapping[str, tuple[str, int, int]] = {  # title, batch, pixels a side
-    "small": ("22 M parameters, 112 px, batch 256", 256, 112),
-    "b32": ("ViT-B/32, 224 px, batch 32", 32, 224),
-}
 PEER, OWN = "open_clip", "vlm"
 OFF: Mapping[str, dict[str, Any]] = {
     OWN: {},
@@ -68,82 +44,9 @@ OFF: Mapping[str, dict[str, Any]] = {
 Step = Callable[[Batch], float]
 
 
-class Peer:
-    """open_clip's model and step."""
-
-    def __init__(self, name: str) -> None:
-        self.model: Any = open_clip.create_model("ViT-B-32") if name == "b32" else open_clip.CLIP(**SMALL)
-        self.model.output_dict = True
-        self.model.train()
-        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=1e-4, betas=(0.9, 0.98), eps=1e-6)
-        self.loss = open_clip.ClipLoss()
-        self.autocast = get_autocast("amp_bf16", device_type="cpu")
-        means, stds = (
-            torch.tensor(values).view(3, 1, 1)
-            for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-        )
-        self.means, self.stds = means, stds
-
-    def __call__(self, batch: Batch) -> float:
-        """The seconds of a step."""
-        pixels, texts = (batch.pixels / 255 - self.means) / self.stds, batch.texts.tokens
-        tokens = nn.functional.pad(texts, (0, CONTEXT - texts.shape[1]))
-        began = time.perf_counter()
-        self.optimizer.zero_grad()
-        with self.autocast():
-            losses = self.loss(**self.model(pixels, tokens), output_dict=True)
-        losses["contrastive_loss"].backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, norm_type=2.0)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, np.log(100))
-        return time.perf_counter() - began
-
-
-class Own:
-    """A recipe's model and step."""
-
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        pairs = MODELS[name][1]
-        settings = EngineSettings("ddp", pairs, "bf16", 1.0)
-        accelerator = start_accelerator(settings)
-        chosen = {"open_clip": "ViT-B-32"} if name == "b32" else {"architecture": SMALL}
-        model = build_model(ModelConfig.model_validate(chosen), seed=0)
-        config = TrainingConfig(global_batch=pairs, precision="bf16", **options)
-        objective = build_objective(config, model, pairs, World())
-        self.state = assemble(config, settings, accelerator, model, objective)
-        self.state.engine.module.train()
-        self.plan = MicroBatchPlan(pairs, 1)
-
-    def __call__(self, batch: Batch) -> float:
-        """The seconds of a step."""
-        began = time.perf_counter()
-        train_step(self.state, batch, self.plan, 0, 1e-4)
-        return time.perf_counter() - began
-
-
-def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Its script's groups: gains, biases and scales do not decay."""
-    named = list(model.named_parameters())
-    plain = [value for name, value in named if value.ndim < 2 or "bn" in name or "ln" in name or "bias" in name]
-    known = {id(value) for value in plain}
-    rest = [value for _, value in named if id(value) not in known]
-    return [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
-
-
 def make_step(way: str, name: str) -> Step:
     """A model with the step of a way."""
     return Peer(name) if way == PEER else Own(name, OFF[way])
-
-
-def batches(name: str, captions: str | None, seed: int = 0) -> Iterator[Batch]:
-    """Images of noise with texts of real or drawn token counts."""
-    _, pairs, size = MODELS[name]
-    generator = torch.Generator().manual_seed(seed)
-    for number, (tokens, lengths) in enumerate(batches_of_ids(captions, pairs, seed)):
-        images = torch.randint(0, 256, (pairs, 3, size, size), dtype=torch.uint8, generator=generator)
-        parts = {"image": Images(images), "text": Texts(tokens, lengths)}
-        yield Batch(step=number, sample_ids=torch.arange(pairs), keys=("",) * pairs, parts=parts)
 
 
 def measure_times(asked: tuple[str, str | None, int, list[str]]) -> dict[str, list[float]]:
