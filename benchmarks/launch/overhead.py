@@ -1,10 +1,10 @@
-"""What a second rank costs: a step of one rank with two threads, and of two ranks with one thread each, beside open_clip's.
+"""What a second rank costs: a step of one rank with two threads and of two with one thread each, beside open_clip's.
 
     python -P -m benchmarks.launch.overhead [--turns 4] [--captions 'SHARDS']
 
-The 22 M model of `benchmarks.step`, a global batch of 256 in bf16; captions are those of `SHARDS`, or as the web's. The
-ranks are those of torchrun, afresh in each turn; the four ways follow each other. A step's time is rank 0's, which waits
-for the other.
+The 22 M model of `benchmarks.step`, a global batch of 256 in bf16; captions are those of `SHARDS`, or as the web's.
+The ranks are those of torchrun, afresh in each turn; the four ways follow each other. A step's time is rank 0's, which
+waits for the other.
 """
 
 import argparse

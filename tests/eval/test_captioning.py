@@ -175,7 +175,7 @@ def sharded(folder: Path, engine: str) -> tuple[float, float]:
     return float(logged["eval/held/nll_per_token"]), float(logged["eval/classes/top1"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sharded_ranks_generate_and_classify_in_step(folder: Path) -> None:
     alone = sharded(folder, "ddp")
     for engine in ("zero3", "fsdp"):

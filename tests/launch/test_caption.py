@@ -44,7 +44,9 @@ def said(folder: Path, method: str, patterns: list[str], batch_size: int) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["greedy", "beam", "top_p"])
+@pytest.mark.parametrize(
+    "method", ["greedy", *(pytest.param(name, marks=pytest.mark.long) for name in ("beam", "top_p"))]
+)
 def test_neither_ranks_nor_batches_nor_files_change_a_caption(folder: Path, method: str) -> None:
     alone = said(folder, method, NAMES, 5)
     assert [name for name, _ in alone] == [str(number) for number in range(5)]

@@ -93,7 +93,7 @@ def test_its_losses_are_those_of_one_process(
         assert line["loss"] == pytest.approx(line["clip"] + 2 * line["caption"], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sharded_ranks_look_at_a_finer_map_of_a_timm_trunk(data: Path, tmp_path: Path) -> None:
     vision = {"timm_model_name": "test_nfnet", "timm_proj": "linear", "image_size": 32}
     model: dict[str, Any] = {**MODEL, "towers": {**MODEL["towers"], "image": {"vision_cfg": vision}}}

@@ -124,6 +124,7 @@ def test_an_array_writes_what_one_machine_does(folder: Path, expected: dict[str,
     assert not list((slurm.parent / "at work").iterdir())  # nothing is left of workers
 
 
+@pytest.mark.long
 def test_a_task_that_is_killed_loses_nothing_and_an_array_that_ends_is_told(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,9 @@ def test_loss_curves_and_samples_are_those_of_one_process(finished: Any, engine:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("ddp", 2), ("ddp", 3), ("zero2", 2)])
+@pytest.mark.parametrize(
+    ("engine", "world_size"), [("ddp", 1), pytest.param("ddp", 2, marks=pytest.mark.long), ("ddp", 3), ("zero2", 2)]
+)
 def test_stopped_and_resumed_the_metrics_are_bit_for_bit_the_same(
     finished: Any, tmp_path: Path, engine: EngineName, world_size: int
 ) -> None:

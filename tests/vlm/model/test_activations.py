@@ -128,7 +128,8 @@ def on_ranks(engine_name: EngineName, fields: dict[str, Any], ways: list[dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "kind", "options"), [("fsdp", "transformers", {"prefetch": 2}), ("zero3", "language model", {})]
+    ("engine", "kind", "options"),
+    [("fsdp", "transformers", {"prefetch": 2}), pytest.param("zero3", "language model", {}, marks=pytest.mark.long)],
 )
 def test_they_are_so_where_blocks_are_sharded(
     tmp_path: Path, engine: EngineName, kind: str, options: dict[str, Any]

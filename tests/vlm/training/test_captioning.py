@@ -165,7 +165,7 @@ def test_a_language_models_is_too(kind: str, train: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "world_size", "rows", "options"),
     [
-        ("ddp", 3, None, {}),
+        pytest.param("ddp", 3, None, {}, marks=pytest.mark.long),
         ("ddp", 3, 1, {}),
         ("fsdp", 3, 2, {}),
         ("fsdp", 3, 2, {"kind": "gpt2", "train": "lora"}),

@@ -209,7 +209,7 @@ def test_three_ranks_of_which_one_has_no_document_are_one_process_in_float64(
         assert_same(found, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_deepspeed_computes_the_same(expected: dict[str, dict[str, Tensor]]) -> None:
     """It refuses float64: rounding of fp32 around the values in float64."""
     for found in run_ranks(accumulated, 3, "zero3", 3, None, "last", ALL_TERMS, False, group=False):

@@ -136,7 +136,7 @@ def test_it_is_the_mean_over_all_tokens_of_captions_told_from_noised_texts(capti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "rows"), [("ddp", 1), ("fsdp", 2)])
+@pytest.mark.parametrize(("engine", "rows"), [("ddp", 1), pytest.param("fsdp", 2, marks=pytest.mark.long)])
 def test_three_uneven_ranks_are_one_process_in_float64(engine: EngineName, rows: int) -> None:
     expected = one_process(small_model(double=True), "all", True)
     for found in run_ranks(accumulated, 3, engine, 3, rows, "all", True, group=False):
