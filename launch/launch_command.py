@@ -17,7 +17,7 @@ vlm launch recipe.yaml --gpus-per-node 8
 vlm launch recipe.yaml --nodes 2 --gpus-per-node 8 --meet gpu1:29400
   on each of two machines, of which gpu1 is one
 vlm launch recipe.yaml --nodes 2:4 --gpus-per-node 8 --on slurm
-vlm launch recipe.yaml --nodes 4 --gpus-per-node 8 --on kubernetes --image I
+vlm launch recipe.yaml --nodes 4 --gpus-per-node 8 --on kubernetes --image i
 vlm launch recipe.yaml --nodes 2 --gpus-per-node 8 --on ssh --hostfile hosts
 vlm launch recipe.yaml --nodes 2 --gpus-per-node 8 --show-config
 
@@ -44,13 +44,14 @@ def launch(  # noqa: D103, PLR0913 - the options of the command line, and its he
     ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Run the commands and classes that the recipe names.")] = False,
 ) -> None:
-    from launch.nodes.build import build_job, checked_values
+    from launch.nodes.build import build_job, checked_values, require_pairs
     from launch.nodes.place import PLACES
 
     changes = [*(overrides or ()), *([] if job.engine is None else [f"engine={job.engine}"])]
     values = checked_values(recipe, changes, trust=trust)
     flags = [flag for flag, is_set in (("--allow-changes", allow_changes), ("--trust", trust)) if is_set]
     planned = build_job(job, recipe, changes, flags, Path(str(values["run"])))
+    require_pairs(planned, values)
     if show_config:
         from launch.nodes.show_config import config_text
         from launch.recipe import check_recipe

@@ -120,7 +120,7 @@ def _by_pattern(schema: Mapping[str, Any], name: str, value: Any) -> Mapping[str
 
 
 def _of_choices(choices: list[Any], value: Any, path: str) -> Iterator[str]:
-    if value in choices or (isinstance(value, str) and _is_written(value)):
+    if value in choices or (isinstance(value, str) and _is_written(value, choices)):
         return
     words = [repr(choice) for choice in choices]
     alternatives = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
@@ -172,9 +172,14 @@ def _sources() -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="replace")
 
 
-def _is_written(choice: str) -> bool:
-    """Whether some source knows this choice: the stored schema may be older than the sources."""
-    return any(f'"{choice}"' in text for text in _sources())
+def _is_written(choice: str, others: list[Any]) -> bool:
+    """Whether some source registers this choice, or has it beside all others: the stored schema may be older."""
+    quoted = f'"{choice}"'
+    return any(
+        f"register({quoted}" in text or (len(others) == 1 or all(f'"{other}"' in text for other in others))
+        for text in _sources()
+        if quoted in text
+    )
 
 
 def _is_newer(title: str, key: str) -> bool:

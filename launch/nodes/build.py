@@ -1,6 +1,6 @@
 """From the words of a command line to a job: the recipe is read, and the ranks of this machine are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ def build_job(options: JobOptions, recipe: str, changes: Sequence[str], flags: S
         wait=options.wait,
         grace=options.grace,
     )
+
+
+def require_pairs(job: Job, values: Mapping[str, Any]) -> None:
+    """Refuse more ranks than a step has pairs: a queue may be long. Raises UserError, as the ranks would."""
+    pairs = values.get("global_batch")
+    if isinstance(pairs, int) and pairs < job.most_ranks:
+        raise UserError(f"global_batch: {pairs} pairs leave some of {job.most_ranks} ranks without any")
 
 
 def _program(options: JobOptions) -> tuple[str, ...]:

@@ -14,7 +14,11 @@ from vlm.errors import UserError, nearest
 from vlm.paths import shown
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}")
+_IMAGE = re.compile(
+    r"([A-Za-z0-9.-]+(:\d{1,5})?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+_LONGEST_IMAGE = 500
 _WORKLOADS = ("pytorchjob", "job")
 _PORT = 29_400
 _RECIPE = "/etc/vlm/recipe.yaml"
@@ -31,8 +35,10 @@ class Kubernetes(SchedulerPlace):
         super().__init__(job, options)
         if options.image is None:
             raise UserError("--image: --on kubernetes needs a container image that has vlm")
-        if not _IMAGE.fullmatch(options.image):
-            raise UserError(f"--image: {shown(options.image)} is no name of an image")
+        if len(options.image) > _LONGEST_IMAGE or not _IMAGE.fullmatch(options.image):
+            raise UserError(
+                f"--image: {shown(options.image)} is no name of an image: small letters, as in registry.org/team/vlm:1"
+            )
         if options.namespace is not None and not _LABEL.fullmatch(options.namespace):
             raise UserError(f"--namespace: {shown(options.namespace)} is no name of a namespace")
         self.workload = options.workload or "pytorchjob"
@@ -165,5 +171,7 @@ def _escaped(word: str) -> str:
 def _volume(text: str) -> tuple[str, str]:
     claim, colon, path = text.partition(":")
     if not colon or not _LABEL.fullmatch(claim) or not path.startswith("/") or ":" in path or not path.isprintable():
-        raise UserError(f"--volume: {shown(text)} is no CLAIM:PATH, the path from / on")
+        raise UserError(
+            f"--volume: {shown(text)} is no CLAIM:PATH: the claim's name in a-z, 0-9 and '-', the path from / on"
+        )
     return claim, path

@@ -43,7 +43,8 @@ class PlaceOptions:
     """What one place or another takes; None or empty where nothing was said."""
 
     meet: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="local: where the nodes meet; the same on each of them.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="local, ssh: where the nodes meet; the same on each of them."),
     ] = None
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.", rich_help_panel=_SLURM)] = None
     account: Annotated[str | None, typer.Option(help="Slurm's account.", rich_help_panel=_SLURM)] = None
@@ -85,7 +86,7 @@ class PlaceOptions:
     ] = None
     transport: Annotated[
         str | None,
-        typer.Option(help="DeepSpeed's launcher: pdsh, openmpi, mpich, impi, mvapich.", rich_help_panel=_SSH),
+        typer.Option(help="DeepSpeed's launcher: pdsh, openmpi, impi, mvapich.", rich_help_panel=_SSH),
     ] = None
 
     def require_taken(self, on: str, place: type["Place"]) -> None:

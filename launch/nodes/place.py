@@ -1,5 +1,7 @@
 """Places where a job can run, by name: each says what it would write and run, and does so."""
 
+import shutil
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -7,8 +9,9 @@ from typing import ClassVar, NamedTuple
 
 from launch.nodes.job import Job
 from launch.nodes.options import PlaceOptions
+from vlm.ends.end import StoppedError
 from vlm.errors import UserError, reason
-from vlm.paths import write_output
+from vlm.paths import output_folder, write_output
 from vlm.registry import Registry
 
 
@@ -60,8 +63,20 @@ class SchedulerPlace(Place):
         parts = [f"{file.text.rstrip()}\n# written to {file.path}\n" for file in self.files()]
         return "\n".join([*parts, f"# then: {self.command_words()}"])
 
+    def programs(self) -> list[str]:
+        """What has to be on the PATH here."""
+        return [self.command()[0]]
+
     def start(self) -> None:  # noqa: D102
-        for file in self.files():
+        files = self.files()
+        for file in files:
+            output_folder(file.path.parent, "vlm launch", files=[file.path.name])
+        if missing := [name for name in self.programs() if shutil.which(name) is None]:
+            raise UserError(
+                f"{missing[0]} is not on the PATH; start this where it is "
+                "(--dry-run prints what would be written and run)"
+            )
+        for file in files:
             file.path.parent.mkdir(parents=True, exist_ok=True)
             write_output(file.path, file.text, "vlm launch")
             if file.is_program:
@@ -70,14 +85,24 @@ class SchedulerPlace(Place):
         self.run_command()
 
     def run_command(self) -> None:
-        """Run the command to its end. Raises UserError where it is missing or fails; it has said why itself."""
+        """Run the command to its end. Raises UserError where it fails; it has said why itself."""
+        if code := self.code_of_command():
+            raise UserError(f"{self.command()[0]} ended with {code}: {self.command_words()}")
+
+    def code_of_command(self) -> int:
+        """The exit code of the command, to which a signal is passed on; from a terminal it has Ctrl-C already."""
         command = self.command()
         try:
-            code = subprocess.run(command, check=False).returncode
+            process = subprocess.Popen(command)
         except OSError as error:
-            raise UserError(f"{command[0]} is not here ({reason(error)}); elsewhere: {self.command_words()}") from None
-        if code:
-            raise UserError(f"{command[0]} ended with {code}: {self.command_words()}")
+            raise UserError(f"{command[0]} cannot be run: {reason(error)}") from None
+        try:
+            return process.wait()
+        except StoppedError as stop:
+            if stop.number != signal.SIGINT:
+                process.terminate()
+            process.wait()
+            raise
 
 
 PLACES: Registry[type[Place]] = Registry("place", Place)

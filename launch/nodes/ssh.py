@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from launch.nodes.job import Job, absolute_recipe, beside
+from launch.nodes.meeting import Meeting
 from launch.nodes.options import PlaceOptions
 from launch.nodes.place import SchedulerPlace, Written
 from vlm.errors import UserError, nearest
@@ -12,7 +14,13 @@ from vlm.paths import local_path, shown
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?")
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
-_TRANSPORTS = ("pdsh", "openmpi", "mpich", "impi", "mvapich")
+# By what DeepSpeed knows that one is there, and what it runs then. Its way by mpich starts no program but Python's.
+_TRANSPORTS = {
+    "pdsh": ("pdsh",),
+    "openmpi": ("ompi_info", "mpirun"),
+    "impi": ("mpirun",),
+    "mvapich": ("mpiname", "mpirun"),
+}
 _PORT = 29_400
 
 _SCRIPT = """\
@@ -22,15 +30,14 @@ _SCRIPT = """\
 set -eu
 unset CUDA_VISIBLE_DEVICES
 cd {folder}
-exec {command} \\
-  --meet "$MASTER_ADDR:$MASTER_PORT"
+exec {command}
 """
 
 
 class Ssh(SchedulerPlace):
     """A script and a hostfile beside the run directory, on a disk that all hosts have under the same name."""
 
-    takes = frozenset({"hostfile", "transport"})
+    takes = frozenset({"hostfile", "transport", "meet"})
 
     def __init__(self, job: Job, options: PlaceOptions) -> None:
         super().__init__(job, options)
@@ -42,6 +49,7 @@ class Ssh(SchedulerPlace):
         self.hosts = read_hosts(local_path(options.hostfile, "--hostfile"))
         if len(self.hosts) < job.nodes.most:
             raise UserError(f"--hostfile: {options.hostfile} has {len(self.hosts)} hosts for {job.nodes.most} nodes")
+        self.meeting = Meeting(self.hosts[0], _PORT) if options.meet is None else Meeting.parse(options.meet)
         self.script = beside(job.run, ".node.sh").absolute()
         self.hostfile = beside(job.run, ".hosts").absolute()
         for path in (self.script, self.hostfile):  # it goes through a shell on each host, unquoted
@@ -52,17 +60,26 @@ class Ssh(SchedulerPlace):
 
     def files(self) -> list[Written]:  # noqa: D102
         job = self.job.with_recipe(absolute_recipe(self.job.recipe))
-        text = _SCRIPT.format(folder=shlex.quote(str(Path.cwd())), command=shlex.join(job.node_command()))
+        command = shlex.join([*job.node_command(), "--meet", str(self.meeting)])
+        text = _SCRIPT.format(folder=shlex.quote(str(Path.cwd())), command=command)
         hosts = "".join(f"{host} slots=1\n" for host in self.hosts[: job.nodes.most])
         return [Written(self.hostfile, hosts), Written(self.script, text, is_program=True)]
 
     def command(self) -> list[str]:  # noqa: D102
         return [
             *("deepspeed", "--hostfile", str(self.hostfile), "--launcher", self.transport),
-            *("--num_nodes", str(self.job.nodes.most), "--force_multi", "--no_ssh_check", "--quiet"),
-            *("--master_addr", self.hosts[0], "--master_port", str(_PORT)),
+            *("--force_multi", "--no_ssh_check", "--quiet"),
+            *("--master_addr", self.hosts[0]),  # or it would ask the host itself
             *("--no_python", "--no_local_rank", str(self.script)),
         ]
+
+    def programs(self) -> list[str]:  # noqa: D102
+        return [*super().programs(), *_TRANSPORTS[self.transport]]
+
+    def run_command(self) -> None:
+        """Run it as long as the run takes; what ended that is told by the ranks, and the exit code is theirs."""
+        if code := self.code_of_command():
+            sys.exit(code)
 
     def command_words(self) -> str:  # noqa: D102
         return shlex.join(self.command())

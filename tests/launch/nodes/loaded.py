@@ -101,8 +101,8 @@ class LoadedPrograms:
         pid, module, arguments, environment, folder = json.loads(_received(connection, size))
         if module is None:
             self.commands.append((arguments, environment))
-        main = None if module is None else (module, str(self.folder / "python"))
-        process = _CONTEXT.Process(target=_live, args=(pid, main, arguments, environment, folder), daemon=False)
+        asked = (pid, self.folder, module, arguments, environment, folder)
+        process = _CONTEXT.Process(target=_live, args=asked, daemon=False)
         process.start()
         self._processes.append(process)
         passing = threading.Thread(target=_pass_signals, args=(connection, process), daemon=True)
@@ -138,7 +138,7 @@ def _pass_signals(connection: socket.socket, process: ForkServerProcess) -> None
 
 
 def _live(
-    pid: int, module: tuple[str, str] | None, arguments: list[str], environment: dict[str, str], folder: str
+    pid: int, programs: Path, module: str | None, arguments: list[str], environment: dict[str, str], folder: str
 ) -> None:
     import torch
 
@@ -155,17 +155,17 @@ def _live(
     if PACE in environment:
         _pace(Path(environment[PACE]))
     if module is not None:
-        _run_module(*module, arguments)
-    sys.argv = ["vlm", *arguments]
+        _run_module(module, arguments, programs / "python")
+    sys.argv = [str(programs / "vlm"), *arguments]
     run()
 
 
-def _run_module(module: str, python: str, arguments: list[str]) -> NoReturn:
+def _run_module(module: str, arguments: list[str], python: Path) -> NoReturn:
     """Be a program that a module is; what it starts by its interpreter is loaded too."""
     if not module:
         at = arguments.index("-m")
         module, arguments = arguments[at + 1], arguments[at + 2 :]
-    sys.argv, sys.executable = [module, *arguments], python
+    sys.argv, sys.executable = [module, *arguments], str(python)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)
 

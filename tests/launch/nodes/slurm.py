@@ -25,10 +25,15 @@ class StandIn:
             (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             (folder / name).chmod(0o755)
 
-    def job(self, number: int = 17) -> dict[str, Any]:
-        """What is known of a job; nothing where there is none."""
-        path = self._state / f"{number}.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+    @property
+    def number(self) -> str:
+        """The number of the one job."""
+        (path,) = self._state.glob("*.json")
+        return path.stem
+
+    def job(self) -> dict[str, Any]:
+        """What is known of the job."""
+        return dict(json.loads((self._state / f"{self.number}.json").read_text()))
 
     def warn(self) -> None:
         """The end of the time is near: the signal that the job asked for goes where it asked for it."""
@@ -43,7 +48,7 @@ class StandIn:
     def pre_empt(self) -> None:
         """The nodes are another's now: script and steps are to end, and the job is queued again."""
         job = self.job()
-        slurm_programs.Job(self._state, "17").set(requeue="requeue" in job["options"])
+        slurm_programs.Job(self._state, self.number).set(requeue="requeue" in job["options"])
         slurm_programs.signal_step([job["script"], *job["tasks"]], signal.SIGTERM)
 
     def ended(self) -> dict[str, Any]:
@@ -53,7 +58,7 @@ class StandIn:
 
     def end(self) -> None:
         """Kill what is left of the job."""
-        job = self.job()
+        job = self.job() if list(self._state.glob("*.json")) else {}
         for pid in (job.get("script"), *job.get("tasks", ())):
             try:
                 if pid is not None and job["state"] == "RUNNING":

@@ -6,8 +6,10 @@ addresses of the loopback. What they know of a job lies in FOLDER/JOB.json, wher
 
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +110,7 @@ def sbatch(folder: Path, words: list[str]) -> None:
     if not text.startswith("#!"):
         refuse("sbatch", "This does not look like a batch script.  The first line must start with #!")
     options = options_of("sbatch", SBATCH, directives(text))[0] | said
-    number = str(17 + len(list(folder.glob("*.sbatch"))))
+    number = new_number()
     (folder / f"{number}.sbatch").write_text(text)
     Job(folder, number).set(state="PENDING", options=options, lives=[], folder=os.getcwd())
     with Path(os.devnull).open("r+b") as nothing:
@@ -120,6 +122,18 @@ def sbatch(folder: Path, words: list[str]) -> None:
             stderr=(folder / "controller.err").open("ab"),
         )
     sys.stdout.write(f"Submitted batch job {number}\n")
+
+
+def new_number() -> str:
+    """A job's number, by which the script and srun's ranks choose a port: others may have jobs on this machine too."""
+    while True:
+        number = random.randrange(1, 12_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", 20_000 + number))
+            except OSError:
+                continue
+            return str(number)
 
 
 def again(folder: Path) -> list[str]:
@@ -172,11 +186,12 @@ def srun(folder: Path, words: list[str]) -> None:
     options, command = options_of("srun", SRUN, words)
     nodes = int(options.get("nodes") or os.environ.get("SLURM_NNODES", "1"))
     per_node = int(options.get("ntasks-per-node") or int(options.get("ntasks", nodes)) // nodes)
+    number = os.environ.get("SLURM_JOB_ID") or new_number()
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     tasks = [
         subprocess.Popen(
             command,
-            env={**os.environ, **task_variables(rank, nodes, per_node)},
+            env={**os.environ, **task_variables(number, rank, nodes, per_node)},
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED),
             start_new_session=True,
         )
@@ -186,17 +201,17 @@ def srun(folder: Path, words: list[str]) -> None:
         signal.signal(forwarded, lambda number, _: signal_step([task.pid for task in tasks], number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     if "SLURM_JOB_ID" in os.environ:
-        Job(folder, os.environ["SLURM_JOB_ID"]).set(tasks=[task.pid for task in tasks])
+        Job(folder, number).set(tasks=[task.pid for task in tasks])
     codes = [task.wait() for task in tasks]
     sys.exit(max(128 - code if code < 0 else code for code in codes))
 
 
-def task_variables(rank: int, nodes: int, per_node: int) -> dict[str, str]:
+def task_variables(job: str, rank: int, nodes: int, per_node: int) -> dict[str, str]:
     """What Slurm says to a task of a step; without a job around it, srun makes one."""
     size, node = nodes * per_node, rank // per_node
     names = f"127.0.0.[1-{nodes}]" if nodes > 1 else "127.0.0.1"
     return {
-        "SLURM_JOB_ID": os.environ.get("SLURM_JOB_ID", "16"),
+        "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": os.environ.get("SLURM_JOB_NODELIST", names),
         "SLURM_NNODES": str(nodes),
         "SLURM_NTASKS": str(size),

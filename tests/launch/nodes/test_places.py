@@ -158,8 +158,12 @@ def test_a_manifest_is_valid_and_starts_the_nodes(tmp_path: Path, workload: str)
     [
         {},
         {"image": "a b"},
+        {"image": "IMAGE"},
+        {"image": "registry.org/team/VLM:1"},
+        {"image": "i" * 600},
         {"image": "i", "namespace": "A_B"},
         {"image": "i", "volume": ["x"]},
+        {"image": "i", "volume": ["CLAIM:/work"]},
         {"image": "i", "workload": "x"},
     ],
 )
@@ -237,7 +241,7 @@ def test_a_dry_run_prints_and_writes_nothing(
 ) -> None:
     launched = job(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    words = ["launch", launched.recipe, "--nodes", "2", "--gpus-per-node", "8", "--on", "slurm", "--program", "vlm"]
+    words = ["launch", launched.recipe, "--nodes", "2", "--gpus-per-node", "4", "--on", "slurm", "--program", "vlm"]
     monkeypatch.setattr("sys.argv", ["vlm", *words, "--engine", "zero2", "--dry-run"])
     with pytest.raises(SystemExit) as caught:
         run()

@@ -1,6 +1,7 @@
 """A job on Slurm from `vlm launch` to its end: the script that is generated runs, by stand-ins for Slurm's programs."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def submit(recipe: str, path: str, *words: str, **environment: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == ["Submitted batch job 17"]
+    assert re.fullmatch(r"written: .*/run\.sbatch\nSubmitted batch job \d+\n", done.stdout)
 
 
 def test_a_job_saves_before_its_time_is_over_and_goes_on_to_the_same_end(
@@ -67,9 +68,10 @@ def test_a_job_saves_before_its_time_is_over_and_goes_on_to_the_same_end(
     agents = [environment for arguments, environment in programs.commands if arguments[0] == "launch"]
     assert sorted(one["SLURM_NODEID"] for one in agents) == ["0", "0", "1", "1"]
     assert {one.get("SLURM_RESTART_COUNT") for one in agents} == {None, "1"}
-    lines = Path(f"{run}-slurm-17.out").read_text().splitlines()
+    lines = Path(f"{run}-slurm-{slurm.number}.out").read_text().splitlines()
     (saved,) = (line for line in lines if line.startswith("vlm: stopped by SIGUSR1: step"))
-    assert "vlm launch: the time is nearly over; job 17 is queued again and goes on from what is saved" in lines
+    queued = f"vlm launch: the time is nearly over; job {slurm.number} is queued again and goes on from what is saved"
+    assert queued in lines
     assert not [line for line in lines if "Traceback" in line]
     first = int(saved.split("SIGUSR1: step ")[1].split()[0])
     assert 3 <= first < STEPS
@@ -91,7 +93,7 @@ def test_a_job_that_is_pre_empted_is_queued_again_by_slurm_and_ends_alike(tmp_pa
     slurm.pre_empt()
     job = slurm.ended()
     assert job["lives"] == [143, 0]
-    lines = Path(f"{run}-slurm-17.out").read_text().splitlines()
+    lines = Path(f"{run}-slurm-{slurm.number}.out").read_text().splitlines()
     (saved,) = (line for line in lines if line.startswith("vlm: stopped by SIGTERM: step"))
     assert 3 <= int(saved.split("SIGTERM: step ")[1].split()[0]) < 150
     assert not [line for line in lines if "Traceback" in line or line.startswith("vlm launch: ")]
