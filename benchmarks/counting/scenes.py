@@ -1,7 +1,7 @@
 """Counting on rendered scenes: what a counting set teaches, with and without the counting loss, and without filtering.
 
-    python -P -m benchmarks.counting.scenes [--work WORK] [--seeds 3] [--pretrain 100000] [--samples 40000]
-                                            [--share 1/16] [--again]
+    python -P -m benchmarks.counting.scenes [--work WORK] [--seeds 3] [--pretrain 100000] [--samples 200000]
+                                            [--share 1/4] [--weight 0.3] [--again]
 
 As in the paper (Paiss et al., 2023), a contrastive model is trained first, here with the demo's towers on scenes whose
 captions say "some" for every number; it is then fine-tuned in six ways for the same samples. The counting set is made
@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain", type=int, default=100_000, help="samples of each contrastive model")
     parser.add_argument("--numbered-scenes", type=int, default=80_000, help="of which the counting set is made")
-    parser.add_argument("--samples", type=int, default=40_000, help="samples of each fine-tuning")
-    parser.add_argument("--share", default="1/16", help="of the counting set in every batch")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the counting loss")
+    parser.add_argument("--samples", type=int, default=200_000, help="samples of each fine-tuning")
+    parser.add_argument("--share", default="1/4", help="of the counting set in every batch")
+    parser.add_argument("--weight", type=float, default=0.3, help="of the counting loss")
     parser.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="measure these alone")
     parser.add_argument("--again", action="store_true", help="drop what earlier runs measured; not the runs themselves")
