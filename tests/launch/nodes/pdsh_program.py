@@ -5,6 +5,7 @@ nothing else.
 """
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,13 @@ def end(sessions: list[str], pattern: bytes) -> None:
                 os.kill(int(path.name), signal.SIGTERM)
         except OSError:
             continue
+
+
+def write_pdsh(folder: Path, state: Path) -> None:
+    """Put the program into `folder`, which goes on a PATH; what it has started is noted in `state`."""
+    words = [sys.executable, "-IS", __file__, str(state)]
+    (folder / "pdsh").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    (folder / "pdsh").chmod(0o755)
 
 
 if __name__ == "__main__":

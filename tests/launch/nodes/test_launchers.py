@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from tests.launch.nodes.loaded import LAUNCHERS, LoadedPrograms, loaded_programs
+from tests.launch.nodes.pdsh_program import write_pdsh
 from tests.launch.nodes.slurm import StandIn
 from tests.launch.tiny import assert_same_run, train_ranks, write_tiny, write_tiny_recipe
+from tests.ranks import free_port
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 # Where there is no Open MPI: what it says to each of its processes.
@@ -42,8 +44,12 @@ class Here:
 
     def launched(self, name: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A launcher's command to its end, `vlm train` behind it."""
+        return self.run(*command, "vlm", "train", self.recipe(name), **environment)
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, "vlm", "train", self.recipe(name)],
+            command,
+            cwd=self.folder,
             env={**os.environ, "PATH": f"{self.slurm.folder}:{self.programs.path}", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -78,6 +84,15 @@ COMMANDS = {
 def test_each_launcher_starts_the_same_run(here: Here, launcher: str) -> None:
     done = here.launched(launcher, *COMMANDS[launcher], DS_ACCELERATOR="cpu")
     here.assert_the_same(launcher, done)
+
+
+def test_so_do_nodes_by_ssh(here: Here) -> None:
+    """DeepSpeed's launcher, by a stand-in for pdsh, starts an agent a host; here all hosts are this one."""
+    write_pdsh(here.slurm.folder, here.folder)
+    (here.folder / "hosts").write_text("127.0.0.1 slots=8\n# the other\n127.0.0.2\n127.0.0.3\n")
+    words = ["--nodes=2", "--gpus-per-node=1", "--on=ssh", f"--meet=127.0.0.1:{free_port()}", "--hostfile=hosts"]
+    done = here.run("vlm", "launch", here.recipe("ssh"), *words, DS_ACCELERATOR="cpu")
+    here.assert_the_same("ssh", done)
 
 
 ACCELERATE: dict[str, tuple[dict[str, object], list[str]]] = {
