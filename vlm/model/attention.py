@@ -9,6 +9,7 @@ from open_clip.transformer import LayerScale, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from vlm.errors import EveryRankError
 from vlm.model.attention_choice import AttentionChoice
 from vlm.model.length_groups import LengthGroups
 
@@ -145,7 +146,9 @@ class Attention(nn.Module):
     def _weighted(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool
     ) -> Float[Tensor, "batch queries width"]:
-        explicit = _is_slow_fused(queries, keys) if self.choice == "auto" else self.choice == "explicit"
+        # By mode and not by gradient: micro-batches are embedded without one first, and are to be the same then.
+        is_slow = self.training and _is_slow_fused(queries, keys)
+        explicit = is_slow if self.choice == "auto" else self.choice == "explicit"
         attend = _attend_in_steps if explicit else scaled_dot_product_attention
         attended: Tensor = attend(queries, keys, values, mask, is_causal=is_causal)
         return attended.transpose(1, 2).flatten(2)
@@ -162,16 +165,23 @@ class Attention(nn.Module):
 
 
 def choose_attention(model: nn.Module, choice: AttentionChoice) -> None:
-    """Let all our blocks of a model compute attention by torch's fused operator or explicitly, or as is faster."""
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.choice = choice
+    """Let all our blocks of a model compute attention by torch's fused operator or explicitly, or as is faster.
+
+    Raises EveryRankError when a choice would change nothing, since the model has none of our blocks.
+    """
+    ours = [module for module in model.modules() if isinstance(module, Attention)]
+    if not ours and choice != "auto":
+        raise EveryRankError(
+            f"attention: {choice}: no block of this model takes it, only open_clip's and ours; leave it out"
+        )
+    for module in ours:
+        module.choice = choice
 
 
 def _is_slow_fused(queries: Tensor, keys: Tensor) -> bool:
     """Whether torch's fused attention is slow: on CPU, two to eight times for the gradient of short rows in bf16."""
     is_bf16 = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
-    return is_bf16 and torch.is_grad_enabled() and queries.shape[2] * keys.shape[2] <= _SHORT
+    return is_bf16 and queries.shape[2] * keys.shape[2] <= _SHORT
 
 
 def _attend_in_steps(

@@ -83,9 +83,9 @@ def pixels_for(trunk: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
 def _patch_embedding(trunk: nn.Module) -> str | None:
     """The name of the convolution that cuts images into patches, where it alone sees the pixels."""
-    if isinstance(trunk, VisionTransformer):
+    if type(trunk) is VisionTransformer:  # of a subclass nobody knows what else it does with them
         place = "conv1"
-    elif isinstance(trunk, TimmModel) and isinstance(trunk.trunk, TimmVisionTransformer):
+    elif type(trunk) is TimmModel and type(trunk.trunk) is TimmVisionTransformer:
         patches = trunk.trunk.patch_embed
         place = "" if getattr(patches, "dynamic_img_pad", False) else "trunk.patch_embed.proj"
     else:

@@ -56,7 +56,8 @@ class TrainingConfig(Config):
     )
     group_texts: bool = Field(
         default=True,
-        description="texts of like length go through the text tower in groups, each padded to its own longest",
+        description="in training, texts of like length go through open_clip's causal text towers in groups, each "
+        "padded to its own longest",
     )
     objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
     providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")

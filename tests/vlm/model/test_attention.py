@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlm.errors import EveryRankError
 from vlm.model import attention
 from vlm.model.attention import Attention, Block, LayerCache, _attend_in_steps, choose_attention
 from vlm.model.attention_choice import AttentionChoice
@@ -134,3 +135,21 @@ def test_whichever_way_is_chosen_attention_and_its_gradient_are_the_same(
     used.clear()
     block.bfloat16()(x.detach().bfloat16(), causal=True)
     assert used == ["fused" if choice == "fused" else "explicit"]
+    used.clear()
+    block.eval()(x.detach().bfloat16(), causal=True)
+    assert used == ["explicit" if choice == "explicit" else "fused"]  # forward alone it is the faster there too
+
+
+def test_rows_embedded_without_a_gradient_first_are_those_that_have_one_then() -> None:
+    """As micro-batches are: the gradient that the loss sends back belongs to the embeddings that it saw."""
+    block, x = block_of(is_cross=False).float().train(), torch.randn(5, 33, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            first = block(x, causal=True)
+        assert torch.equal(block(x, causal=True), first)
+
+
+def test_a_choice_that_changes_nothing_is_refused() -> None:
+    choose_attention(torch.nn.Linear(2, 2), "auto")
+    with pytest.raises(EveryRankError, match="attention: explicit: no block of this model takes it"):
+        choose_attention(torch.nn.Linear(2, 2), "explicit")
