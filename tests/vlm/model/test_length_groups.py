@@ -78,6 +78,23 @@ def test_states_of_tokens_are_those_of_the_padded_form(kind: str) -> None:
         torch.testing.assert_close(states[row, :length], expected[1][row, :length], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "own"), [("causal", 0), ("class token", 1)])
+def test_most_padding_is_not_computed_in_training_and_an_evaluation_is_padded(kind: str, own: int) -> None:
+    model = built(kind)
+    tokens, lengths = texts_of(LENGTHS)
+    seen: list[int] = []
+    (first, *_) = (module for name, module in model.text.named_modules() if name.endswith("resblocks.0.mlp"))
+    first.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1].numel()))
+    model.encode_text(tokens, lengths)
+    model.text.groups_texts = False
+    model.encode_text(tokens, lengths)
+    model.text.groups_texts = True
+    model.eval().encode_text(tokens, lengths)
+    texts, padded = len(LENGTHS), len(LENGTHS) * (max(LENGTHS) + own)
+    assert seen == [LengthGroups.of(lengths).num_tokens + own * texts, padded, padded]
+    assert seen[0] < 0.7 * padded
+
+
 def test_no_module_runs_more_often_for_more_groups() -> None:
     model = built("causal")
     calls = []
