@@ -83,7 +83,7 @@ class CausalTextTower(TextTower):
             states = next_states(self, ids, cache)
             return TowerOutput(states[:, -1], states)
         if self.training and self.groups_texts and has_own_blocks(self.transformer):
-            return self._in_groups(ids, LengthGroups.of(lengths))
+            return self._in_groups(ids, LengthGroups.of(lengths, self.token_embedding.embedding_dim))
         hidden = self.token_embedding(ids) + self.positional_embedding[:length]
         hidden = self.transformer(hidden, attn_mask=self.attn_mask[:length, :length])
         if self._emits_tokens:
@@ -166,6 +166,7 @@ class ClassTokenTextTower(PaddedTextTower):
 
     def __init__(self, tower: TextTransformer, context_length: int, pad_id: int) -> None:
         super().__init__(_ClassTokenTransformer(tower), context_length, pad_id)
+        self._width = tower.token_embedding.embedding_dim
 
     @property
     def may_shorten(self) -> bool:
@@ -183,8 +184,8 @@ class ClassTokenTextTower(PaddedTextTower):
     ) -> Float[Tensor, "batch dim"] | TowerOutput:
         """Embeddings of texts of any length up to the context length."""
         ids = self.padded(tokens, lengths, tokens.shape[1])
-        groups = LengthGroups.of(lengths) if self.training and self.groups_texts and cache is None else None
-        output = self.tower(ids, lengths, cache, groups)
+        is_grouped = self.training and self.groups_texts and cache is None
+        output = self.tower(ids, lengths, cache, LengthGroups.of(lengths, self._width) if is_grouped else None)
         return TowerOutput(*output) if self._emits_tokens else output[0]
 
 

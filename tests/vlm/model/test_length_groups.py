@@ -15,6 +15,7 @@ from vlm.model.captioner_config import CaptionerConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.length_groups import LengthGroups
 
+WIDTH = architecture()["text_cfg"]["width"]
 LENGTHS = [2, 9, 3, 16, 9, 5, 2, 12]
 TOWERS: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -26,7 +27,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def cheap_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(length_groups._TOKENS_PER_GROUP, "cpu", 2)
+    monkeypatch.setitem(length_groups._WEIGHTS_PER_GROUP, "cpu", 2 * WIDTH**2)
 
 
 def texts_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +92,7 @@ def test_most_padding_is_not_computed_in_training_and_an_evaluation_is_padded(ki
     model.text.groups_texts = True
     model.eval().encode_text(tokens, lengths)
     texts, padded = len(LENGTHS), len(LENGTHS) * (max(LENGTHS) + own)
-    assert seen == [LengthGroups.of(lengths).num_tokens + own * texts, padded, padded]
+    assert seen == [LengthGroups.of(lengths, WIDTH).num_tokens + own * texts, padded, padded]
     assert seen[0] < 0.7 * padded
 
 
@@ -126,7 +127,7 @@ def test_the_cut_is_the_cheapest_of_all(lengths: list[int], per_group: int) -> N
 
 def test_what_is_cut_comes_back_in_order() -> None:
     tokens, lengths = texts_of(LENGTHS)
-    groups = LengthGroups.of(lengths)
+    groups = LengthGroups.of(lengths, WIDTH)
     assert len(groups.shapes) > 2
     parts = groups.split(groups.flat(tokens))
     assert [tuple(part.shape) for part in parts] == list(groups.shapes)
