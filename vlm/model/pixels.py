@@ -86,8 +86,8 @@ def _patch_embedding(trunk: nn.Module) -> str | None:
     if type(trunk) is VisionTransformer:  # of a subclass nobody knows what else it does with them
         place = "conv1"
     elif type(trunk) is TimmModel and type(trunk.trunk) is TimmVisionTransformer:
-        patches = trunk.trunk.patch_embed
-        place = "" if getattr(patches, "dynamic_img_pad", False) else "trunk.patch_embed.proj"
+        pads = getattr(trunk.get_submodule("trunk.patch_embed"), "dynamic_img_pad", False)
+        place = "" if pads else "trunk.patch_embed.proj"
     else:
         place = ""
     convolution = trunk.get_submodule(place) if place else None
