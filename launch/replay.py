@@ -63,8 +63,13 @@ def replay(recipe: Recipe, step: int, *, trust: bool = False, json_file: Path | 
             source.restore(checkpoint.manifest.stream)
             if checkpoint.manifest.world_size == world.size:
                 torch.set_num_threads(checkpoint.manifest.threads)
-        warmup = recipe.schedule.warmup.steps(recipe.global_batch, source.num_samples)
-        rate = LearningRate(recipe.schedule, recipe.optimizer.lr, warmup, objective.facts.num_steps)
+        rate = LearningRate.of_run(
+            recipe.schedule,
+            recipe.optimizer.lr,
+            global_batch=recipe.global_batch,
+            num_samples=source.num_samples,
+            num_steps=objective.facts.num_steps,
+        )
         with shown_progress(is_main=world.is_main):
             batch = _go_to(state, source.batches(done, step - done), recipe, rate)
             finding = find_first(state, batch, _plan(recipe, state), recipe.seed)

@@ -105,6 +105,13 @@ def _train(
     objective = build_objective(recipe, parts.model, parts.source.num_samples, run.world)
     require_known_alarms(recipe, parts, objective)
     retention = retention_of(recipe, parts, objective.facts.num_steps)
+    learning_rate = LearningRate.of_run(
+        recipe.schedule,
+        recipe.optimizer.lr,
+        global_batch=recipe.global_batch,
+        num_samples=objective.facts.num_samples,
+        num_steps=objective.facts.num_steps,
+    )
     state = assemble(recipe, settings, accelerator, parts.model, objective)
     if start.checkpoint is not None:
         _restore(start.checkpoint, state, parts)
@@ -127,7 +134,7 @@ def _train(
             parts.source,
             build_hooks(recipe, state, parts, start, recorder, control),
             control,
-            learning_rate=_learning_rate(recipe, parts, control.num_steps),
+            learning_rate=learning_rate,
             plan=MicroBatchPlan(recipe.global_batch, run.world.size, recipe.micro_batch),
             seed=recipe.seed,
         )
@@ -244,11 +251,6 @@ def _progress(
             yield progress
     finally:
         progress.close()
-
-
-def _learning_rate(recipe: Recipe, parts: RunParts, num_steps: int) -> LearningRate:
-    warmup_steps = recipe.schedule.warmup.steps(recipe.global_batch, parts.source.num_samples)
-    return LearningRate(recipe.schedule, recipe.optimizer.lr, warmup_steps, num_steps)
 
 
 def _untrained(state: TrainState, parts: RunParts) -> list[str]:

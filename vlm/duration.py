@@ -1,4 +1,4 @@
-"""Lengths of training with their unit: "40 epochs", "2000 steps", "1.2M samples"."""
+"""Lengths of training with their unit: "40 epochs", "2000 steps", "1.2M samples"; of a stretch of a run, "20%" too."""
 
 import math
 import re
@@ -14,6 +14,8 @@ Unit = Literal["steps", "samples", "epochs"]
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kMG]?)\s*(step|sample|epoch)s?", re.IGNORECASE)
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _UNITS: dict[str, Unit] = {"step": "steps", "sample": "samples", "epoch": "epochs"}
+_PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")
+_SCHEMA_PATTERN = r"\s*[0-9_,]*\.?[0-9_,]+(e[+-]?[0-9]+)?\s*[kKmMgG]?\s*(steps?|samples?|epochs?)\s*"
 _LONGEST: dict[Unit, int] = {"steps": 10**12, "samples": 10**15, "epochs": 10**9}
 
 
@@ -67,10 +69,55 @@ class Duration:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {
-            "type": "string",
-            "pattern": r"^\s*[0-9_,]*\.?[0-9_,]+(e[+-]?[0-9]+)?\s*[kKmMgG]?\s*(steps?|samples?|epochs?)\s*$",
-        }
+        return {"type": "string", "pattern": rf"^{_SCHEMA_PATTERN}$"}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a run: a length of training, or a percentage of the run's steps, which then follows its duration."""
+
+    length: Duration | None
+    percent: float = 0.0
+
+    @staticmethod
+    def parse(text: str) -> "Stretch":
+        """The stretch that `text` names. Raises ValueError for one that is no length of training, nor 0 to 100%."""
+        match = _PERCENT.fullmatch(text.strip())
+        if match is None:
+            try:
+                return Stretch(_positive(Duration.parse(text)))
+            except ValueError as error:
+                raise ValueError(f'{error}, or percent of the run: "20%"') from None
+        percent = float(match.group(1))
+        if not 0 < percent <= 100:
+            raise ValueError(f"must be more than 0% and at most 100%, found {text.strip()}")
+        return Stretch(None, percent)
+
+    def steps(self, global_batch: int, samples_per_epoch: int, num_steps: int) -> int:
+        """The same stretch of a run of `num_steps` in optimizer steps, rounded up."""
+        if self.length is not None:
+            return self.length.steps(global_batch, samples_per_epoch)
+        return math.ceil(round(self.percent * num_steps / 100, 6))
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.length is None else str(self.length)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any) -> "Stretch":
+            if isinstance(value, Stretch):
+                return value
+            if not isinstance(value, str):
+                raise ValueError('a stretch of a run names its unit: "2000 steps", "1.2M samples" or "20%"')  # noqa: TRY004
+            return Stretch.parse(value)
+
+        return core_schema.no_info_plain_validator_function(
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "pattern": rf"^({_SCHEMA_PATTERN}|\s*[0-9]*\.?[0-9]+\s*%\s*)$"}
 
 
 def _positive(duration: Duration) -> Duration:
