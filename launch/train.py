@@ -64,6 +64,7 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     """
     output_folder(recipe.run, "run")
     require_trackers(recipe.trackers)
+    recipe.optimizer.require_installed()
     require_towers_fit(recipe.model)
     check_files(recipe.evaluate, recipe.data.root)
     recipe = resolve_order(recipe)

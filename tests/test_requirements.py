@@ -17,7 +17,7 @@ OURS = {"vlm", "data", "eval", "launch"}
 # Asked for without an import here: what it serves.
 UNIMPORTED = {"tensorboard": "accelerate's tracker that recipes begin with"}
 # Imported without being asked for: who brings it.
-BROUGHT = {"triton": "torch, where there are GPUs", "ray": "the extra of its name"}
+BROUGHT = {"triton": "torch, where there are GPUs", "ray": "the extra of its name", "bitsandbytes": "the extra 8bit"}
 # Packages whose inner modules we use, which no promise of theirs covers.
 INNER = {"open_clip_torch", "deepspeed", "accelerate", "transformers", "timm", "torch", "typer", "webdataset"}
 

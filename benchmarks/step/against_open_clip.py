@@ -23,7 +23,7 @@ from benchmarks.processes import apart, peak_above
 from benchmarks.result_cache import ResultCache, machine
 from benchmarks.step.systems import MODELS, Own, Peer, batches
 from vlm.batch import Batch
-from vlm.training.optimizers import AdamW
+from vlm.training.optimizers.adamw import AdamW
 
 
 class PlainAdamW(AdamW):

@@ -13,6 +13,7 @@ from launch.plan.engines import sizes_of
 from launch.recipe import Recipe
 from vlm.checkpoint.retention import KeepConfig
 from vlm.model.build import build_shapes
+from vlm.training.optimizers.maker import moment_bytes
 
 _WRITTEN = 2**24
 _SLOW = 20.0  # MB/s
@@ -40,8 +41,9 @@ class Disk(Check):
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of a checkpoint: weights, moments, and the averages."""
-    sizes = sizes_of(build_shapes(recipe.model)[0])
-    return sizes.weights + sizes.trained * (len(recipe.optimizer.moments) + (recipe.ema is not None))
+    model, _ = build_shapes(recipe.model)
+    sizes = sizes_of(model)
+    return sizes.weights + moment_bytes(recipe.optimizer, model) + sizes.trained * (recipe.ema is not None)
 
 
 def _room(key: str, folder: Path, needed: int, words: str) -> Iterator[Finding]:

@@ -119,10 +119,10 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters()) * _BYTES
 
 
-Rule = Callable[[Sizes, Cluster, EngineOptions, int], Shares]
+Rule = Callable[[Sizes, Cluster, EngineOptions, float], Shares]
 
 
-def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
     """Whole weights everywhere; gradients lie in the buckets that travel, which are there from the start."""
     trained, ranks = sizes.trained, cluster.ranks
     alone = ranks == 1
@@ -140,13 +140,13 @@ def _ddp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -
     )
 
 
-def _zero1(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _zero1(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
     """As under stage 2, but gradients of several micro-batches stay whole beside those of the part."""
     shares = _zero2(sizes, cluster, options, moments)
     return replace(shares, added=shares.added + sizes.trained)
 
 
-def _zero2(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _zero2(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
     """Whole flat weights, and of its part a rank's master copy, moments, and gradients once they are reduced.
 
     Those of several micro-batches have room for every tensor in the part, also for the one that reaches into the next.
@@ -173,7 +173,7 @@ def _zero2(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int)
     )
 
 
-def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
     """A part of everything; weights that are gathered stay until the backward is over, up to a limit.
 
     Master weights are a copy. What is gathered is there as it came, tensor by tensor in pieces, and put together.
@@ -204,7 +204,7 @@ def _zero3(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int)
     )
 
 
-def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
+def _fsdp(sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
     """A part of everything; of the weights the current block is gathered, the next one ahead, and what is in no block.
 
     A block's gradient is there whole, and once more as what is sent, until it is reduced. Gradients of micro-batches
@@ -241,8 +241,8 @@ _RULES: dict[str, Rule] = {"ddp": _ddp, "zero1": _zero1, "zero2": _zero2, "zero3
 ENGINES = tuple(_RULES)
 
 
-def shares_of(engine: str, sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: int) -> Shares:
-    """What a rank holds and sends under this engine; the optimizer keeps so many `moments` of each weight.
+def shares_of(engine: str, sizes: Sizes, cluster: Cluster, options: EngineOptions, moments: float) -> Shares:
+    """What a rank holds and sends under this engine; the optimizer keeps so many `moments` of each weight on average.
 
     Raises UserError for an engine that is not one of ours.
     """

@@ -18,6 +18,7 @@ from vlm.model.token_likelihood import CHUNK_LOGITS
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
 from vlm.similarity.exchange import Exchange
+from vlm.training.optimizers.maker import moment_bytes
 
 _TRACED = (8, 16)  # rows; what a step takes grows by a straight line from there
 _USUAL_SAMPLES = 10**6
@@ -30,7 +31,8 @@ class PlannedModel:
     """A model's sizes, its work with the blocks of some parts computed again, and the objective that it is trained by.
 
     Texts have `length` tokens, and `logits` are the bytes of a chunk of them under a decoder. `averages` are copies of
-    the weights beside them: of the EMA, and of the teacher.
+    the weights beside them: of the EMA, and of the teacher; `moments` are the bytes that the optimizer keeps of each
+    byte that trains.
     """
 
     sizes: Sizes
@@ -40,6 +42,7 @@ class PlannedModel:
     length: int
     logits: float
     averages: int
+    moments: float
 
 
 def plan_model(recipe: Recipe, recomputed: tuple[str, ...], *, samples: int | None, length: int | None) -> PlannedModel:
@@ -60,14 +63,16 @@ def plan_model(recipe: Recipe, recomputed: tuple[str, ...], *, samples: int | No
         traces = [trace_step(model, shapes, outputs, rows, length, recipe.precision) for rows in _TRACED]
     except _ASKS_FOR_VALUES as error:
         raise EveryRankError(f"model: cannot be planned: its forward asks for values ({reason(error)})") from error
+    sizes = sizes_of(model)
     return PlannedModel(
-        sizes=sizes_of(model),
+        sizes=sizes,
         work=Work(*traces),
         objective=objective,
         image_size=model.image_spec.size if recipe.data.images else 0,
         length=length,
         logits=0.0 if model.decoder is None else float(CHUNK_LOGITS * _BYTES),
         averages=(recipe.ema is not None) + bool(objective.needs.teacher_outputs),
+        moments=moment_bytes(recipe.optimizer, model) / max(1, sizes.trained),
     )
 
 

@@ -14,6 +14,7 @@ from launch.plan.memory import Load, Memory, batch_bytes, memory_of, pair_work, 
 from launch.plan.model import PlannedModel, parts_with_blocks, plan_model
 from launch.recipe import Recipe
 from vlm.training.engines.base import EngineSettings
+from vlm.training.engines.options import LAYOUTS
 from vlm.training.engines.start import require_options
 
 _DAY, _HOUR = 86_400.0, 3_600.0
@@ -109,7 +110,7 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     samples = question.samples or num_samples(facts)
     said = tuple(recipe.activation_checkpointing)
     variants = _recomputed(recipe) if question.compared else [said]
-    engines = dict.fromkeys((*ENGINES, recipe.engine)) if question.compared else [recipe.engine]
+    engines = dict.fromkeys((*_carrying(recipe), recipe.engine)) if question.compared else [recipe.engine]
     models = {parts: plan_model(recipe, parts, samples=samples, length=question.length) for parts in variants}
     load = Load(rows, min(rows, recipe.micro_batch or rows), recipe.global_batch)
     ways = {
@@ -136,6 +137,11 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     )
 
 
+def _carrying(recipe: Recipe) -> list[str]:
+    """The engines that the recipe's optimizer works under."""
+    return [name for name in ENGINES if LAYOUTS[name] in recipe.optimizer.layouts]
+
+
 def _recomputed(recipe: Recipe) -> list[tuple[str, ...]]:
     """What the recipe says, and beside it the other end: all blocks computed again, or none."""
     said = tuple(recipe.activation_checkpointing)
@@ -146,7 +152,7 @@ def way_of(
     recipe: Recipe, machine: Machine, engine: str, parts: tuple[str, ...], model: PlannedModel, load: Load
 ) -> Way:
     """One way to run a recipe, whose model was planned with these parts computed again."""
-    shares = shares_of(engine, model.sizes, machine.cluster, recipe.engine_options, len(recipe.optimizer.moments))
+    shares = shares_of(engine, model.sizes, machine.cluster, recipe.engine_options, model.moments)
     memory = _memory_of(recipe, machine, model, shares, load)
     sizes = sorted({load.rows, *(2**power for power in range(load.rows.bit_length()))})
     fitting = [

@@ -9,7 +9,7 @@ import yaml
 from launch.recipe import changed_keys, load_recipe
 from vlm.duration import Duration
 from vlm.errors import UserError
-from vlm.training.optimizers import AdamW
+from vlm.training.optimizers.adamw import AdamW
 
 MINIMAL = """
 model: {open_clip: ViT-B-32}

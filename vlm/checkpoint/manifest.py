@@ -16,7 +16,7 @@ FORMAT = "vlm-checkpoint-3"  # tensors may be in parts since 3
 _FORMAT = re.compile(r"vlm-checkpoint-(\d{1,9})")
 _UNSEALED = "vlm-checkpoint-1"  # whose manifest carries no checksum of its own
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]*-\d{5,9}\.safetensors$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*-\d{5,9}\.safetensors$")]
 
 
 class FileRecord(Config):

@@ -25,6 +25,14 @@ def repeated_blocks(network: nn.Module) -> Sequence[nn.Module]:
     return most_repeated(network)
 
 
+def repeated_stacks(network: nn.Module) -> Sequence[Sequence[nn.Module]]:
+    """The blocks of a network by stacks, each of which begins at the inputs: one, or what its method `stacks` says."""
+    if callable(getattr(type(network), "stacks", None)):
+        named: Any = network.stacks
+        return list(named())
+    return [blocks] if (blocks := repeated_blocks(network)) else []
+
+
 def _named_by_timm(network: Any) -> list[nn.Module]:
     """The modules that timm's finest groups of parameters stand for; empty where a model has no such groups."""
     try:

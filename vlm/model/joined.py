@@ -47,7 +47,11 @@ class JoinedTrunk(nn.Module):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks of all networks, one network after another."""
-        return [block for network in _networks(self.members) for block in repeated_blocks(network)]
+        return [block for stack in self.stacks() for block in stack]
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The blocks of each network that has any."""
+        return [blocks for network in _networks(self.members) if (blocks := repeated_blocks(network))]
 
 
 class JoinedTextTower(TextTower):
@@ -67,8 +71,11 @@ class JoinedTextTower(TextTower):
         return side_by_side([member(tokens, lengths) for member in self.members])
 
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
+        return [block for stack in self.stacks() for block in stack]
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:  # noqa: D102
         networks = (network for network in _networks(self.members) if isinstance(network, TextTower))
-        return [block for network in networks for block in network.blocks()]
+        return [blocks for network in networks if (blocks := network.blocks())]
 
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
         return []  # a lock leaves nothing free: each member has its own

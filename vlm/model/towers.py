@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from vlm.model.blocks import most_repeated, repeated_blocks
+from vlm.model.blocks import most_repeated, repeated_blocks, repeated_stacks
 from vlm.model.image_spec import ImageSpec
 from vlm.model.image_tokens import TokenReader, token_reader
 from vlm.model.lock import projection_of
@@ -32,6 +32,10 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks in order, by which the tower can be locked or sharded; none where none repeat."""
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The blocks by stacks, each of which begins at the inputs; several where networks stand side by side."""
+        return [blocks] if (blocks := self.blocks()) else []
 
     @abstractmethod
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:
@@ -91,6 +95,9 @@ class ImageTower(Tower):
 
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
         return repeated_blocks(self.trunk)
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:  # noqa: D102
+        return repeated_stacks(self.trunk)
 
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
         return projection_of(self.trunk)

@@ -16,7 +16,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.ema import Ema
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
-from vlm.training.optimizers import OptimizerMaker, no_weight_decay_names
+from vlm.training.optimizers.maker import optimizer_maker
 from vlm.training.spikes import SpikeWatch
 from vlm.training.step import TrainState
 from vlm.training.teacher import Teacher
@@ -35,10 +35,10 @@ def assemble(
     """
     if model.decoder is not None:
         freeze_unreached(model, objective.needs.outputs)
+    make_optimizer = optimizer_maker(config.optimizer, model)
     checkpoint_activations(model, config.activation_checkpointing)
     choose_attention(model, config.attention)
     model.text.groups_texts = config.group_texts
-    make_optimizer = OptimizerMaker(config.optimizer, no_weight_decay_names(model))
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None
     teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None

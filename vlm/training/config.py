@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm.checkpoint.retention import KeepConfig
 from vlm.config import Config
@@ -16,9 +16,10 @@ from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
 from vlm.training.engines.base import Precision
-from vlm.training.engines.options import EngineOptions
+from vlm.training.engines.options import LAYOUTS, EngineOptions
 from vlm.training.engines.registry import EngineName
-from vlm.training.optimizers import AdamW, AnyOptimizer
+from vlm.training.optimizers.adamw import AdamW
+from vlm.training.optimizers.registry import AnyOptimizer
 from vlm.training.profile import ProfileConfig
 from vlm.training.schedule import AnySchedule, CosineSchedule
 from vlm.training.spikes import GuardConfig
@@ -100,6 +101,15 @@ class TrainingConfig(Config):
     trackers: tuple[str, ...] = Field(
         default=("tensorboard",), description="accelerate's trackers by name: tensorboard, wandb"
     )
+
+    @model_validator(mode="after")
+    def _engine_carries_the_optimizer(self) -> "TrainingConfig":
+        """Of an engine of the user's own this is asked when it is built."""
+        if self.engine in LAYOUTS:
+            words = self.optimizer.unfit_for(self.engine, LAYOUTS[self.engine], self.engine_options)
+            if words is not None:
+                raise ValueError(words)
+        return self
 
     @property
     def comparison(self) -> SimilarityConfig:

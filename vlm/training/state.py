@@ -1,6 +1,6 @@
 """The state that a run must remember, gathered from the engine into a checkpoint and put back from one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
@@ -23,8 +23,8 @@ def state_groups(engine: Engine, ema: Ema | None, teacher: Teacher | None = None
     groups: dict[str, Group] = {
         "weights": ({name: _numel(shape) for name, shape in engine.shapes.items()}, engine.saved_weight)
     }
-    for moment in engine.moments:
-        groups[moment] = (trainable, _moment_reader(engine, moment))
+    for moment, kept in _by_moment(engine).items():
+        groups[moment] = ({name: _numel(shape) for name, shape in kept.items()}, _moment_reader(engine, moment))
     if ema is not None:
         groups["ema"] = (trainable, ema.saved)
     if teacher is not None:
@@ -70,16 +70,15 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
     differences = first_differences(engine.shapes, checkpoint.shapes("weights"))
     if differences:
         raise UserError(f"checkpoint {checkpoint.folder} is of another architecture: {differences}")
-    trained = {name: engine.shapes[name] for name in engine.parameters()}
-    for moment in engine.moments:
-        differences = first_differences(trained, checkpoint.shapes(moment))
+    for moment, kept in _by_moment(engine).items():
+        differences = first_differences(kept, checkpoint.shapes(moment))
         if differences:
             raise UserError(
                 f"checkpoint {checkpoint.folder}: other weights were trained there ({moment}): {differences}"
             )
     for name in engine.shapes:
         engine.load_weight(name, checkpoint.tensor("weights", name))
-    moments = {name: _MomentsOf(checkpoint, name, engine.moments) for name in trained}
+    moments = {name: _MomentsOf(checkpoint, name, kept) for name, kept in engine.moments.items()}
     engine.load_moments(moments, checkpoint.manifest.num_updates)
     for average_name, average in (("ema", ema), ("teacher", None if teacher is None else teacher.average)):
         group = average_name if checkpoint.names(average_name) else "weights"
@@ -91,10 +90,10 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, ema: Ema | None, teach
 class _MomentsOf(Mapping[str, torch.Tensor]):
     """The moments of one parameter, each read when it is asked for: all of them are twice the model."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, moments: Sequence[str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str, moments: Iterable[str]) -> None:
         self._checkpoint = checkpoint
         self._name = name
-        self._moments = moments
+        self._moments = tuple(moments)
 
     def __getitem__(self, moment: str) -> torch.Tensor:
         return self._checkpoint.tensor(moment, self._name)
@@ -109,9 +108,21 @@ class _MomentsOf(Mapping[str, torch.Tensor]):
 def _moment_reader(engine: Engine, moment: str) -> Callable[[str], Saved]:
     def read(name: str) -> Saved:
         values = engine.saved_moment(name, moment)
-        return torch.zeros(engine.shapes[name]) if values is None else values
+        if values is not None:
+            return values
+        kept = engine.moments[name][moment]
+        return torch.zeros(kept.shape, dtype=kept.dtype)
 
     return read
+
+
+def _by_moment(engine: Engine) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of the optimizer's moments, by that of which they are the moments."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, kept in engine.moments.items():
+        for moment, one in kept.items():
+            shapes.setdefault(moment, {})[name] = one.shape
+    return shapes
 
 
 def _numel(shape: tuple[int, ...]) -> int:

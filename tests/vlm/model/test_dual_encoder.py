@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.vlm.model.tiny import TEXTS, VIT, architecture, normalised, outputs_of, some_images, tiny_model
 from vlm.batch import Images, Texts
-from vlm.training.optimizers import no_weight_decay_names
+from vlm.training.optimizers.parameters import no_weight_decay_names
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from vlm.model.dual_encoder import DualEncoder
 from vlm.model.exchange import export_open_clip
 from vlm.model.heads import HeadConfig, SeveralHeads, build_head
 from vlm.tensor_file import save_tensors
-from vlm.training.optimizers import no_weight_decay_names
+from vlm.training.optimizers.parameters import no_weight_decay_names
 
 MLP = {"kind": "mlp", "hidden": 40, "dim": 10}
 

@@ -15,7 +15,8 @@ from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.image_spec import ImageSpec
 from vlm.model.towers import ImageTower
-from vlm.training.optimizers import AdamW, OptimizerMaker
+from vlm.training.optimizers.adamw import AdamW
+from vlm.training.optimizers.maker import OptimizerMaker
 
 LITE0 = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
 SCALE = {"logit_scale"}
@@ -144,4 +145,4 @@ def test_a_model_of_which_nothing_trains_is_refused() -> None:
     module = nn.Linear(2, 2)
     module.requires_grad_(False)
     with pytest.raises(UserError, match=r"^model\.lock: nothing is left to train"):
-        OptimizerMaker(AdamW(), set())(module)
+        OptimizerMaker(AdamW(), {})(module)

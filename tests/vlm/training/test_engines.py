@@ -66,7 +66,7 @@ def state_of(engine: Engine, ema: Ema) -> dict[str, dict[str, Tensor]]:
     """All of it, gathered whole: what a checkpoint, written in parts, has to hold."""
     with torch.no_grad():
         state = {"weights": {name: engine.weight(name).clone() for name in engine.shapes}}
-        for kind in engine.moments:
+        for kind in ("exp_avg", "exp_avg_sq"):
             moments = {name: engine.moment(name, kind) for name in engine.parameters()}
             state[kind] = {name: moment.clone() for name, moment in moments.items() if moment is not None}
         return state | {"ema": {name: ema.full(name).clone() for name in engine.parameters()}}
@@ -82,9 +82,8 @@ def story(setup: Setup, world_size: int, folder: str) -> dict[str, Any]:
     gradients = {name: engine.gradient(name) for name in engine.parameters()}
     engine.step(0.0)
     dirty = engine.num_updates()
-    engine.load_moments(
-        {name: {kind: torch.zeros(engine.shapes[name]) for kind in engine.moments} for name in engine.parameters()}, 0
-    )
+    kept = engine.moments.items()
+    engine.load_moments({name: {kind: torch.zeros(one.shape) for kind, one in ones.items()} for name, ones in kept}, 0)
     losses = run_steps(engine, 0, NUM_STEPS // 2, ema)
     manifest = MANIFEST.model_copy(update={"step": NUM_STEPS // 2, "num_updates": engine.num_updates()})
     with torch.no_grad():

@@ -9,14 +9,11 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.vlm.training.toy import GLOBAL_BATCH, WHOLE, Setup, start, toy_batch, toy_model, train_state
-from vlm.checkpoint.format import Checkpoint
-from vlm.checkpoint.manifest import Manifest
-from vlm.checkpoint.writer import write_checkpoint
+from tests.vlm.training.toy_life import life
 from vlm.errors import EveryRankError
 from vlm.objectives import functional
 from vlm.training.engines.registry import EngineName
-from vlm.training.optimizers import OptimizerConfig
-from vlm.training.state import restore_state, state_groups
+from vlm.training.optimizers.base import OptimizerConfig
 from vlm.training.step import train_step
 
 NUM_STEPS, LR, DECAY = 6, 0.05, 0.01
@@ -36,40 +33,6 @@ class Momentum(OptimizerConfig):
 def setup(engine: EngineName) -> Setup:
     optimizer = Momentum(kind=f"{__name__}:Momentum", lr=LR, weight_decay=DECAY)
     return Setup(engine, max_grad_norm=None, optimizer=optimizer)
-
-
-def life(engine_name: EngineName, world_size: int, folder: str, first: int, last: int) -> dict[str, Tensor]:
-    """Steps `first` to `last`, from the folder's checkpoint where there is one; all weights and moments after them."""
-    engine = start(setup(engine_name), world_size)
-    saved = Path(folder) / f"step-{first:08d}"
-    if first:
-        restore_state(Checkpoint(saved), engine, None)
-    state = train_state(engine)
-    for step in range(first, last):
-        batch = toy_batch(step, engine.world.rank, world_size)
-        if step == first:
-            engine.warm_up(batch)
-        train_step(state, batch, WHOLE, seed=0, lr=LR)
-    manifest = Manifest(
-        step=last,
-        samples=0,
-        num_updates=engine.num_updates(),
-        world_size=world_size,
-        engine=engine_name,
-        threads=1,
-        model={},
-        data={},
-        versions={},
-    )
-    with torch.no_grad():
-        groups = state_groups(engine, None)
-        write_checkpoint(Path(folder), manifest, groups, engine.world)
-        whole = {f"weights/{name}": engine.weight(name).clone() for name in engine.shapes}
-        for kind in engine.moments:
-            moments = {name: engine.moment(name, kind) for name in engine.parameters()}
-            whole |= {f"{kind}/{name}": moment.clone() for name, moment in moments.items() if moment is not None}
-    engine.accelerator.end_training()
-    return whole
 
 
 def one_process() -> dict[str, Tensor]:
@@ -110,8 +73,8 @@ def one_process() -> dict[str, Tensor]:
 )
 def test_a_run_over_two_engines_is_torchs_own_loop(tmp_path: Path, first: Any, second: Any) -> None:
     half = NUM_STEPS // 2
-    run_ranks(life, first[1], *first, str(tmp_path), 0, half, group=False)
-    found = run_ranks(life, second[1], *second, str(tmp_path), half, NUM_STEPS, group=False)[0]
+    run_ranks(life, first[1], setup(first[0]), first[1], str(tmp_path), 0, half, LR, group=False)
+    found = run_ranks(life, second[1], setup(second[0]), second[1], str(tmp_path), half, NUM_STEPS, LR, group=False)[0]
     expected = one_process()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -138,6 +101,17 @@ class Silent(OptimizerConfig):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=self.lr)
+
+
+class Odd(Momentum):
+    """A momentum whose name cannot be a file's."""
+
+    moments: ClassVar[tuple[str, ...]] = ("Momentum",)
+
+
+def test_what_an_optimizer_keeps_has_names_that_files_can_have() -> None:
+    with pytest.raises(ValueError, match="Odd has the moment 'Momentum', which is no file's name"):
+        Odd(kind=f"{__name__}:Odd")
 
 
 def test_an_optimizer_says_what_it_keeps() -> None:

@@ -1,7 +1,7 @@
 """The learning rate as a function of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -56,7 +56,7 @@ def test_what_version_0_1_0_wrote_of_a_constant_rate_is_read() -> None:
         _READER.validate_python({"kind": "constant", "final": 0.1})
 
 
-def of_run(given: dict[str, object], num_steps: int) -> LearningRate:
+def of_run(given: Mapping[str, object], num_steps: int) -> LearningRate:
     """The rate of a run with steps of 8, an epoch of 100 samples, and a peak of 2."""
     schedule = _READER.validate_python(given)
     return LearningRate.of_run(schedule, 2.0, global_batch=8, num_samples=100, num_steps=num_steps)

@@ -1,7 +1,7 @@
 """A model small enough for many engines and ranks, with every kind of parameter that engines treat differently."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +21,16 @@ from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
 from vlm.training.micro_batches import MicroBatchPlan
-from vlm.training.optimizers import AdamW, LrScale, OptimizerConfig, OptimizerMaker
+from vlm.training.optimizers.adamw import AdamW
+from vlm.training.optimizers.base import OptimizerConfig
+from vlm.training.optimizers.maker import OptimizerMaker
+from vlm.training.optimizers.parameters import ParameterFacts, parameter_facts
+from vlm.training.optimizers.rates import LrScale
 from vlm.training.step import TrainState
 
 GLOBAL_BATCH = 12
 TERMS: dict[str, Term] = {"clip": Clip()}
+HIDDEN = ("image.0.weight", "image.5.weight")
 WHOLE = MicroBatchPlan(GLOBAL_BATCH, 1)
 
 
@@ -91,6 +96,7 @@ class Setup:
     dropout: float = 0.0
     double: bool = False
     optimizer: OptimizerConfig | None = None  # in place of AdamW with these numbers
+    layer_factors: Mapping[str, float] = field(default_factory=dict)  # of the rate, by the name of a parameter
     options: EngineOptions = field(default_factory=EngineOptions)
 
 
@@ -106,10 +112,28 @@ def start(
     """The toy, or another model, under an engine, on this rank; ranks that have joined have an `accelerator`."""
     rows = GLOBAL_BATCH // world_size
     settings = EngineSettings(setup.engine, rows, setup.precision, setup.max_grad_norm, setup.options)
-    config = AdamW(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
-    make_optimizer = OptimizerMaker(setup.optimizer or config, {"logit_scale", "image.0.bias"})
+    adamw = AdamW(weight_decay=setup.weight_decay, beta1=setup.beta1, lr_scale=setup.lr_scale)
     accelerator = accelerator or start_accelerator(settings)
-    return build_engine(settings, accelerator, model or toy_model(setup), make_optimizer)
+    model = model or toy_model(setup)
+    config = setup.optimizer or adamw
+    make_optimizer = OptimizerMaker(config, toy_facts(model, config, setup.layer_factors))
+    return build_engine(settings, accelerator, model, make_optimizer)
+
+
+def toy_facts(
+    model: nn.Module, config: OptimizerConfig, layer_factors: Mapping[str, float]
+) -> dict[str, ParameterFacts]:
+    """What an optimizer knows of the toy's parameters: two decay not, and two are hidden matrices."""
+    facts = parameter_facts(model, config.lr_scale, config.lr_decay)
+    return {
+        name: replace(
+            one,
+            decays=name not in ("logit_scale", "image.0.bias"),
+            lr_factor=one.lr_factor * layer_factors.get(name, 1.0),
+            hidden=name in HIDDEN,
+        )
+        for name, one in facts.items()
+    }
 
 
 def train_state(engine: Engine, ema: Ema | None = None) -> TrainState:

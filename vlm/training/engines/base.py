@@ -17,8 +17,8 @@ from vlm.checkpoint.parts import Saved
 from vlm.distributed.world import World
 from vlm.ends.stops import EvaluationStoppedError
 from vlm.outputs import PAIR
-from vlm.training.engines.options import EngineOptions
-from vlm.training.optimizers import OptimizerMaker
+from vlm.training.engines.options import EngineOptions, Layout
+from vlm.training.optimizers.maker import OptimizerMaker
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,17 +42,19 @@ class Engine(ABC):
     called by all ranks together.
 
     `takes` are the options (`EngineOptions`) that an engine follows, by their keys (`wire`, `offload.optimizer`), and
-    others are refused.
+    others are refused. `layout` is how it holds parameters: an optimizer that is not right for it is refused.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
+    layout: ClassVar[Layout] = "flat"
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
     ) -> None:
         self.accelerator = accelerator
         self.module = module
-        self.moments = make_optimizer.moments
+        self.make_optimizer = make_optimizer
+        self.moments = make_optimizer.moments  # by parameter
         self.world = World.current(accelerator.device)
         self.settings = settings
         self.most_norm = math.inf  # a step whose gradient's norm is larger updates nothing
@@ -248,6 +250,8 @@ def exchange_data(module: nn.Module, name: str, value: Tensor) -> Tensor:
 
 
 def num_updates_of(optimizer: torch.optim.Optimizer) -> int:
-    """How many updates an optimizer has made by its own count, the same for all parameters; 0 where it counts none."""
-    counts = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
-    return counts.pop() if counts else 0
+    """How many updates an optimizer has made by its own count; 0 where it counts none.
+
+    It is the same for all parameters that it counts: of others the count is that of the last resume.
+    """
+    return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)

@@ -21,8 +21,8 @@ from vlm.training.engines.base import (
     exchange_data,
     num_updates_of,
 )
-from vlm.training.engines.options import TAKES
-from vlm.training.optimizers import OptimizerMaker, set_lr
+from vlm.training.engines.options import LAYOUTS, TAKES, Layout
+from vlm.training.optimizers.maker import OptimizerMaker, set_lr
 
 _BUCKET_MIB = 25
 
@@ -36,6 +36,7 @@ class DdpEngine(Engine):
     """
 
     takes: ClassVar[frozenset[str]] = TAKES["ddp"]
+    layout: ClassVar[Layout] = LAYOUTS["ddp"]
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
@@ -110,10 +111,9 @@ class DdpEngine(Engine):
 
     def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
-            state = self._optimizer.state[parameter]
-            state["step"] = torch.tensor(float(num_updates), device=parameter.device)
-            for moment in self.moments:
-                state[moment] = moments[name][moment].to(parameter.device)
+            values = {moment: moments[name][moment].to(parameter.device) for moment in self.moments[name]}
+            state = self.make_optimizer.state_of(values, num_updates, parameter.device)
+            self._optimizer.state[parameter] = state
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._optimizer)

@@ -28,9 +28,9 @@ from vlm.training.engines.base import (
     tensor_of,
 )
 from vlm.training.engines.groups import REPLICATE, SHARD, shard_mesh
-from vlm.training.engines.options import TAKES, EngineOptions
+from vlm.training.engines.options import LAYOUTS, TAKES, EngineOptions, Layout
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
-from vlm.training.optimizers import OptimizerMaker, set_lr
+from vlm.training.optimizers.maker import OptimizerMaker, set_lr
 
 
 class FsdpEngine(Engine):
@@ -42,6 +42,7 @@ class FsdpEngine(Engine):
     """
 
     takes: ClassVar[frozenset[str]] = TAKES["fsdp"]
+    layout: ClassVar[Layout] = LAYOUTS["fsdp"]
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker, settings: EngineSettings
@@ -123,10 +124,9 @@ class FsdpEngine(Engine):
 
     def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for name, parameter in self.parameters().items():
-            state = self._optimizer.state[parameter]
-            state["step"] = torch.tensor(float(num_updates), device=self._shards[name].device)
-            for moment in self.moments:
-                state[moment] = self._distributed(name, self.to_shard(name, moments[name][moment]).clone())
+            values = {moment: self._kept(name, moment, moments[name][moment]) for moment in self.moments[name]}
+            state = self.make_optimizer.state_of(values, num_updates, self._shards[name].device)
+            self._optimizer.state[parameter] = state
 
     def num_updates(self) -> int:  # noqa: D102
         return num_updates_of(self._optimizer)
@@ -151,7 +151,9 @@ class FsdpEngine(Engine):
 
     def saved_moment(self, name: str, moment: str) -> Saved | None:  # noqa: D102
         values: Tensor | None = self._optimizer.state.get(self.parameters()[name], {}).get(moment)
-        return None if values is None else self.saved_shard(name, _local(values))
+        if not isinstance(values, DTensor):
+            return values  # of another shape than the parameter's: every rank has it whole
+        return self.saved_shard(name, values.to_local())
 
     def saved_shard(self, name: str, shard: Tensor) -> Saved:  # noqa: D102
         if not isinstance(tensor_of(self.module, name), DTensor):
@@ -160,6 +162,12 @@ class FsdpEngine(Engine):
         rows = math.ceil(shape[0] / self._mesh[SHARD].size())  # of all ranks but the last that has any
         start = min(shape[0], rows * self._mesh.get_local_rank(SHARD)) * torch.Size(shape[1:]).numel()
         return Part(flat if self._writes(name) else flat[:0], start, shape)
+
+    def _kept(self, name: str, moment: str, whole: Tensor) -> Tensor:
+        """A moment as the optimizer keeps it: this rank's rows, or all of it where it has not the parameter's shape."""
+        if self.moments[name][moment].shape != self.shapes[name]:
+            return whole.to(self._shards[name].device)
+        return self._distributed(name, self.to_shard(name, whole).clone())
 
     def _writes(self, name: str) -> bool:
         """Whether this rank's group of those that have the same shards writes a tensor: they share the work."""

@@ -8,10 +8,15 @@ from pydantic import Field, field_validator
 from vlm.config import Config
 
 Wire = Literal["fp32", "bf16"]
+Layout = Literal["whole", "rows", "flat"]
+"""How a rank holds a parameter and its moments: whole; its rows, as a `DTensor` that knows the whole; or its part of
+many parameters one behind the other."""
 ShardGroup = Literal["all", "node"] | Annotated[int, Field(gt=1, le=2**20)]
 
 
-# Which options the shipped engines follow: here, so that a mistake is told without importing all of them.
+# How the shipped engines hold parameters, and which options they follow: here, so that a mistake is told without
+# importing all of them.
+LAYOUTS: Mapping[str, Layout] = {"ddp": "whole", "fsdp": "rows", "zero1": "flat", "zero2": "flat", "zero3": "flat"}
 _ZERO = frozenset({"wire", "bucket_mib", "overlap", "offload.optimizer"})
 TAKES: Mapping[str, frozenset[str]] = {
     "ddp": frozenset({"wire", "bucket_mib"}),

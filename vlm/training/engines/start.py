@@ -14,7 +14,7 @@ from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.options import TAKES
 from vlm.training.engines.registry import ENGINES
 from vlm.training.launcher_settings import overrule_launcher
-from vlm.training.optimizers import OptimizerMaker
+from vlm.training.optimizers.maker import OptimizerMaker
 
 _LEAST_MEETING, _MOST_MEETING = 60.0, 600.0  # seconds
 
@@ -80,5 +80,12 @@ def require_options(settings: EngineSettings) -> None:
 def build_engine(
     settings: EngineSettings, accelerator: Accelerator, module: nn.Module, make_optimizer: OptimizerMaker
 ) -> Engine:
-    """Hand a model to the engine; from here on it is used through it. Collective."""
-    return ENGINES.find(settings.name).build(accelerator, module, make_optimizer, settings)
+    """Hand a model to the engine; from here on it is used through it. Collective.
+
+    Raises EveryRankError for an optimizer that would not be right under this engine.
+    """
+    engine = ENGINES.find(settings.name)
+    words = make_optimizer.config.unfit_for(settings.name, engine.layout, settings.options)
+    if words is not None:
+        raise EveryRankError(words)
+    return engine.build(accelerator, module, make_optimizer, settings)

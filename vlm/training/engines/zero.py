@@ -36,9 +36,9 @@ from vlm.training.engines.base import (
     num_updates_of,
     tensor_of,
 )
-from vlm.training.engines.options import TAKES
+from vlm.training.engines.options import LAYOUTS, TAKES, Layout
 from vlm.training.engines.rendezvous import stand_alone_rendezvous
-from vlm.training.optimizers import OptimizerMaker, set_lr
+from vlm.training.optimizers.maker import OptimizerMaker, set_lr
 
 Stage = Literal[1, 2, 3]
 
@@ -84,6 +84,7 @@ class ZeroEngine(Engine):
     """ZeRO: moments (stage 1), gradients (2) and weights (3) sharded over the ranks (Rajbhandari et al., 2020)."""
 
     takes: ClassVar[frozenset[str]] = TAKES["zero1"]
+    layout: ClassVar[Layout] = LAYOUTS["zero1"]
     _stage: Stage
 
     def __init__(
@@ -182,13 +183,11 @@ class ZeroEngine(Engine):
 
     def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:  # noqa: D102
         for master in self._master_parts():
-            self._base.state[master] = {
-                "step": torch.tensor(float(num_updates), device=master.device),
-                **{moment: torch.zeros_like(master) for moment in self.moments},
-            }
+            zeros = {moment: torch.zeros_like(master) for moment in self.make_optimizer.config.moments}
+            self._base.state[master] = self.make_optimizer.state_of(zeros, num_updates, master.device)
         self._link_moments(again=True)
         for name, parameter in self.parameters().items():
-            for moment in self.moments:
+            for moment in self.moments[name]:
                 self._set_master(name, parameter, moments[name][moment], moment)
 
     def num_updates(self) -> int:  # noqa: D102
