@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from launch.recipe import load_recipe
+from launch.train import train
 from tests.launch.small import metrics_of
 from tests.launch.tiny import assert_refused, assert_same_run, stopped_at, train_here, write_tiny, write_tiny_recipe
 
@@ -20,17 +22,34 @@ UPDATE: dict[str, Any] = {
 }
 
 
-def test_muon_with_layers_and_a_cool_down_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "data")
-    whole = tmp_path / "whole"
-    recipe = write_tiny_recipe(tmp_path / "data", whole, checkpoint_every="3 steps", **UPDATE)
-    train_here(recipe)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that was left alone, the last 6 of which cool down, with checkpoints after 3, 6, 9 and 12."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_tiny(folder / "data")
+    train_here(write_tiny_recipe(folder / "data", folder / "run", checkpoint_every="3 steps", **UPDATE))
+    return folder / "run"
+
+
+def test_muon_with_layers_and_a_cool_down_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     rates = [line["lr"] for line in metrics_of(whole)]
     cooled = [0.002 * (1 - (k / 6) ** 0.5) for k in range(6)]
     assert rates == pytest.approx([0.001, *[0.002] * 5, *cooled], abs=1e-12)
     stopped = stopped_at(whole, 9, tmp_path / "stopped")
     train_here(str(stopped / "recipe.yaml"), resume="auto")
     assert_same_run(stopped, whole)
+
+
+def test_a_run_made_longer_before_its_cool_down_is_one_that_was_as_long_from_the_start(
+    whole: Path, tmp_path: Path
+) -> None:
+    longer = stopped_at(whole, 6, tmp_path / "longer")
+    recipe = load_recipe(str(longer / "recipe.yaml"), ("duration=16 steps",))
+    train(recipe, resume="auto", allow_changes=True)
+    always = tmp_path / "always"
+    changes = {"duration": "16 steps", "checkpoint_every": "3 steps"}
+    train_here(write_tiny_recipe(whole.parent / "data", always, **changes, **UPDATE))
+    assert_same_run(longer, always)
 
 
 @pytest.mark.parametrize(

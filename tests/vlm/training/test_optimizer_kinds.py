@@ -84,9 +84,16 @@ def library_loop(libraries: Libraries) -> dict[str, Tensor]:
     return {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def lived(config: OptimizerConfig, engine: EngineName, world_size: int, folder: Path, first: int) -> dict[str, Tensor]:
+def lived(
+    config: OptimizerConfig,
+    engine: EngineName,
+    world_size: int,
+    folder: Path,
+    first: int,
+    options: EngineOptions | None = None,
+) -> dict[str, Tensor]:
     """The state after the last step of a life in processes of its own, or here on one rank."""
-    setup = Setup(engine, max_grad_norm=None, optimizer=config)
+    setup = Setup(engine, max_grad_norm=None, optimizer=config, options=options or EngineOptions())
     arguments = (setup, world_size, str(folder), first, NUM_STEPS, LR)
     if world_size == 1:
         return life(*arguments)
@@ -135,6 +142,14 @@ def test_on_two_ranks_whole_and_in_rows(tmp_path: Path, config: OptimizerConfig,
     assert_near(in_rows, whole)
     assert_same(lived(config, "fsdp", 2, tmp_path, half + 1), in_rows)
     assert_same(lived(config, "ddp", 2, tmp_path / "again", half), whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("config", [MUON, LAMB, ADAFACTOR])
+def test_rows_that_are_shared_within_groups_of_ranks(tmp_path: Path, config: OptimizerConfig) -> None:
+    in_groups = lived(config, "fsdp", 4, tmp_path, 0, EngineOptions(shard_group=2))
+    assert_near(in_groups, lived(config, "ddp", 4, tmp_path / "whole", 0))
+    assert_same(lived(config, "fsdp", 4, tmp_path, NUM_STEPS // 2, EngineOptions(shard_group=2)), in_groups)
 
 
 def adam(gradient: Tensor) -> Tensor:
