@@ -13,6 +13,7 @@ from launch.plan.gpu import GIGA
 from launch.plan.memory import Load, Memory, batch_bytes, memory_of, pair_work, state_bytes
 from launch.plan.model import PlannedModel, parts_with_blocks, plan_model
 from launch.recipe import Recipe
+from vlm.errors import EveryRankError
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.options import LAYOUTS
 from vlm.training.engines.start import require_options
@@ -99,11 +100,12 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     """The plan of a recipe.
 
     Raises:
-        UserError: it cannot be run there at all: fewer pairs than ranks, an engine without the recipe's options, or a
-            model or an objective that cannot be built.
+        UserError: it cannot be run there at all: fewer pairs than ranks, an engine without the recipe's options or not
+            for its optimizer, or a model or an objective that cannot be built.
     """
     if question.engine is not None:
         recipe = recipe.model_copy(update={"engine": question.engine})
+        _require_optimizer(recipe)
     rows = rows_per_rank(recipe.global_batch, question.machine.cluster.ranks)
     require_options(EngineSettings(recipe.engine, rows, options=recipe.engine_options))
     facts = facts_of(recipe)
@@ -135,6 +137,13 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
         price=question.price,
         logits=model.logits,
     )
+
+
+def _require_optimizer(recipe: Recipe) -> None:
+    """Raise EveryRankError for an optimizer that would not be right under the recipe's engine."""
+    words = recipe.optimizer.unfit_for(recipe.engine, LAYOUTS[recipe.engine], recipe.engine_options)
+    if words is not None:
+        raise EveryRankError(words)
 
 
 def _carrying(recipe: Recipe) -> list[str]:

@@ -57,6 +57,7 @@ def test_a_recipe_is_planned_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = tiny_values(tmp_path / "data", tmp_path / "run", duration="1000 steps", precision="bf16")
+    values["optimizer"] = {"kind": "muon"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     words = [str(tmp_path / "recipe.yaml"), "--nodes", "2", "--gpus-per-node", "3", "--gpu", "a100-40", "--price", "2"]
     code, out, err = said(monkeypatch, capsys, *words, "--engine", "fsdp", "--json", str(tmp_path / "plan.json"))
@@ -66,6 +67,7 @@ def test_a_recipe_is_planned_and_written(
     assert not (tmp_path / "run").exists()
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert (plan["engine"], plan["rows_per_rank"], plan["steps"]) == ("fsdp", 2, 1000)
+    assert {one["engine"] for one in plan["engines"]} == {"ddp", "fsdp"}  # those that carry Muon
     way = next(one for one in plan["engines"] if one["engine"] == "fsdp" and not one["recomputed"])
     assert plan["gpu_hours"] == pytest.approx(1000 * way["seconds"] * 6 / 3600)
     assert plan["cost"] == pytest.approx(2 * plan["gpu_hours"])
@@ -81,6 +83,10 @@ def test_a_recipe_is_planned_and_written(
         ([], "name a RECIPE, or measure this machine with --calibrate"),
         (["scenes", "--gpu", "h10"], "--gpu: there is no 'h10' in the table; nearest: h100"),
         (["scenes", "--engine", "zero"], "--engine: there is no 'zero'; nearest: zero3, zero2, zero1"),
+        (
+            ["scenes", "--engine", "zero2", "optimizer.kind=lamb"],
+            "of which engine zero2 has parts; it is for engine: ddp",
+        ),
         (["scenes", "--nodes", "32", "--gpus-per-node", "64"], "global_batch: 128 pairs leave some of 2048 ranks"),
     ],
 )

@@ -1,7 +1,10 @@
 """What optimizers know of a model's parameters: which decay, at which factor of the rate, which are hidden matrices."""
 
 import pytest
+import torch
+from torch import nn
 
+from tests.vlm.model.own_towers import Bag
 from tests.vlm.model.tiny import tiny_model
 from vlm.errors import EveryRankError
 from vlm.training.optimizers.adafactor import Adafactor
@@ -9,7 +12,7 @@ from vlm.training.optimizers.adamw import AdamW
 from vlm.training.optimizers.adamw_8bit import AdamW8bit
 from vlm.training.optimizers.maker import moment_bytes, optimizer_maker
 from vlm.training.optimizers.muon import Muon
-from vlm.training.optimizers.parameters import parameter_facts
+from vlm.training.optimizers.parameters import hidden_matrices, parameter_facts
 from vlm.training.optimizers.rates import LrDecay, LrScale
 
 
@@ -63,6 +66,22 @@ def test_hidden_matrices_are_those_within_blocks() -> None:
     assert {name for name, one in facts.items() if one.hidden} == {
         f"{block}.{matrix}" for block in blocks for matrix in matrices
     }
+
+
+class Tables(Bag):
+    """A tower whose block has a matrix, and beside it tables that map no hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__(10, 4, 0, 8)
+        block = nn.Module()
+        block.positions = nn.Embedding(6, 8)
+        block.relative_position_bias_table = nn.Parameter(torch.zeros(6, 8))
+        block.linear = nn.Linear(8, 8)
+        self.layers = nn.ModuleList([block])
+
+
+def test_tables_within_blocks_are_no_hidden_matrices() -> None:
+    assert hidden_matrices(nn.ModuleDict({"text": Tables()})) == {"text.layers.0.linear.weight"}
 
 
 def test_moments_take_the_bytes_that_each_optimizer_keeps() -> None:
