@@ -39,6 +39,7 @@ _QUANTITIES = (
     _Quantity("logit_scale", "Logit scale"),
     _Quantity("lr", "Learning rate"),
     _Quantity("grad_norm", "Gradient norm", smooth=True),
+    _Quantity("patch_dropout", "Patches left out", from_zero=True, value_format=_percent),
     _Quantity("samples_per_second", "Samples a second", smooth=True, from_zero=True, value_format="{:,.0f}".format),
     _Quantity("data_wait", "Time spent waiting for data", smooth=True, from_zero=True, value_format=_percent),
 )

@@ -26,7 +26,7 @@ Point = tuple[int, float]
 
 _NOT_TERMS = {
     *("step", "samples", "samples_per_second", "data_wait"),
-    *("loss", "logit_scale", "lr", "grad_norm", "steps_left_out"),
+    *("loss", "logit_scale", "lr", "grad_norm", "steps_left_out", "patch_dropout"),
 }
 _EVALUATION, _GEOMETRY, _DATA, _PROFILE = "eval/", "geometry/", "data/", "profile/"
 

@@ -17,8 +17,9 @@ from launch.recipe import Recipe
 from launch.start_lines import model_line
 from vlm.checkpoint.data_record import DataRecord
 from vlm.distributed.world import World
-from vlm.errors import UserError
+from vlm.errors import EveryRankError, UserError
 from vlm.model.dual_encoder import DualEncoder
+from vlm.training.assembly import stage_images
 from vlm.training.engines.base import EngineSettings
 from vlm.training.hooks.evaluations import ScheduledEvaluation
 from vlm.training.progress import show_lines
@@ -59,12 +60,21 @@ def build_parts(recipe: Recipe, world: World, model: DualEncoder) -> RunParts:
 def open_stream(
     recipe: Recipe, model: DualEncoder, world: World, *, record: bool = True
 ) -> TrainStream | SequentialStream:
-    """The training data of a recipe as a model reads it; without `record`, nothing is written below the run."""
+    """The training data of a recipe as a model reads it, which is made ready for the recipe's stages of images.
+
+    Without `record`, nothing is written below the run.
+    """
+    if recipe.image_schedule and not recipe.data.images:
+        raise EveryRankError("image_schedule: no images are read (data.images: false)")
     reads: dict[str, Any] = {"global_batch": recipe.global_batch, "seed": recipe.seed, "world": world}
+    stream: TrainStream | SequentialStream
     if recipe.data.mode == "sequential":
-        return SequentialStream(recipe.data, model.image_spec, model.tokenizer, **reads)
-    folder = Path(recipe.run) if record else None
-    return TrainStream(recipe.data, model.image_spec, model.tokenizer, **reads, record=folder)
+        stream = SequentialStream(recipe.data, model.image_spec, model.tokenizer, **reads)
+    else:
+        folder = Path(recipe.run) if record else None
+        stream = TrainStream(recipe.data, model.image_spec, model.tokenizer, **reads, record=folder)
+    stream.stages = stage_images(recipe, model, stream.num_samples)
+    return stream
 
 
 def rows_per_rank(global_batch: int, ranks: int | None = None) -> int:

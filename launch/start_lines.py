@@ -2,6 +2,7 @@
 
 import socket
 from collections import Counter
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from vlm.distributed.world import World
 from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.lock import AllBut
+from vlm.training.image_schedule import ImageStages, TrainedImages
 
 
 def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
@@ -68,6 +70,23 @@ def data_line(source: TrainStream | SequentialStream, batch: int, num_steps: int
         f"data {source.num_samples:,} samples in {shards:,} shard{'' if shards == 1 else 's'}: {batch:,} a step, "
         f"{num_steps:,} steps, {epochs:.4g} epochs; {'; '.join([begins, *near])}{beside}"
     )
+
+
+def image_lines(stages: ImageStages, num_steps: int) -> list[str]:
+    """The stages of images, where a recipe has any."""
+    if not stages.ends:
+        return []
+    bounds = [0, *stages.ends, num_steps]
+    words = [
+        f"steps {start + 1:,} to {stop:,} {_images(stages.at(start))}"
+        for start, stop in pairwise(bounds)
+        if stop > start
+    ]
+    return [f"images in stages: {'; '.join(words)}"]
+
+
+def _images(images: TrainedImages) -> str:
+    return f"without {images.patch_dropout:.4g} of their patches" if images.patch_dropout else "whole"
 
 
 def _device_name(device: torch.device) -> str:

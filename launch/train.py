@@ -19,7 +19,7 @@ from launch.recipe import Recipe, resolve_order
 from launch.resume import AUTO, Start, find_start, model_to_train, require_same_data
 from launch.retention import retention_of
 from launch.shown_progress import shown_progress
-from launch.start_lines import data_line, place_lines
+from launch.start_lines import data_line, image_lines, place_lines
 from launch.trackers import require_trackers, start_trackers
 from vlm.activity import activity
 from vlm.batch import COUNTERFACTUALS, DEGRADED, Skip
@@ -245,7 +245,8 @@ def _progress(
 ) -> Iterator[ProgressDisplay]:
     """The display of a run's steps and, within them, of its evaluations."""
     is_main, num_samples = run.world.is_main, parts.source.num_samples
-    show_lines(is_main, [data_line(parts.source, recipe.global_batch, num_steps, start.step)])
+    lines = [data_line(parts.source, recipe.global_batch, num_steps, start.step)]
+    show_lines(is_main, [*lines, *image_lines(parts.source.stages, num_steps)])
     progress = make_progress(is_main, start.step, num_steps, num_samples / recipe.global_batch)
     try:
         with on_progress(lambda work, done, total: progress.note(f"evaluating: {work} {done:,}/{total:,}")):

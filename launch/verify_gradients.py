@@ -18,7 +18,7 @@ from vlm.objectives.objective import Objective
 from vlm.similarity.config import SimilarityConfig
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
-from vlm.training.assembly import assemble, build_objective
+from vlm.training.assembly import assemble, build_objective, stage_images
 from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
 from vlm.training.state import restore_memory
@@ -74,6 +74,7 @@ def _reference(
     model = build_model(recipe.model, recipe.seed)
     plain = recipe.model_copy(update={"similarity": SimilarityConfig(product="fp32")})
     objective = build_objective(plain, model, num_samples, alone)
+    stage_images(plain, model, num_samples)
     _restore(model, objective, saved)
     return reference_gradients(model.to(alone.device).train(), objective, steps, recipe.micro_batch, recipe.seed)
 

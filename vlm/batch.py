@@ -22,8 +22,8 @@ COUNTERFACTUALS, DEGRADED = "counterfactuals", "degraded"
 class BatchPart:
     """One kind of input: tensors with an entry in each row, and the samples that the rows are of.
 
-    A subclass is a frozen dataclass of tensors of equal first dimension. `owners` says of which of the batch's samples
-    each row is, in ascending order; None where every sample has one row.
+    A subclass is a frozen dataclass of tensors of equal first dimension, and of values that hold for all rows. `owners`
+    says of which of the batch's samples each row is, in ascending order; None where every sample has one row.
     """
 
     owners: Int64[Tensor, " rows"] | None = field(default=None, kw_only=True)
@@ -50,25 +50,31 @@ class BatchPart:
         if len(parts) == 1:
             return parts[0]
         joined = {
-            name.name: _joined([getattr(part, name.name) for part in parts])
-            for name in fields(cls)
-            if name.name != "owners"
+            name: _joined([getattr(part, name) for part in parts]) for name in parts[0]._tensors() if name != "owners"
         }
         owned = [part.owners for part in parts if part.owners is not None]
         starts = [sum(num_samples[:number]) for number in range(len(parts))]
         owners = torch.cat([rows + start for rows, start in zip(owned, starts, strict=True)]) if owned else None
-        return cls(**joined, owners=owners)
+        return replace(parts[0], **joined, owners=owners)
 
     def _with_tensors(self: Part, change: Callable[[Tensor], Tensor]) -> Part:
-        tensors = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
 class Images(BatchPart):
-    """Pictures as the image tower takes them: 8 bits a channel, not normalised."""
+    """Pictures as the image tower takes them: 8 bits a channel, not normalised.
+
+    `patch_dropout` is the share of their patches that the tower leaves out in training; None: as the tower does by
+    itself. It is alike for all images of a batch.
+    """
 
     pixels: UInt8[Tensor, "rows 3 height width"]
+    patch_dropout: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,14 @@ class Batch:
             parts={name: part.to(device) for name, part in self.parts.items()},
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
+
+    def with_patch_dropout(self, share: float | None) -> "Batch":
+        """The same with this share of the patches of all its images left out."""
+        parts = {
+            name: replace(part, patch_dropout=share) if isinstance(part, Images) else part
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=parts)
 
     def pin_memory(self) -> "Batch":
         """The same in memory that a GPU reads by itself."""

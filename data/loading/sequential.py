@@ -29,6 +29,7 @@ from vlm.batch import Batch, Skip
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
+from vlm.training.image_schedule import ImageStages
 
 NOTICE = (
     "data.mode sequential: shards are drawn with replacement and streamed. Not kept: each sample once an epoch, the "
@@ -74,6 +75,7 @@ class SequentialStream:
         self.sources = tuple(
             SourceSummary(name, self._shards[name], sizes[name], fraction) for name, fraction in self._fractions.items()
         )
+        self.stages = ImageStages()  # whoever knows the length of the run sets those that it has
         self.notices = (NOTICE, *batch_notices(self.sources, global_batch))
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
@@ -93,7 +95,7 @@ class SequentialStream:
             range(start_step, start_step + num_steps),
             workers=workers,
             prefetch=prefetch,
-            arrive=lambda sent: sent.received(ring),
+            arrive=lambda sent: self.stages.shown(sent.received(ring)),
             pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )

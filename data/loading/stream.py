@@ -23,6 +23,7 @@ from vlm.batch import Batch
 from vlm.distributed.world import World
 from vlm.errors import UserError
 from vlm.model.image_spec import ImageSpec
+from vlm.training.image_schedule import ImageStages
 
 
 class TrainStream:
@@ -86,6 +87,7 @@ class TrainStream:
                 require_editable(source, config, shard_reader)
         self._load = BatchLoader(read, reader, tokenizer, documents)
         self._restored: dict[str, list[dict[str, Any]]] = {}
+        self.stages = ImageStages()  # whoever knows the length of the run sets those that it has
         self.notices = (
             *batch_notices(pairs, global_batch),
             *neighbour_notices(self.order),
@@ -107,7 +109,7 @@ class TrainStream:
             range(start_step, start_step + num_steps),
             workers=workers,
             prefetch=prefetch,
-            arrive=lambda sent: sent.received(ring),
+            arrive=lambda sent: self.stages.shown(sent.received(ring)),
             pinned=self._world.device.type == "cuda",
             patience=self._config.patience,
         )

@@ -205,8 +205,12 @@ def _left_out(recipe: Recipe) -> list[Finding]:
     """What a recipe's steps hold that no plan has."""
     data = recipe.data
     named = {"documents": data.documents, "degraded copies": data.degraded, "counterfactuals": data.editors}
-    return [
+    findings = [
         Finding("left out", "warn", f"{name} come on top: a plan has pairs alone", "leave room for them")
         for name, value in named.items()
         if value
     ]
+    if recipe.image_schedule:
+        words = "the stages of image_schedule take less: every step is planned as the last ones are"
+        findings.append(Finding("left out", "warn", words, "take time and cost as the most that they can be"))
+    return findings

@@ -148,14 +148,15 @@ class DualEncoder(nn.Module):
         if not images:
             return {}, {}
         pixels = [part.pixels for part in images.values()]
-        embedding, tokens = self._encode_image(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+        share = next(iter(images.values())).patch_dropout
+        embedding, tokens = self._encode_image(pixels[0] if len(pixels) == 1 else torch.cat(pixels), share)
         sizes = [len(part) for part in pixels]
         embeddings = dict(zip(images, embedding.split(sizes), strict=True))
         return embeddings, {} if tokens is None else dict(zip(images, tokens.split(sizes), strict=True))
 
-    def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _encode_image(self, images: Tensor, patch_dropout: float | None = None) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and the tokens that a decoder looks at."""
-        features, tokens = self.image_features(images)
+        features, tokens = self.image_features(images, patch_dropout)
         embedding = _unit_norm(self.image_head(features))
         return embedding, tokens if self.embedding_tokens is None else self.embedding_tokens(embedding)
 
@@ -163,9 +164,9 @@ class DualEncoder(nn.Module):
         features, states = self.text_features(tokens, lengths)
         return _unit_norm(self.text_head(features)), states
 
-    def image_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def image_features(self, images: Tensor, patch_dropout: float | None = None) -> tuple[Tensor, Tensor | None]:
         """What stands before the head: the tower's output, or the pooler's, and the tokens that a decoder looks at."""
-        made = self.image(images)
+        made = self.image(images, patch_dropout)
         features, tokens = made if isinstance(made, TowerOutput) else (made, None)
         return (features, tokens) if self.image_pooler is None else self.image_pooler(tokens)
 

@@ -45,6 +45,10 @@ class JoinedTrunk(nn.Module):
         """The embeddings of normalised pixels."""
         return side_by_side([member(pixels) for member in self.members])
 
+    def networks(self) -> list[nn.Module]:
+        """The networks without their heads."""
+        return _networks(self.members)
+
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks of all networks, one network after another."""
         return [block for stack in self.stacks() for block in stack]

@@ -18,6 +18,7 @@ from vlm.model.length_groups import LengthGroups
 from vlm.model.lock import projection_of
 from vlm.model.open_clip_blocks import has_own_blocks, next_states, use_own_blocks
 from vlm.model.open_clip_fields import CORRECT_CLS_MASK
+from vlm.model.patch_dropout import use_own_patch_dropout
 from vlm.model.tokenizer import Tokenizer
 from vlm.model.towers import TextTower, TowerOutput
 from vlm.model.transformers_models import load, require_weights
@@ -265,6 +266,7 @@ def build_image_trunk(embed_dim: int, vision_cfg: Mapping[str, Any], *, quick_ge
         trunk: nn.Module = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
         if isinstance(trunk, VisionTransformer):
             use_own_blocks(trunk.transformer)
+            use_own_patch_dropout(trunk)
         _fit_image_size(trunk, vision_cfg)
     except _BUILD_ERRORS as error:
         raise UserError(f"vision_cfg: open_clip cannot build this image tower: {reason(error)}") from error

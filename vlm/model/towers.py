@@ -12,6 +12,7 @@ from vlm.model.blocks import most_repeated, repeated_blocks, repeated_stacks
 from vlm.model.image_spec import ImageSpec
 from vlm.model.image_tokens import TokenReader, token_reader
 from vlm.model.lock import projection_of
+from vlm.model.patch_dropout import PatchDropout, patch_dropout_of, patch_dropouts
 from vlm.model.pixels import pixels_for
 
 
@@ -77,17 +78,38 @@ class ImageTower(Tower):
         self.spec = spec
         self.pixels = pixels_for(trunk, spec.mean, spec.std)
         self._with_tokens: TokenReader | None = None
+        self._dropouts: list[PatchDropout] = []
         # One convolution makes patches; a network of several is faster, mostly, with its channels last in memory.
         self._convolves = sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
 
-    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"] | TowerOutput:
-        """Embeddings, not yet of unit norm; with the tokens that they were pooled from, once `emit_tokens` asked."""
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"], patch_dropout: float | None = None
+    ) -> Float[Tensor, "batch dim"] | TowerOutput:
+        """Embeddings, not yet of unit norm; with the tokens that they were pooled from, once `emit_tokens` asked.
+
+        `patch_dropout` is the share of patches that are left out in training; other than None and 0 it needs
+        `allow_patch_dropout` before.
+        """
+        if patch_dropout is not None:
+            for dropout in self._dropouts:
+                dropout.prob = patch_dropout
         pixels = self.pixels(images)
         if self._convolves:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self._with_tokens is None:
             return self.trunk(pixels)  # type: ignore[no-any-return]
         return TowerOutput(*self._with_tokens(pixels))
+
+    @property
+    def patch_dropout(self) -> float:
+        """The share of patches that it leaves out by itself, in training."""
+        return 0.0 if self._unlocked is not None else patch_dropout_of(self.trunk)
+
+    def allow_patch_dropout(self) -> None:
+        """Let each batch say how many patches are left out, for good. Raises ValueError where none can be."""
+        if self._unlocked is not None:
+            raise ValueError("a locked tower computes as in evaluation, with all patches")
+        self._dropouts = patch_dropouts(self.trunk)
 
     def emit_tokens(self, feature_map: int | None = None) -> None:
         """Let every forward tell its tokens too, for good; see `token_reader`, and what it raises."""

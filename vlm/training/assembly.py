@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from vlm.distributed.world import World
+from vlm.errors import EveryRankError
 from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
 from vlm.model.attention import choose_attention
@@ -16,6 +17,7 @@ from vlm.training.config import TrainingConfig
 from vlm.training.ema import Ema
 from vlm.training.engines.base import EngineSettings
 from vlm.training.engines.start import build_engine
+from vlm.training.image_schedule import KEY, ImageStages, TrainedImages, resolved_stages
 from vlm.training.optimizers.maker import optimizer_maker
 from vlm.training.spikes import SpikeWatch
 from vlm.training.step import TrainState
@@ -43,6 +45,29 @@ def assemble(
     ema = Ema(config.ema, engine) if config.ema else None
     teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
     return TrainState(engine, objective, ema, teacher, SpikeWatch(config.guard) if config.guard else None)
+
+
+def stage_images(config: TrainingConfig, model: DualEncoder, num_samples: int) -> ImageStages:
+    """The images that each step of a run trains on, an epoch having `num_samples`; the model is made ready for them.
+
+    Raises EveryRankError for stages that do not fit the run, or that the image tower cannot follow.
+    """
+    own = TrainedImages(model.image.patch_dropout)
+    stages = resolved_stages(
+        config.image_schedule,
+        own,
+        global_batch=config.global_batch,
+        num_samples=num_samples,
+        num_steps=config.duration.steps(config.global_batch, num_samples),
+    )
+    shares = [stage.patch_dropout or 0.0 for stage in stages.images]
+    if config.image_schedule and (own.patch_dropout or any(shares)):
+        try:
+            model.image.allow_patch_dropout()
+        except ValueError as error:
+            number = next((number for number, share in enumerate(shares) if share), 0)
+            raise EveryRankError(f"{KEY}.{number}.patch_dropout: {error}") from None
+    return stages
 
 
 def build_objective(config: TrainingConfig, model: DualEncoder, num_samples: int, world: World) -> Objective:

@@ -18,6 +18,7 @@ from vlm.training.ema import EmaConfig
 from vlm.training.engines.base import Precision
 from vlm.training.engines.options import LAYOUTS, EngineOptions
 from vlm.training.engines.registry import EngineName
+from vlm.training.image_schedule import ImageStage
 from vlm.training.optimizers.adamw import AdamW
 from vlm.training.optimizers.registry import AnyOptimizer
 from vlm.training.profile import ProfileConfig
@@ -66,6 +67,9 @@ class TrainingConfig(Config):
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the average that some terms learn from")
     optimizer: AnyOptimizer = Field(default=AdamW(), description="the optimizer and its numbers")
     schedule: AnySchedule = Field(default=CosineSchedule(), description="the learning rate over the run")
+    image_schedule: tuple[ImageStage, ...] = Field(
+        default=(), description="stages that train on less of each image, one after another; behind them, whole images"
+    )
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, le=1e6, description="clip the gradient's norm to this; null: never"
     )

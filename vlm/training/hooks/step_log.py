@@ -2,6 +2,7 @@
 
 import torch
 
+from vlm.batch import Batch, Images
 from vlm.distributed.world import World
 from vlm.training.clock import Clock
 from vlm.training.hooks.base import Hook, StepEvent
@@ -47,7 +48,16 @@ class StepLog(Hook):
             "data_wait": wait,
             LEFT_OUT: self._guard.left_out.total,
             **self._ledger.fractions(),
+            **_scheduled(event.batch),
         }
         skipped = f"  skipped {self._ledger.num_skipped}" if self._ledger.num_skipped else ""
         self._recorder.show(event.step, f"loss {loss:.4f}  {rate:.0f} samples/s{skipped}")
         self._recorder.write(event.step, figures)
+
+
+def _scheduled(batch: Batch) -> dict[str, float]:
+    """The images that a step was shown, where a schedule says which."""
+    images = batch.parts.get("image")
+    if not isinstance(images, Images) or images.patch_dropout is None:
+        return {}
+    return {"patch_dropout": images.patch_dropout}
