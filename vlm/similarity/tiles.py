@@ -21,6 +21,8 @@ from vlm.distributed.ring import Ring
 _TILE_ROWS, _TILE_COLUMNS = 1024, 1024
 _CUDA_TILE_ROWS, _CUDA_TILE_COLUMNS = 4096, 8192
 _SAMPLED_ROWS, _SAMPLED_COLUMNS = 128, 1024
+_MOST_KEPT = 2**20  # entries of a matrix that is kept for the backward pass: 4 MB
+_FEW_ENTRIES = 2**17  # so few cost a CPU less than the casts and the level of a product in low precision
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class _How(NamedTuple):
     matmul_dtype: torch.dtype | None
     pairs_at: int | None
 
+    def for_sizes(self, rows: Tensor, columns: Tensor) -> "_How":
+        """The same, with products in full precision where there is too little to multiply for a lower one to pay."""
+        is_small = self.ring is None and rows.device.type == "cpu" and len(rows) * len(columns) <= _FEW_ENTRIES
+        return self._replace(matmul_dtype=None) if is_small else self
+
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
@@ -116,14 +123,15 @@ class _Reduce(torch.autograd.Function):
         columns: Tensor,
         *parameters: Tensor,  # noqa: ARG004 (the kernel holds their values; here they are the graph's)
     ) -> tuple[Tensor, ...]:
-        kernel, ring, matmul_dtype, pairs_at = ctx.how = how
+        kernel, ring, matmul_dtype, pairs_at = ctx.how = how.for_sizes(rows, columns)
         ctx.save_for_backward(scale, rows, columns)
         ctx.level = product_level(rows, columns, matmul_dtype, scale)
         loop = _Loop(rows, scale, matmul_dtype, ctx.level)
         kernel.begin(rows.new_empty((), dtype=loop.precise))
         with torch.autocast(rows.device.type, enabled=False):
             for start, block in _blocks(columns, ring):
-                loop.forward(kernel, block, start)
+                loop.forward(kernel, block, start, keep=ring is None and loop.is_kept(columns))
+        ctx.kept = loop.kept
         partners = () if pairs_at is None else (_partner_products(rows, scale, columns[pairs_at:]),)
         # Detached: what the kernel keeps is not what gets the graph, which would hold itself for ever.
         return *(result.detach() for result in kernel.finish()), *partners
@@ -134,7 +142,7 @@ class _Reduce(torch.autograd.Function):
         scale, rows, columns = ctx.saved_tensors
         kernel, ring, matmul_dtype, pairs_at = ctx.how
         result_gradients = gradients if pairs_at is None else gradients[:-1]
-        loop = _Loop(rows, scale, matmul_dtype, ctx.level)
+        loop = _Loop(rows, scale, matmul_dtype, ctx.level, ctx.kept)
         d_rows = torch.zeros_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
             kernel.begin_backward(result_gradients)
@@ -179,10 +187,19 @@ class _Loop:
     """The tiles of one rank's rows against one block of columns after another, in buffers that are used again.
 
     Rows are scaled, and factors cast, as their tiles come: no whole copy of either side exists. A low-precision product
-    is rounded as its difference from `level`: what it is near to keeps most digits.
+    is rounded as its difference from `level`: what it is near to keeps most digits. A matrix of one small tile is
+    `kept` for the backward pass.
     """
 
-    def __init__(self, rows: Tensor, scale: Tensor | None, matmul_dtype: torch.dtype | None, level: float) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        scale: Tensor | None,
+        matmul_dtype: torch.dtype | None,
+        level: float,
+        kept: Tensor | None = None,
+    ) -> None:
+        self.kept = kept
         self._rows, self._scale, self._level = rows, scale, level
         self._matmul_dtype = matmul_dtype or rows.dtype
         self.precise = torch.promote_types(rows.dtype, torch.float32)
@@ -192,16 +209,23 @@ class _Loop:
         )
         self._products, self._precise_products, self._sums, self._cast = (Scratch() for _ in range(4))
 
-    def forward(self, kernel: TileKernel, block: Tensor, start: int) -> None:
+    def is_kept(self, columns: Tensor) -> bool:
+        """Whether one tile holds the whole matrix, and is small enough to be kept."""
+        is_one = len(self._rows) <= self._tile_rows and len(columns) <= self._tile_columns
+        return is_one and len(self._rows) * len(columns) <= _MOST_KEPT
+
+    def forward(self, kernel: TileKernel, block: Tensor, start: int, *, keep: bool) -> None:
         for rows, columns, row_factors, column_factors in self._places(block):
             tile = self._tile(row_factors, column_factors)
+            if keep:
+                self.kept = tile.clone()
             kernel.accumulate(tile, rows, slice(columns.start + start, columns.stop + start))
 
     def backward(self, kernel: TileKernel, block: Tensor, start: int, d_rows: Tensor) -> Tensor:
         """d loss / d block; what the block says about the scaled rows is added to `d_rows`."""
         d_block = torch.zeros_like(block)
         for rows, columns, row_factors, column_factors in self._places(block):
-            tile = self._tile(row_factors, column_factors)
+            tile = self._tile(row_factors, column_factors) if self.kept is None else self._copy_of(self.kept)
             there = slice(columns.start + start, columns.stop + start)
             d_tile = kernel.derivative(tile, rows, there)
             if d_tile.dtype != self._matmul_dtype:
@@ -233,6 +257,9 @@ class _Loop:
             products,
             self._precise_products.of(row_factors, products.shape, self.precise),
         )
+
+    def _copy_of(self, tile: Tensor) -> Tensor:
+        return self._precise_products.like(tile).copy_(tile)
 
     def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         if a.dtype == total.dtype:
