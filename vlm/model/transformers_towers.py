@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from vlm.errors import UserError
 from vlm.model.attention import LayerCache
 from vlm.model.causal_models import CausalModel, sees_all
+from vlm.model.text_packing import PackedTexts
 from vlm.model.text_query import TextQuery
 from vlm.model.towers import TextTower, TowerOutput
 
 # Text models whose attention mask and positions make padding exactly invisible. Others get the full context length.
 _EXACTLY_MASKED = frozenset({"bert", "clip_text_model", "distilbert", "gpt2", "roberta", "xlm-roberta"})
+# Those of them that take several texts in a row, by positions and a mask of queries and keys; True: causal ones.
+_PACKED = {"bert": False, "clip_text_model": True, "gpt2": True, "roberta": False, "xlm-roberta": False}
+# Text models whose positions begin behind the padding's id.
+_POSITIONS_BEHIND_PADDING = frozenset({"roberta", "xlm-roberta"})
 # Text models that were trained without a mask, on texts padded to the full context length.
 _NEVER_MASKED = frozenset({"siglip_text_model"})
 
@@ -111,11 +116,14 @@ class TransformersTextTower(TextTower):
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch length width"]]:
         mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        attention_mask = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
-        output = self.model(input_ids=tokens, attention_mask=attention_mask)
-        hidden: Tensor = output.last_hidden_state
-        if self._pool == "pooler":
-            return _pooler_output(output), hidden
+        if self.training and self.groups_texts and self.packs_texts:
+            hidden = self._packed(tokens, lengths)
+        else:
+            attention_mask = None if self.model.config.model_type in _NEVER_MASKED else mask.long()
+            output = self.model(input_ids=tokens, attention_mask=attention_mask)
+            hidden = output.last_hidden_state
+            if self._pool == "pooler":
+                return _pooler_output(output), hidden
         if self._pool == "query":
             return self.query(hidden, lengths), hidden
         if self._pool == "first":
@@ -123,6 +131,25 @@ class TransformersTextTower(TextTower):
         if self._pool == "end":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1], hidden
         return (hidden * mask[..., None]).sum(1) / lengths[:, None], hidden
+
+    @property
+    def packs_texts(self) -> bool:
+        """Whether several texts can stand in a row of this kind of model: pooled from states that are each text's."""
+        config = self.model.config
+        takes_masks = getattr(config, "_attn_implementation", None) == "sdpa"
+        return takes_masks and config.model_type in _PACKED and self._pool != "pooler"
+
+    def _packed(self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"]) -> Tensor:
+        """The states of all tokens, zeros behind each text; as if each had been alone."""
+        packed, kind = PackedTexts.of(lengths), self.model.config.model_type
+        before = self.model.config.pad_token_id + 1 if kind in _POSITIONS_BEHIND_PADDING else 0
+        rows: Tensor = self.model(
+            input_ids=packed.ids(tokens, self.pad_id),
+            attention_mask=packed.mask(is_causal=_PACKED[kind]),
+            position_ids=packed.position + before,
+        ).last_hidden_state
+        states = packed.texts(rows)
+        return torch.nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))
 
 
 def _causal_model(model: Any, context_length: int) -> CausalModel | None:
