@@ -95,6 +95,7 @@ def _manifest(recipe: Recipe, state: TrainState, parts: RunParts) -> Manifest:
         world_size=state.engine.world.size,
         engine=recipe.engine,
         threads=torch.get_num_threads(),
+        attention=state.attention,
         model=parts.model.config.model_dump(mode="json"),
         data={source.name: source.record for source in parts.source.sources},
         versions=package_versions(),

@@ -57,7 +57,8 @@ def replay(recipe: Recipe, step: int, *, trust: bool = False, json_file: Path | 
         objective = build_objective(recipe, model, source.num_samples, world)
         if step > objective.facts.num_steps:
             raise EveryRankError(f"--step {step}: the run has {objective.facts.num_steps} steps")
-        state = assemble(recipe, settings, accelerator, model, objective)
+        attention = () if checkpoint is None else checkpoint.manifest.attention
+        state = assemble(recipe, settings, accelerator, model, objective, attention)
         if checkpoint is not None:
             _restore(state, checkpoint)
             source.restore(checkpoint.manifest.stream)

@@ -113,7 +113,8 @@ def _train(
         num_samples=objective.facts.num_samples,
         num_steps=objective.facts.num_steps,
     )
-    state = assemble(recipe, settings, accelerator, parts.model, objective)
+    attention = () if start.checkpoint is None else start.checkpoint.manifest.attention
+    state = assemble(recipe, settings, accelerator, parts.model, objective, attention)
     if start.checkpoint is not None:
         _restore(start.checkpoint, state, parts)
     notices = [*_begin(recipe, state, parts, run, start), *_unread_parts(recipe, objective)]

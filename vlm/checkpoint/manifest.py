@@ -10,6 +10,7 @@ from vlm.checkpoint.data_record import DataRecord
 from vlm.checkpoint.folder import MANIFEST, step_of
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
+from vlm.model.attention_choice import MeasuredAttention
 from vlm.sealed import is_sealed, read_json_object
 
 FORMAT = "vlm-checkpoint-3"  # tensors may be in parts since 3
@@ -59,6 +60,9 @@ class Manifest(Config):
     world_size: int
     engine: str
     threads: int
+    attention: tuple[MeasuredAttention, ...] = Field(
+        default=(), description="measured at the run's start, by which it goes on; none where the recipe says how"
+    )
     model: dict[str, Any]
     data: dict[str, DataRecord]
     stream: dict[str, Any] = Field(default={}, description="what the data must remember besides the step")

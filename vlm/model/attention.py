@@ -1,20 +1,21 @@
 """Pre-norm attention blocks with open_clip's parameters, which remember keys and values from one token to the next."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from open_clip.transformer import LayerScale, ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlm.errors import EveryRankError
-from vlm.model.attention_choice import AttentionChoice
+from vlm.model.attention_choice import AttentionChoice, AttentionWay, MeasuredAttention
 from vlm.model.length_groups import LengthGroups
 
 Norm = Callable[[int], nn.Module]
-_SHORT = 2**16  # queries times keys
 _LEAST_ROOM = 32  # tokens
 
 
@@ -78,6 +79,7 @@ class Attention(nn.Module):
             raise ValueError(f"a width of {width} does not divide into {heads} heads")
         self.heads = heads
         self.choice: AttentionChoice = "auto"
+        self.measured: MeasuredAttention | None = None
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -146,12 +148,15 @@ class Attention(nn.Module):
     def _weighted(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool
     ) -> Float[Tensor, "batch queries width"]:
+        attend = WAYS[self._way(queries.shape[2], keys.shape[2])]
+        return attend(queries, keys, values, mask, is_causal=is_causal).transpose(1, 2).flatten(2)
+
+    def _way(self, queries: int, keys: int) -> AttentionWay:
+        """How so many queries and keys are computed: in training as was measured for gradients, if anything was."""
+        if self.choice != "auto":
+            return self.choice
         # By mode and not by gradient: micro-batches are embedded without one first, and are to be the same then.
-        is_slow = self.training and _is_slow_fused(queries, keys)
-        explicit = is_slow if self.choice == "auto" else self.choice == "explicit"
-        attend = _attend_in_steps if explicit else scaled_dot_product_attention
-        attended: Tensor = attend(queries, keys, values, mask, is_causal=is_causal)
-        return attended.transpose(1, 2).flatten(2)
+        return self.measured.way(queries, keys) if self.training and self.measured else "fused"
 
     def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
         """The projections `start` to `stop` of x: queries, keys, values."""
@@ -178,12 +183,6 @@ def choose_attention(model: nn.Module, choice: AttentionChoice) -> None:
         module.choice = choice
 
 
-def _is_slow_fused(queries: Tensor, keys: Tensor) -> bool:
-    """Whether torch's fused attention is slow: on CPU, two to eight times for the gradient of short rows in bf16."""
-    is_bf16 = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
-    return is_bf16 and queries.shape[2] * keys.shape[2] <= _SHORT
-
-
 def _attend_in_steps(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
 ) -> Tensor:
@@ -195,6 +194,33 @@ def _attend_in_steps(
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     attended: Tensor = scores.softmax(3).to(values.dtype) @ values
     return attended
+
+
+def _attend_by_kernel(
+    backend: SDPBackend, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool
+) -> Tensor:
+    """The fused operator by one of its kernels, where there is no mask and the device has it."""
+    if mask is not None:
+        return scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
+    with sdpa_kernel([backend, *_KERNELS], set_priority=True):
+        return scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
+
+
+class _Attend(Protocol):
+    def __call__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool
+    ) -> Tensor: ...
+
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+WAYS: Mapping[AttentionWay, _Attend] = {
+    "fused": scaled_dot_product_attention,
+    "explicit": _attend_in_steps,
+    "flash": partial(_attend_by_kernel, SDPBackend.FLASH_ATTENTION),
+    "memory_efficient": partial(_attend_by_kernel, SDPBackend.EFFICIENT_ATTENTION),
+    "cudnn": partial(_attend_by_kernel, SDPBackend.CUDNN_ATTENTION),
+}
+"""The functions from queries, keys and values [batch, heads, length, head_dim] to the values weighted by attention."""
 
 
 class Mlp(nn.Module):

@@ -1,5 +1,7 @@
 """The state of a run, assembled from its recipe's training keys: objective, engine with optimizer, and averages."""
 
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
 
@@ -8,6 +10,8 @@ from vlm.errors import EveryRankError
 from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
 from vlm.model.attention import choose_attention
+from vlm.model.attention_choice import MeasuredAttention
+from vlm.model.attention_measurement import measure_attention
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -30,21 +34,26 @@ def assemble(
     accelerator: Accelerator,
     model: DualEncoder,
     objective: Objective,
+    known_attention: Iterable[MeasuredAttention] = (),
 ) -> TrainState:
     """The state with which a run begins, from the model and the objective built for it. Collective.
 
-    The model is used through the engine from here on.
+    The model is used through the engine from here on. `known_attention` is what a checkpoint says of its attention.
     """
     if model.decoder is not None:
         freeze_unreached(model, objective.needs.outputs)
     make_optimizer = optimizer_maker(config.optimizer, model)
     checkpoint_activations(model, config.activation_checkpointing)
     choose_attention(model, config.attention)
+    measured = ()
+    if config.attention == "auto":
+        dtype = torch.bfloat16 if config.precision == "bf16" else model.logit_scale.dtype
+        measured = measure_attention(model, dtype, World.current(accelerator.device), known_attention)
     model.text.groups_texts = config.group_texts
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None
     teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None
-    return TrainState(engine, objective, ema, teacher, SpikeWatch(config.guard) if config.guard else None)
+    return TrainState(engine, objective, ema, teacher, SpikeWatch(config.guard) if config.guard else None, measured)
 
 
 def stage_images(config: TrainingConfig, model: DualEncoder, num_samples: int) -> ImageStages:

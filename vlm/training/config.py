@@ -54,12 +54,13 @@ class TrainingConfig(Config):
     precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
     attention: AttentionChoice = Field(
         default="auto",
-        description="in our own blocks and open_clip's; fused: torch's operator; explicit: its steps; auto: the faster",
+        description="in our own blocks and open_clip's; fused: torch's operator; explicit: its steps; auto: by row "
+        "length as measured here at a run's first start",
     )
     group_texts: bool = Field(
         default=True,
-        description="in training, texts of like length go through open_clip's causal text towers in groups, each "
-        "padded to its own longest",
+        description="in training, with little padding: open_clip's causal text towers take texts of like length in "
+        "groups, several models of transformers take short ones in one row, each seeing itself alone",
     )
     objective: Terms = Field(default={"clip": Clip()}, description="terms by name: a weight, or weight and options")
     providers: Providers = Field(default={}, description="extra negatives and harder positives for the terms, by name")

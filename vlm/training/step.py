@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vlm.activity import phase
 from vlm.batch import Batch
+from vlm.model.attention_choice import MeasuredAttention
 from vlm.objectives.objective import Objective
 from vlm.training.accumulation import LossOutput, accumulate
 from vlm.training.ema import Ema
@@ -18,7 +19,7 @@ from vlm.training.teacher import Teacher
 class TrainState:
     """The state that a step changes: the engine's weights, the objective's memory, and the averages that follow.
 
-    `spikes` knows usual steps from others, where a guard is asked for.
+    `spikes` knows usual steps from others, where a guard is asked for. `attention` says how it is computed.
     """
 
     engine: Engine
@@ -26,6 +27,7 @@ class TrainState:
     ema: Ema | None = None
     teacher: Teacher | None = None
     spikes: SpikeWatch | None = None
+    attention: tuple[MeasuredAttention, ...] = ()
 
 
 @dataclass(frozen=True)
