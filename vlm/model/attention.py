@@ -183,6 +183,10 @@ def choose_attention(model: nn.Module, choice: AttentionChoice) -> None:
         module.choice = choice
 
 
+def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
+    return scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
+
+
 def _attend_in_steps(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
 ) -> Tensor:
@@ -201,9 +205,9 @@ def _attend_by_kernel(
 ) -> Tensor:
     """The fused operator by one of its kernels, where there is no mask and the device has it."""
     if mask is not None:
-        return scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
+        return _attend_fused(queries, keys, values, mask, is_causal=is_causal)
     with sdpa_kernel([backend, *_KERNELS], set_priority=True):
-        return scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
+        return _attend_fused(queries, keys, values, None, is_causal=is_causal)
 
 
 class _Attend(Protocol):
@@ -214,7 +218,7 @@ class _Attend(Protocol):
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 WAYS: Mapping[AttentionWay, _Attend] = {
-    "fused": scaled_dot_product_attention,
+    "fused": _attend_fused,
     "explicit": _attend_in_steps,
     "flash": partial(_attend_by_kernel, SDPBackend.FLASH_ATTENTION),
     "memory_efficient": partial(_attend_by_kernel, SDPBackend.EFFICIENT_ATTENTION),

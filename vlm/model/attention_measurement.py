@@ -88,7 +88,7 @@ def _times(shape: AttentionShape, length: int) -> dict[AttentionWay, float]:
     grad = torch.ones(rows, shape.heads, length, shape.head_dim, device=device, dtype=dtype)
     runs: dict[AttentionWay, Callable[[], None]] = {}
     for way in _CANDIDATES.get(shape.device, ("fused", "explicit")):
-        run = partial(_run, way, projected, grad, is_causal=shape.is_causal)
+        run: Callable[[], None] = partial(_run, way, projected, grad, is_causal=shape.is_causal)
         try:
             run()
         except RuntimeError:  # a kernel that this device, type or shape lacks

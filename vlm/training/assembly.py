@@ -45,7 +45,7 @@ def assemble(
     make_optimizer = optimizer_maker(config.optimizer, model)
     checkpoint_activations(model, config.activation_checkpointing)
     choose_attention(model, config.attention)
-    measured = ()
+    measured: tuple[MeasuredAttention, ...] = ()
     if config.attention == "auto":
         dtype = torch.bfloat16 if config.precision == "bf16" else model.logit_scale.dtype
         measured = measure_attention(model, dtype, World.current(accelerator.device), known_attention)

@@ -29,7 +29,9 @@ CONTEXT, LENGTHS = 20, torch.tensor([5, 9, 3, 2, 7, 12, 1, 2])
 def tower_of(kind: str, pool: str) -> TransformersTextTower:
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(CONFIGURATIONS[kind])
-    return TransformersTextTower(model, pool, CONTEXT, 1, 6).double().train()
+    tower = TransformersTextTower(model, pool, CONTEXT, 1, 6).double()
+    tower.train()
+    return tower
 
 
 def tokens() -> Tensor:
