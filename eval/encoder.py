@@ -20,7 +20,7 @@ from vlm.distributed.world import World
 from vlm.model.heads import Reading
 from vlm.model.tokenizer import TokenBatch
 from vlm.progress import report_progress
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ def _device_type(model: Encoder) -> str:
 
 
 def embed_batches(
-    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int
+    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int | None
 ) -> Iterator[tuple[HeldOutBatch, Float32[Tensor, "batch dim"]]]:
     """This rank's batches of a held-out set with the embeddings of their images, padding and broken ones included."""
     num_local, done = len(local_range(len(held_out), world)[0]), 0
@@ -100,7 +100,7 @@ def embed_batches(
 
 
 def embed_images(
-    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int
+    model: Encoder, held_out: HeldOutImages, world: World, batch_size: int, workers: int | None
 ) -> ImageEmbeddings:
     """All usable images of a held-out set, on every rank. Collective."""
     batches = embed_batches(model, held_out, world, batch_size, workers)

@@ -8,7 +8,7 @@ from data.loading.heldout import HeldOutSet
 from data.samples.captions import TxtLayout
 from eval.evaluator import EvaluationContext, EvaluatorConfig
 from vlm.model.heads import Reading
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 Patterns = str | tuple[str, ...]
 
@@ -19,8 +19,13 @@ class ImageEvaluationConfig(EvaluatorConfig):
     batch_size: Annotated[int, Field(gt=0, le=2**20, description="Images, or texts, a forward on each rank.")] = 256
     limit: Annotated[int | None, Field(gt=0, le=10**12, description="Only the first so many samples.")] = None
     workers: Annotated[
-        int, Field(ge=0, le=512, description="Loading processes per rank; 0 loads in the process itself.")
-    ] = 0
+        int | None,
+        Field(
+            ge=0,
+            le=512,
+            description="Loading processes per rank; 0 loads in the process itself; null: 2, and 0 for a few batches.",
+        ),
+    ] = None
     embedding: Annotated[
         Reading,
         Field(description="What is compared where the model has projection heads: their output, or the towers'."),

@@ -35,7 +35,7 @@ from vlm.model.identity import weights_identity
 from vlm.paths import output_folder
 from vlm.progress import report_progress
 from vlm.terminal import Terminal
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 _ROWS = 64
 _NO_NUMBER = "its embedding is no number"

@@ -63,6 +63,10 @@ class SharedOptions:
     precision: Annotated[
         str | None, typer.Option(help="Of the towers' products: fp32 (the default) or bf16, as in recipes.")
     ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=512, help="Loading processes a rank; 2 by default, and none for a few batches."),
+    ] = None
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None
     trust: TrustModel = False
     patience: Annotated[
@@ -218,6 +222,7 @@ def _evaluate(
         batch_size=shared.batch_size,
         limit=shared.limit,
         precision=shared.precision,
+        workers=shared.workers,
         embedding="before_head" if shared.before_head else None,
         **options,
     )

@@ -88,4 +88,4 @@ def rows_per_rank(global_batch: int, ranks: int | None = None) -> int:
 def engine_settings(recipe: Recipe, max_grad_norm: float | None, ranks: int | None = None) -> EngineSettings:
     """The engine's settings by a recipe and so many ranks (None: the launched ones), but for the gradient's limit."""
     rows = rows_per_rank(recipe.global_batch, ranks)
-    return EngineSettings(recipe.engine, rows, recipe.precision, max_grad_norm, recipe.engine_options)
+    return EngineSettings(recipe.engine, rows, recipe.decided_precision, max_grad_norm, recipe.engine_options)

@@ -111,14 +111,15 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         raise UserError(f"{where}: {first_problem(error, Recipe)}") from None
 
 
-def resolve_order(recipe: Recipe) -> Recipe:
-    """The recipe with the number of lanes written out: it is fixed for the run, whatever a later default would be."""
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what is left open written out, which is fixed for the run: the number of lanes, and precision."""
     data, documents = recipe.data, recipe.data.documents
     changes: dict[str, Any] = {"lanes": data.lanes or default_lanes(recipe.global_batch)}
     if documents is not None:
         lanes = documents.lanes or default_lanes(documents.per_step)
         changes["documents"] = documents.model_copy(update={"lanes": lanes})
-    return recipe.model_copy(update={"data": data.model_copy(update=changes)})
+    decided = {"precision": recipe.decided_precision, "data": data.model_copy(update=changes)}
+    return recipe.model_copy(update=decided)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

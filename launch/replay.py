@@ -11,7 +11,7 @@ import torch
 
 from launch.model_source import empty_model_of
 from launch.parts import engine_settings, open_stream
-from launch.recipe import Recipe, resolve_order
+from launch.recipe import Recipe, settled
 from launch.shown_progress import shown_progress
 from vlm.batch import Batch
 from vlm.checkpoint.folder import complete_checkpoints
@@ -46,7 +46,7 @@ def replay(recipe: Recipe, step: int, *, trust: bool = False, json_file: Path | 
     Raises:
         EveryRankError: the run has no such step.
     """
-    recipe, run = resolve_order(recipe), Path(recipe.run)
+    recipe, run = settled(recipe), Path(recipe.run)
     settings = engine_settings(recipe, recipe.max_grad_norm)
     with ranks_together(settings, patience=Patience(recipe.data.patience)) as (accelerator, _):
         world = World.current(accelerator.device)

@@ -16,7 +16,9 @@ from vlm.model.build import build_model
 from vlm.model.dual_encoder import DualEncoder
 from vlm.paths import local_path
 from vlm.programs import imported_towers, programs
+from vlm.sealed import read_yaml_mapping
 from vlm.training.run_directory import RunDirectory
+from vlm.training.run_files import RECIPE
 
 AUTO = "auto"
 
@@ -36,6 +38,18 @@ class Start:
     def step(self) -> int:
         """The steps that are done."""
         return 0 if self.checkpoint is None else self.checkpoint.manifest.step
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe with the precision that its run began with, where it leaves it open; the same where there is no run.
+
+    Raises UserError for a run whose recipe is damaged.
+    """
+    path = Path(recipe.run) / RECIPE
+    if recipe.precision != "auto" or not path.is_file():
+        return recipe
+    begun = read_yaml_mapping(path).get("precision")
+    return recipe.model_copy(update={"precision": begun}) if begun in ("fp32", "bf16") else recipe
 
 
 def find_start(run: RunDirectory, recipe: Recipe, resume: str | None, *, allow_changes: bool) -> Start:

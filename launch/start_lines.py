@@ -16,6 +16,7 @@ from vlm.model.config import ModelConfig
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.lock import AllBut
 from vlm.training.image_schedule import ImageStages, TrainedImages
+from vlm.training.precision import slow_precision
 
 
 def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
@@ -25,11 +26,13 @@ def place_lines(recipe: Recipe, world: World, launcher: list[str]) -> list[str]:
     devices = ", ".join(f"{count} x {name}" for name, count in Counter(name for _, name, _ in machine_facts).items())
     threads = sorted({count for _, _, count in machine_facts})
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {machines} machine{'s' if machines > 1 else ''}"
+    slow = slow_precision(recipe.decided_precision)
     numbers = "-".join(str(count) for count in dict.fromkeys((threads[0], threads[-1])))
     return [
         f"run {recipe.run}: {ranks} ({devices}, {numbers} thread{'' if threads[-1] == 1 else 's'} each), "
         f"engine {recipe.engine}{_options(recipe)}, precision {recipe.precision}",
         *launcher,
+        *([] if slow is None else [f"{slow}; precision: auto would choose fp32"]),
     ]
 
 

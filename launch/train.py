@@ -15,8 +15,8 @@ from launch.hooks import build_alarms, build_hooks, require_known_alarms
 from launch.limits import require_towers_fit
 from launch.mirror import Mirror, fetch_run, leave_later, require_mirror
 from launch.parts import RunParts, build_parts, engine_settings
-from launch.recipe import Recipe, resolve_order
-from launch.resume import AUTO, Start, find_start, model_to_train, require_same_data
+from launch.recipe import Recipe, settled
+from launch.resume import AUTO, Start, as_begun, find_start, model_to_train, require_same_data
 from launch.retention import retention_of
 from launch.shown_progress import shown_progress
 from launch.start_lines import data_line, image_lines, place_lines
@@ -67,8 +67,8 @@ def train(recipe: Recipe, *, resume: str | None = None, allow_changes: bool = Fa
     recipe.optimizer.require_installed()
     require_towers_fit(recipe.model)
     check_files(recipe.evaluate, recipe.data.root)
-    recipe = resolve_order(recipe)
-    overruled = overrule_launcher(recipe.engine, recipe.precision, max_grad_norm=recipe.max_grad_norm)
+    recipe = settled(recipe if resume is None else as_begun(recipe))
+    overruled = overrule_launcher(recipe.engine, recipe.decided_precision, max_grad_norm=recipe.max_grad_norm)
     settings = engine_settings(recipe, recipe.max_grad_norm)
     together = ranks_together(
         settings, trackers=recipe.trackers, run=Path(recipe.run), patience=Patience(recipe.data.patience)
@@ -225,7 +225,7 @@ def _restore(checkpoint: Checkpoint, state: TrainState, parts: RunParts) -> None
 def _begin(recipe: Recipe, state: TrainState, parts: RunParts, run: RunDirectory, start: Start) -> list[str]:
     """Write what the run is into its directory, and cut off what this life does not go on from; lines on it."""
     metrics = {evaluation.name: evaluation.evaluator.metrics for evaluation in parts.evaluations}
-    facts = run_facts(recipe.engine, recipe.precision, state.engine, parts.source, metrics)
+    facts = run_facts(recipe.engine, recipe.decided_precision, state.engine, parts.source, metrics)
     checkpoint = start.checkpoint
     folder = None if checkpoint is None else checkpoint.folder
     lines = run.start(recipe.model_dump(mode="json"), facts, start.step, folder)

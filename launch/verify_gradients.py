@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from launch.parts import engine_settings, open_stream
-from launch.recipe import Recipe, resolve_order
+from launch.recipe import Recipe, settled
 from vlm.batch import Batch
 from vlm.checkpoint.format import Checkpoint, first_differences
 from vlm.distributed.world import World
@@ -19,8 +19,8 @@ from vlm.similarity.config import SimilarityConfig
 from vlm.terminal import Terminal
 from vlm.training.accumulation import accumulate, remember
 from vlm.training.assembly import assemble, build_objective, stage_images
-from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
+from vlm.training.precision import Precision
 from vlm.training.state import restore_memory
 from vlm.training.step import TrainState
 from vlm.training.together import ranks_together
@@ -38,7 +38,7 @@ def verify(recipe: Recipe, checkpoint: Path | None = None) -> bool:
     """
     if recipe.similarity.group_ranks is not None:
         raise UserError("similarity.group_ranks: the reference is of one process, which has no groups; leave it out")
-    recipe = resolve_order(recipe)
+    recipe = settled(recipe)
     settings = engine_settings(recipe, max_grad_norm=None)
     with ranks_together(settings, patience=Patience(recipe.data.patience)) as (accelerator, _):
         world = World.current(accelerator.device)
@@ -106,14 +106,14 @@ def _compare(
 
 
 def _precision(recipe: Recipe) -> Precision:
-    low = "bf16" in (recipe.precision, recipe.comparison.product, recipe.similarity.wire, recipe.engine_options.wire)
-    return "bf16" if low else "fp32"
+    wires = (recipe.similarity.wire, recipe.engine_options.wire)
+    return "bf16" if "bf16" in (recipe.decided_precision, recipe.comparison.product, *wires) else "fp32"
 
 
 def _show(compared: list[GroupComparison], recipe: Recipe, world: World, num_earlier: int) -> None:
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
     memory = f", memory filled by {num_earlier} batches" if num_earlier else ""
-    what = f"gradient of {recipe.global_batch} pairs: {recipe.engine} on {ranks}, {recipe.precision}{memory}"
+    what = f"gradient of {recipe.global_batch} pairs: {recipe.engine} on {ranks}, {recipe.decided_precision}{memory}"
     table = Table(title=what)
     for column in ("parameters", "values", "cosine", "norm ratio", ""):
         table.add_column(column, justify="left" if column in ("parameters", "") else "right")

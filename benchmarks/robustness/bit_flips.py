@@ -30,7 +30,7 @@ from eval.report import write_report
 from eval.run_record import RunRecord, read_run
 from launch.export import export_model
 from launch.model_source import load_model
-from launch.recipe import load_recipe, resolve_order
+from launch.recipe import load_recipe, settled
 from launch.resume import find_start
 from tests.launch.tiny import train_here, write_tiny, write_tiny_recipe
 from vlm.checkpoint.format import Checkpoint
@@ -149,7 +149,7 @@ def outcome(reader: Reader, run: Path, path: Path, right: Any) -> str:
 
 def resumed(run: Path) -> tuple[Any, str]:
     """All that a resumed run takes up, and what it says of it."""
-    recipe = resolve_order(load_recipe(str(run / "recipe.yaml")))
+    recipe = settled(load_recipe(str(run / "recipe.yaml")))
     directory = RunDirectory(run, World())
     try:
         start = find_start(directory, recipe, "auto", allow_changes=False)

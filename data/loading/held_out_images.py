@@ -17,6 +17,7 @@ from vlm.distributed.world import World
 from vlm.skip import Skip
 
 _PREFETCH = 2  # batches that each worker holds ready
+_WORKERS, _WORTH_WORKERS = 2, 8  # processes, and the batches from which on starting them pays
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,25 @@ class HeldOutImages(ABC):
         return tuple(self._skipped.values())
 
     def batches(
-        self, world: World, batch_size: int, workers: int = 0, chosen: Sequence[int] | None = None
+        self, world: World, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None
     ) -> Iterator[HeldOutBatch]:
         """This rank's contiguous share of all images, or of `chosen` ones, of which there is one at least.
 
         The batches are equally many and equally large on every rank, so that forwards that are collectives stay in
-        step: rows beyond a rank's share are padding.
+        step: rows beyond a rank's share are padding. `workers` processes load them; None: as many as training has by
+        default, where the batches are worth it.
         """
         places = range(len(self)) if chosen is None else chosen
         share = places[world.rank * len(places) // world.size : (world.rank + 1) * len(places) // world.size]
         most = -(-len(places) // world.size)
         rows = min(batch_size, most)
+        num_batches = -(-most // rows)
+        if workers is None:
+            workers = _WORKERS if num_batches >= _WORTH_WORKERS else 0
         ring = PixelRing.ahead(workers, _PREFETCH, rows, self._view_size)
         loaded = load_ahead(
             _ViewLoader(self, share, ring),
-            range(-(-most // rows)),
+            range(num_batches),
             workers=workers,
             prefetch=_PREFETCH,
             arrive=lambda views: views.received(ring),

@@ -62,7 +62,7 @@ class Reader:
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         *,
         batch_size: int,
-        workers: int,
+        workers: int | None,
         decoder: bool = False,
     ) -> None:
         self._questions = questions

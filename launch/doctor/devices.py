@@ -10,6 +10,7 @@ import torch
 
 from launch.doctor.check import CHECKS, Check, Place
 from launch.findings import Finding
+from vlm.training.precision import slow_precision
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _SIZE, _TIMES = 1024, 7
@@ -21,7 +22,7 @@ class Devices(Check):
     """The device of each rank, and how long each takes for the same products."""
 
     def findings(self, place: Place) -> Iterable[Finding]:  # noqa: D102
-        yield from _gpu(place) if torch.cuda.is_available() else _cpu()
+        yield from _gpu(place) if torch.cuda.is_available() else _cpu(place)
         seconds = place.world.gather_objects(_product_seconds(place.device))
         median = sorted(seconds)[len(seconds) // 2]
         slow = [rank for rank, one in enumerate(seconds) if one > _SLOW * median]
@@ -48,11 +49,12 @@ def _gpu(place: Place) -> Iterator[Finding]:
         yield Finding("devices", "warn", f"{words}: only {free / 1e9:,.0f} GB are free", fix)
     else:
         yield Finding("devices", "ok", words)
-    if place.recipe is not None and place.recipe.precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+    is_bf16 = place.recipe is not None and place.recipe.decided_precision == "bf16"
+    if is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding("devices", "warn", f"{name} has no bf16 in hardware", "precision: fp32")
 
 
-def _cpu() -> Iterator[Finding]:
+def _cpu(place: Place) -> Iterator[Finding]:
     cores = len(psutil.Process().cpu_affinity() or [1])
     ranks, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.get_num_threads()
     if _DRIVER.exists():
@@ -63,6 +65,9 @@ def _cpu() -> Iterator[Finding]:
         yield Finding("devices", "warn", words, f"OMP_NUM_THREADS={max(1, cores // ranks)}")
     else:
         yield Finding("devices", "ok", words)
+    slow = None if place.recipe is None else slow_precision(place.recipe.decided_precision)
+    if slow is not None:
+        yield Finding("devices", "warn", slow, "precision: auto")
 
 
 def _product_seconds(device: torch.device) -> float:

@@ -32,6 +32,8 @@ def config_text(recipe: Recipe, nodes: int, ranks: int) -> str:
 
 def told_config(recipe: Recipe, nodes: int, ranks: int) -> dict[str, Any]:
     """What the engine itself is started and built from on so many ranks."""
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": "bf16"})
     settings = engine_settings(recipe, recipe.max_grad_norm, nodes * ranks)
     return configuration(settings, cuda=True)
 
@@ -43,7 +45,7 @@ def accelerate_config(recipe: Recipe, nodes: int, ranks: int) -> dict[str, Any]:
         "distributed_type": _type_of(recipe.engine, nodes * ranks),
         "num_machines": nodes,
         "num_processes": nodes * ranks,
-        "mixed_precision": "bf16" if recipe.precision == "bf16" else "no",
+        "mixed_precision": "no" if recipe.precision == "fp32" else "bf16",  # auto: on the GPUs of those nodes
         "use_cpu": False,
     }
     if nodes > 1:

@@ -23,7 +23,7 @@ from data.images.views import training_view
 from launch.plan.gpu import GIGA, MICRO, TERA, Gpu
 from vlm.model.image_spec import ImageSpec
 from vlm.paths import output_file, write_output
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 _SECONDS = 2.0  # for each figure
 _ROWS, _WIDTH, _WIDER = 1024, 768, 3072

@@ -11,7 +11,7 @@ from launch.plan.work import Costs, Work
 from launch.recipe import Recipe
 from vlm.objectives.objective import Objective
 from vlm.similarity.config import SimilarityConfig
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 _BYTES = 4
 _UPDATE_PASSES = 11  # over a weight: its gradient's norm and clipping, then four read and three written by AdamW
@@ -55,7 +55,7 @@ def step_time(
     machine: Machine, recipe: Recipe, objective: Objective, work: Work, shares: Shares, load: Load, averages: int
 ) -> StepTime:
     """The time of a step of one rank; all ranks have as much to do."""
-    precision, workers = recipe.precision, recipe.data.workers
+    precision, workers = recipe.decided_precision, recipe.data.workers
     gpu, rows = machine.gpu, min(load.rows, load.micro_batch)
     forward, backward = work.costs("forward", rows), work.costs("backward", rows)
     times, share = load.micro_batches, load.rows / (load.micro_batches * rows)  # the last one may be smaller

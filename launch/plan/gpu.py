@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from vlm.config import Config, first_problem
 from vlm.errors import UserError, nearest, reason
 from vlm.paths import local_path
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 from vlm.yaml_text import parse_yaml
 
 TABLE = Path(__file__).parent / "gpus.yaml"
@@ -38,6 +38,11 @@ class Gpu(Config):
     cores: float = Field(gt=0, le=1024, description="of the CPU for each GPU of a node")
     decode_ms: float = Field(default=1.5, gt=0, le=1e6, description="of one core for a training sample")
     note: str | None = Field(default=None, description="what to know of these figures")
+
+    @property
+    def faster_precision(self) -> Precision:
+        """The precision in which it multiplies faster, which `precision: auto` means there."""
+        return "bf16" if self.bf16_tflops > self.fp32_tflops else "fp32"
 
     def product_rate(self, precision: Precision) -> float:
         """FLOPs a second of large products."""

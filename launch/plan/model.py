@@ -60,7 +60,7 @@ def plan_model(recipe: Recipe, recomputed: tuple[str, ...], *, samples: int | No
             freeze_unreached(model, outputs)
     checkpoint_activations(model, recomputed)
     try:
-        traces = [trace_step(model, shapes, outputs, rows, length, recipe.precision) for rows in _TRACED]
+        traces = [trace_step(model, shapes, outputs, rows, length, recipe.decided_precision) for rows in _TRACED]
     except _ASKS_FOR_VALUES as error:
         raise EveryRankError(f"model: cannot be planned: its forward asks for values ({reason(error)})") from error
     sizes = sizes_of(model)

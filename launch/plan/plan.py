@@ -103,6 +103,8 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
         UserError: it cannot be run there at all: fewer pairs than ranks, an engine without the recipe's options or not
             for its optimizer, or a model or an objective that cannot be built.
     """
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": question.machine.gpu.faster_precision})
     if question.engine is not None:
         recipe = recipe.model_copy(update={"engine": question.engine})
         _require_optimizer(recipe)
@@ -126,7 +128,7 @@ def make_plan(recipe: Recipe, name: str, question: Question) -> Plan:
     return Plan(
         recipe=name,
         machine=question.machine,
-        precision=recipe.precision,
+        precision=recipe.decided_precision,
         sizes=model.sizes,
         length=model.length,
         load=load,

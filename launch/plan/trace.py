@@ -16,7 +16,7 @@ from vlm.batch import BatchPart, Images, Texts
 from vlm.model.dual_encoder import DualEncoder
 from vlm.model.shapes import Shapes
 from vlm.outputs import is_shared
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 CAPTIONS = 5
 """Captions that a sample is taken to have where a step reads all of them."""

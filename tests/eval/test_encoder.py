@@ -14,7 +14,7 @@ from tests.eval.encoders import CONTEXT, DIM, IMAGE, SmallEncoder, captioned_sha
 from tests.ranks import run_ranks
 from vlm.distributed.world import World
 from vlm.progress import on_progress
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 TEXTS = [f"text number {n}{'!' * (n % 5)}" for n in range(10)]
 

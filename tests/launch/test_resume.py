@@ -14,7 +14,7 @@ import yaml
 from eval.run_record import read_run
 from launch.export import export_model
 from launch.model_source import load_model
-from launch.recipe import load_recipe, resolve_order
+from launch.recipe import load_recipe, settled
 from launch.resume import Start, find_start
 from launch.train import train
 from launch.verify_gradients import verify
@@ -50,7 +50,7 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 def start_of(run: Path, resume: str = "auto", **changes: Any) -> Start:
     """From where `vlm train RUN/recipe.yaml --resume ...` goes on."""
-    recipe = resolve_order(load_recipe(str(run / "recipe.yaml")))
+    recipe = settled(load_recipe(str(run / "recipe.yaml")))
     assert recipe.run == str(run)
     directory = RunDirectory(run, World())
     try:
@@ -145,7 +145,7 @@ def test_a_damaged_file_of_the_run_is_named(run: Path, name: str, content: bytes
     path = run / name
     if content is None:
         content = path.read_bytes().replace(b"12", b"1\x02", 1)
-    recipe = resolve_order(load_recipe(str(run / "recipe.yaml")))
+    recipe = settled(load_recipe(str(run / "recipe.yaml")))
     path.write_bytes(content)
     directory = RunDirectory(run, World())
     with pytest.raises(UserError, match=said) as caught:

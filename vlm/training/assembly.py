@@ -47,7 +47,7 @@ def assemble(
     choose_attention(model, config.attention)
     measured: tuple[MeasuredAttention, ...] = ()
     if config.attention == "auto":
-        dtype = torch.bfloat16 if config.precision == "bf16" else model.logit_scale.dtype
+        dtype = torch.bfloat16 if config.decided_precision == "bf16" else model.logit_scale.dtype
         measured = measure_attention(model, dtype, World.current(accelerator.device), known_attention)
     model.text.groups_texts = config.group_texts
     engine = build_engine(settings, accelerator, model, make_optimizer)

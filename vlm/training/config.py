@@ -15,12 +15,12 @@ from vlm.objectives.terms.clip import Clip
 from vlm.similarity.config import SimilarityConfig
 from vlm.training.alarm import AlarmConfig
 from vlm.training.ema import EmaConfig
-from vlm.training.engines.base import Precision
 from vlm.training.engines.options import LAYOUTS, EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.image_schedule import ImageStage
 from vlm.training.optimizers.adamw import AdamW
 from vlm.training.optimizers.registry import AnyOptimizer
+from vlm.training.precision import Precision, PrecisionChoice, faster_precision
 from vlm.training.profile import ProfileConfig
 from vlm.training.schedule import AnySchedule, CosineSchedule
 from vlm.training.spikes import GuardConfig
@@ -51,7 +51,11 @@ class TrainingConfig(Config):
     activation_checkpointing: tuple[Literal["image", "text", "captioner"], ...] = Field(
         default=(), description="parts whose blocks are computed again in the backward, and keep their input alone"
     )
-    precision: Precision = Field(default="fp32", description="of the towers' products; weights and losses are fp32")
+    precision: PrecisionChoice = Field(
+        default="fp32",
+        description="of the towers' products; weights and losses are fp32; auto: bf16 where the machine on which the "
+        "run begins is faster in it",
+    )
     attention: AttentionChoice = Field(
         default="auto",
         description="in our own blocks and open_clip's; fused: torch's operator; explicit: its steps; auto: by row "
@@ -117,6 +121,11 @@ class TrainingConfig(Config):
         return self
 
     @property
+    def decided_precision(self) -> Precision:
+        """The precision of the towers' products: this machine's faster one where it is left open."""
+        return faster_precision() if self.precision == "auto" else self.precision
+
+    @property
     def comparison(self) -> SimilarityConfig:
         """How pairs are compared, the precision of products decided.
 
@@ -125,5 +134,5 @@ class TrainingConfig(Config):
         if self.similarity.product != "auto":
             return self.similarity
         picks = any(isinstance(term, PairTerm) and term.picks_pairs for term in self.objective.values())
-        product = "bf16" if self.precision == "bf16" and not picks else "fp32"
+        product = "bf16" if self.decided_precision == "bf16" and not picks else "fp32"
         return self.similarity.model_copy(update={"product": product})

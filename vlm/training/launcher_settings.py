@@ -3,7 +3,7 @@
 import os
 from collections.abc import MutableMapping
 
-from vlm.training.engines.base import Precision
+from vlm.training.precision import Precision
 
 # What accelerate reads where its caller says nothing, and what DeepSpeed's and other plugins of it read.
 _PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")

@@ -12,8 +12,8 @@ from vlm.checkpoint.format import TERM_PARAMETERS
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.outputs import Outputs, joined
-from vlm.training.engines.base import Precision
 from vlm.training.micro_batches import MicroBatchPlan
+from vlm.training.precision import Precision
 from vlm.training.randomness import seed_step
 
 # open_clip's, timm's and transformers' names of a tower's last projection.

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -52,6 +53,19 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.indices, theirs.indices)
         assert torch.equal(ours.valid, theirs.valid)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 2), (2, 2), (3, 0)])  # of 16 samples: 16, 8, 6 batches
+def test_by_default_workers_load_where_there_are_batches_for_them(
+    tmp_path: Path, batch_size: int, processes: int
+) -> None:
+    held_out = HeldOutSet(write_source(tmp_path, [9, 7]), IMAGE)
+    before = len(psutil.Process().children())
+    batches = held_out.batches(World(), batch_size)
+    next(batches)
+    assert len(psutil.Process().children()) - before == processes
+    for one, other in zip(batches, all_batches(held_out, 1, batch_size)[0][1:], strict=True):
+        assert torch.equal(one.images, other.images)
 
 
 def test_a_limit_takes_the_first_samples(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vlm.objectives.terms.clip import Clip
 from vlm.outputs import module_key, output_name
 from vlm.similarity.exchange import Exchange
 from vlm.training.ema import Ema
-from vlm.training.engines.base import Engine, EngineSettings, Precision
+from vlm.training.engines.base import Engine, EngineSettings
 from vlm.training.engines.options import EngineOptions
 from vlm.training.engines.registry import EngineName
 from vlm.training.engines.start import build_engine, start_accelerator
@@ -26,6 +26,7 @@ from vlm.training.optimizers.base import OptimizerConfig
 from vlm.training.optimizers.maker import OptimizerMaker
 from vlm.training.optimizers.parameters import ParameterFacts, parameter_facts
 from vlm.training.optimizers.rates import LrScale
+from vlm.training.precision import Precision
 from vlm.training.step import TrainState
 
 GLOBAL_BATCH = 12

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -19,8 +19,7 @@ from vlm.ends.stops import EvaluationStoppedError
 from vlm.outputs import PAIR
 from vlm.training.engines.options import EngineOptions, Layout
 from vlm.training.optimizers.maker import OptimizerMaker
-
-Precision = Literal["fp32", "bf16"]
+from vlm.training.precision import Precision
 
 
 @dataclass(frozen=True)
