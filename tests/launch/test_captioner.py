@@ -81,7 +81,12 @@ def test_stopped_and_resumed_it_is_bit_for_bit_the_same(data: Path, alone: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "world_size", "changes"),
-    [("ddp", 3, {"micro_batch": 1}), ("zero2", 2, {}), ("zero3", 2, {"micro_batch": 2}), ("fsdp", 2, {})],
+    [
+        ("ddp", 3, {"micro_batch": 1}),
+        pytest.param("zero2", 2, {}, marks=pytest.mark.long),
+        ("zero3", 2, {"micro_batch": 2}),
+        pytest.param("fsdp", 2, {}, marks=pytest.mark.long),
+    ],
 )
 def test_its_losses_are_those_of_one_process(
     data: Path, alone: Path, tmp_path: Path, engine: EngineName, world_size: int, changes: dict[str, Any]

@@ -68,7 +68,7 @@ def test_its_whole_life(tmp_path: Path) -> None:
         export_model(str(run), "open_clip", tmp_path / "exported", [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_two_ranks_it_learns_and_writes_the_same(tmp_path: Path) -> None:
     written = recipe(tmp_path, tmp_path / "run", "llama", {"train": "lora"})
     train_here(written)

@@ -59,7 +59,7 @@ def assert_locked(run: Path, recipe: str, trained: tuple[str, ...]) -> None:
         ("ddp", 1, LIT, {"micro_batch": 5, "providers": {"queue": {"size": 20}}}),  # with a teacher
         ("ddp", 1, LAST_BLOCKS, {"micro_batch": 5, "providers": {"queue": {"size": 20}}}),
         pytest.param("zero2", 2, LAST_BLOCKS, {}, marks=pytest.mark.long),
-        ("zero3", 2, LIT, {"micro_batch": 3}),
+        pytest.param("zero3", 2, LIT, {"micro_batch": 3}, marks=pytest.mark.long),
         pytest.param("fsdp", 2, LAST_BLOCKS, {"micro_batch": 3}, marks=pytest.mark.long),
     ],
     ids=["whole, ddp", "all but one, ddp", "all but one, zero2", "whole, zero3", "all but one, fsdp"],

@@ -90,7 +90,9 @@ def test_stopped_and_resumed_the_metrics_are_bit_for_bit_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("zero3", 3), ("fsdp", 2)])
+@pytest.mark.parametrize(
+    ("engine", "world_size"), [("ddp", 1), ("zero3", 3), pytest.param("fsdp", 2, marks=pytest.mark.long)]
+)
 def test_a_run_goes_on_under_another_engine_and_world_size(
     finished: Any, tmp_path: Path, engine: EngineName, world_size: int
 ) -> None:

@@ -86,6 +86,7 @@ def test_each_launcher_starts_the_same_run(here: Here, launcher: str) -> None:
     here.assert_the_same(launcher, done)
 
 
+@pytest.mark.long
 def test_so_do_nodes_by_ssh(here: Here) -> None:
     """DeepSpeed's launcher, by a stand-in for pdsh, starts an agent a host; here all hosts are this one."""
     write_pdsh(here.slurm.folder, here.folder)
