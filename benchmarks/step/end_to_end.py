@@ -13,7 +13,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.processes import apart
 from benchmarks.result_cache import ResultCache, machine
@@ -34,7 +33,7 @@ _SKIPPED = 3  # steps
 
 
 def with_captions(shards: str, folder: Path) -> tuple[list[str], int]:
-    """Copies of shards with each sample's first caption in a `txt` member, made where they are not there; the samples."""
+    """Copies of shards with each sample's first caption in `txt`, made where they are missing; and the samples."""
     folder.mkdir(parents=True, exist_ok=True)
     made, samples = [], 0
     for number, name in enumerate(sorted(glob(shards))):
