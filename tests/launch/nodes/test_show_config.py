@@ -52,7 +52,7 @@ def test_accelerates_file_contradicts_nothing(tmp_path: Path, engine: str, preci
         == []
     )
     other = {**environ, "ACCELERATE_GRADIENT_CLIPPING": "0.8"}
-    assert overrule_launcher(recipe.engine, recipe.decided_precision, other, max_grad_norm=recipe.max_grad_norm)
+    assert overrule_launcher(*said, other, max_grad_norm=recipe.max_grad_norm)
 
 
 def test_it_is_printed_as_yaml_with_the_engines_own_words(tmp_path: Path) -> None:
