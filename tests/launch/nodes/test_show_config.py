@@ -47,10 +47,8 @@ def test_accelerates_file_contradicts_nothing(tmp_path: Path, engine: str, preci
     if "fsdp_config" in config:
         environ |= {"ACCELERATE_USE_FSDP": "true"}
         environ |= {name.upper(): str(value).lower() for name, value in config["fsdp_config"].items()}
-    assert (
-        overrule_launcher(recipe.engine, recipe.decided_precision, dict(environ), max_grad_norm=recipe.max_grad_norm)
-        == []
-    )
+    said = (recipe.engine, recipe.decided_precision)
+    assert overrule_launcher(*said, dict(environ), max_grad_norm=recipe.max_grad_norm) == []
     other = {**environ, "ACCELERATE_GRADIENT_CLIPPING": "0.8"}
     assert overrule_launcher(*said, other, max_grad_norm=recipe.max_grad_norm)
 
