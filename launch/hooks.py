@@ -17,6 +17,7 @@ from vlm.training.control import RunControl
 from vlm.training.hooks import step_log
 from vlm.training.hooks.base import Hook
 from vlm.training.hooks.checkpoints import CheckpointPlan, Checkpoints
+from vlm.training.hooks.compilation import CompilationTime
 from vlm.training.hooks.evaluations import Evaluations
 from vlm.training.hooks.geometry import GeometryTelemetry
 from vlm.training.hooks.guard import Guard
@@ -68,7 +69,7 @@ def build_hooks(
         spikes = SpikeGuard(state.spikes, state, recorder, steps(recipe.checkpoint_every), manifest.spikes)
     ledger = Ledger(recorder.run, source.max_bad_share, recipe.global_batch + documents, start.step, counts)
     guard = Guard(recorder, recipe.max_bad_steps, manifest.left_out, spikes)
-    hooks: list[Hook] = [ledger]
+    hooks: list[Hook] = [CompilationTime(recorder), ledger] if recipe.compile else [ledger]
     if recipe.record_samples:
         hooks.append(SampleRecord(recorder.run))
     if world.device.type == "cpu":

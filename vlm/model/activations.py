@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm.errors import EveryRankError
-from vlm.model.captioner import Decoder
 from vlm.model.dual_encoder import DualEncoder
-from vlm.model.towers import Tower
+from vlm.model.part_blocks import part_blocks
 
 
 def checkpoint_activations(model: DualEncoder, parts: Sequence[str]) -> None:
@@ -24,23 +21,9 @@ def checkpoint_activations(model: DualEncoder, parts: Sequence[str]) -> None:
     Raises EveryRankError for a part that the model does not have, or that repeats no blocks.
     """
     for part in dict.fromkeys(parts):
-        for block in _blocks_of(model, part):
+        for block in part_blocks(model, part, "activation_checkpointing"):
             # Not the module as a whole: an engine's own hooks on it run once.
             block.forward = _checkpointed(block.forward)
-
-
-def _blocks_of(model: DualEncoder, part: str) -> Sequence[nn.Module]:
-    owners: dict[str, Tower | Decoder] = {"image": model.image, "text": model.text}
-    if model.decoder is not None:
-        owners["captioner"] = model.decoder
-    if part not in owners:
-        known = ", ".join(owners)
-        raise EveryRankError(
-            f"activation_checkpointing: found {part}, and the model has none (model.captioner); choose from: {known}"
-        )
-    if not (blocks := owners[part].blocks()):
-        raise EveryRankError(f"activation_checkpointing: found {part}, which repeats no blocks; leave it out")
-    return blocks
 
 
 def _checkpointed(forward: Any) -> Any:

@@ -172,8 +172,9 @@ class DualEncoder(nn.Module):
 
     def text_features(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The text tower's output, and the states of all tokens where a captioner is attached."""
-        made = self.text(tokens, lengths)
-        return made if isinstance(made, TowerOutput) else (made, None)
+        length = tokens.shape[1]
+        made = self.text(self.text.in_steps(tokens) if self.training else tokens, lengths)
+        return (made.embedding, made.tokens[:, :length]) if isinstance(made, TowerOutput) else (made, None)
 
     def encode_image(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit-norm embeddings in at least fp32, under autocast too."""

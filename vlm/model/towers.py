@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vlm.model.blocks import most_repeated, repeated_blocks, repeated_stacks
 from vlm.model.image_spec import ImageSpec
@@ -135,6 +136,7 @@ class TextTower(Tower):
     def __init__(self, context_length: int, pad_id: int) -> None:
         super().__init__()
         self.groups_texts = True  # in training, where the tower can
+        self.length_step = 1  # tokens: texts are padded to a multiple of it in training
         self.context_length = context_length
         self.pad_id = pad_id
 
@@ -166,6 +168,11 @@ class TextTower(Tower):
 
     def projection_parts(self) -> list[nn.Module | nn.Parameter]:  # noqa: D102
         return projection_of(self)
+
+    def in_steps(self, tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch longer"]:
+        """The same with padding up to a multiple of `length_step`, or to the context length."""
+        length = min(-(-tokens.shape[1] // self.length_step) * self.length_step, self.context_length)
+        return functional.pad(tokens, (0, max(0, length - tokens.shape[1])), value=self.pad_id)
 
     def padded(
         self, tokens: Int64[Tensor, "batch length"], lengths: Int64[Tensor, " batch"], length: int

@@ -12,6 +12,7 @@ from vlm.model.attach import freeze_unreached
 from vlm.model.attention import choose_attention
 from vlm.model.attention_choice import MeasuredAttention
 from vlm.model.attention_measurement import measure_attention
+from vlm.model.compiled import compile_blocks
 from vlm.model.dual_encoder import DualEncoder
 from vlm.objectives.objective import Objective
 from vlm.objectives.state import RunFacts
@@ -43,13 +44,14 @@ def assemble(
     if model.decoder is not None:
         freeze_unreached(model, objective.needs.outputs)
     make_optimizer = optimizer_maker(config.optimizer, model)
-    checkpoint_activations(model, config.activation_checkpointing)
     choose_attention(model, config.attention)
     measured: tuple[MeasuredAttention, ...] = ()
     if config.attention == "auto":
         dtype = torch.bfloat16 if config.decided_precision == "bf16" else model.logit_scale.dtype
         measured = measure_attention(model, dtype, World.current(accelerator.device), known_attention)
     model.text.groups_texts = config.group_texts
+    compile_blocks(model, config.compile)
+    checkpoint_activations(model, config.activation_checkpointing)
     engine = build_engine(settings, accelerator, model, make_optimizer)
     ema = Ema(config.ema, engine) if config.ema else None
     teacher = Teacher(config.teacher, engine) if objective.needs.teacher_outputs else None

@@ -9,6 +9,7 @@ from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.telemetry import TelemetryConfig
 from vlm.model.attention_choice import AttentionChoice
+from vlm.model.part_blocks import Part
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.term import PairTerm
 from vlm.objectives.terms.clip import Clip
@@ -48,8 +49,12 @@ class TrainingConfig(Config):
     engine_options: EngineOptions = Field(
         default=EngineOptions(), description="how it shares, what travels between ranks, and what leaves the GPU"
     )
-    activation_checkpointing: tuple[Literal["image", "text", "captioner"], ...] = Field(
+    activation_checkpointing: tuple[Part, ...] = Field(
         default=(), description="parts whose blocks are computed again in the backward, and keep their input alone"
+    )
+    compile: tuple[Literal["image", "text"], ...] = Field(
+        default=(),
+        description="towers whose blocks torch.compile makes faster kernels of, where it can, in the first step's time",
     )
     precision: PrecisionChoice = Field(
         default="fp32",
