@@ -26,7 +26,7 @@ def compile_blocks(model: DualEncoder, parts: Sequence[str]) -> None:
         for block in part_blocks(model, part, "compile"):
             # Not the module as a whole: an engine's own hooks on it run outside.
             plain: Any = block.forward
-            block.forward = torch.compile(plain, dynamic=False)  # type: ignore[method-assign]
+            block.forward = torch.compile(plain, dynamic=False)
         if part == "text":
             model.text.groups_texts, model.text.length_step = False, LENGTH_STEP
     if parts:
