@@ -22,7 +22,6 @@ _TILE_ROWS, _TILE_COLUMNS = 1024, 1024
 _CUDA_TILE_ROWS, _CUDA_TILE_COLUMNS = 4096, 8192
 _SAMPLED_ROWS, _SAMPLED_COLUMNS = 128, 1024
 _MOST_KEPT = 2**20  # entries of a matrix that is kept for the backward pass: 4 MB
-_FEW_ENTRIES = 2**17  # so few cost a CPU less than the casts and the level of a product in low precision
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,6 @@ class _How(NamedTuple):
     matmul_dtype: torch.dtype | None
     pairs_at: int | None
 
-    def for_sizes(self, rows: Tensor, columns: Tensor) -> "_How":
-        """The same, with products in full precision where there is too little to multiply for a lower one to pay."""
-        is_small = self.ring is None and rows.device.type == "cpu" and len(rows) * len(columns) <= _FEW_ENTRIES
-        return self._replace(matmul_dtype=None) if is_small else self
-
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
@@ -123,7 +117,7 @@ class _Reduce(torch.autograd.Function):
         columns: Tensor,
         *parameters: Tensor,  # noqa: ARG004 (the kernel holds their values; here they are the graph's)
     ) -> tuple[Tensor, ...]:
-        kernel, ring, matmul_dtype, pairs_at = ctx.how = how.for_sizes(rows, columns)
+        kernel, ring, matmul_dtype, pairs_at = ctx.how = how
         ctx.save_for_backward(scale, rows, columns)
         ctx.level = product_level(rows, columns, matmul_dtype, scale)
         loop = _Loop(rows, scale, matmul_dtype, ctx.level)
