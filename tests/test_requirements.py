@@ -11,6 +11,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from launch.doctor.versions import _KNOWN_BAD
 
 PROJECT = Path(__file__).parents[1]
 OURS = {"vlm", "data", "eval", "launch"}
@@ -83,6 +88,24 @@ def test_packages_whose_inner_names_are_used_have_an_upper_bound() -> None:
     }
     distributions = packages_distributions()
     assert {plain(distributions[root][0]) for root in private} <= INNER
+
+
+def test_lower_bounds_are_the_versions_that_make_test_lowest_installs() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (PROJECT / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {pin.name: pin.specifier for pin in (Requirement(line) for line in lines if not line.startswith("#"))}
+    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        asked = Requirement(line)
+        lowest = [part.version for part in asked.specifier if part.operator in (">=", "==")]
+        assert lowest, f"{line} has no lower bound"
+        assert pinned[canonicalize_name(asked.name)].contains(lowest[0]), line
+
+
+def test_remedies_of_the_doctor_ask_for_what_the_project_does() -> None:
+    asked = requirements()
+    for _, _, remedy in _KNOWN_BAD:
+        wanted = Requirement(remedy.split("'")[1])
+        assert wanted.specifier == SpecifierSet(asked[plain(wanted.name)]), remedy
 
 
 @pytest.mark.parametrize("package", sorted({module.partition(".")[0] for _, module, _ in imports()} - BROUGHT.keys()))

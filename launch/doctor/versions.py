@@ -25,12 +25,12 @@ _KNOWN_BAD: tuple[tuple[Mapping[str, str], str, str], ...] = (
         "pip install 'deepspeed>=0.19.8,<0.20'",
     ),
     (
-        {"accelerate": "<1.15"},
-        "DeepSpeed's options are driven by accelerate 1.15 and later",
-        "pip install -U 'accelerate>=1.15,<2'",
+        {"accelerate": "<1.12"},
+        "DeepSpeed's options are driven by accelerate 1.12 and later",
+        "pip install -U 'accelerate>=1.12,<2'",
     ),
     ({"numpy": "<2"}, "arrays are written and read by numpy 2", "pip install -U 'numpy>=2'"),
-    ({"torch": "<2.15"}, "FSDP2 and DTensor are used as torch 2.15 has them", "pip install -U 'torch>=2.15,<3'"),
+    ({"torch": "<2.11"}, "FSDP2 and DTensor are used as torch 2.11 has them", "pip install -U 'torch>=2.11,<3'"),
 )
 
 
