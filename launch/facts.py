@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -21,8 +21,8 @@ _PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "accelerate", "
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of this program and of the packages that its numbers depend on."""
-    return {"vlm": __version__, **{name: version(name) for name in _PACKAGES}}
+    """Versions of this program and of the packages that its numbers depend on, as far as they are there."""
+    return {"vlm": __version__, **{name: found for name in _PACKAGES if (found := _version(name)) is not None}}
 
 
 def machine_facts() -> dict[str, Any]:
@@ -60,6 +60,14 @@ def run_facts(
         ],
         "metrics": {name: [asdict(metric) for metric in measured] for name, measured in metrics.items()},
     }
+
+
+def _version(name: str) -> str | None:
+    """An engine's package may be left out where another engine runs."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor_name() -> str:

@@ -45,10 +45,10 @@ def leaves(num_rows: int, scale: float, bias: float, world: World, kind: str = "
     if kind == "aligned":
         text = image + 0.5 * text
     return {
-        "image": normalize(image, dim=1).requires_grad_(),
-        "text": normalize(text, dim=1).requires_grad_(),
-        "scale": torch.tensor([scale], requires_grad=True),
-        "bias": torch.tensor([bias], requires_grad=True),
+        "image": normalize(image, dim=1).to(world.device).requires_grad_(),
+        "text": normalize(text, dim=1).to(world.device).requires_grad_(),
+        "scale": torch.tensor([scale], device=world.device, requires_grad=True),
+        "bias": torch.tensor([bias], device=world.device, requires_grad=True),
     }
 
 
@@ -76,7 +76,7 @@ def peer_clip(*, low: bool, world: World) -> Way:
     loss_of = ClipLoss(local_loss=True, gather_with_grad=True, rank=world.rank, world_size=world.size)
 
     def loss(rows: Leaves, _: World) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=low):
             value: Tensor = loss_of(rows["image"], rows["text"], rows["scale"][0])
         return value
 
@@ -88,7 +88,7 @@ def peer_sigmoid(*, low: bool, world: World) -> Way:
     loss_of = SigLipLoss(rank=world.rank, world_size=world.size)
 
     def loss(rows: Leaves, _: World) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=low):
             value: Tensor = loss_of(rows["image"], rows["text"], rows["scale"][0], rows["bias"][0])
         return value
 
@@ -114,7 +114,7 @@ def ways(world: World) -> dict[str, Way]:
 
 def batch_of(num_rows: int, world: World) -> Batch:
     """Rows without pictures, `POSITIVES` neighbours to a label."""
-    ids = torch.arange(num_rows) + world.rank * num_rows
+    ids = torch.arange(num_rows, device=world.device) + world.rank * num_rows
     return Batch(
         step=0,
         sample_ids=ids,
