@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -118,6 +120,44 @@ def test_every_name_taken_from_a_package_is_there(package: str) -> None:
             assert path.exists()
 
 
+def test_every_attribute_taken_from_a_module_is_there() -> None:
+    """`dist.set_timeout` of `import torch.distributed as dist`, which no import line shows."""
+    missing = []
+    for path, tree in sources():
+        modules = dict(_modules_by_alias(tree))
+        for node in ast.walk(tree):
+            names = _dotted(node)
+            if len(names) > 1 and names[0] in modules:
+                found: Any = modules[names[0]]
+                for name in names[1:]:
+                    if not isinstance(found, ModuleType):
+                        break
+                    if not hasattr(found, name):
+                        missing.append(f"{path.relative_to(PROJECT)}: {found.__name__}.{name}")
+                        break
+                    found = getattr(found, name)
+    assert missing == []
+
+
+def _modules_by_alias(tree: ast.Module) -> Iterator[tuple[str, ModuleType]]:
+    """Modules of others that a file imports whole, by the names that it calls them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.partition(".")[0]
+                if root not in OURS | BROUGHT.keys() and root not in sys.stdlib_module_names:
+                    importlib.import_module(alias.name)
+                    yield alias.asname or root, sys.modules[alias.name if alias.asname else root]
+
+
+def _dotted(node: ast.AST) -> list[str]:
+    """The names of `a.b.c`, or none."""
+    if isinstance(node, ast.Attribute):
+        inner = _dotted(node.value)
+        return [*inner, node.attr] if inner else []
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
 def test_attributes_inside_other_packages_are_there() -> None:
     """Those that no import line shows."""
     import deepspeed
@@ -129,4 +169,5 @@ def test_attributes_inside_other_packages_are_there() -> None:
     assert callable(hf_deepspeed.unset_hf_deepspeed_config)
     assert hasattr(hf_deepspeed, "_hf_deepspeed_config_weak_ref")
     assert callable(torch._foreach_lerp_)
+    assert callable(torch.distributed.ProcessGroup.set_timeout)
     assert typer.BadParameter.__mro__[1].__name__ == "UsageError"

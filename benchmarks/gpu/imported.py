@@ -24,14 +24,14 @@ _MODULES = (
 )
 # A build of torch brings them, or goes with one of them alone.
 _WITH_TORCH = frozenset({"torch", "torchvision", "triton"})
-_OURS = "vlm"
+_OURS = frozenset({"vlm", "data", "eval", "launch", "benchmarks", "tests"})
 
 
 def needed() -> list[dict[str, Any]]:
     """Name, version and bytes as installed of each package, by name; without torch and what it asks for itself."""
     for name in _MODULES:
         import_module(name)
-    found = sorted(closure(_imported(), requirements_of) - closure(_WITH_TORCH, requirements_of) - {_OURS})
+    found = sorted(closure(_imported(), requirements_of) - closure(_WITH_TORCH, requirements_of) - _OURS)
     return [{"name": name, "version": version(name), "bytes": _size(name)} for name in found]
 
 
@@ -59,7 +59,7 @@ def requirements_of(name: str) -> Sequence[str]:
 
 def _imported() -> set[str]:
     known: Mapping[str, Sequence[str]] = packages_distributions()
-    roots = {name.partition(".")[0] for name in sys.modules}
+    roots = {name.partition(".")[0] for name in sys.modules} - _OURS  # whose names others may have taken too
     return {canonicalize_name(owner) for root in roots for owner in known.get(root, ())}
 
 

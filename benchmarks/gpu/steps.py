@@ -18,7 +18,7 @@ from vlm.batch import Batch
 OWN, PEER, COMPILED = "vlm", "open_clip", "open_clip, compiled"
 _IN_A_ROW = 3  # steps of a way before the next one's turn
 _MOST_TURNS = 8
-Step = partial[object]
+Step = partial[Any]
 
 
 def measure_steps(

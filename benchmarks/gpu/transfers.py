@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.gpu.setting import Line, Setting, full_precision, relative
@@ -29,7 +30,7 @@ def check_group(setting: Setting) -> list[Line]:
 @contextmanager
 def _group(setting: Setting) -> Iterator[None]:
     backend = "nccl" if setting.device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

@@ -48,8 +48,8 @@ def ranks_together(
 
 
 def _watch_each_other(watch: Watch, world: World, patience: Patience) -> None:
-    if world.size > 1:
-        dist.set_timeout(max(_COLLECTIVE, 2 * timedelta(seconds=patience.seconds)))
+    if dist.group.WORLD is not None and world.size > 1:
+        dist.group.WORLD.set_timeout(max(_COLLECTIVE, 2 * timedelta(seconds=patience.seconds)))
     lost = watch.join(world, patience)
     if lost and world.is_main:
         watch.teller.notice(
