@@ -82,7 +82,7 @@ WAYS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "500": (lambda _: head("500 Oh", "Content-Length: 0"), r"the store answers 500 .*\(2 attempts\)"),
     "silent": (lambda _: b"", r"did not answer in time \(2 attempts\)"),
     "half a head": (lambda _: b"HTTP/1.1 200 OK\r\nContent-Le", r"closed the connection .*\(2 attempts\)"),
-    "garbage": (lambda _: b"\x00\xff\x13 no http\n\n" * 50, "Bad status line"),
+    "garbage": (lambda _: b"\x00\xff\x13 no http\n\n" * 50, "cannot be read"),
     "in circles": (lambda _: head("302 Found", "Location: /a.tar", "Content-Length: 0"), "without end"),
     "to a file": (lambda _: head("302 Found", "Location: file:///etc/passwd", "Content-Length: 0"), "cannot be read"),
     "cut": (announced(9000, b"x" * 3000), r"broke off .*\(3 attempts\)"),
