@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
 
+from vlm.attention_choice import MeasuredAttention
 from vlm.checkpoint.data_record import DataRecord
 from vlm.checkpoint.folder import MANIFEST, step_of
 from vlm.config import Config, first_problem
 from vlm.errors import UserError
-from vlm.model.attention_choice import MeasuredAttention
 from vlm.sealed import is_sealed, read_json_object
 
 FORMAT = "vlm-checkpoint-3"  # tensors may be in parts since 3

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from vlm.attention_choice import AttentionChoice, AttentionWay, MeasuredAttention
 from vlm.errors import EveryRankError
-from vlm.model.attention_choice import AttentionChoice, AttentionWay, MeasuredAttention
 from vlm.model.length_groups import LengthGroups
 
 Norm = Callable[[int], nn.Module]

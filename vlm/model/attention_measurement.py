@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vlm.attention_choice import AttentionShape, AttentionWay, MeasuredAttention
 from vlm.distributed.world import World
 from vlm.measurements import measured_once
 from vlm.model.attention import WAYS, Attention, Block
-from vlm.model.attention_choice import AttentionShape, AttentionWay, MeasuredAttention
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 _PRODUCTS = {"cpu": 2**26, "cuda": 2**33}  # of queries with keys, numbers multiplied: about 50 ms forward and back

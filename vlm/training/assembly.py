@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 
+from vlm.attention_choice import MeasuredAttention
 from vlm.distributed.world import World
 from vlm.errors import EveryRankError
 from vlm.model.activations import checkpoint_activations
 from vlm.model.attach import freeze_unreached
 from vlm.model.attention import choose_attention
-from vlm.model.attention_choice import MeasuredAttention
 from vlm.model.attention_measurement import measure_attention
 from vlm.model.compiled import compile_blocks
 from vlm.model.dual_encoder import DualEncoder

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from vlm.attention_choice import AttentionChoice
 from vlm.checkpoint.retention import KeepConfig
 from vlm.config import Config
 from vlm.duration import Duration, PositiveDuration
 from vlm.geometry.telemetry import TelemetryConfig
-from vlm.model.attention_choice import AttentionChoice
 from vlm.model.part_blocks import Part
 from vlm.objectives.recipe import Providers, Terms
 from vlm.objectives.term import PairTerm

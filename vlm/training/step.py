@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from vlm.activity import phase
+from vlm.attention_choice import MeasuredAttention
 from vlm.batch import Batch
-from vlm.model.attention_choice import MeasuredAttention
 from vlm.objectives.objective import Objective
 from vlm.training.accumulation import LossOutput, accumulate
 from vlm.training.ema import Ema

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlm.attention_choice import AttentionChoice, AttentionShape, MeasuredAttention
 from vlm.errors import EveryRankError
 from vlm.model import attention
 from vlm.model.attention import Attention, Block, LayerCache, _attend_in_steps, choose_attention
-from vlm.model.attention_choice import AttentionChoice, AttentionShape, MeasuredAttention
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 SHAPE = AttentionShape(device="cpu", dtype="float64", heads=HEADS, head_dim=WIDTH // HEADS, is_causal=True)

@@ -10,10 +10,10 @@ import torch
 
 from tests.ranks import run_ranks
 from tests.vlm.model.tiny import tiny_model
+from vlm.attention_choice import AttentionShape, MeasuredAttention
 from vlm.distributed.world import World
 from vlm.model import attention_measurement
 from vlm.model.attention import Block
-from vlm.model.attention_choice import AttentionShape, MeasuredAttention
 from vlm.model.attention_measurement import measure_attention
 
 
